@@ -1,0 +1,45 @@
+# Every target sets itself up: .venv is made on first use and brought up to date when pyproject.toml or
+# constraints.txt changed. Overridable: PYTHON, VENV, PIP_ARGS (say, an index of CPU builds), PYTEST_ARGS.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+STAMP := $(VENV)/.installed
+
+# One thread per process and a few processes: the models of the tests are too small to share among threads.
+TEST_RUN := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint format clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
+		printf 'make %-12s %s\n' "$$name" "$$text"; done
+
+install: $(STAMP) ## make .venv with the tested versions
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"PYTHON: expected Python 3.11 or newer for the pinned versions, got {v[0]}.{v[1]}; run make PYTHON=/path/to/python3.11" if v < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: $(STAMP) ## prune, recover and export the demo model: offline, on a CPU
+	$(VENV)/bin/python train.py fit --config quickstart.yaml
+
+test: $(STAMP) ## run the tests
+	$(TEST_RUN) $(PYTEST_ARGS)
+
+lint: $(STAMP) ## ruff and mypy, nothing is changed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(STAMP) ## mend what ruff can mend
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean: ## remove .venv, builds and caches; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
