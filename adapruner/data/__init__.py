@@ -1,0 +1,12 @@
+"""Text in, token windows out.
+
+Read in order: :mod:`~adapruner.data.sources` (where text comes from; :mod:`~adapruner.data.files` opens local files,
+:mod:`~adapruner.data.instructions` renders instruction rows), :mod:`~adapruner.data.windows` (text to token windows),
+:mod:`~adapruner.data.leaks` (no text in two sets), :mod:`~adapruner.data.data_module` (all of it for a Trainer;
+imported by its own name, because it pulls in Lightning).
+"""
+
+from adapruner.data.sources import Document, TextSource, read_documents
+from adapruner.data.windows import TextWindows, joined_windows, pad_instructions, sample_windows
+
+__all__ = ["Document", "TextSource", "TextWindows", "joined_windows", "pad_instructions", "read_documents", "sample_windows"]

@@ -1,0 +1,141 @@
+"""Local files, opened lazily: text in pieces, JSON and parquet row by row."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from adapruner.errors import DataError
+
+TEXT_SUFFIXES = (".txt", ".md")
+ROW_SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (*TEXT_SUFFIXES, *ROW_SUFFIXES, *(f"{s}.gz" for s in (*TEXT_SUFFIXES, ".jsonl", ".json")))
+
+#: A text file is cut at the first blank line after so many characters, or at any line end after twice as many.
+PIECE_CHARACTERS = 2000
+
+
+def list_files(path: Path) -> list[Path]:
+    """The file itself, or every readable file below a folder, sorted; hidden files are left out.
+
+    Raises:
+        DataError: if nothing is there, the suffix is unknown, or the folder has no readable file.
+    """
+    known = ", ".join(SUFFIXES)
+    if path.is_file():
+        if suffix_of(path) not in SUFFIXES:
+            raise DataError(f"path: expected one of {known}, got {path.name!r}; convert or rename the file")
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"path: expected a file or a folder, got {str(path)!r}, which does not exist; correct the path")
+    files = sorted(f for f in path.rglob("*") if f.is_file() and suffix_of(f) in SUFFIXES)
+    files = [f for f in files if not any(part.startswith(".") for part in f.relative_to(path).parts)]
+    if not files:
+        raise DataError(f"path: expected a folder with files of {known}, got none of them in {str(path)!r}; put text there")
+    return files
+
+
+def suffix_of(file: Path) -> str:
+    """The lower-case suffix, with ``.gz`` kept on: ``.jsonl.gz``."""
+    name = file.name.lower()
+    return Path(name.removesuffix(".gz")).suffix + (".gz" if name.endswith(".gz") else "")
+
+
+def is_text(file: Path) -> bool:
+    """Whether the file has plain text, no rows with columns."""
+    return suffix_of(file).removesuffix(".gz") in TEXT_SUFFIXES
+
+
+def read_text_pieces(file: Path) -> Iterator[str]:
+    """Pieces of about :data:`PIECE_CHARACTERS`, cut at blank lines where there are any; blank pieces are left out.
+
+    Raises:
+        DataError: if the file is not UTF-8 or is damaged.
+    """
+    lines: list[str] = []
+    size = 0
+    try:
+        with _open(file) as stream:
+            for line in stream:
+                lines.append(line)
+                size += len(line)
+                if size >= (2 if line.strip() else 1) * PIECE_CHARACTERS:
+                    yield from _piece(lines)
+                    lines, size = [], 0
+    except (UnicodeDecodeError, EOFError, OSError) as error:
+        raise _damaged(file, error) from None
+    yield from _piece(lines)
+
+
+def read_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a .jsonl, .json (an array of objects) or .parquet file.
+
+    Raises:
+        DataError: if the file is damaged or a row is no object.
+    """
+    suffix = suffix_of(file).removesuffix(".gz")
+    read = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}[suffix]
+    try:
+        for number, row in enumerate(read(file), start=1):
+            if not isinstance(row, dict):
+                raise DataError(f"path: expected rows that are JSON objects, got {type(row).__name__} in row {number} of {file.name!r}")
+            yield row
+    except (UnicodeDecodeError, EOFError, OSError) as error:
+        raise _damaged(file, error) from None
+
+
+def _piece(lines: list[str]) -> Iterator[str]:
+    text = "".join(lines).strip("\n")
+    if text.strip():
+        yield text
+
+
+def _jsonl_rows(file: Path) -> Iterator[Any]:
+    with _open(file) as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"path: expected one JSON object a line, got {error.msg!r} in {file.name!r} line {number}; mend it"
+                ) from None
+            yield row
+
+
+def _json_rows(file: Path) -> Iterator[Any]:
+    with _open(file) as stream:
+        try:
+            rows = json.load(stream)
+        except json.JSONDecodeError as error:
+            remedy = "name it .jsonl if it has one object a line" if error.msg == "Extra data" else "mend it"
+            raise DataError(f"path: expected a JSON array, got {error.msg!r} in {file.name!r} line {error.lineno}; {remedy}") from None
+    if not isinstance(rows, list):
+        raise DataError(f"path: expected a JSON array of objects, got {type(rows).__name__} in {file.name!r}; put the rows in an array")
+    yield from rows
+
+
+def _parquet_rows(file: Path) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise _damaged(file, error) from None
+
+
+def _open(file: Path) -> IO[str]:
+    if file.name.lower().endswith(".gz"):
+        return gzip.open(file, "rt", encoding="utf-8")
+    return file.open(encoding="utf-8")
+
+
+def _damaged(file: Path, error: Exception) -> DataError:
+    return DataError(f"path: expected a readable UTF-8 or parquet file, got {error} in {file.name!r}; restore or convert the file")

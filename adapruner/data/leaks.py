@@ -1,0 +1,35 @@
+"""No text in two sets: what a search or a recovery has seen must not be what is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from adapruner.errors import DataError
+
+#: Shorter documents are headings, titles and stock phrases, which honest splits of one data set do share.
+SHORT_CHARACTERS = 200
+
+
+def check_disjoint(seen: Mapping[str, Collection[str]], held_out: Mapping[str, Collection[str]], short: Collection[str] = ()) -> None:
+    """Refuses a held-out set that shares documents with a set seen before.
+
+    One shared document of at least :data:`SHORT_CHARACTERS` is a leak. Shorter ones are one only when they are more
+    than half of the smaller set: then it is the same data, not a repeated heading.
+
+    Args:
+        seen: name of a set -> hashes of its documents.
+        held_out: the sets that must share nothing with any of ``seen``; a set is not compared with itself.
+        short: hashes of the short documents.
+
+    Raises:
+        DataError: naming the first pair of sets and how many documents they share.
+    """
+    few = set(short)
+    for held_name, held in held_out.items():
+        for name, hashes in seen.items():
+            shared = set(held) & set(hashes)
+            if name != held_name and (shared - few or 2 * len(shared) > min(len(set(held)), len(set(hashes)))):
+                raise DataError(
+                    f"data: expected {name} and {held_name} to share no document, got {len(shared)} in both; "
+                    "give them other splits or disjoint parts, or set allow_leak: true"
+                )

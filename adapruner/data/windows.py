@@ -1,0 +1,283 @@
+"""From documents to token windows of one length.
+
+Three ways in: :func:`sample_windows` for calibration, search and plain-text recovery, :func:`pad_instructions` for
+instruction rows, :func:`joined_windows` for perplexity as LLM-Pruner (arXiv 2305.11627) measures it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapruner.data.sources import Document
+from adapruner.errors import ConfigurationError, DataError
+
+#: The label of a token that no loss counts (PyTorch's ``ignore_index``).
+IGNORED = -100
+
+
+@dataclass(eq=False)
+class TextWindows:
+    """``n`` rows of ``seq_len`` tokens and where each came from.
+
+    Raises:
+        DataError: if the shapes do not agree.
+    """
+
+    input_ids: Tensor
+    """``[n, seq_len]`` int64."""
+    labels: Tensor
+    """``[n, seq_len]`` int64: the ids again, -100 where not counted (padding, prompt). Not shifted."""
+    attention_mask: Tensor
+    """``[n, seq_len]`` int64: 0 on padding, else 1."""
+    source_names: list[str]
+    """The sources, in the order that ``source_index`` counts."""
+    source_index: Tensor
+    """``[n]`` int64: each window's source."""
+    document_hashes: list[str]
+    """Per window, the hashes of the documents that contribute to it, separated by spaces."""
+
+    def __post_init__(self) -> None:
+        shape, rows = tuple(self.input_ids.shape), len(self.input_ids)
+        same = shape == tuple(self.labels.shape) == tuple(self.attention_mask.shape)
+        if not same or len(shape) != 2 or len(self.source_index) != rows or len(self.document_hashes) != rows:
+            got = f"{shape}, {tuple(self.labels.shape)}, {tuple(self.attention_mask.shape)}, "
+            got += f"{tuple(self.source_index.shape)}, {len(self.document_hashes)} hashes"
+            raise DataError(f"windows: expected ids, labels and mask [n, seq_len] with n indices and hashes, got {got}; mend the shapes")
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """One window as a model's arguments, each ``[seq_len]``."""
+        return {"input_ids": self.input_ids[index], "attention_mask": self.attention_mask[index], "labels": self.labels[index]}
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens in a window."""
+        return self.input_ids.shape[1]
+
+    @property
+    def documents(self) -> set[str]:
+        """The hashes of all documents that contribute to any window."""
+        return {h for hashes in set(self.document_hashes) for h in hashes.split()}
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over ids, labels, and each window's source."""
+        digest = hashlib.sha256(json.dumps([list(self.input_ids.shape), self.source_names]).encode())
+        for tensor in (self.input_ids, self.labels, self.source_index):
+            digest.update(tensor.cpu().long().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def select(self, indices: Sequence[int] | Tensor) -> TextWindows:
+        """The given windows ``[k]`` in the given order; the list of sources stays whole."""
+        chosen = torch.as_tensor(indices, dtype=torch.long)
+        hashes = [self.document_hashes[i] for i in chosen.tolist()]
+        rows = (self.input_ids[chosen], self.labels[chosen], self.attention_mask[chosen])
+        return TextWindows(*rows, list(self.source_names), self.source_index[chosen], hashes)
+
+    @staticmethod
+    def concatenate(parts: Sequence[TextWindows]) -> TextWindows:
+        """All windows of all parts; a source that several parts name is counted once.
+
+        Raises:
+            DataError: if there are no parts or their ``seq_len`` differ.
+        """
+        lengths = {part.seq_len for part in parts}
+        if len(lengths) != 1:
+            raise DataError(f"windows: expected parts of one seq_len, got {sorted(lengths) or 'no parts'}; cut them alike")
+        names = list(dict.fromkeys(name for part in parts for name in part.source_names))
+        index = [torch.tensor([names.index(n) for n in p.source_names], dtype=torch.long)[p.source_index] for p in parts]
+        return TextWindows(
+            torch.cat([p.input_ids for p in parts]),
+            torch.cat([p.labels for p in parts]),
+            torch.cat([p.attention_mask for p in parts]),
+            names,
+            torch.cat(index),
+            [hashes for p in parts for hashes in p.document_hashes],
+        )
+
+
+def sample_windows(
+    documents: Iterable[Document],
+    tokenizer: Any,
+    seq_len: int,
+    count: int | None,
+    seed: int,
+    *,
+    allow_fewer: bool = False,
+    pool: int | None = None,
+) -> TextWindows:
+    """Draws full windows without padding, in the spirit of LLM-Pruner's samples at random offsets.
+
+    Consecutive documents of one source are packed in a row with an end-of-text token after each; a random offset is
+    skipped, the rest is cut into windows that do not overlap, and ``count`` of them are drawn in random order.
+
+    Args:
+        documents: blank ones are passed over.
+        tokenizer: ``tokenizer(text)["input_ids"]`` and ``eos_token_id``.
+        seq_len: tokens in a window.
+        count: how many windows to draw; ``None`` for all.
+        seed: decides offsets and draw.
+        allow_fewer: take what there is when that is less than ``count``.
+        pool: stop reading after enough tokens for so many windows and draw among those; ``None`` reads all.
+
+    Raises:
+        ConfigurationError: if ``seq_len``, ``count`` or ``pool`` is out of range.
+        DataError: if there are no or too few windows.
+    """
+    _check_sizes(seq_len=seq_len, count=count, pool=pool)
+    generator = torch.Generator().manual_seed(seed)
+    parts: list[TextWindows] = []
+    room = None if pool is None else pool * seq_len
+    readable = (d for d in documents if d.text.strip())
+    for name, run in groupby(readable, key=lambda d: d.source):
+        tokens, starts, hashes = _pack(run, tokenizer, room)
+        spare = len(tokens) % seq_len
+        offset = int(torch.randint(spare + 1, (1,), generator=generator))
+        ids = tokens[offset : offset + len(tokens) - spare].view(-1, seq_len)
+        spans = [(offset + i * seq_len, offset + (i + 1) * seq_len) for i in range(len(ids))]
+        contributing = [" ".join(dict.fromkeys(hashes[bisect_right(starts, a) - 1 : bisect_right(starts, b - 1)])) for a, b in spans]
+        parts.append(_full_windows(ids, name, contributing))
+        room = None if room is None else room - len(tokens)
+        if room is not None and room <= 0:
+            break  # before groupby looks for another source: that would read a stream to its end
+    windows = TextWindows.concatenate(parts) if parts else None
+    found = 0 if windows is None else len(windows)
+    if windows is None or found < (1 if allow_fewer else count or 1):
+        wanted = "at least 1" if allow_fewer or count is None else str(count)
+        raise DataError(
+            f"documents: expected {wanted} windows of {seq_len} tokens, got {found}; give more text, fewer samples or a smaller seq_len"
+        )
+    return windows.select(torch.randperm(found, generator=generator)[:count])
+
+
+def pad_instructions(
+    documents: Iterable[Document],
+    tokenizer: Any,
+    seq_len: int,
+    count: int | None,
+    seed: int,
+    *,
+    allow_fewer: bool = False,
+    pool: int | None = None,
+) -> TextWindows:
+    """One row per example: text and end-of-text, truncated to ``seq_len``, padded on the right, prompt not counted.
+
+    Examples whose prompt alone fills the window are left out: they would count nothing. A token that joins the end of
+    the prompt with the start of the response counts.
+
+    Args:
+        documents: with ``prompt`` where the loss should not count it.
+        tokenizer: ``tokenizer(text)["input_ids"]``, ``eos_token_id``, ``pad_token_id`` (``None``: end-of-text pads).
+        seq_len: tokens in a row.
+        count: how many examples to draw; ``None`` for all, in order.
+        seed: decides the draw.
+        allow_fewer: take what there is when that is less than ``count``.
+        pool: stop reading after so many usable examples and draw among those; ``None`` reads all.
+
+    Raises:
+        ConfigurationError: if ``seq_len``, ``count`` or ``pool`` is out of range.
+        DataError: if there are no or too few examples.
+    """
+    _check_sizes(seq_len=seq_len, count=count, pool=pool)
+    examples = list(islice(_usable_examples(documents, tokenizer, seq_len), pool))
+    if len(examples) < (1 if allow_fewer else count or 1):
+        wanted = "at least 1" if allow_fewer or count is None else str(count)
+        got = f"{len(examples)} whose response begins within {seq_len} tokens"
+        raise DataError(f"documents: expected {wanted} examples, got {got}; give more rows, fewer samples or a larger seq_len")
+    if count is not None:
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:count]
+        examples = [examples[i] for i in order.tolist()]
+    pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    input_ids = torch.full((len(examples), seq_len), pad, dtype=torch.long)
+    labels, mask = torch.full_like(input_ids, IGNORED), torch.zeros_like(input_ids)
+    for row, (_, ids, masked) in enumerate(examples):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        labels[row, masked : len(ids)] = torch.tensor(ids[masked:])
+        mask[row, : len(ids)] = 1
+    names = list(dict.fromkeys(d.source for d, _, _ in examples))
+    index = torch.tensor([names.index(d.source) for d, _, _ in examples])
+    return TextWindows(input_ids, labels, mask, names, index, [d.hash for d, _, _ in examples])
+
+
+def joined_windows(documents: Iterable[Document], tokenizer: Any, window: int, limit: int | None = None) -> TextWindows:
+    """LLM-Pruner's evaluation windows: texts joined by a blank line, tokenised once, cut without overlap, rest dropped.
+
+    The text is tokenised as one, so a begin-of-text token stands at most once, at the very start; blank documents are
+    joined like any other. Every window is said to come from every document, as a tokenizer does not tell.
+
+    Args:
+        documents: in the data set's own order.
+        tokenizer: ``tokenizer(text)["input_ids"]``.
+        window: tokens in a window.
+        limit: keep only the first so many windows.
+
+    Raises:
+        ConfigurationError: if ``window`` or ``limit`` is out of range.
+        DataError: if the text does not fill one window.
+    """
+    _check_sizes(window=window, limit=limit)
+    read = list(documents)
+    ids = torch.tensor(tokenizer("\n\n".join(d.text for d in read))["input_ids"], dtype=torch.long)
+    if len(ids) < window:
+        raise DataError(
+            f"documents: expected at least one window of {window} tokens, got {len(ids)} tokens; give more text or a smaller window"
+        )
+    rows = ids[: len(ids) // window * window].view(-1, window)[:limit]
+    hashes = " ".join(dict.fromkeys(d.hash for d in read if d.text.strip()))
+    return _full_windows(rows, "+".join(dict.fromkeys(d.source for d in read)), [hashes] * len(rows))
+
+
+def _full_windows(ids: Tensor, name: str, hashes: list[str]) -> TextWindows:
+    ids = ids.clone()
+    return TextWindows(ids, ids.clone(), torch.ones_like(ids), [name], torch.zeros(len(ids), dtype=torch.long), hashes)
+
+
+def _pack(documents: Iterator[Document], tokenizer: Any, most: int | None) -> tuple[Tensor, list[int], list[str]]:
+    """Tokens ``[n]`` of consecutive documents, and per document where it starts and its hash."""
+    rows, starts, hashes, total = [], [], [], 0
+    for document in documents:
+        row = torch.tensor(_ended(tokenizer(document.text)["input_ids"], tokenizer), dtype=torch.long)
+        rows.append(row)
+        starts.append(total)
+        hashes.append(document.hash)
+        total += len(row)
+        if most is not None and total >= most:
+            break
+    return torch.cat(rows), starts, hashes
+
+
+def _usable_examples(documents: Iterable[Document], tokenizer: Any, seq_len: int) -> Iterator[tuple[Document, list[int], int]]:
+    """Documents with their tokens, at most ``seq_len``, and how many of these are prompt."""
+    for document in documents:
+        if document.text.strip():
+            ids = _ended(tokenizer(document.text)["input_ids"], tokenizer)[:seq_len]
+            masked = _common_prefix(ids, tokenizer(document.prompt)["input_ids"]) if document.prompt else 0
+            if masked < len(ids):
+                yield document, ids, masked
+
+
+def _ended(ids: Sequence[int], tokenizer: Any) -> list[int]:
+    end = tokenizer.eos_token_id
+    return [*ids] if end is None or (len(ids) and ids[-1] == end) else [*ids, end]
+
+
+def _common_prefix(ids: Sequence[int], prompt: Sequence[int]) -> int:
+    return next((i for i, (a, b) in enumerate(zip(ids, prompt, strict=False)) if a != b), min(len(ids), len(prompt)))
+
+
+def _check_sizes(**sizes: int | None) -> None:
+    for name, value in sizes.items():
+        least = 2 if name in ("seq_len", "window") else 1
+        if value is not None and value < least:
+            raise ConfigurationError(f"{name}: expected a whole number >= {least}, got {value}; correct it")

@@ -1,0 +1,11 @@
+"""The embedded demo: a small Llama trained for real, and the text it was trained on.
+
+Nothing is downloaded. The text is the documentation that comes with every Python installation and with
+adapruner's own dependencies (:mod:`adapruner.demo.corpus`); the model lies beside this file and was made
+by :mod:`adapruner.demo.train_model`.
+"""
+
+from pathlib import Path
+
+#: The folder of the demo model: loads with plain ``AutoModelForCausalLM.from_pretrained``.
+MODEL_FOLDER = Path(__file__).parent / "model"

@@ -1,0 +1,53 @@
+"""The errors adapruner raises on purpose.
+
+Every message is one line with four parts: the argument, what was expected, what came, and the remedy.
+The command line prints them without a traceback; anything else that escapes is a bug of ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AdaPrunerError(Exception):
+    """Base of every error that is the caller's to mend. The message is always a single line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class ConfigurationError(AdaPrunerError, ValueError):
+    """An argument is out of range, unknown, or contradicts another."""
+
+
+class DataError(AdaPrunerError, ValueError):
+    """Text is missing, empty, too short, or not where it should be."""
+
+
+class ModelError(AdaPrunerError, ValueError):
+    """The model cannot be loaded, traced or pruned as asked."""
+
+
+class PlanError(AdaPrunerError, ValueError):
+    """A pruning plan is damaged, of another version, or made for another model."""
+
+
+class BudgetError(AdaPrunerError, ValueError):
+    """No plan can reach the budget that was asked for."""
+
+
+class StudyError(AdaPrunerError, RuntimeError):
+    """The search cannot start, or cannot go on from the journal it found."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint for an unknown name: the nearest known one, then all of them.
+
+    >>> nearest("talyor", ["l2", "taylor"])
+    "did you mean 'taylor'? Known: l2, taylor"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(names)}"

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from adapruner.data.data_module import CalibrationData, EvaluationSet, PruningDataModule, RecoveryData, SearchData
+from adapruner.data.sources import TextSource
+from adapruner.errors import ConfigurationError, DataError
+
+
+def source(folder: Path, name: str, start: int, rows: int = 12, per_row: int = 90) -> TextSource:
+    """A .jsonl file whose rows are runs of numbered words."""
+    path = folder / f"{name}.jsonl"
+    texts = [" ".join(f"w{(start + i * per_row + j) % 2000}" for j in range(per_row)) for i in range(rows)]
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return TextSource(name, path=str(path))
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> dict[str, Any]:
+    return {
+        "calibration": CalibrationData([source(tmp_path, "b", 0), source(tmp_path, "a", 7)], samples_per_source=5, seq_len=16),
+        "search": SearchData([source(tmp_path, "x", 11), source(tmp_path, "y", 13)], samples=7, seq_len=24),
+        "recovery": RecoveryData([source(tmp_path, "r", 17)], samples=9, seq_len=16),
+        "evaluation": [EvaluationSet("held", source(tmp_path, "e", 19), windows=[16, 32], limit=6)],
+        "batch_size": 4,
+    }
+
+
+def built(tokenizer: Any, **options: Any) -> PruningDataModule:
+    data = PruningDataModule(**options)
+    data.tokenizer_object = tokenizer
+    data.setup("fit")
+    return data
+
+
+def test_every_set_has_its_size(tokenizer: Any, options: dict[str, Any]) -> None:
+    data = built(tokenizer, **options)
+    assert data.calibration_windows.source_names == ["b", "a"]
+    assert data.calibration_windows.source_index.tolist() == [0] * 5 + [1] * 5
+    assert tuple(data.calibration_windows.input_ids.shape) == (10, 16)
+    assert tuple(data.search_windows.input_ids.shape) == (7, 24)
+    assert sorted(data.search_windows.source_index.tolist()) == [0] * 4 + [1] * 3
+    assert data.recovery_windows is not None
+    assert tuple(data.recovery_windows.input_ids.shape) == (9, 16)
+    shapes = {key: tuple(windows.input_ids.shape) for key, windows in data.evaluation_windows.items()}
+    assert shapes == {("held", 16): (6, 16), ("held", 32): (6, 32)}
+
+
+def test_setup_builds_once(tokenizer: Any, options: dict[str, Any]) -> None:
+    data = built(tokenizer, **options)
+    pool, fingerprint = data.calibration_windows, data.fingerprint
+    data.setup("test")
+    assert data.calibration_windows is pool
+    assert data.fingerprint == fingerprint
+
+
+def test_the_seed_decides_every_draw(tokenizer: Any, options: dict[str, Any]) -> None:
+    first, same, other = (built(tokenizer, **options, seed=seed) for seed in (3, 3, 4))
+    assert first.fingerprint == same.fingerprint != other.fingerprint
+    assert first.calibration_windows.fingerprint != other.calibration_windows.fingerprint
+    assert first.search_windows.fingerprint != other.search_windows.fingerprint
+    assert all(torch.equal(w.input_ids, other.evaluation_windows[key].input_ids) for key, w in first.evaluation_windows.items())
+    orders = [[row for batch in d.train_dataloader() for row in batch["input_ids"].tolist()] for d in (first, same)]
+    assert orders[0] == orders[1]
+
+
+def test_loaders_serve_the_windows(tokenizer: Any, options: dict[str, Any]) -> None:
+    data = built(tokenizer, **options)
+    assert data.recovery_windows is not None
+    batches = list(data.train_dataloader())
+    assert [len(batch["input_ids"]) for batch in batches] == [4, 4, 1]
+    assert set(batches[0]) == {"input_ids", "attention_mask", "labels"}
+    served = [row for batch in batches for row in batch["input_ids"].tolist()]
+    assert served != data.recovery_windows.input_ids.tolist()
+    assert sorted(served) == sorted(data.recovery_windows.input_ids.tolist())
+    assert torch.equal(torch.cat([b["input_ids"] for b in data.val_dataloader()]), data.search_windows.input_ids)
+    for loader, windows in zip(data.test_dataloader(), data.evaluation_windows.values(), strict=True):
+        assert torch.equal(torch.cat([b["labels"] for b in loader]), windows.labels)
+
+
+@pytest.mark.parametrize(
+    ("role", "replacement", "message"),
+    [
+        ("calibration", lambda leak: CalibrationData([leak], 5, 16), "expected calibration and evaluation 'held' to share no document"),
+        ("search", lambda leak: SearchData([leak], 5, 16), "expected search and evaluation 'held' to share no document"),
+        ("recovery", lambda leak: RecoveryData([leak], None, 16), r"expected recovery and evaluation 'held' .* got 12 in both"),
+    ],
+)
+def test_a_leak_is_refused_and_can_be_allowed(tokenizer: Any, options: dict[str, Any], role: str, replacement: Any, message: str) -> None:
+    options[role] = replacement(options["evaluation"][0].source)
+    with pytest.raises(DataError, match=message):
+        built(tokenizer, **options)
+    assert len(built(tokenizer, **options, allow_leak=True).evaluation_windows) == 2
+
+
+def test_search_may_not_share_with_calibration(tokenizer: Any, options: dict[str, Any]) -> None:
+    options["search"] = SearchData([options["calibration"].sources[0]], 5, 16)
+    with pytest.raises(DataError, match="expected calibration and search to share no document"):
+        built(tokenizer, **options)
+
+
+def test_parts_of_one_file_serve_every_set(tokenizer: Any, tmp_path: Path) -> None:
+    path = source(tmp_path, "one", 0, rows=200).path
+
+    def part(low: float, high: float) -> list[TextSource]:
+        return [TextSource("one", path=path, part=[low, high])]
+
+    data = built(
+        tokenizer,
+        calibration=CalibrationData(part(0, 0.3), 8, 32),
+        search=SearchData(part(0.3, 0.6), 8, 32),
+        recovery=RecoveryData(part(0.6, 0.8), None, 32),
+        evaluation=[EvaluationSet("one", part(0.8, 1)[0], [32])],
+    )
+    assert data.recovery_windows is not None
+    assert len(data.recovery_windows) > 50
+
+
+def test_instruction_sources_are_masked_in_recovery(tokenizer: Any, tmp_path: Path, options: dict[str, Any]) -> None:
+    rows = [{"instruction": f"w{i} w1", "input": "", "output": f"w{i} w2 w3"} for i in range(20)]
+    (tmp_path / "alpaca.json").write_text(json.dumps(rows))
+    options["recovery"] = RecoveryData([TextSource("alpaca", path=str(tmp_path / "alpaca.json"), instruction=True)], 6, 64)
+    data = built(tokenizer, **options)
+    assert data.recovery_windows is not None
+    assert len(data.recovery_windows) == 6
+    assert ((data.recovery_windows.labels != -100).sum(1) <= 5).all()
+    assert (data.recovery_windows.attention_mask.sum(1) > 10).all()
+
+
+def test_a_stream_is_read_only_as_far_as_needed(tokenizer: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    read: list[int] = []
+
+    def endless(*arguments: Any, **keywords: Any) -> Any:
+        while True:
+            read.append(len(read))
+            yield {"text": " ".join(f"w{(23 * len(read) + j) % 2000}" for j in range(100))}
+
+    monkeypatch.setattr(datasets, "load_dataset", endless)
+    stream = TextSource("stream", hub="me/set", streaming=True)
+    data = built(tokenizer, **{**options, "recovery": RecoveryData([stream], samples=20, seq_len=16)})
+    assert data.recovery_windows is not None
+    assert len(data.recovery_windows) == 20
+    assert len(read) <= 5
+    with pytest.raises(ConfigurationError, match=r"data.recovery: expected a limit for the streamed source 'stream', got none"):
+        PruningDataModule(**{**options, "recovery": RecoveryData([stream])})
+    with pytest.raises(ConfigurationError, match=r"data.evaluation: expected a limit for the streamed source"):
+        PruningDataModule(**{**options, "evaluation": [EvaluationSet("e", stream)]})
+
+
+def test_prepare_data_reads_one_document_of_each_source(options: dict[str, Any], tmp_path: Path) -> None:
+    data = PruningDataModule(**options)
+    data.prepare_data()
+    (tmp_path / "r.jsonl").write_text("")
+    with pytest.raises(DataError, match="source 'r': expected documents with text"):
+        data.prepare_data()
+
+
+def test_the_tokenizer_comes_from_the_trainers_module_or_a_folder(tokenizer: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    expected = built(tokenizer, **options).fingerprint
+    by_trainer = PruningDataModule(**options)
+    by_trainer.trainer = SimpleNamespace(lightning_module=SimpleNamespace(tokenizer=tokenizer))  # type: ignore[assignment]
+    by_trainer.setup("fit")
+    assert by_trainer.fingerprint == expected
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    by_folder = PruningDataModule(**options, tokenizer=str(tmp_path / "tokenizer"))
+    by_folder.setup("fit")
+    assert by_folder.fingerprint == expected
+    with pytest.raises(ConfigurationError, match=r"data.tokenizer: expected a name or a module with a tokenizer, got neither"):
+        PruningDataModule(**options).setup("fit")
+    with pytest.raises(DataError, match=r"data.tokenizer: expected a tokenizer in"):
+        PruningDataModule(**options, tokenizer=str(tmp_path)).setup("fit")
+
+
+def test_errors_name_the_set_and_the_source(tokenizer: Any, options: dict[str, Any]) -> None:
+    options["calibration"] = CalibrationData(options["calibration"].sources, samples_per_source=500, seq_len=16)
+    with pytest.raises(DataError, match=r"data, calibration, source 'b': documents: expected 500 windows of 16 tokens, got 69"):
+        built(tokenizer, **options)
+
+
+def test_without_recovery_there_is_nothing_to_train_on(tokenizer: Any, options: dict[str, Any]) -> None:
+    data = built(tokenizer, **{**options, "recovery": None, "evaluation": None})
+    assert data.recovery_windows is None
+    assert data.evaluation_windows == {}
+    assert data.test_dataloader() == []
+    with pytest.raises(ConfigurationError, match=r"data.recovery: expected data to train on, got null"):
+        data.train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda o: {"calibration": CalibrationData(o["calibration"].sources, 0)}, "data.calibration.samples_per_source: .* >= 1, got 0"),
+        (lambda o: {"calibration": CalibrationData(o["calibration"].sources, 5, 1)}, "data.calibration.seq_len: .* >= 2, got 1"),
+        (lambda o: {"calibration": CalibrationData([])}, "data.calibration.sources: expected one or more entries, each once, got none"),
+        (lambda o: {"calibration": CalibrationData(o["calibration"].sources * 2)}, "each once, got b, a, b, a"),
+        (lambda o: {"search": SearchData(o["search"].sources, 1)}, "data.search.samples: expected a whole number >= 2, got 1"),
+        (lambda o: {"search": SearchData([])}, "data.search.sources: expected one or more"),
+        (lambda o: {"recovery": RecoveryData(o["recovery"].sources, 0)}, "data.recovery.samples: .* >= 1, got 0"),
+        (lambda o: {"evaluation": [EvaluationSet("e", o["recovery"].sources[0], [])]}, "data.evaluation.e.windows: .* got none"),
+        (lambda o: {"evaluation": [EvaluationSet("e", o["recovery"].sources[0], [1])]}, "data.evaluation.e.windows: .* >= 2, got 1"),
+        (lambda o: {"evaluation": [EvaluationSet("e", o["recovery"].sources[0], limit=0)]}, "data.evaluation.e.limit: .* >= 1, got 0"),
+        (lambda o: {"evaluation": o["evaluation"] * 2}, "data.evaluation: expected .* each once, got held, held"),
+        (lambda o: {"batch_size": 0}, "data.batch_size: expected a whole number >= 1, got 0"),
+        (lambda o: {"num_workers": -1}, "data.num_workers: expected a whole number >= 0, got -1"),
+        (lambda o: {"seed": True}, "data.seed: expected a whole number >= 0, got True"),
+    ],
+)
+def test_numbers_are_checked_when_the_module_is_made(options: dict[str, Any], change: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        PruningDataModule(**{**options, **change(options)})
+
+
+def test_a_missing_file_is_refused_when_the_module_is_made(options: dict[str, Any]) -> None:
+    options["search"] = SearchData([TextSource("gone", path="no/such/file.txt")])
+    with pytest.raises(DataError, match=r"source 'gone': path: expected a file or a folder, got 'no/such/file.txt'"):
+        PruningDataModule(**options)
+
+
+def test_yaml_can_express_it(tokenizer: Any, tmp_path: Path) -> None:
+    from jsonargparse import ArgumentParser
+
+    path = source(tmp_path, "one", 0, rows=60).path
+    (tmp_path / "data.yaml").write_text(f"""
+data:
+  calibration:
+    sources:
+      - {{name: one, path: {path}, part: [0, 0.4]}}
+    samples_per_source: 4
+    seq_len: 16
+  search:
+    sources: [{{name: one, path: {path}, part: [0.4, 0.7]}}]
+    samples: 4
+  evaluation:
+    - name: own
+      source: {{name: one, path: {path}, part: [0.7, 1.0], documents: 8}}
+      windows: [16, 32]
+  seed: 2
+""")
+    parser = ArgumentParser()
+    parser.add_class_arguments(PruningDataModule, "data")
+    parser.add_argument("--config", action="config")
+    parsed = parser.parse_args([f"--config={tmp_path / 'data.yaml'}", "--data.batch_size=3", "--data.search.seq_len=24"])
+    data = parser.instantiate(parsed).data
+    data.tokenizer_object = tokenizer
+    data.setup()
+    assert isinstance(data.calibration.sources[0], TextSource)
+    assert tuple(data.search_windows.input_ids.shape) == (4, 24)
+    assert list(data.evaluation_windows) == [("own", 16), ("own", 32)]
