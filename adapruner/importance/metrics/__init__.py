@@ -1,0 +1,48 @@
+"""One importance metric, one file, one paper.
+
+A metric is a class with a ``name``, a ``paper``, the statistics it ``needs``, and ``score``. Registering it here makes it
+known to recipes, configurations and the search; ``docs/add-a-metric.md`` has the steps.
+"""
+
+from __future__ import annotations
+
+from adapruner.errors import ConfigurationError, nearest
+from adapruner.importance.metrics.flap import FluctuationWIFV
+from adapruner.importance.metrics.gate_fisher import GateFisher
+from adapruner.importance.metrics.gate_taylor import GateTaylor
+from adapruner.importance.metrics.interface import Metric
+from adapruner.importance.metrics.l1 import L1Norm
+from adapruner.importance.metrics.l2 import L2Norm
+from adapruner.importance.metrics.random_score import RandomScore
+from adapruner.importance.metrics.taylor_second import TaylorSecond
+from adapruner.importance.metrics.taylor_vectorize import TaylorVectorize
+from adapruner.importance.metrics.wanda_sp import WandaSP
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        RandomScore(),
+        L1Norm(),
+        L2Norm(),
+        GateTaylor(),
+        GateFisher(),
+        TaylorVectorize(),
+        TaylorSecond(),
+        WandaSP(),
+        FluctuationWIFV(),
+    )
+}
+
+
+def find_metric(name: str) -> Metric:
+    """The metric of a name.
+
+    Raises:
+        ConfigurationError: if there is none; the message has the nearest name.
+    """
+    if name not in METRICS:
+        raise ConfigurationError(f"metric: expected a known metric, got {name!r}; {nearest(name, METRICS)}")
+    return METRICS[name]
+
+
+__all__ = ["METRICS", "Metric", "find_metric"]

@@ -1,0 +1,24 @@
+"""FLAP's WIFV: the variance of an input channel times the squared norm of its weights. An et al., arXiv 2312.11983, equation 5."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from adapruner.importance.metrics.interface import Evidence
+
+
+class FluctuationWIFV:
+    """Var[X_j] * sum_i W_ij^2 on the output projections: what a bias cannot make up for when the channel goes."""
+
+    name = "flap_wifv"
+    paper = "arXiv 2312.11983, equation 5"
+    needs = frozenset({"input_sum", "input_square_sum"})
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """``[1, channels]``; the variance is over all tokens, each sample at its weight."""
+        group, statistics, weights = evidence.group, evidence.statistics, evidence.weights
+        tokens = weights @ statistics.tokens
+        mean = (weights @ statistics.inputs["input_sum", group.name]) / tokens
+        mean_square = (weights @ statistics.inputs["input_square_sum", group.name]) / tokens
+        variance = (mean_square - mean.square()).clamp_min(0.0)
+        return (variance * statistics.weights["l2", group.output.module])[None]

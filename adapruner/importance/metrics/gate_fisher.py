@@ -1,0 +1,23 @@
+"""Empirical Fisher on gates: E_n[(dL_n/dm)^2]. Theis et al., arXiv 1801.05787; Kwon et al., arXiv 2204.09656."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from adapruner.importance.metrics.interface import Evidence
+
+
+class GateFisher:
+    """sum_n weight_n (dL_n/dm_u)^2: half of it estimates the second-order loss when the whole unit goes."""
+
+    name = "gate_fisher"
+    paper = "arXiv 2204.09656, equation 6"
+    needs = frozenset({"first"})
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """``[1, channels]``: squares are taken per unit and sample, then shared out over the unit's channels."""
+        group = evidence.group
+        signed = evidence.statistics.member["first", group.output.module]
+        gates = signed.view(-1, group.units, group.channels_per_unit).sum(2)
+        per_unit = evidence.weights @ gates.square()
+        return (per_unit / group.channels_per_unit).repeat_interleave(group.channels_per_unit)[None]

@@ -1,0 +1,25 @@
+"""Gate Taylor, first order: |dL/dm| for a gate m = 1 on each unit. Molchanov et al., arXiv 1906.10771, section 3.
+
+With the gate at the input of the output projection, dL/dm = sum(w * dL/dw) over the unit's columns of that projection.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from adapruner.importance.metrics.interface import Evidence
+
+
+class GateTaylor:
+    """|sum_n weight_n dL_n/dm_u|: the first-order change of the loss when the whole unit goes."""
+
+    name = "gate_taylor"
+    paper = "arXiv 1906.10771"
+    needs = frozenset({"first"})
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """``[1, channels]``: signed sums are joined over the unit's channels before the modulus, then shared out."""
+        group = evidence.group
+        signed = evidence.weights @ evidence.statistics.member["first", group.output.module]
+        per_unit = signed.view(group.units, group.channels_per_unit).sum(1).abs()
+        return (per_unit / group.channels_per_unit).repeat_interleave(group.channels_per_unit)[None]

@@ -1,0 +1,20 @@
+"""L2 magnitude: sum of w^2, no root, as LLM-Pruner's baseline has it. Ma et al., arXiv 2305.11627."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from adapruner.importance.metrics.interface import Evidence, stack_members
+
+
+class L2Norm:
+    """sum w^2 over each row (q, k, v, gate, up) or column (o, down)."""
+
+    name = "l2"
+    paper = "arXiv 2305.11627, section 4.1"
+    needs: frozenset[str] = frozenset()
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """``[members, channels]``."""
+        table = evidence.statistics.weights
+        return stack_members(evidence, [table["l2", m.module] for m in evidence.group.members])

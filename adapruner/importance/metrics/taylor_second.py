@@ -1,0 +1,19 @@
+"""LLM-Pruner's ``param_second``: sum w^2 E_n[g_n^2], the diagonal Fisher. Ma et al., arXiv 2305.11627, equation 5."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from adapruner.importance.metrics.interface import Evidence, stack_members, weighted_member_rows
+
+
+class TaylorSecond:
+    """Second-order Taylor with the Hessian's diagonal from squared per-sample gradients."""
+
+    name = "taylor_second"
+    paper = "arXiv 2305.11627, equation 5"
+    needs = frozenset({"second"})
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """``[members, channels]``."""
+        return stack_members(evidence, weighted_member_rows(evidence, "second"))

@@ -1,0 +1,19 @@
+"""LLM-Pruner's ``vectorize``: |sum w * dL/dw| over each row or column. Ma et al., arXiv 2305.11627, equation 3."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from adapruner.importance.metrics.interface import Evidence, stack_members, weighted_member_rows
+
+
+class TaylorVectorize:
+    """First-order Taylor with the modulus taken per channel and coupled tensor, before heads are summed."""
+
+    name = "taylor_vectorize"
+    paper = "arXiv 2305.11627, equation 3"
+    needs = frozenset({"first"})
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """``[members, channels]``."""
+        return stack_members(evidence, [rows.abs() for rows in weighted_member_rows(evidence, "first")])

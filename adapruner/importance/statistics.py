@@ -1,0 +1,216 @@
+"""Everything the metrics need to know about the data, collected once per calibration sample.
+
+A trial of the search changes how samples are weighted and how metrics are mixed; neither needs another backward pass,
+because every statistic here is kept *per sample* and the metrics are linear (or a modulus of a linear form) in the
+sample weights. Only gradients of activations are asked of autograd: no weight gradient of the model is ever stored.
+
+For a linear layer y = W x with loss gradient dL/dy, summed over the tokens t of one sample (method.md, "Per-sample unit
+statistics"):
+
+- ``first``: rows, sum_j W_ij G_ij = sum_t (y_ti - b_i) dL/dy_ti; columns, sum_i W_ij G_ij = sum_t x_tj dL/dx_tj.
+- ``second``: sum over the row (or column) of (W_ij G_ij)^2, from the sample's own G = sum_t dL/dy_t x_t^T.
+- ``input_sum``, ``input_square_sum``: of the output projection's input channels, over tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from adapruner.anatomy.units import Member, ModelAnatomy, UnitGroup
+from adapruner.errors import DataError, ModelError
+
+#: What can be collected. ``second`` costs one more matrix product per linear layer and sample.
+STATISTICS: tuple[str, ...] = ("first", "second", "input_sum", "input_square_sum")
+
+
+class Windows(Protocol):
+    """Token windows as :mod:`adapruner.data.windows` makes them; all tensors are ``[n, seq_len]``."""
+
+    input_ids: Tensor
+    labels: Tensor
+    attention_mask: Tensor
+
+
+@dataclass
+class UnitStatistics:
+    """Per-sample statistics of all groups, float32 on the CPU."""
+
+    samples: int
+    tokens: Tensor
+    """``[samples]`` float32: positions that carry activations (not padding)."""
+    loss: Tensor
+    """``[samples]`` float32: mean NLL of each sample under the dense model, nats per token."""
+    member: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    """(``first`` | ``second``, module name) -> ``[samples, rows]``, rows of the member's pruned dimension."""
+    inputs: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    """(``input_sum`` | ``input_square_sum``, group name) -> ``[samples, channels]``."""
+    weights: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    """(``l1`` | ``l2``, module name) -> ``[rows]``: sum of |w|^p over each row or column; needs no data."""
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Flat names for a safetensors file."""
+        tables = {"member": self.member, "inputs": self.inputs, "weights": self.weights}
+        flat = {f"{t}/{k}/{n}": v.contiguous() for t, table in tables.items() for (k, n), v in table.items()}
+        return {"tokens": self.tokens, "loss": self.loss, **flat}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> UnitStatistics:
+        """The inverse of :meth:`to_tensors`."""
+        result = cls(len(tensors["tokens"]), tensors["tokens"], tensors["loss"])
+        for name, value in tensors.items():
+            if "/" in name:
+                table, key, owner = name.split("/", 2)
+                getattr(result, table)[key, owner] = value
+        return result
+
+
+def collect_statistics(
+    model: nn.Module,
+    anatomy: ModelAnatomy,
+    windows: Windows,
+    *,
+    needs: frozenset[str] = frozenset(STATISTICS),
+    batch_size: int = 8,
+    progress: Callable[[int], None] | None = None,
+) -> UnitStatistics:
+    """One forward and one backward pass over the calibration pool, ``batch_size`` samples at a time.
+
+    The loss of a sample is its mean NLL per counted token, as if it were alone in the batch; statistics of a batch
+    therefore equal those of its samples taken one at a time.
+
+    Raises:
+        DataError: if there is no sample, or one has no token to predict.
+        ModelError: if a sample's loss or a statistic is not finite (the message names the sample, or the layer).
+    """
+    count = len(windows.input_ids)
+    if count == 0:
+        raise DataError("calibration: expected at least one sample, got none; add text to data.calibration.sources")
+    collector = _Collector(anatomy, count, needs)
+    collector.weigh(model)
+    with _quiet(model), torch.enable_grad(), ExitStack() as hooks:
+        for handle in collector.hook(model):
+            hooks.callback(handle.remove)
+        for start in range(0, count, batch_size):
+            collector.batch(model, windows, slice(start, min(start + batch_size, count)))
+            if progress:
+                progress(min(start + batch_size, count))
+    collector.check()
+    return collector.result
+
+
+class _Collector:
+    """Holds the hooks' targets while a batch runs through the model."""
+
+    def __init__(self, anatomy: ModelAnatomy, samples: int, needs: frozenset[str]) -> None:
+        self.anatomy, self.needs = anatomy, needs
+        self.result = UnitStatistics(samples, torch.zeros(samples), torch.zeros(samples))
+        self.rows = slice(0, 0)
+        self.mask = torch.empty(0)
+
+    def weigh(self, model: nn.Module) -> None:
+        for member in (m for g in self.anatomy.groups for m in g.members):
+            weight: Any = model.get_submodule(member.module).weight
+            wide = weight.detach().float()
+            self.result.weights["l1", member.module] = wide.abs().sum(1 - member.dim).cpu()
+            self.result.weights["l2", member.module] = wide.square().sum(1 - member.dim).cpu()
+
+    def hook(self, model: nn.Module) -> Iterator[Any]:
+        for group in self.anatomy.groups:
+            if not self.needs.isdisjoint({"input_sum", "input_square_sum"}):
+                yield model.get_submodule(group.output.module).register_forward_pre_hook(self._on_input(group))
+            if not self.needs.isdisjoint({"first", "second"}):
+                for member in group.members:
+                    yield model.get_submodule(member.module).register_forward_hook(self._on_forward(member))
+
+    def batch(self, model: nn.Module, windows: Windows, rows: slice) -> None:
+        device = next(model.parameters()).device
+        ids, mask = windows.input_ids[rows].to(device), windows.attention_mask[rows].to(device)
+        self.rows, self.mask = rows, mask.float()
+        self.result.tokens[rows] = self.mask.sum(1).cpu()
+        embedded = model.get_input_embeddings()(ids).detach().requires_grad_()  # type: ignore[operator]
+        logits = model(inputs_embeds=embedded, attention_mask=mask, use_cache=False).logits
+        labels = windows.labels[rows].to(device)[:, 1:]
+        counts = (labels != -100).sum(1)
+        if bool((counts == 0).any()):
+            raise DataError(f"calibration: expected a token to predict, got none in sample {rows.start + int(counts.argmin())}")
+        losses = cross_entropy(logits[:, :-1].float().transpose(1, 2), labels, reduction="none").sum(1) / counts
+        if not bool(torch.isfinite(losses).all()):
+            bad = rows.start + int((~torch.isfinite(losses)).nonzero()[0])
+            raise ModelError(
+                f"calibration: expected a finite loss, got {float(losses[bad - rows.start])} on sample {bad}; use bfloat16 or float32"
+            )
+        self.result.loss[rows] = losses.detach().float().cpu()
+        losses.sum().backward()
+
+    def check(self) -> None:
+        for tables in (self.result.member, self.result.inputs, self.result.weights):
+            for (kind, owner), values in tables.items():
+                if not bool(torch.isfinite(values).all()):
+                    raise ModelError(
+                        f"calibration: expected finite statistics, got inf or nan in {kind!r} of {owner}; use bfloat16 or float32"
+                    )
+
+    def _store(self, table: dict[tuple[str, str], Tensor], key: tuple[str, str], values: Tensor) -> None:
+        if key not in table:
+            table[key] = torch.zeros(self.result.samples, values.shape[1])
+        table[key][self.rows] = values.detach().float().cpu()
+
+    def _on_input(self, group: UnitGroup) -> Any:
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            states = arguments[0].detach().float() * self.mask[..., None]
+            self._store(self.result.inputs, ("input_sum", group.name), states.sum(1))
+            self._store(self.result.inputs, ("input_square_sum", group.name), states.square().sum(1))
+
+        return hook
+
+    def _on_forward(self, member: Member) -> Any:
+        def hook(linear: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            inputs = arguments[0]
+            weight: Any = linear.weight
+            bias: Any = linear.bias
+
+            def on_gradient(gradient: Tensor) -> None:
+                wide = gradient.float()
+                if "first" in self.needs:
+                    if member.dim == 0:
+                        linear_part = output.detach().float() - (0 if bias is None else bias.detach().float())
+                        first = (linear_part * wide).sum(1)
+                    else:
+                        first = (inputs.detach().float() * (wide @ weight.detach().float())).sum(1)
+                    self._store(self.result.member, ("first", member.module), first)
+                if "second" in self.needs:
+                    second = [_squared_products(weight, g, x, member.dim) for g, x in zip(wide, inputs.detach().float(), strict=True)]
+                    self._store(self.result.member, ("second", member.module), torch.stack(second))
+
+            output.register_hook(on_gradient)
+
+        return hook
+
+
+def _squared_products(weight: Tensor, gradient: Tensor, inputs: Tensor, dim: int) -> Tensor:
+    """sum (w g)^2 over rows (dim 0) or columns (dim 1) for one sample; ``gradient`` [t, out], ``inputs`` [t, in]."""
+    products = (gradient.T @ inputs).mul_(weight.detach().float())
+    return products.square_().sum(1 - dim)
+
+
+@contextmanager
+def _quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no weight gradients inside the block; both as before afterwards."""
+    training = model.training
+    required = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        model.eval()
+        for parameter, _ in required:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in required:
+            parameter.requires_grad_(flag)
+        model.train(training)

@@ -1,0 +1,154 @@
+"""The plan: the one record that passes between search, surgery, checkpoint, export and report.
+
+Plain JSON, checked when read. Two plans that keep the same units of the same model have the same hash, however they
+were found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapruner.anatomy.units import KINDS, ModelAnatomy, UnitGroup
+from adapruner.errors import PlanError
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which units stay, for which model, and why."""
+
+    model: dict[str, Any]
+    """``name``, ``model_type``, ``fingerprint`` of the dense model."""
+    kept: dict[str, list[int]]
+    """Group name (``layer.kind``) -> sorted indices of the units that stay. A group with none keeps ``[]``."""
+    units: dict[str, int]
+    """Group name -> number of units in the dense model."""
+    parameters: dict[str, int]
+    """``dense``, ``pruned``, ``block_dense``, ``block_pruned``."""
+    budget: dict[str, Any]
+    """What was asked for: ``pruned_fraction`` and ``of`` (``block`` or ``all``)."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """What chose the units: calibration weights, metric mixture, allocation."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Seed, data fingerprint, code version, objective. Not part of the hash."""
+    version: int = PLAN_VERSION
+
+    @property
+    def pruned_fraction(self) -> float:
+        """Removed part of what the budget counts, in [0, 1)."""
+        block = self.budget.get("of") == "block"
+        dense, pruned = ("block_dense", "block_pruned") if block else ("dense", "pruned")
+        return 1.0 - self.parameters[pruned] / self.parameters[dense]
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over the model's fingerprint and the kept units: equal exactly when the surgery is."""
+        record = json.dumps([self.version, self.model.get("fingerprint"), sorted(self.kept.items())])
+        return hashlib.sha256(record.encode()).hexdigest()[:16]
+
+    def keeps_all(self, group: UnitGroup) -> bool:
+        """Whether a group loses nothing."""
+        return len(self.kept[group.name]) == group.units
+
+    def widths(self, kind: str) -> list[int]:
+        """Number of kept units per layer, for one kind."""
+        names = sorted((n for n in self.kept if n.endswith(f".{kind}")), key=lambda n: int(n.split(".")[0]))
+        return [len(self.kept[n]) for n in names]
+
+    def is_uniform(self) -> bool:
+        """Whether every layer keeps the same number of units of each kind."""
+        return all(len(set(self.widths(kind))) <= 1 for kind in KINDS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only; a checkpoint carries this."""
+        return {**asdict(self), "hash": self.hash}
+
+    def save(self, path: str | Path) -> None:
+        """Writes the JSON to a temporary name and moves it into place."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        temporary.replace(path)
+
+    def check(self, anatomy: ModelAnatomy, fingerprint: str | None = None) -> None:
+        """Refuses a plan made for another model.
+
+        Raises:
+            PlanError: if groups, unit counts or the fingerprint differ.
+        """
+        expected = {g.name: g.units for g in anatomy.groups}
+        if self.units != expected:
+            different = sorted(set(self.units.items()) ^ set(expected.items()))[0][0]
+            raise PlanError(
+                f"plan: expected units {expected.get(different)} in group {different!r} of this model, "
+                f"got {self.units.get(different)}; the plan was made for {self.model.get('name')!r}: give that model, or search again"
+            )
+        if fingerprint and self.model.get("fingerprint") not in (None, fingerprint):
+            raise PlanError(
+                f"plan: expected a plan for the model with fingerprint {fingerprint}, got one for "
+                f"{self.model.get('name')!r} ({self.model.get('fingerprint')}); give that model, or search again"
+            )
+
+
+def read_plan(source: str | Path | Mapping[str, Any]) -> PruningPlan:
+    """A plan from a JSON file or from a checkpoint's dictionary, checked against its own hash.
+
+    Raises:
+        PlanError: if the file is missing, is not JSON, lacks a field, is of another version, or was changed by hand.
+    """
+    name = "plan" if isinstance(source, Mapping) else f"plan {source}"
+    if isinstance(source, Mapping):
+        record: Any = dict(source)
+    else:
+        try:
+            record = json.loads(Path(source).read_text())
+        except OSError as error:
+            raise PlanError(f"{name}: expected a readable file, got {error.strerror}; give the path of a plan.json") from None
+        except ValueError as error:
+            raise PlanError(f"{name}: expected JSON, got damage ({error}); restore the file or search again") from None
+    return _validated(record, name)
+
+
+def _validated(record: Any, name: str) -> PruningPlan:
+    if not isinstance(record, dict):
+        raise PlanError(f"{name}: expected a JSON object, got {type(record).__name__}; give a file that adapruner wrote")
+    if record.get("version") != PLAN_VERSION:
+        raise PlanError(f"{name}: expected version {PLAN_VERSION}, got {record.get('version')!r}; search again with this release")
+    fields = {"model": dict, "kept": dict, "units": dict, "parameters": dict, "budget": dict, "recipe": dict, "provenance": dict}
+    for key, kind in fields.items():
+        if not isinstance(record.get(key), kind):
+            raise PlanError(
+                f"{name}: expected the field {key!r} to be an object, got {record.get(key)!r}; restore the file or search again"
+            )
+    for key in ("dense", "pruned", "block_dense", "block_pruned"):
+        if not isinstance(record["parameters"].get(key), int) or record["parameters"][key] < 1:
+            got = record["parameters"].get(key)
+            raise PlanError(f"{name}: expected parameters.{key} to be a positive integer, got {got!r}; restore the file or search again")
+    if set(record["kept"]) != set(record["units"]):
+        raise PlanError(f"{name}: expected 'kept' and 'units' to name the same groups, got others; restore the file or search again")
+    for group, kept in record["kept"].items():
+        _check_kept(name, group, kept, record["units"][group])
+    plan = PruningPlan(**{key: record[key] for key in fields})
+    if record.get("hash") != plan.hash:
+        raise PlanError(f"{name}: expected hash {plan.hash}, got {record.get('hash')!r}: the plan was changed; restore it or search again")
+    return plan
+
+
+def _check_kept(name: str, group: str, kept: Any, units: Any) -> None:
+    layer, _, kind = group.partition(".")
+    if not layer.isdigit() or kind not in KINDS:
+        raise PlanError(f"{name}: expected group names like '3.attention', got {group!r}; restore the file or search again")
+    if type(units) is not int or units < 1:
+        raise PlanError(f"{name}: expected units.{group} to be a positive integer, got {units!r}; restore the file or search again")
+    sound = isinstance(kept, list) and all(type(u) is int and 0 <= u < units for u in kept)
+    if not sound or kept != sorted(set(kept)):
+        raise PlanError(
+            f"{name}: expected kept.{group} to be sorted unit indices below {units}, got others; restore the file or search again"
+        )
