@@ -1,0 +1,235 @@
+"""Negative log-likelihood and perplexity of a causal language model.
+
+The log-softmax is taken in fp32, sums are kept in float64, and every predicted token has the same weight, however
+the windows fall into batches. Perplexity is ``exp`` of the mean; nothing is averaged over batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from adapruner.errors import ConfigurationError, DataError
+from adapruner.evaluation.mode import evaluation_mode, input_device
+
+IGNORED = -100
+"""Label of a position that is not to be predicted."""
+ROWS_AT_ONCE = 1024
+"""Rows of the logits that are held in fp32 at a time: 128 MiB for a vocabulary of 32,000."""
+
+
+class Windows(Protocol):
+    """What is evaluated: three int64 tensors of one shape ``[n, t]``."""
+
+    @property
+    def input_ids(self) -> Tensor:
+        """Token ids."""
+
+    @property
+    def labels(self) -> Tensor:
+        """The ids again, not shifted; -100 where nothing is to be predicted."""
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """1 for a token, 0 for padding."""
+
+
+@dataclass(frozen=True)
+class NLLResult:
+    """Summed negative log-likelihood of some text. Results of disjoint parts add up."""
+
+    nll_sum: float
+    """Nats."""
+    tokens: int
+    """Number of predicted tokens."""
+    text_bytes: int | None = None
+    """UTF-8 bytes of the predicted text where known, to compare models with different tokenizers."""
+
+    @property
+    def nll(self) -> float:
+        """Nats per token.
+
+        Raises:
+            DataError: if no token was predicted.
+        """
+        if self.tokens == 0:
+            raise DataError("labels: expected at least one token to predict, got none; give longer texts or windows")
+        return self.nll_sum / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(nll)``; infinite where that is beyond a double."""
+        nll = self.nll
+        return math.inf if nll > 709.0 else math.exp(nll)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits per UTF-8 byte; None where ``text_bytes`` is not known."""
+        return self.nll_sum / math.log(2) / self.text_bytes if self.text_bytes else None
+
+    def __add__(self, other: NLLResult) -> NLLResult:
+        """The result over both parts."""
+        known = self.text_bytes is not None and other.text_bytes is not None
+        text_bytes = (self.text_bytes or 0) + (other.text_bytes or 0) if known else None
+        return NLLResult(self.nll_sum + other.nll_sum, self.tokens + other.tokens, text_bytes)
+
+
+def token_nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    """Summed negative log-likelihood of each next token, without gradients.
+
+    Args:
+        logits: ``[b, t, v]`` of any floating type.
+        labels: ``[b, t]`` int64, not shifted; -100 is ignored.
+
+    Returns:
+        The sum in nats, a float64 scalar on the logits' device, and the number of predicted tokens.
+
+    Raises:
+        DataError: if the shapes do not fit.
+
+    >>> total, tokens = token_nll(torch.zeros(1, 3, 10), torch.tensor([[4, 2, -100]]))
+    >>> tokens, round(total.item(), 4)
+    (1, 2.3026)
+    """
+    targets = _next_tokens(logits, labels)
+    count = int((targets != IGNORED).sum())
+    # Moving the labels left, and not cutting the logits, leaves the logits a view: no second copy of the largest tensor.
+    rows, flat = logits.detach().flatten(0, 1), targets.to(logits.device).flatten()
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    for start in range(0, len(flat), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        total += cross_entropy(_at_least_fp32(rows[part]), flat[part], ignore_index=IGNORED, reduction="none").double().sum()
+    return total, count
+
+
+def token_nll_per_sample(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Like :func:`token_nll`, per sample and differentiable; the caller takes the mean it needs.
+
+    Args:
+        logits: ``[b, t, v]`` of any floating type.
+        labels: ``[b, t]`` int64, not shifted; -100 is ignored.
+
+    Returns:
+        Sums ``[b]`` in nats, float32 (float64 for float64 logits), and counts ``[b]`` int64, both on the logits' device.
+
+    Raises:
+        DataError: if the shapes do not fit.
+    """
+    targets = _next_tokens(logits, labels).to(logits.device)
+    losses = cross_entropy(_at_least_fp32(logits.flatten(0, 1)), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view(targets.shape).sum(dim=1), (targets != IGNORED).sum(dim=1)
+
+
+def evaluate_nll(model: nn.Module, windows: Windows, batch_size: int = 8, progress: Callable[[int, int], None] | None = None) -> NLLResult:
+    """Negative log-likelihood of the windows under the model, on the model's device.
+
+    Args:
+        model: a causal language model of Hugging Face's kind. It is evaluated in evaluation mode without gradients;
+            its mode is restored.
+        windows: ``input_ids``, ``labels`` and ``attention_mask``, each ``[n, t]``.
+        batch_size: windows in one forward.
+        progress: called with (windows done, windows in all) after every forward.
+
+    Raises:
+        ConfigurationError: if ``batch_size`` is not positive.
+        DataError: if the windows are empty, ill-shaped, or hold nothing to predict.
+    """
+    return list(evaluate_nll_chunks(model, windows, batch_size, chunks=1, progress=progress))[-1]
+
+
+def evaluate_nll_chunks(
+    model: nn.Module, windows: Windows, batch_size: int = 8, chunks: int = 4, progress: Callable[[int, int], None] | None = None
+) -> Iterator[NLLResult]:
+    """Like :func:`evaluate_nll`, cumulative after every chunk, so that a hopeless trial can stop early.
+
+    Chunks end where a batch ends: the last result has every bit of :func:`evaluate_nll`'s, whatever ``chunks`` is.
+    Fewer batches than chunks therefore make fewer results. Between two results the model is in its own mode.
+
+    Raises:
+        ConfigurationError: if ``batch_size`` or ``chunks`` is not positive.
+        DataError: if the windows are empty, ill-shaped, or hold nothing to predict.
+    """
+    for name, value in (("batch_size", batch_size), ("chunks", chunks)):
+        if value < 1:
+            raise ConfigurationError(f"{name}: expected a positive integer, got {value}; give 1 or more")
+    _check_windows(windows)
+    return _cumulative(model, windows, batch_size, chunks, progress)
+
+
+def describe_protocol(name: str, window: int, n_windows: int, tokens: int) -> str:
+    """One sentence that says how a perplexity was measured, for reports and tables.
+
+    Args:
+        name: of the data set and split.
+        window: tokens in a window.
+        n_windows: number of windows.
+        tokens: number of predicted tokens (:attr:`NLLResult.tokens`).
+
+    >>> describe_protocol("wikitext2/test", 128, 10, 1270)  # doctest: +ELLIPSIS
+    'wikitext2/test: texts joined by blank lines, tokenised once, 10 non-overlapping windows of 128 tokens, ...'
+    """
+    return (
+        f"{name}: texts joined by blank lines, tokenised once, {n_windows} non-overlapping windows of {window} tokens, remainder dropped, "
+        f"mean NLL over {window - 1} predictions a window ({tokens} in all), log-softmax in fp32"
+    )
+
+
+def _cumulative(
+    model: nn.Module, windows: Windows, batch_size: int, chunks: int, progress: Callable[[int, int], None] | None
+) -> Iterator[NLLResult]:
+    n = len(windows.input_ids)
+    starts = list(range(0, n, batch_size))
+    chunks = min(chunks, len(starts))
+    result = NLLResult(0.0, 0)
+    for chunk in range(chunks):
+        # Entered for each chunk: a context held over a yield would switch gradients off in the consumer's code.
+        with evaluation_mode(model):
+            for start in starts[chunk * len(starts) // chunks : (chunk + 1) * len(starts) // chunks]:
+                result = result + _batch_nll(model, windows, slice(start, start + batch_size))
+                if progress is not None:
+                    progress(min(start + batch_size, n), n)
+        yield result
+
+
+def _batch_nll(model: nn.Module, windows: Windows, rows: slice) -> NLLResult:
+    device = input_device(model)
+    inputs = {"input_ids": windows.input_ids[rows].to(device)}
+    mask = windows.attention_mask[rows]
+    if not bool(mask.all()):
+        # A mask of ones changes nothing but would cost scaled_dot_product_attention its causal fast path.
+        inputs["attention_mask"] = mask.to(device)
+    logits = model(**inputs, use_cache=False).logits
+    total, tokens = token_nll(logits, windows.labels[rows])
+    return NLLResult(total.item(), tokens)
+
+
+def _check_windows(windows: Windows) -> None:
+    shape = tuple(windows.input_ids.shape)
+    if len(shape) != 2 or shape[0] < 1 or shape[1] < 2:
+        raise DataError(f"windows.input_ids: expected [n >= 1, t >= 2] token ids, got {list(shape)}; give longer texts or shorter windows")
+    for name in ("labels", "attention_mask"):
+        got = tuple(getattr(windows, name).shape)
+        if got != shape:
+            raise DataError(f"windows.{name}: expected the shape of input_ids, {list(shape)}, got {list(got)}; build the windows again")
+    if not bool((windows.labels[:, 1:] != IGNORED).any()):
+        raise DataError("windows.labels: expected at least one token to predict, got only -100; give longer texts or windows")
+
+
+def _next_tokens(logits: Tensor, labels: Tensor) -> Tensor:
+    """Targets ``[b, t]``: position i holds label i + 1, the last position nothing."""
+    if logits.ndim != 3 or labels.shape != logits.shape[:2]:
+        raise DataError(
+            f"labels: expected logits [b, t, v] and labels [b, t], got {list(logits.shape)} and {list(labels.shape)}; "
+            "give unshifted labels, one per position"
+        )
+    return torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORED)], dim=1)
+
+
+def _at_least_fp32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,102 @@
+"""LoRA recovery: low-rank adapters on the pruned model, trained, then merged (Hu et al., arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapruner.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """LLM-Pruner's recovery settings by default (arXiv 2305.11627, section 4.1)."""
+
+    r: int = 8
+    """Rank of each adapter."""
+    alpha: int = 16
+    """Scale: adapters are multiplied by alpha / r."""
+    dropout: float = 0.05
+    """On the adapters' inputs, in training only."""
+    target_modules: str | list[str] = "all-linear"
+    """Names of the layers that get an adapter; ``all-linear``: every linear layer of the decoder."""
+
+    def __post_init__(self) -> None:
+        if self.r < 1 or self.alpha < 1:
+            raise ConfigurationError(f"lora: expected r and alpha of 1 or more, got {self.r} and {self.alpha}; give 8 and 16")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigurationError(f"lora.dropout: expected a number in [0, 1), got {self.dropout}; give 0.05")
+
+
+def attach_lora(model: nn.Module, config: LoRAConfig) -> Any:
+    """Wraps the (pruned) model with adapters; only they train from here on. Merging at once changes nothing."""
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=config.target_modules,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, settings)  # type: ignore[arg-type]
+
+
+def merge_lora(adapted: Any) -> nn.Module:
+    """Adds every adapter to its layer and takes the wrapping off; a model without adapters comes back as it is."""
+    if not hasattr(adapted, "merge_and_unload"):
+        return adapted  # type: ignore[no-any-return]
+    merged: nn.Module = adapted.merge_and_unload(safe_merge=True)
+    for parameter in merged.parameters():
+        parameter.requires_grad_(True)
+    if hasattr(merged, "peft_config"):
+        del merged.peft_config  # else save_pretrained looks for adapters
+    return merged
+
+
+def recover_briefly(
+    model: nn.Module,
+    batches: Iterable[dict[str, Tensor]],
+    config: LoRAConfig,
+    *,
+    steps: int,
+    build_optimizer: Callable[[list[nn.Parameter]], tuple[torch.optim.Optimizer, Any]],
+    clip_norm: float | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """A short recovery without a Trainer: adapters, ``steps`` optimizer steps, merge.
+
+    This is the equal treatment that compared methods get: same batches, optimizer and schedule as the run itself. The
+    model is changed in place; give a copy to keep it.
+
+    Args:
+        batches: dictionaries of ``input_ids``, ``labels``, ``attention_mask`` ``[batch, seq_len]``; read again from the
+            start when they end before the steps do.
+        build_optimizer: trainable parameters -> optimizer and scheduler (or ``None``), the latter stepped per batch.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapted = attach_lora(model, config).train()
+        parameters = [p for p in adapted.parameters() if p.requires_grad]
+        optimizer, scheduler = build_optimizer(parameters)
+        for batch in itertools.islice(_repeat(batches), steps):
+            loss = adapted(**{name: value.to(parameters[0].device) for name, value in batch.items()}, use_cache=False).loss
+            optimizer.zero_grad()
+            loss.backward()
+            if clip_norm:
+                torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+    return merge_lora(adapted)
+
+
+def _repeat(batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    while True:
+        yield from batches
