@@ -1,0 +1,211 @@
+"""Writes a pruned model as a folder that ``transformers`` loads by itself.
+
+Where all layers are equally wide a stock class reads it; otherwise one modelling file goes along.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapruner.anatomy.units import ModelAnatomy
+from adapruner.errors import ConfigurationError, ModelError, nearest
+from adapruner.export.card import model_card
+from adapruner.export.families import family_of
+from adapruner.export.widths import check_widths, choose_config
+from adapruner.pruning.plan import PruningPlan
+
+MARK = "adapruner"
+"""Key in ``config.json`` by which an export is known as ours; holds the plan's hash."""
+PLAN_FILE = "plan.json"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """What was written."""
+
+    path: Path
+    class_name: str
+    """The class in ``architectures``."""
+    stock: bool
+    """Whether a class of ``transformers`` reads the folder, without ``trust_remote_code``."""
+    notes: list[str]
+    """What a reader of the export should know."""
+    files: list[str]
+    """Sorted file names inside ``path``."""
+
+
+def export_model(
+    model: Any,
+    tokenizer: Any,
+    anatomy: ModelAnatomy,
+    plan: PruningPlan,
+    folder: str | Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: str | int = "5GB",
+    card: dict[str, Any] | None = None,
+) -> ExportRecord:
+    """Writes weights (safetensors), configuration, tokenizer, ``plan.json`` and a model card.
+
+    Everything is written beside ``folder`` and moved into place at the end. An earlier export is replaced as a whole.
+
+    Args:
+        model: a Hugging Face causal LM, already pruned by ``plan``, adapters merged.
+        tokenizer: saved along; None leaves it out.
+        anatomy: of the dense model.
+        plan: what the model was pruned by.
+        folder: where to; new, empty, or an earlier export.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; None keeps the model's.
+        max_shard_size: of one safetensors file, such as ``"5GB"``.
+        card: for the model card, see :func:`adapruner.export.card.model_card`.
+
+    Raises:
+        ConfigurationError: if the folder holds something else, or the dtype is unknown.
+        PlanError: if the plan is for another model.
+        ModelError: if the model is not at the plan's widths, its family is unknown, or it does not fit the dtype.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    if dtype is not None and dtype not in _DTYPES:
+        raise ConfigurationError(f"dtype: expected the name of a floating point type, got {dtype!r}; {nearest(dtype, _DTYPES)}")
+    family_of(anatomy.model_type)
+    check_widths(model, anatomy, plan)
+    config, stock, notes = choose_config(model, anatomy)
+    setattr(config, MARK, {"plan_hash": plan.hash})
+    target = _rebuild(model, config, stock, _DTYPES.get(dtype or ""))
+    notes += _carry_generation_config(model, target)
+    class_name = type(target).__name__
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        target.save_pretrained(temporary, max_shard_size=max_shard_size)
+        if tokenizer is not None:
+            notes += _save_tokenizer(tokenizer, temporary)
+        plan.save(temporary / PLAN_FILE)
+        (temporary / "README.md").write_text(model_card(plan, class_name=class_name, stock=stock, notes=notes, card=card), encoding="utf-8")
+        files = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
+        _move_into_place(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return ExportRecord(folder, class_name, stock, notes, files)
+
+
+def check_folder(folder: str | Path) -> None:
+    """Refuses a place that holds something other than an earlier export; a callback calls this before hours of work.
+
+    Raises:
+        ConfigurationError: if it does.
+    """
+    folder = Path(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir():
+        raise ConfigurationError(f"folder: expected a folder, got the file {folder}; choose another name")
+    if (folder / ".git").exists():  # replaced as a whole, it would lose its history
+        raise ConfigurationError(f"folder: expected a plain folder, got the git repository {folder}; export elsewhere and copy")
+    if not is_export(folder):
+        raise ConfigurationError(
+            f"folder: expected an empty folder or an earlier export, got other files in {folder}; choose another folder"
+        )
+
+
+def is_export(folder: Path) -> bool:
+    """Whether ``config.json`` carries our mark."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and isinstance(config.get(MARK), dict)
+
+
+def _rebuild(model: Any, config: Any, stock: bool, dtype: torch.dtype | None) -> Any:
+    """The class the export names, holding the model's tensors. Built on the meta device: what does not fit shows here."""
+    target_class = _target_class(config, stock)
+    with torch.device("meta"):
+        target = target_class(config)
+    try:
+        target.load_state_dict(_state(model, dtype), strict=True, assign=True)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ModelError(f"model: expected the tensors of {target_class.__name__}, got others ({reason}); merge adapters first") from None
+    target.tie_weights()
+    return target
+
+
+def _target_class(config: Any, stock: bool) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    if stock:
+        return AutoModelForCausalLM._model_mapping[type(config)]
+    from adapruner.export import modeling_adapruner
+
+    return getattr(modeling_adapruner, family_of(config.model_type).pruned_class)
+
+
+def _state(model: Any, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = model.state_dict()
+    if dtype is None:
+        return state
+    cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    if dtype == torch.float16:
+        for name, tensor in cast.items():
+            if not torch.isfinite(tensor).all():
+                raise ModelError(f"dtype: expected weights within the range of float16, got larger ones in {name}; use bfloat16")
+    return cast
+
+
+def _carry_generation_config(model: Any, target: Any) -> list[str]:
+    """Copies the generation settings. Some released ones contradict themselves and could not be saved again."""
+    target.generation_config = settings = copy.deepcopy(model.generation_config)
+    try:
+        settings.validate(strict=True)
+        return []
+    except ValueError:
+        settings.do_sample = True  # the usual contradiction: a temperature without sampling
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"generation_config: expected settings that can be saved, got {error}; mend model.generation_config"
+        ) from None
+    return ["generation_config: do_sample set to true, as the sampling settings of the base model ask for"]
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> list[str]:
+    """AutoTokenizer goes by the model's family before it goes by what was saved, so what it makes of the folder is tried."""
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(folder)
+    text = "The lazy dog, naïve as ever, slept 42 hours.\n\tDéjà vu in 東京!"
+    try:
+        again = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if again(text)["input_ids"] == tokenizer(text)["input_ids"]:
+            return []
+        reason = f"AutoTokenizer reads it as {type(again).__name__}, which gives other tokens"
+    except (ValueError, OSError, ImportError) as error:
+        reason = f"AutoTokenizer cannot read it ({' '.join(str(error).split())})"
+    return [f"tokenizer: {reason}; load it with {type(tokenizer).__name__}.from_pretrained"]
+
+
+def _move_into_place(temporary: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        folder.replace(old)
+    try:
+        temporary.replace(folder)
+    except OSError:
+        if old.exists():
+            old.replace(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,96 @@
+"""Proves an export: a new process loads it the way a stranger would and must compute the same logits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapruner.errors import ModelError
+
+# A string, so that nothing of ours is imported on the way in.
+_STRANGER = """
+import sys
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+folder, inputs, outputs, remote = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=remote == "True", local_files_only=True)
+with torch.no_grad():
+    logits = model.eval()(input_ids=load_file(inputs)["input_ids"], use_cache=False).logits
+if "adapruner" in sys.modules:
+    sys.exit("the export needs adapruner to load")
+save_file({"logits": logits.float().contiguous()}, outputs)
+"""
+
+
+def verify_export(folder: str | Path, model: Any, input_ids: Tensor, *, timeout: float = 600.0) -> float:
+    """Largest absolute difference between the logits of the export, loaded in float32 by a new process, and the model's.
+
+    The new process uses plain ``AutoModelForCausalLM.from_pretrained`` on the CPU (``trust_remote_code`` only where the
+    export brings a modelling file) and must not import adapruner. A model that is not in float32 itself adds its rounding.
+
+    Args:
+        folder: the export.
+        model: what was exported.
+        input_ids: ``[b, t]`` token ids.
+        timeout: seconds the new process may take.
+
+    Returns:
+        The difference; ``inf`` if either side has a NaN.
+
+    Raises:
+        ModelError: if the folder is no export, the shapes differ, or the new process fails or takes too long.
+    """
+    if input_ids.ndim != 2 or input_ids.numel() == 0:
+        raise ModelError(f"input_ids: expected [b, t] token ids, got shape {tuple(input_ids.shape)}; give at least one token")
+    ours = _logits(model, input_ids)
+    theirs = _strangers_logits(Path(folder), input_ids, timeout)
+    if ours.shape != theirs.shape:
+        raise ModelError(
+            f"export: expected logits {tuple(ours.shape)}, got {tuple(theirs.shape)} from {folder}; give the model it was made of"
+        )
+    difference = float((ours - theirs).abs().max())
+    return difference if difference == difference else float("inf")
+
+
+def _logits(model: Any, input_ids: Tensor) -> Tensor:
+    training = model.training
+    try:
+        with torch.no_grad():
+            logits: Tensor = model.eval()(input_ids=input_ids.to(model.device), use_cache=False).logits
+    finally:
+        model.train(training)
+    return logits.float().cpu()
+
+
+def _strangers_logits(folder: Path, input_ids: Tensor, timeout: float) -> Tensor:
+    from safetensors.torch import load_file, save_file
+
+    try:
+        remote = "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"folder: expected an export, got {folder} without a readable config.json ({error}); check the path") from None
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs, outputs = f"{scratch}/inputs.safetensors", f"{scratch}/outputs.safetensors"
+        save_file({"input_ids": input_ids.detach().cpu().contiguous()}, inputs)
+        command = [sys.executable, "-c", _STRANGER, str(folder.resolve()), inputs, outputs, str(remote)]
+        # The modelling file is cached by folder name: a scratch cache cannot serve an older one.
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": f"{scratch}/modules", "CUDA_VISIBLE_DEVICES": ""}
+        try:
+            # Not in the caller's directory, whence Python would import a checkout of ours.
+            done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise ModelError(f"export: expected {folder} to load within {timeout:g} s, got no answer; raise timeout") from None
+        if done.returncode != 0:
+            reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+            raise ModelError(f"export: expected {folder} to load in a new process, got: {reason}; export again")
+        return load_file(outputs)["logits"]

@@ -1,0 +1,95 @@
+"""Other methods at the same budget, through the same stages: pruned, reconstructed, recovered.
+
+Every method sees the same calibration pool (all samples alike), the same refit and the same recovery; only the choice of
+units differs. The dense model comes back whole after each.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from adapruner.errors import ConfigurationError
+from adapruner.pipeline import PruningProblem, Recipe, make_plan
+from adapruner.pruning.allocation import Allocation
+from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.surgery import cut_layer, restored
+from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_reconstruct
+
+AllocationName = Literal["uniform", "global"]
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What every compared method gets after its units are chosen."""
+
+    input_ids: Tensor
+    """Calibration windows ``[n, seq_len]`` for the reconstruction."""
+    reconstruction: ReconstructionConfig | None
+    recover: Callable[[nn.Module], nn.Module] | None
+    """Recovers a model in place; ``None``: not compared after recovery."""
+
+
+def baseline_recipes(metrics: list[str], allocations: list[str]) -> dict[str, Recipe]:
+    """Method name -> recipe: each metric alone over the whole pool, with each allocation.
+
+    ``uniform``: every layer loses the same; ``global``: one ranking of score per parameter.
+
+    Raises:
+        ConfigurationError: if an allocation is unknown.
+    """
+    known = {"uniform": Allocation("uniform"), "global": Allocation("gamma", 0.0)}
+    unknown = [a for a in allocations if a not in known]
+    if unknown:
+        raise ConfigurationError(f"report.compare_allocations: expected 'uniform' or 'global', got {unknown[0]!r}; name one of them")
+    recipes = {}
+    for metric in metrics:
+        for allocation in allocations:
+            name = metric if len(allocations) == 1 else f"{metric}, {allocation}"
+            recipes[name] = Recipe({metric: 1.0}, allocation=known[allocation])
+    return recipes
+
+
+def compare_methods(
+    model: nn.Module,
+    problem: PruningProblem,
+    recipes: dict[str, Recipe],
+    treatment: Treatment,
+    measure: Callable[[nn.Module], dict[tuple[str, int], float]],
+) -> Iterator[tuple[str, str, dict[tuple[str, int], float]]]:
+    """Yields (method, stage, perplexity by data set and window) as they are measured."""
+    for name, recipe in recipes.items():
+        plan = make_plan(problem, recipe)
+        yield from ((name, stage, values) for stage, values in measure_stages(model, problem, plan, treatment, measure))
+
+
+def measure_stages(
+    model: nn.Module,
+    problem: PruningProblem,
+    plan: PruningPlan,
+    treatment: Treatment,
+    measure: Callable[[nn.Module], dict[tuple[str, int], float]],
+) -> Iterator[tuple[str, dict[tuple[str, int], float]]]:
+    """One plan through the stages. The dense tensors are back when the iterator is exhausted or closed."""
+    anatomy = problem.anatomy
+    with restored(model, anatomy):
+        for layer in range(anatomy.layers):
+            cut_layer(model, anatomy, plan, layer)
+        yield "pruned", measure(model)
+        if treatment.reconstruction is None:
+            yield from _recovered(model, treatment, measure)
+            return
+    with restored(model, anatomy):
+        weights = problem.calibration.sample_weights(plan.recipe.get("source_weights"))
+        prune_and_reconstruct(model, anatomy, plan, treatment.input_ids, treatment.reconstruction, sample_weights=weights)
+        yield "reconstructed", measure(model)
+        yield from _recovered(model, treatment, measure)
+
+
+def _recovered(model: nn.Module, treatment: Treatment, measure: Any) -> Iterator[tuple[str, dict[tuple[str, int], float]]]:
+    if treatment.recover is not None:
+        yield "recovered", measure(treatment.recover(copy.deepcopy(model)))

@@ -1,0 +1,174 @@
+import math
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from adapruner.report.markup import VOID
+from adapruner.report.page import render_page
+from adapruner.report.schema import SECTIONS
+
+from .sample import FINAL, sample_report
+
+SECTION_TITLES = {
+    "perplexity": "Comparison",
+    "search": "Search",
+    "calibration": "Calibration",
+    "recovery": "Recovery",
+    "cost": "Cost",
+    "export": "Export",
+    "generations": "Generated text",
+}
+
+
+class Page(HTMLParser):
+    """Text, tags and attributes of a page; fails on tags that are not closed in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.headings: list[str] = []
+        self.text = ""
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data + "\n"
+        if self.open[-1:] == ["h2"]:
+            self.headings.append(data)
+
+
+def test_holds_every_method_and_figure() -> None:
+    page = Page(render_page(sample_report()))
+    for method, values in FINAL.items():
+        assert method in page.text
+        for value in values[:2]:
+            assert (f"{value:.2f}" if value < 100 else f"{value:.1f}") in page.text
+    for figure in (
+        "40.0\N{NO-BREAK SPACE}%",
+        "28.10",
+        "30.12",
+        "\N{MULTIPLICATION SIGN}0.71",
+        "4.03 M",
+        "2.70 M",
+        "9f2c61d0a87be354",
+        "3.3360",
+        "34.2 %",
+        "yes",
+    ):
+        assert figure in page.text
+    assert page.headings == [
+        "Comparison",
+        "Search",
+        "What is kept",
+        "Calibration",
+        "What mattered in the search",
+        "Recovery",
+        "Cost",
+        "Export",
+        "Generated text",
+        "Recipe",
+        "Protocol",
+    ]
+    assert "Not in this report" not in page.text
+
+
+def test_loads_nothing_and_names_every_plot() -> None:
+    html = render_page(sample_report())
+    page = Page(html)
+    assert "http" not in html
+    assert "url(" not in html
+    assert "@import" not in html
+    assert not {tag for tag, _ in page.seen} & {"script", "link", "img", "iframe", "object", "base"}
+    assert not [attributes for _, attributes in page.seen if {"src", "href", "srcset"} & set(attributes)]
+    plots = [attributes for tag, attributes in page.seen if tag == "svg" and attributes.get("role") == "img"]
+    assert len(plots) == 8
+    assert all(plot["aria-label"] for plot in plots)
+    assert html.count('role="img"') == len(re.findall(r'role="img"[^>]*><title>[^<]+</title>', html))
+    assert '<meta name="viewport"' in html
+    assert "prefers-color-scheme: dark" in html
+    assert "@media print" in html
+
+
+def _poisoned(value: Any) -> Any:
+    """The same report with markup in every free text and every free name."""
+    if isinstance(value, dict):
+        return {key: _poisoned(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_poisoned(item) for item in value]
+    fixed = {"dense", "pruned", "reconstructed", "recovered", "block", "complete", "failed", "searched"}
+    return f'"><script>alert(1)</script>{value}' if isinstance(value, str) and value not in fixed else value
+
+
+def test_escapes_every_text() -> None:
+    report = _poisoned(sample_report())
+    for place in (report["search"]["importance"], report["search"]["recipe"], report["calibration"]["sources"], report["versions"]):
+        for key in list(place):
+            place[f'"><script>alert(2)</script>{key}'] = place.pop(key)
+    html = render_page(report)
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;adapruner" in html
+    assert "&lt;script&gt;alert(2)" in html
+    tags = {tag for tag, _ in Page(html).seen}
+    assert tags == {tag for tag, _ in Page(render_page(sample_report())).seen}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_missing_section_is_left_out_and_named(section: str) -> None:
+    report = sample_report()
+    del report[section]
+    page = Page(render_page(report))
+    assert SECTION_TITLES[section] not in page.headings
+    assert len(page.headings) == 11 - (3 if section == "search" else 1)
+    words = {"generations": "generated text", "search": "search (skipped)", "recovery": "recovery (off)"}.get(section, section)
+    assert f"Not in this report: {words}." in page.text
+
+
+def test_only_the_model_is_needed() -> None:
+    page = Page(render_page({key: value for key, value in sample_report().items() if key not in SECTIONS}))
+    assert page.headings == ["What is kept", "Protocol"]
+    assert "perplexity not measured" in page.text
+
+
+def test_lora_off_is_named() -> None:
+    report = sample_report()
+    report["recovery"]["lora"] = None
+    page = Page(render_page(report))
+    assert "ridge 0.01" in page.text
+    assert "Not in this report: LoRA recovery." in page.text
+
+
+def test_values_that_are_not_finite_are_said_not_drawn() -> None:
+    report = sample_report()
+    for row in report["perplexity"]:
+        if row["method"] == "random":
+            row["value"] = math.nan if row["stage"] == "recovered" else None
+    for trial in report["search"]["history"]:
+        trial["value"] = math.inf if trial["trial"] % 2 else trial["value"]
+    html = render_page(report)
+    assert "not finite" in html
+    assert not re.search(r'="-?(nan|inf)', html)
+    assert re.search(r"<tr><th>random</th>(<td>not finite</td>){3}</tr>", html)
+
+
+def test_one_row_one_trial_and_wholly_pruned_layers_are_drawn() -> None:
+    report = sample_report()
+    report["perplexity"] = [{"stage": "pruned", "method": "l2", "dataset": "c4", "window": 128, "value": 40.0}]
+    report["search"]["history"] = report["search"]["history"][:1]
+    report["recovery"]["lora"]["history"] = []
+    report["model"]["units"]["attention"]["kept"] = [0] * 8
+    report["model"]["units"]["ffn"]["dense"] = report["model"]["units"]["ffn"]["kept"] = [11008] * 8
+    page = Page(render_page(report))
+    assert "40.00" in page.text
+    assert "Attention units: 0 of 48 kept" in page.text

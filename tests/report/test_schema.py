@@ -1,0 +1,70 @@
+from typing import Any
+
+import pytest
+
+from adapruner.errors import ConfigurationError
+from adapruner.report.schema import SECTIONS, validate_report
+
+from .sample import sample_report
+
+
+def _set(report: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split("/")
+    place: Any = report
+    for key in parents:
+        place = place[int(key) if key.isdigit() else key]
+    if value is KeyError:
+        del place[last]
+    else:
+        place[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("seed", KeyError, r"^report: expected the key 'seed', got none; add it"),
+        ("model/plan_hash", KeyError, r"^report\.model: expected the key 'plan_hash'"),
+        ("search/best_value", KeyError, r"^report\.search: expected the key 'best_value'"),
+        ("export/class", KeyError, r"^report\.export: expected the key 'class'"),
+        ("perplexity/3/window", KeyError, r"^report\.perplexity\[3\]: expected the key 'window'"),
+        ("model/units/ffn/kept", KeyError, r"^report\.model\.units\.ffn: expected the key 'kept'"),
+        ("recovery/lora", KeyError, r"^report\.recovery: expected the key 'lora'"),
+        ("name", 3, r"^report\.name: expected text, got 3"),
+        ("seed", True, r"^report\.seed: expected an integer, got True"),
+        ("model", [], r"^report\.model: expected an object, got \[\]"),
+        ("perplexity", "low", r"^report\.perplexity: expected a list, got 'low'"),
+        ("perplexity/0/stage", "healed", r"stage: expected one of dense, pruned, reconstructed, recovered, got 'healed'"),
+        ("recovery/lora/history", [[1]], r"history\[0\]: expected 2 items, got 1"),
+        ("model/pruned_fraction", 40.0, r"pruned_fraction: expected a number in \[0, 1\), got 40\.0"),
+        ("model/units/ffn/kept", [1], r"units\.ffn: expected as many kept as dense layers \(8\), got 1"),
+        ("model/units/attention/kept", [7] * 8, r"units\.attention: expected every kept count between 0 and the dense count"),
+    ],
+)
+def test_refuses_in_one_line(path: str, value: Any, message: str) -> None:
+    report = sample_report()
+    _set(report, path, value)
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        validate_report(report)
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_two_values_for_one_cell() -> None:
+    report = sample_report()
+    report["perplexity"].append(dict(report["perplexity"][1], value=1.0))
+    with pytest.raises(ConfigurationError, match=r"one value per stage, method, dataset and window, got .*two for \('pruned', 'adapruner'"):
+        validate_report(report)
+
+
+@pytest.mark.parametrize("absent", ["missing", "none"])
+def test_every_later_section_may_be_absent(absent: str) -> None:
+    report = sample_report()
+    for section in (*SECTIONS, "protocol"):
+        if absent == "missing":
+            del report[section]
+        else:
+            report[section] = None
+    assert validate_report(report) is None
+
+
+def test_unknown_keys_are_allowed() -> None:
+    assert validate_report({**sample_report(), "zero_shot": {"arc_easy": 0.5}}) is None
