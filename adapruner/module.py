@@ -1,0 +1,182 @@
+"""The LightningModule around the language model: loads it, trains it, carries its pruning plan in every checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from adapruner.anatomy.tracing import trace_anatomy
+from adapruner.anatomy.units import ModelAnatomy
+from adapruner.errors import ConfigurationError, ModelError
+from adapruner.evaluation.perplexity import token_nll
+from adapruner.pruning.plan import PruningPlan, read_plan
+from adapruner.pruning.surgery import prune_model
+
+PLAN_KEY = "adapruner_plan"
+DEMO = "demo"
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def _adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
+
+
+class PrunableCausalLM(LightningModule):
+    """Any decoder-only Hugging Face causal language model, ready to be pruned and recovered.
+
+    Args:
+        name_or_path: hub name or local folder; ``demo`` is the small model that comes with adapruner.
+        dtype: ``auto`` (as saved), ``float32``, ``bfloat16`` or ``float16``.
+        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ...; the library's choice when empty.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: run modelling code that comes with the model. Off: such a model is refused.
+        optimizer: called with the trainable parameters (adapters only, during LoRA recovery).
+        scheduler: called with the optimizer; stepped after every batch.
+        warmup_steps: optimizer steps of linear warm-up before the scheduler's own factor applies in full.
+        gradient_checkpointing: trade compute for activation memory while training.
+
+    The model is loaded in :meth:`configure_model`, which callbacks may call early; it is idempotent.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str = DEMO,
+        dtype: str = "auto",
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        optimizer: OptimizerCallable = _adamw,
+        scheduler: LRSchedulerCallable | None = None,
+        warmup_steps: int = 0,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if dtype not in _DTYPES:
+            raise ConfigurationError(f"model.dtype: expected one of {', '.join(_DTYPES)}, got {dtype!r}; name one of them")
+        if warmup_steps < 0:
+            raise ConfigurationError(f"model.warmup_steps: expected 0 or more, got {warmup_steps}; give 0 for no warm-up")
+        self.save_hyperparameters(ignore=["optimizer", "scheduler"])
+        self.name_or_path, self.dtype_name, self.attn_implementation = name_or_path, dtype, attn_implementation
+        self.revision, self.trust_remote_code = revision, trust_remote_code
+        self.optimizer, self.scheduler, self.warmup_steps = optimizer, scheduler, warmup_steps
+        self.gradient_checkpointing = gradient_checkpointing
+        self.model: Any = None
+        self.anatomy: ModelAnatomy | None = None
+        self.plan: PruningPlan | None = None
+        self._tokenizer: Any = None
+
+    @property
+    def source(self) -> str:
+        """Where the model comes from: the embedded folder for ``demo``, else the name as given."""
+        if self.name_or_path != DEMO:
+            return self.name_or_path
+        from adapruner.demo import MODEL_FOLDER
+
+        return str(MODEL_FOLDER)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, loaded on first use.
+
+        Raises:
+            ModelError: if it cannot be loaded.
+        """
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            self._tokenizer = self._load(AutoTokenizer, "tokenizer", trust_remote_code=self.trust_remote_code)
+            if self._tokenizer.pad_token_id is None:
+                self._tokenizer.pad_token = self._tokenizer.eos_token
+        return self._tokenizer
+
+    def configure_model(self) -> None:
+        """Loads the dense model, once.
+
+        Raises:
+            ModelError: if the folder or hub name cannot be loaded.
+        """
+        if self.model is not None:
+            return
+        from transformers import AutoModelForCausalLM
+
+        dtype = "auto" if self.dtype_name == "auto" else getattr(torch, self.dtype_name)
+        options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": self.trust_remote_code, "use_safetensors": True}
+        if self.attn_implementation:
+            options["attn_implementation"] = self.attn_implementation
+        self.model = self._load(AutoModelForCausalLM, "model", **options)
+        if self.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.model.enable_input_require_grads()
+
+    def _load(self, factory: Any, what: str, **options: Any) -> Any:
+        local = Path(self.source).exists()
+        try:
+            return factory.from_pretrained(self.source, revision=None if local else self.revision, **options)
+        except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(
+                f"model.name_or_path: expected a {what} to load from {self.name_or_path!r}, got {reason[:200]!r}; "
+                "give a local folder with config.json and safetensors, or a hub name this machine can reach"
+            ) from error
+
+    def apply_plan(self, plan: PruningPlan) -> None:
+        """Prunes the dense model by a plan, in place, and remembers the plan."""
+        self.configure_model()
+        if self.anatomy is None:
+            self.anatomy = trace_anatomy(self.model)
+        prune_model(self.model, self.anatomy, plan)
+        self.plan = plan
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits ``[batch, seq_len, vocabulary]`` of ``input_ids [batch, seq_len]``."""
+        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        return logits
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Mean NLL per counted token of the batch; labels of -100 (padding, prompts) do not count."""
+        loss: Tensor = self.model(**batch, use_cache=False).loss
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Logs ``val_nll`` (nats per token, weighted by tokens)."""
+        self._log_nll(batch, "val_nll")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Logs ``test_nll`` per evaluation set."""
+        self._log_nll(batch, "test_nll")
+
+    def _log_nll(self, batch: dict[str, Tensor], name: str) -> None:
+        total, tokens = token_nll(self(batch["input_ids"], batch.get("attention_mask")), batch["labels"])
+        self.log(name, (total / max(1, tokens)).float(), batch_size=max(1, tokens), prog_bar=True, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over everything that requires a gradient now, with warm-up and the scheduler."""
+        optimizer, scheduler = self.build_optimizer([p for p in self.parameters() if p.requires_grad])
+        return optimizer if scheduler is None else ([optimizer], [{"scheduler": scheduler, "interval": "step"}])
+
+    def build_optimizer(self, parameters: list[Any]) -> tuple[Any, Any]:
+        """Optimizer and scheduler (or ``None``) for some parameters, as configured; the scheduler is stepped per batch."""
+        optimizer = self.optimizer(parameters)
+        scheduler: Any = None if self.scheduler is None else self.scheduler(optimizer)
+        if self.warmup_steps:
+            warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / self.warmup_steps))
+            scheduler = warm if scheduler is None else torch.optim.lr_scheduler.ChainedScheduler([scheduler, warm], optimizer)
+        return optimizer, scheduler
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The plan goes into the checkpoint, as JSON types."""
+        if self.plan is not None:
+            checkpoint[PLAN_KEY] = self.plan.to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Prunes a still dense model by the checkpoint's plan, so that the weights fit."""
+        record = checkpoint.get(PLAN_KEY)
+        self.configure_model()
+        if record is not None and self.plan is None:
+            self.apply_plan(read_plan(record))

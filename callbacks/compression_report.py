@@ -1,0 +1,329 @@
+"""Measures the dense, pruned, reconstructed and recovered model, and other methods at the same budget; writes the report."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import shlex
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+
+from adapruner._version import __version__
+from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
+from adapruner.callbacks.progress import announce, progress_bar
+from adapruner.callbacks.pruned_export import PrunedExportCallback
+from adapruner.callbacks.pruning_search import PruningSearchCallback
+from adapruner.errors import ConfigurationError
+from adapruner.evaluation.perplexity import evaluate_nll
+from adapruner.importance.metrics import find_metric
+from adapruner.recovery.lora import recover_briefly
+from adapruner.report.comparison import Treatment, baseline_recipes, compare_methods
+from adapruner.search.study import TrialRecord, to_history
+
+METHOD = "adapruner"
+
+
+class CompressionReportCallback(Callback):
+    """Writes ``report.json`` and ``report.html`` and prints the answer.
+
+    Needs a :class:`PruningSearchCallback` in the same Trainer, and a data module with ``evaluation_windows``.
+
+    Args:
+        compare: metrics to prune with alone, at the same budget; empty for none.
+        compare_allocations: ``uniform`` (every layer loses the same), ``global`` (one ranking of score per parameter).
+        compare_recovered: recover each compared method too, with the run's own data, optimizer and number of steps. Costs
+            one short training each and a copy of the pruned model.
+        batch_size: windows in one forward pass of an evaluation.
+        prompts: texts that the dense and the final model continue, for the page.
+        latency_seq_len: tokens in the timed forward pass.
+        latency_repeats: timed rounds.
+        name: of the run; the run folder's name when empty.
+        folder: where the report goes; the search's folder when empty.
+    """
+
+    def __init__(
+        self,
+        compare: list[str] | None = None,
+        compare_allocations: list[str] | None = None,
+        compare_recovered: bool = False,
+        batch_size: int = 8,
+        prompts: list[str] | None = None,
+        latency_seq_len: int = 128,
+        latency_repeats: int = 20,
+        name: str | None = None,
+        folder: str | None = None,
+    ) -> None:
+        super().__init__()
+        for argument, value in (("batch_size", batch_size), ("latency_seq_len", latency_seq_len), ("latency_repeats", latency_repeats)):
+            if value < 1:
+                raise ConfigurationError(f"report.{argument}: expected 1 or more, got {value}; give a positive number")
+        self.compare = list(compare or [])
+        for metric in self.compare:
+            find_metric(metric)
+        self.recipes = baseline_recipes(self.compare, list(compare_allocations or ["uniform"]))
+        self.compare_recovered, self.batch_size, self.prompts = compare_recovered, batch_size, list(prompts or [])
+        self.latency_seq_len, self.latency_repeats = latency_seq_len, latency_repeats
+        self.name, self.folder_name = name, folder
+        self.perplexity: list[dict[str, Any]] = []
+        self.protocols: list[str] = []
+        self.generations: list[dict[str, str]] = []
+        self.dense_config: Any = None
+        self.dense_search_nll: float | None = None
+        self.cost: dict[str, Any] | None = None
+        self._pruning: PruningSearchCallback | None = None
+        self._complete = False
+
+    # ------------------------------------------------------------------------------------------------------ measuring
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses a Trainer without a search."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        if stage == "fit" and not any(isinstance(c, PruningSearchCallback) for c in callbacks):
+            raise ConfigurationError(
+                "trainer.callbacks: expected a PruningSearchCallback beside CompressionReportCallback, got none; add one"
+            )
+
+    def on_pruning_stage(self, trainer: Trainer, pl_module: LightningModule, stage: str, pruning: PruningSearchCallback) -> None:
+        """Called by the search: at ``dense``, with the plan known, and after the surgery."""
+        self._pruning = pruning
+        if not trainer.is_global_zero:
+            return
+        model = pruning.language_model(pl_module)
+        with isolate_rng():
+            if stage == "dense":
+                self._measure_dense(trainer, pl_module, model, pruning)
+            else:
+                self._add(METHOD, stage, self._measure(trainer, model))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures the final model; the export follows, then :meth:`teardown` writes."""
+        if self._pruning is None or self._pruning.plan is None or not trainer.is_global_zero:
+            return
+        model = getattr(pl_module, self._pruning.model_attribute)
+        with isolate_rng():
+            if self._lora(trainer) is not None:
+                announce("evaluates the recovered model")
+                self._add(METHOD, "recovered", self._measure(trainer, model))
+            if self.prompts and self.generations:
+                for row, text in zip(self.generations, self._generate(pl_module, model), strict=True):
+                    row["recovered"] = text
+            if self.dense_config is not None:
+                self.cost = self._measure_cost(model)
+        self._complete = True
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes the report of a run that came to its end."""
+        if stage != "fit" or not self._complete or not trainer.is_global_zero:
+            return
+        from adapruner.report.record import write_report
+        from adapruner.report.table import print_report
+
+        assert self._pruning is not None
+        folder = Path(self.folder_name or self._pruning.folder)
+        record = self.to_report(trainer, pl_module)
+        write_report(record, folder)
+        print_report(record)
+        announce(f"report: {folder / 'report.html'}")
+        self._complete = False
+
+    def _measure_dense(self, trainer: Trainer, pl_module: LightningModule, model: Any, pruning: PruningSearchCallback) -> None:
+        problem, plan = pruning.problem, pruning.plan
+        assert problem is not None
+        assert plan is not None
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self.dense_config = copy.deepcopy(model.config)
+        self.dense_search_nll = evaluate_nll(model, data.search_windows, self.batch_size).nll
+        self._add("dense", "dense", self._measure(trainer, model))
+        if self.prompts:
+            texts = self._generate(pl_module, model)
+            self.generations = [{"prompt": p, "dense": t, "recovered": ""} for p, t in zip(self.prompts, texts, strict=True)]
+        if pruning.reconstruction is not None:  # else the stage after the surgery is this one
+            from adapruner.pruning.surgery import pruned
+
+            with pruned(model, problem.anatomy, plan):
+                self._add(METHOD, "pruned", self._measure(trainer, model))
+        treatment = Treatment(data.calibration_windows.input_ids, pruning.reconstruction, self._recovery(trainer, pl_module))
+        stages = 1 + (treatment.reconstruction is not None) + (treatment.recover is not None)
+        with progress_bar("comparison", stages * len(self.recipes)) as advance:
+            measured = compare_methods(model, problem, self.recipes, treatment, lambda m: self._measure(trainer, m))
+            for done, (method, stage, values) in enumerate(measured, start=1):
+                self._add(method, stage, values)
+                advance(done, f"{method}: {stage}")
+
+    def _measure(self, trainer: Trainer, model: nn.Module) -> dict[tuple[str, int], float]:
+        from adapruner.evaluation.perplexity import describe_protocol
+
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        values = {}
+        for (name, window), windows in getattr(data, "evaluation_windows", {}).items():
+            result = evaluate_nll(model, windows, self.batch_size)
+            values[name, window] = result.perplexity
+            protocol = describe_protocol(name, window, len(windows.input_ids), result.tokens)
+            if protocol not in self.protocols:
+                self.protocols.append(protocol)
+        return values
+
+    def _add(self, method: str, stage: str, values: dict[tuple[str, int], float]) -> None:
+        for (name, window), value in values.items():
+            self.perplexity.append({"stage": stage, "method": method, "dataset": name, "window": window, "value": value})
+
+    def _recovery(self, trainer: Trainer, pl_module: LightningModule) -> Any:
+        """The run's own recovery as a function of a model; ``None`` where methods are not compared after it."""
+        lora, steps = self._lora(trainer), trainer.max_steps
+        if not self.compare_recovered or lora is None:
+            return None
+        if steps < 1 or not hasattr(pl_module, "build_optimizer"):
+            raise ConfigurationError(
+                "report.compare_recovered: expected trainer.max_steps and a module with build_optimizer, "
+                f"got max_steps {steps} and {type(pl_module).__name__}; set trainer.max_steps or compare_recovered: false"
+            )
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        build: Any = pl_module.build_optimizer
+        clip = trainer.gradient_clip_val
+
+        def recover(model: nn.Module) -> nn.Module:
+            batches = data.train_dataloader()
+            return recover_briefly(model, batches, lora.lora, steps=steps, build_optimizer=build, clip_norm=clip, seed=lora.seed)
+
+        return recover
+
+    def _generate(self, pl_module: LightningModule, model: nn.Module) -> list[str]:
+        from adapruner.evaluation.generation import generate_text
+
+        return generate_text(model, pl_module.tokenizer, self.prompts)
+
+    def _measure_cost(self, model: nn.Module) -> dict[str, Any]:
+        from adapruner.evaluation.cost import compare_cost, cost_protocol, dense_twin
+
+        announce("times the dense and the pruned model in turns")
+        parameter = next(model.parameters())
+        sizes = {"seq_len": self.latency_seq_len, "repeats": self.latency_repeats}
+        costs = compare_cost(dense_twin(self.dense_config, parameter.dtype, parameter.device), model, **sizes)
+        return {**{name: asdict(cost) for name, cost in costs.items()}, "protocol": cost_protocol(model, **sizes)}
+
+    # ---------------------------------------------------------------------------------------------------- the record
+    def to_report(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The dictionary that ``report.json`` holds; see :mod:`adapruner.report.schema`."""
+        pruning, data = self._pruning, trainer.datamodule  # type: ignore[attr-defined]
+        assert pruning is not None
+        return {
+            "name": self.name or Path(trainer.default_root_dir).name,
+            "seed": pruning.search.seed,
+            "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": _versions(),
+            "hardware": _hardware(trainer),
+            "model": _model_section(pruning),
+            "perplexity": self.perplexity,
+            "protocol": " ".join(self.protocols),
+            "search": self._search_section(pruning),
+            "calibration": _calibration_section(pruning, data),
+            "recovery": self._recovery_section(trainer, pruning),
+            "cost": self.cost,
+            "export": next((c.to_report() for c in _callbacks(trainer) if isinstance(c, PrunedExportCallback)), None),
+            "generations": self.generations or None,
+        }
+
+    def _lora(self, trainer: Trainer) -> LoRARecoveryCallback | None:
+        return next((c for c in _callbacks(trainer) if isinstance(c, LoRARecoveryCallback)), None)
+
+    def _search_section(self, pruning: PruningSearchCallback) -> dict[str, Any] | None:
+        outcome = pruning.outcome
+        if outcome is None:
+            return None
+        fixed = [t.value for t in outcome.trials if t.name != "searched" and t.state == "complete" and t.value is not None]
+        return {
+            "trials": len(outcome.trials),
+            "completed": _count(outcome.trials, "complete"),
+            "stopped_early": _count(outcome.trials, "pruned"),
+            "resumed": outcome.resumed,
+            "seconds_total": outcome.seconds,
+            "seconds_statistics": pruning.seconds.get("statistics", 0.0),
+            "best_value": outcome.best.value,
+            "best_trial": outcome.best.trial,
+            "best_fixed_value": min(fixed, default=None),
+            "dense_value": self.dense_search_nll,
+            "recipe": outcome.recipe.to_dict(),
+            "history": to_history(outcome.trials),
+            "importance": outcome.importance,
+        }
+
+    def _recovery_section(self, trainer: Trainer, pruning: PruningSearchCallback) -> dict[str, Any]:
+        lora, refit = self._lora(trainer), pruning.reconstruction
+        return {
+            "reconstruction": None if refit is None else {"ridge": refit.ridge, "seconds": pruning.seconds.get("reconstruction", 0.0)},
+            "lora": None
+            if lora is None
+            else {
+                "r": lora.lora.r,
+                "alpha": lora.lora.alpha,
+                "steps": trainer.global_step,
+                "seconds": lora.seconds,
+                "history": lora.history,
+            },
+        }
+
+
+def _callbacks(trainer: Trainer) -> list[Any]:
+    return trainer.callbacks  # type: ignore[attr-defined,no-any-return]
+
+
+def _count(trials: list[TrialRecord], state: str) -> int:
+    return sum(t.state == state for t in trials)
+
+
+def _model_section(pruning: PruningSearchCallback) -> dict[str, Any]:
+    plan = pruning.plan
+    assert plan is not None
+    kinds = ("attention", "ffn")
+    dense = {
+        kind: [plan.units[n] for n in sorted(plan.units, key=lambda n: int(n.split(".")[0])) if n.endswith(f".{kind}")] for kind in kinds
+    }
+    return {
+        "name": plan.model["name"],
+        "model_type": plan.model["model_type"],
+        "layers": len(dense["attention"] or dense["ffn"]),
+        "parameters_dense": plan.parameters["dense"],
+        "parameters_pruned": plan.parameters["pruned"],
+        "pruned_fraction_target": plan.budget["pruned_fraction"],
+        "pruned_fraction": plan.pruned_fraction,
+        "budget_of": plan.budget["of"],
+        "block_parameters_dense": plan.parameters["block_dense"],
+        "block_parameters_pruned": plan.parameters["block_pruned"],
+        "plan_hash": plan.hash,
+        "uniform": plan.is_uniform(),
+        "units": {kind: {"dense": dense[kind], "kept": plan.widths(kind)} for kind in kinds},
+    }
+
+
+def _calibration_section(pruning: PruningSearchCallback, data: Any) -> dict[str, Any] | None:
+    problem, plan = pruning.problem, pruning.plan
+    if problem is None or plan is None:
+        return None
+    groups, windows = problem.calibration, data.calibration_windows
+    weights = groups.sample_weights(plan.recipe.get("source_weights"))
+    sources = {
+        name: {"samples": int((groups.index == i).sum()), "weight": float(weights[groups.index == i].sum())}
+        for i, name in enumerate(groups.names)
+    }
+    return {"samples": len(windows.input_ids), "seq_len": int(windows.input_ids.shape[1]), "sources": sources}
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    packages = ("torch", "lightning", "transformers", "torch-pruning", "optuna", "peft")
+    return {"adapruner": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
+
+
+def _hardware(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"{where}, {trainer.world_size} process{'es' if trainer.world_size > 1 else ''}"

@@ -1,0 +1,75 @@
+"""LoRA recovery inside the same ``fit``: adapters on after the surgery, merged at the end."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from adapruner.callbacks.pruning_search import PruningSearchCallback
+from adapruner.errors import ConfigurationError
+from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora
+
+
+class LoRARecoveryCallback(Callback):
+    """Trains low-rank adapters on the (pruned) model instead of the model itself.
+
+    Put it after :class:`PruningSearchCallback` in the list of callbacks. At the end of ``fit`` the adapters are merged, so
+    that the module holds an ordinary model again.
+
+    Args:
+        lora: rank, scale, dropout and where adapters go.
+        seed: of the adapters' initial values, so that a searched and a given plan start alike.
+        model_attribute: the module's attribute that holds the language model.
+    """
+
+    def __init__(self, lora: LoRAConfig = LoRAConfig(), seed: int = 0, model_attribute: str = "model") -> None:
+        super().__init__()
+        self.lora, self.seed, self.model_attribute = lora, seed, model_attribute
+        self.history: list[tuple[int, float]] = []
+        self.seconds = 0.0
+        self._attached = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Attaches the adapters, once, at the start of ``fit``."""
+        if stage != "fit" or self._attached:
+            return
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(c, PruningSearchCallback) for c in callbacks[callbacks.index(self) :]):
+            raise ConfigurationError(
+                "trainer.callbacks: expected LoRARecoveryCallback after PruningSearchCallback, got it before; move it behind"
+            )
+        pl_module.configure_model()
+        with isolate_rng():
+            torch.manual_seed(self.seed)
+            setattr(pl_module, self.model_attribute, attach_lora(getattr(pl_module, self.model_attribute), self.lora))
+        self._attached = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Training time is counted from here."""
+        self._started = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Keeps the recovery curve for the report."""
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        if isinstance(loss, torch.Tensor):
+            self.history.append((trainer.global_step, float(loss.detach())))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Training time ends here."""
+        self.seconds = time.monotonic() - self._started
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Merges the adapters; nothing of them is left in the module."""
+        setattr(pl_module, self.model_attribute, merge_lora(getattr(pl_module, self.model_attribute)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The recovery curve so far."""
+        return {"history": [list(row) for row in self.history]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the curve of the checkpoint."""
+        self.history = [(int(step), float(loss)) for step, loss in state_dict.get("history", [])]

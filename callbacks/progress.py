@@ -1,0 +1,56 @@
+"""What a run says on the terminal: one line per decision, one bar per long stage; silent on all ranks but the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+@rank_zero_only
+def announce(message: str) -> None:
+    """One plain line."""
+    from rich.console import Console
+
+    Console(soft_wrap=True, highlight=False).print(f"adapruner: {message}", markup=False)
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
+    """A bar with time left; yields ``advance(done, note="")``. Where there is no terminal, ten plain lines instead."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        yield lambda done, note="": None
+        return
+    console = Console()
+    if not console.is_terminal:
+        yield _lines(title, total)
+        return
+    columns = (
+        TextColumn("{task.description:<14}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(title, total=total, note="")
+        yield lambda done, note="": progress.update(task, completed=done, note=note)
+
+
+def _lines(title: str, total: int) -> Callable[..., None]:
+    shown = -1
+
+    def advance(done: int, note: str = "") -> None:
+        nonlocal shown
+        tenth = done * 10 // max(1, total)
+        if tenth > shown or done >= total:
+            shown = tenth
+            print(f"{title}: {done} of {total} {note}".rstrip(), flush=True)
+
+    return advance
