@@ -7,6 +7,7 @@ then among the shipped ``configs/``.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -76,10 +77,14 @@ def _find_config(name: str) -> str:
 def _quiet_libraries() -> None:
     """Their start-up chatter would bury the few lines a user should read."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", message=".*modules in eval mode at the start of training.*")
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated.*")
+    for name in ("lightning.pytorch", "lightning.fabric"):  # device lists and advertisements; warnings stay
+        logging.getLogger(name).setLevel(logging.WARNING)
     import transformers
 
     transformers.logging.set_verbosity_error()

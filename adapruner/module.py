@@ -36,8 +36,8 @@ class PrunableCausalLM(LightningModule):
         revision: branch, tag or commit on the hub.
         trust_remote_code: run modelling code that comes with the model. Off: such a model is refused.
         optimizer: called with the trainable parameters (adapters only, during LoRA recovery).
-        scheduler: called with the optimizer; stepped after every batch.
-        warmup_steps: optimizer steps of linear warm-up before the scheduler's own factor applies in full.
+        scheduler: called with the optimizer; stepped after every optimizer step.
+        warmup_steps: optimizer steps of linear warm-up; the scheduler begins after them.
         gradient_checkpointing: trade compute for activation memory while training.
 
     The model is loaded in :meth:`configure_model`, which callbacks may call early; it is idempotent.
@@ -108,7 +108,7 @@ class PrunableCausalLM(LightningModule):
         options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": self.trust_remote_code, "use_safetensors": True}
         if self.attn_implementation:
             options["attn_implementation"] = self.attn_implementation
-        self.model = self._load(AutoModelForCausalLM, "model", **options)
+        self.model = self._load(AutoModelForCausalLM, "model", **options).train()  # it loads in evaluation mode
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.model.enable_input_require_grads()
@@ -161,12 +161,13 @@ class PrunableCausalLM(LightningModule):
         return optimizer if scheduler is None else ([optimizer], [{"scheduler": scheduler, "interval": "step"}])
 
     def build_optimizer(self, parameters: list[Any]) -> tuple[Any, Any]:
-        """Optimizer and scheduler (or ``None``) for some parameters, as configured; the scheduler is stepped per batch."""
+        """Optimizer and scheduler (or ``None``) for some parameters, as configured; the scheduler is stepped with the optimizer."""
         optimizer = self.optimizer(parameters)
         scheduler: Any = None if self.scheduler is None else self.scheduler(optimizer)
         if self.warmup_steps:
-            warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / self.warmup_steps))
-            scheduler = warm if scheduler is None else torch.optim.lr_scheduler.ChainedScheduler([scheduler, warm], optimizer)
+            schedulers = torch.optim.lr_scheduler
+            warm: Any = schedulers.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / self.warmup_steps))
+            scheduler = warm if scheduler is None else schedulers.SequentialLR(optimizer, [warm, scheduler], [self.warmup_steps])
         return optimizer, scheduler
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -65,10 +65,10 @@ class CompressionReportCallback(Callback):
         for argument, value in (("batch_size", batch_size), ("latency_seq_len", latency_seq_len), ("latency_repeats", latency_repeats)):
             if value < 1:
                 raise ConfigurationError(f"report.{argument}: expected 1 or more, got {value}; give a positive number")
-        self.compare = list(compare or [])
-        for metric in self.compare:
+        self.compared_metrics = list(compare or [])  # the search collects what these need, too
+        for metric in self.compared_metrics:
             find_metric(metric)
-        self.recipes = baseline_recipes(self.compare, list(compare_allocations or ["uniform"]))
+        self.recipes = baseline_recipes(self.compared_metrics, list(compare_allocations or ["uniform"]))
         self.compare_recovered, self.batch_size, self.prompts = compare_recovered, batch_size, list(prompts or [])
         self.latency_seq_len, self.latency_repeats = latency_seq_len, latency_repeats
         self.name, self.folder_name = name, folder
@@ -244,7 +244,7 @@ class CompressionReportCallback(Callback):
             "completed": _count(outcome.trials, "complete"),
             "stopped_early": _count(outcome.trials, "pruned"),
             "resumed": outcome.resumed,
-            "seconds_total": outcome.seconds,
+            "seconds_total": outcome.seconds + pruning.seconds.get("statistics", 0.0),
             "seconds_statistics": pruning.seconds.get("statistics", 0.0),
             "best_value": outcome.best.value,
             "best_trial": outcome.best.trial,

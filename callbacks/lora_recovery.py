@@ -45,7 +45,7 @@ class LoRARecoveryCallback(Callback):
         pl_module.configure_model()
         with isolate_rng():
             torch.manual_seed(self.seed)
-            setattr(pl_module, self.model_attribute, attach_lora(getattr(pl_module, self.model_attribute), self.lora))
+            setattr(pl_module, self.model_attribute, attach_lora(getattr(pl_module, self.model_attribute), self.lora).train())
         self._attached = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

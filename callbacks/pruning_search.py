@@ -23,6 +23,7 @@ from adapruner._version import __version__
 from adapruner.anatomy.fingerprint import fingerprint_model
 from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.anatomy.units import ModelAnatomy
+from adapruner.anatomy.units import ModelAnatomy
 from adapruner.callbacks.progress import announce, progress_bar
 from adapruner.errors import ConfigurationError, DataError, ModelError
 from adapruner.importance.metrics import find_metric
@@ -54,7 +55,6 @@ class PruningSearchCallback(Callback):
         plan: a plan file to apply instead of searching.
         folder: where ``plan.json``, ``trials.csv`` and the journal go; the Trainer's ``default_root_dir`` when empty.
         statistics_batch_size: calibration samples in one forward and backward pass.
-        extra_metrics: metrics whose statistics are collected too, for comparisons outside the searched mixture.
         model_attribute: the module's attribute that holds the language model.
     """
 
@@ -66,7 +66,6 @@ class PruningSearchCallback(Callback):
         plan: str | None = None,
         folder: str | None = None,
         statistics_batch_size: int = 8,
-        extra_metrics: list[str] | None = None,
         model_attribute: str = "model",
     ) -> None:
         super().__init__()
@@ -74,7 +73,7 @@ class PruningSearchCallback(Callback):
             raise ConfigurationError(f"pruning.statistics_batch_size: expected 1 or more, got {statistics_batch_size}; give 8")
         self.budget, self.search, self.reconstruction = budget, search, reconstruction
         self.plan_file, self.folder_name, self.model_attribute = plan, folder, model_attribute
-        self.statistics_batch_size, self.extra_metrics = statistics_batch_size, list(extra_metrics or [])
+        self.statistics_batch_size = statistics_batch_size
         self.given_plan = None if plan is None else read_plan(plan)
         self.checkpoint: str | None = None  # set by the command line when it resumes
         self.plan: PruningPlan | None = None
@@ -156,16 +155,17 @@ class PruningSearchCallback(Callback):
         windows = data.calibration_windows
         fingerprint = fingerprint_model(model)
         groups = CalibrationGroups(tuple(windows.source_names), windows.source_index)
-        statistics = self._statistics(model, anatomy, windows, fingerprint)
+        compared = [m for c in trainer.callbacks for m in getattr(c, "compared_metrics", ())]  # type: ignore[attr-defined]
+        statistics = self._statistics(model, anatomy, windows, fingerprint, compared)
         name = str(getattr(pl_module, "name_or_path", "") or getattr(model.config, "_name_or_path", "") or type(model).__name__)
         return PruningProblem(anatomy, statistics, groups, self.budget, name, fingerprint, self.search.seed)
 
-    def _statistics(self, model: Any, anatomy: Any, windows: Any, fingerprint: str) -> UnitStatistics:
+    def _statistics(self, model: Any, anatomy: Any, windows: Any, fingerprint: str, compared: list[str]) -> UnitStatistics:
         """From the cache in the run folder when it was made of this model and these samples, else one pass over the pool."""
         from safetensors import safe_open
         from safetensors.torch import save_file
 
-        needs = frozenset().union(*(find_metric(m).needs for m in [*self.search.space.metrics, *self.extra_metrics]))
+        needs = frozenset().union(*(find_metric(m).needs for m in [*self.search.space.metrics, *compared]))
         key = f"1:{fingerprint}:{windows.fingerprint}:{','.join(sorted(needs))}"
         cache, started = self.folder / "statistics.safetensors", time.monotonic()
         try:

@@ -34,7 +34,11 @@ class LoRAConfig:
 
 
 def attach_lora(model: nn.Module, config: LoRAConfig) -> Any:
-    """Wraps the (pruned) model with adapters; only they train from here on. Merging at once changes nothing."""
+    """Wraps the (pruned) model with adapters; only they train from here on. Merging at once changes nothing.
+
+    Raises:
+        ConfigurationError: if no layer has one of the target names.
+    """
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
@@ -45,7 +49,12 @@ def attach_lora(model: nn.Module, config: LoRAConfig) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, settings)  # type: ignore[arg-type]
+    try:
+        return get_peft_model(model, settings)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ConfigurationError(
+            f"lora.target_modules: expected names of linear layers, got {config.target_modules!r} ({str(error)[:120]}); give all-linear"
+        ) from error
 
 
 def merge_lora(adapted: Any) -> nn.Module:

@@ -177,32 +177,42 @@ def _advance(
         dense_ends.append(output)
     changed = any(not plan.keeps_all(g) for g in anatomy.groups if g.layer <= index)
     cut_layer(model, anatomy, plan, index)
-    if changed:
-        for projection, ends in ((o_proj, attention_ends), (down_proj, dense_ends)):
-            if projection is not None:
-                _refit(layer, projection, o_proj if projection is down_proj else None, ends, streams, index, config)
-        streams.pruned = [_run(layer, hidden, streams, index, [])[0] for hidden in streams.pruned]
-    else:
+    if not changed:
         streams.pruned = list(dense_ends)
+    else:
+        starts = streams.pruned
+        if o_proj is not None:
+            inputs = [_input_of(layer, hidden, streams, index, o_proj) for hidden in starts]
+            _refit(o_proj, inputs, starts, attention_ends, streams.weights, index, config)
+            starts = [hidden + o_proj(x) for hidden, x in zip(starts, inputs, strict=True)]
+        if down_proj is not None:
+            inputs = [_input_of(layer, hidden, streams, index, down_proj) for hidden in streams.pruned]
+            _refit(down_proj, inputs, starts, dense_ends, streams.weights, index, config)
+            starts = [hidden + down_proj(x) for hidden, x in zip(starts, inputs, strict=True)]
+        streams.pruned = starts
     streams.dense = dense_ends
 
 
 def _refit(
-    layer: nn.Module, projection: Any, before: Any, ends: list[Tensor], streams: _Streams, index: int, config: ReconstructionConfig
+    projection: Any,
+    inputs: list[Tensor],
+    starts: list[Tensor],
+    ends: list[Tensor],
+    weights: list[Tensor],
+    index: int,
+    config: ReconstructionConfig,
 ) -> None:
-    """Solves for one projection. ``ends``: the dense stream after the block; ``before``: o_proj when down_proj is solved."""
+    """Solves for one projection, so that ``starts`` + projection(``inputs``) comes near ``ends``, the dense stream there."""
     width = projection.weight.shape[1]
     gram = torch.zeros(width, width, device=projection.weight.device)
     cross = torch.zeros(projection.weight.shape[0], width, device=projection.weight.device)
-    for hidden, end, weight in zip(streams.pruned, ends, streams.weights, strict=True):
-        _, seen = _run(layer, hidden, streams, index, [projection, before])
-        start = hidden if before is None else hidden + seen[before][1]
+    for x, start, end, weight in zip(inputs, starts, ends, weights, strict=True):
         target = (end - start).float()
         if projection.bias is not None:
             target = target - projection.bias.float()
-        inputs = (seen[projection][0].float() * weight).flatten(0, 1)
-        gram.addmm_(inputs.T, inputs)
-        cross.addmm_((target * weight).flatten(0, 1).T, inputs)
+        rows = (x.float() * weight).flatten(0, 1)
+        gram.addmm_(rows.T, rows)
+        cross.addmm_((target * weight).flatten(0, 1).T, rows)
     kept = projection.weight.float()
     strength = config.ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
     gram.diagonal().add_(strength)
@@ -212,7 +222,16 @@ def _refit(
         raise ModelError(
             f"reconstruction: expected a finite solution in layer {index}, got none; raise reconstruction.ridge above {config.ridge}"
         )
-    projection.weight.copy_(solution.to(projection.weight.dtype))
+    # A new parameter: where nothing was cut, the old one is the dense model's own tensor, which `restored` puts back.
+    projection.weight = nn.Parameter(solution.to(projection.weight.dtype), requires_grad=projection.weight.requires_grad)
+
+
+def _input_of(layer: nn.Module, hidden: Tensor, streams: _Streams, index: int, projection: nn.Module) -> Tensor:
+    """What the projection gets when the layer gets ``hidden``; the layer stops there."""
+    box: list[Tensor] = []
+    with _stopping_before(projection, box):
+        layer(hidden, **streams.arguments[len(hidden)][index])
+    return box[0]
 
 
 def _run(

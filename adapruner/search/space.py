@@ -57,7 +57,7 @@ class SearchSpace:
             got = unknown[0] if unknown else "none"
             raise ConfigurationError(f"search.space.reductions: expected known reductions, got {got!r}; {nearest(got, MEMBER_REDUCTIONS)}")
         for argument, bounds in (("gamma", self.gamma), ("log_head_multiplier", self.log_head_multiplier)):
-            if len(bounds) != 2 or not bounds[0] <= bounds[1]:
+            if len(bounds) != 2 or not -math.inf < bounds[0] <= bounds[1] < math.inf:
                 raise ConfigurationError(f"search.space.{argument}: expected [low, high] with low <= high, got {bounds}; give two numbers")
         for argument, value in (("source_logit", self.source_logit), ("coefficient_off", self.coefficient_off)):
             if not 0 <= value < math.inf:

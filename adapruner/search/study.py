@@ -12,12 +12,12 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from adapruner.errors import AdaPrunerError, ConfigurationError, StudyError
@@ -110,8 +110,14 @@ def run_search(
         StudyError: if the journal belongs to another study or is damaged, or if too many trials fail.
     """
     ranks, started = Ranks(), time.monotonic()
-    study = _Study(config, problem, folder, identity) if ranks.rank == 0 else None
-    resumed = _on_first(ranks, study.count if study else None)
+    study: _Study | None = None
+
+    def open_study() -> int:
+        nonlocal study
+        study = _Study(config, problem, folder, identity)
+        return study.count()
+
+    resumed = _on_first(ranks, open_study if ranks.rank == 0 else None)
     done = resumed
     while done < config.n_trials:
         count = min(ranks.size, config.n_trials - done)
@@ -139,10 +145,11 @@ def _on_first(ranks: Ranks, action: Callable[..., Any] | None, *arguments: Any) 
     if action is not None:
         try:
             result = action(*arguments)
-        except AdaPrunerError as caught:
+        except Exception as caught:
             if ranks.size == 1:
                 raise
-            error = caught
+            known = isinstance(caught, AdaPrunerError)
+            error = caught if known else StudyError(f"search: expected rank 0 to keep the study, got {type(caught).__name__}: {caught}")
     result, error = ranks.from_first((result, error))
     if error is not None:
         raise error
@@ -172,7 +179,7 @@ def _evaluate(
                 break
         else:
             result["state"] = "complete" if math.isfinite(result["value"]) else "failed"
-    except (ConfigurationError, torch.OutOfMemoryError, RuntimeError) as error:
+    except (AdaPrunerError, ValueError, ArithmeticError, RuntimeError) as error:  # out of memory is a RuntimeError
         result["error"] = str(error).splitlines()[0] if str(error) else type(error).__name__
     return {**result, "seconds": time.monotonic() - started}
 
@@ -300,7 +307,9 @@ class _Study:
         import optuna
 
         try:
-            importance = optuna.importance.get_param_importances(self.study)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that few trials say little: the report shows how many there were
+                importance = optuna.importance.get_param_importances(self.study)
         except (ValueError, RuntimeError):  # too few trials, or no variation
             return {}
         return {name: float(value) for name, value in importance.items() if math.isfinite(value)}
