@@ -140,5 +140,6 @@ def build_cli(arguments: list[str]) -> PruningCLI:
         auto_configure_optimizers=False,
         seed_everything_default=0,
         args=None if arguments == sys.argv[1:] else arguments,
-        parser_kwargs={"prog": "adapruner"},
+        # No abbreviations: --model.name would quietly be taken for --model.name_or_path.
+        parser_kwargs={"prog": "adapruner", "allow_abbrev": False, **{name: {"allow_abbrev": False} for name in PruningCLI.subcommands()}},
     )

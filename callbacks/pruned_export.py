@@ -33,9 +33,13 @@ class PrunedExportCallback(Callback):
         self.difference: float | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """A folder that cannot be written is refused before the hours of work, not after."""
+        """Refuses a Trainer without a search."""
         if stage == "fit":
-            check_folder(self._folder(trainer))
+            self.check_before_search(trainer)
+
+    def check_before_search(self, trainer: Trainer) -> None:
+        """A folder that cannot be used is refused before the hours of work, not after; the search calls this first."""
+        check_folder(self._folder(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes and checks the folder."""

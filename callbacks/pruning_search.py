@@ -23,7 +23,6 @@ from adapruner._version import __version__
 from adapruner.anatomy.fingerprint import fingerprint_model
 from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.anatomy.units import ModelAnatomy
-from adapruner.anatomy.units import ModelAnatomy
 from adapruner.callbacks.progress import announce, progress_bar
 from adapruner.errors import ConfigurationError, DataError, ModelError
 from adapruner.importance.metrics import find_metric
@@ -91,6 +90,10 @@ class PruningSearchCallback(Callback):
         self._check_launcher(trainer)
         self.folder = Path(self.folder_name or trainer.default_root_dir)
         self._check_folder()
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            check = getattr(callback, "check_before_search", None)  # their own setup comes after the search
+            if check is not None:
+                check(trainer)
         with isolate_rng():
             self._run(trainer, pl_module)
 

@@ -209,6 +209,10 @@ def _transfer(model: nn.Module, traced: UnitGroup, twin: nn.Module, path: str, l
                 f"model: expected {name} to be a linear layer of shape {tuple(expected)} as in layer 0, got {shape}; "
                 "give the dense model, or one whose layers are alike"
             )
+        if (module.bias is None) != (twins[member.module].bias is None):  # type: ignore[union-attr]
+            raise ModelError(
+                f"model: expected {name} to have a bias exactly if layer 0 has one, got another; give one whose layers are alike"
+            )
         members.append(Member(member.role, name, member.dim, member.index))
     return UnitGroup(layer, traced.kind, traced.units, traced.channels_per_unit, tuple(members), traced.parameters_per_unit)
 

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapruner.callbacks.compression_report import CompressionReportCallback
+from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
+from adapruner.callbacks.pruned_export import PrunedExportCallback
+from adapruner.errors import ConfigurationError
+from adapruner.recovery.lora import LoRAConfig, recover_briefly
+from tests.callbacks.conftest import ForeignData, ForeignModule, Run, foreign_trainer, search_callback
+
+
+def lora(seed: int = 0) -> LoRARecoveryCallback:
+    return LoRARecoveryCallback(LoRAConfig(r=2, alpha=4, dropout=0.0), seed=seed, model_attribute="language")
+
+
+def test_a_short_recovery_is_what_the_trainer_does(tmp_path: Path) -> None:
+    trained = Run(tmp_path, [lora(seed=5)], max_steps=6).module.language
+    briefly = recover_briefly(
+        ForeignModule().language,
+        ForeignData().train_dataloader(),
+        lora().lora,
+        steps=6,  # one and a half times through the data
+        build_optimizer=lambda parameters: (torch.optim.AdamW(parameters, lr=1e-3), None),
+        seed=5,
+    )
+    torch.testing.assert_close(dict(briefly.state_dict()), dict(trained.state_dict()))
+    assert not torch.equal(trained.lm_head.weight, trained.model.embed_tokens.weight)
+
+
+def test_before_the_search_it_is_refused(tmp_path: Path) -> None:
+    trainer = foreign_trainer(tmp_path, [lora(), search_callback()])
+    with pytest.raises(ConfigurationError, match="expected LoRARecoveryCallback after PruningSearchCallback, got it before"):
+        trainer.fit(ForeignModule(), datamodule=ForeignData())
+
+
+def test_the_curve_survives_a_resume(tmp_path: Path) -> None:
+    callback = lora()
+    first = Run(tmp_path, [callback], max_steps=2, enable_checkpointing=True)
+    checkpoint = next(tmp_path.rglob("*.ckpt"))
+    again = lora()
+    second = Run(tmp_path, [again], max_steps=4, ckpt_path=checkpoint)
+    assert first.trainer.global_step == 2
+    assert second.trainer.global_step == 4
+    assert [step for step, _ in again.history] == [1, 2, 3, 4]
+    assert again.history[:2] == callback.history
+
+
+def test_report_and_export_need_a_search_beside_them(tmp_path: Path) -> None:
+    for callback in (CompressionReportCallback(), PrunedExportCallback()):
+        name = type(callback).__name__
+        with pytest.raises(ConfigurationError, match=f"expected a PruningSearchCallback beside {name}, got none"):
+            foreign_trainer(tmp_path, [callback]).fit(ForeignModule(), datamodule=ForeignData())
+    with pytest.raises(ConfigurationError, match=r"export.dtype: expected float32, bfloat16 or float16, got 'int8'"):
+        PrunedExportCallback(dtype="int8")
+    (tmp_path / "file").touch()
+    trainer = foreign_trainer(tmp_path, [search_callback(), PrunedExportCallback(folder=str(tmp_path / "file"))])
+    with pytest.raises(ConfigurationError, match="folder: expected a folder, got the file"):
+        trainer.fit(ForeignModule(), datamodule=ForeignData())
+    assert not (tmp_path / "study.journal").exists()  # before the search, not after it
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compare": ["l3"]}, "metric: expected a known metric, got 'l3'"),
+        ({"compare_allocations": ["even"]}, "report.compare_allocations: expected 'uniform' or 'global', got 'even'"),
+        ({"batch_size": 0}, "report.batch_size: expected 1 or more, got 0"),
+        ({"latency_repeats": 0}, "report.latency_repeats: expected 1 or more, got 0"),
+    ],
+)
+def test_a_report_that_cannot_be_made_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        CompressionReportCallback(**options)  # type: ignore[arg-type]

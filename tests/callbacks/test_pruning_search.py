@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from torch import nn
+
+from adapruner.errors import BudgetError, ConfigurationError, DataError, ModelError, PlanError, StudyError
+from adapruner.pruning.budget import Budget
+from adapruner.pruning.plan import read_plan
+from adapruner.search.study import SearchConfig
+from tests.callbacks.conftest import FFN, ForeignData, ForeignModule, Run, foreign_trainer, search_callback
+
+
+class Killed(BaseException):
+    """As a signal would: nothing catches it."""
+
+
+def fitted(folder: Path, *callbacks: Any, **options: Any) -> Run:
+    return Run(folder, list(callbacks), **options)
+
+
+def test_a_given_plan_is_applied_without_a_search(finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = fitted(tmp_path, search_callback(plan=str(finished.folder / "plan.json"), search=SearchConfig(n_trials=99)), max_steps=1)
+    assert given.search.plan is not None
+    assert given.search.plan.hash == finished.search.plan.hash  # type: ignore[union-attr]
+    assert given.widths == finished.widths
+    assert given.search.outcome is None
+    assert not (tmp_path / "study.journal").exists()
+    assert "no search" in capsys.readouterr().out
+
+
+def test_a_plan_for_another_model_is_refused(finished: Run, tmp_path: Path) -> None:
+    class Other(ForeignModule):
+        def __init__(self) -> None:
+            super().__init__()
+            with torch.no_grad():
+                self.language.lm_head.weight.add_(1.0)
+
+    trainer = foreign_trainer(tmp_path, [search_callback(plan=str(finished.folder / "plan.json"))])
+    with pytest.raises(PlanError, match="plan: expected a plan for the model with fingerprint"):
+        trainer.fit(Other(), datamodule=ForeignData())
+    with pytest.raises(PlanError, match=r"plan gone.json: expected a readable file, got No such file"):
+        search_callback(plan="gone.json")
+
+
+def test_without_reconstruction_the_weights_are_the_kept_ones(finished: Run, tmp_path: Path) -> None:
+    plain = fitted(tmp_path, search_callback(plan=str(finished.folder / "plan.json"), reconstruction=None), max_steps=0)
+    dense = ForeignModule().language
+    plan = read_plan(finished.folder / "plan.json")
+    for index, layer in enumerate(plain.module.language.model.layers):
+        kept = plan.kept[f"{index}.ffn"]
+        assert torch.equal(layer.mlp.down_proj.weight, dense.model.layers[index].mlp.down_proj.weight[:, kept])
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_resumed_run_has_the_same_widths(tmp_path: Path, known: bool) -> None:
+    """From a checkpoint: by the plan in it, or by the journal in the run folder."""
+    first = fitted(tmp_path / "run", search_callback(), max_steps=2)
+    checkpoint = tmp_path / "step2.ckpt"
+    first.trainer.save_checkpoint(checkpoint)
+    callback = search_callback()
+    if known:
+        callback.checkpoint = str(checkpoint)  # as the command line sets it
+    folder = tmp_path / ("elsewhere" if known else "run")
+    second = fitted(folder, callback, ckpt_path=checkpoint, max_steps=3)
+    assert second.trainer.global_step == 3
+    assert second.widths == first.widths != [FFN] * 3
+    assert callback.plan is not None
+    assert callback.plan.hash == first.search.plan.hash  # type: ignore[union-attr]
+    assert callback.anatomy is not None
+    if known:
+        assert not (folder / "study.journal").exists()
+
+
+def test_a_killed_search_goes_on(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adapruner.search import study
+
+    evaluate, calls = study.evaluate_plan, iter(range(100))
+
+    def dying(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == 3:
+            raise Killed("killed")
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(study, "evaluate_plan", dying)
+    with pytest.raises(Killed, match=r"^killed$"):
+        foreign_trainer(tmp_path, [search_callback()]).fit(ForeignModule(), datamodule=ForeignData())
+    resumed = fitted(tmp_path, search_callback(), max_steps=1)
+    assert resumed.search.outcome is not None
+    assert resumed.search.outcome.resumed == 3
+    assert resumed.search.plan.hash == finished.search.plan.hash  # type: ignore[union-attr]
+
+
+def test_another_question_in_the_same_folder_is_refused(finished: Run, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="to have the same budget"):
+        fitted(finished.folder, search_callback(budget=Budget(0.4)))
+
+
+def test_the_optimizer_must_hold_the_pruned_parameters(tmp_path: Path) -> None:
+    class TooEarly(ForeignModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+
+        def configure_optimizers(self) -> Any:
+            return self.optimizer
+
+    trainer = foreign_trainer(tmp_path, [search_callback()])
+    with pytest.raises(ModelError, match="optimizer: expected only parameters of the pruned model, got some from before the surgery"):
+        trainer.fit(TooEarly(), datamodule=ForeignData())
+
+
+def test_spawning_launchers_are_refused_before_any_work(tmp_path: Path) -> None:
+    trainer = Trainer(default_root_dir=tmp_path / "new", accelerator="cpu", strategy="ddp_spawn", devices=2, logger=False)
+    with pytest.raises(
+        ConfigurationError, match=r"trainer.strategy: expected a launcher that starts whole processes, got one that uses 'spawn'"
+    ):
+        search_callback().setup(trainer, ForeignModule(), "fit")
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    class NoModel(ForeignModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.language = nn.Linear(2, 2)  # type: ignore[assignment]
+
+    data = ForeignData()
+    del data.search_windows
+    cases: list[tuple[Any, Any, Any, type[Exception], str]] = [
+        (NoModel(), ForeignData(), {}, ModelError, r"expected a Hugging Face causal LM in NoModel.language, got Linear"),
+        (ForeignModule(), ForeignData(), {"model_attribute": "net"}, ModelError, r"in ForeignModule.net, got NoneType; name the attribute"),
+        (ForeignModule(), data, {}, DataError, "data: expected a data module with search_windows, got ForeignData"),
+        (ForeignModule(), ForeignData(), {"budget": Budget(0.99)}, BudgetError, r"expected at most 0\.\d+ of block parameters"),
+    ]
+    for module, source, options, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            foreign_trainer(tmp_path, [search_callback(**options)]).fit(module, datamodule=source)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"folder: expected a folder that can be written, got .*file"):
+        fitted(tmp_path, search_callback(folder=str(tmp_path / "file")))
+    with pytest.raises(ConfigurationError, match=r"pruning.statistics_batch_size: expected 1 or more, got 0"):
+        search_callback(statistics_batch_size=0)
+
+
+def test_damaged_statistics_are_collected_again(finished: Run, tmp_path: Path) -> None:
+    (tmp_path / "statistics.safetensors").write_bytes(b"half a fi")
+    run = fitted(tmp_path, search_callback(), max_steps=1)
+    assert run.search.plan.hash == finished.search.plan.hash  # type: ignore[union-attr]
+    assert (tmp_path / "statistics.safetensors").stat().st_size == (finished.folder / "statistics.safetensors").stat().st_size
+
+
+def test_the_search_leaves_the_random_state_alone(tmp_path: Path) -> None:
+    trainer, module, data = foreign_trainer(tmp_path, []), ForeignModule(), ForeignData()
+    callback = search_callback()
+    trainer.datamodule = data  # type: ignore[attr-defined]
+    torch.manual_seed(5)
+    state = copy.deepcopy(torch.get_rng_state())
+    callback.setup(trainer, module, "fit")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert callback.plan is not None
+    plan = callback.plan
+    callback.setup(trainer, module, "fit")  # once is enough
+    assert callback.plan is plan

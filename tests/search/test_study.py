@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapruner.data.windows import TextWindows
+from adapruner.errors import BudgetError, ConfigurationError, StudyError
+from adapruner.evaluation.perplexity import NLLResult, evaluate_nll
+from adapruner.pipeline import PruningProblem, Recipe, make_plan
+from adapruner.pruning.surgery import pruned
+from adapruner.search import study
+from adapruner.search.space import SearchSpace
+from adapruner.search.study import SearchConfig, SearchOutcome, TrialRecord, iterate_best, run_search, to_history
+
+METRICS = ["l1", "l2", "gate_fisher"]
+CONFIG = SearchConfig(n_trials=16, batch_size=8, chunks=2, space=SearchSpace(metrics=METRICS))
+FIXED = 6  # three metrics, then one of them on each of three sources
+IDENTITY = {"model": "f00d", "search data": "beef", "bounds": (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def whole(model: Any, problem: PruningProblem, windows: TextWindows, tmp_path_factory: pytest.TempPathFactory) -> SearchOutcome:
+    """The search that nothing interrupts."""
+    return run_search(model, problem, windows, CONFIG, tmp_path_factory.mktemp("whole"), IDENTITY)
+
+
+def same(first: SearchOutcome, second: SearchOutcome) -> None:
+    assert [t.params for t in first.trials] == [t.params for t in second.trials]
+    assert [t.value for t in first.trials] == pytest.approx([t.value for t in second.trials])
+    assert [(t.trial, t.name, t.state, t.plan_hash) for t in first.trials] == [
+        (t.trial, t.name, t.state, t.plan_hash) for t in second.trials
+    ]
+    assert first.plan.hash == second.plan.hash
+    assert first.recipe == second.recipe
+
+
+class Killed(BaseException):
+    """As a signal would: nothing catches it."""
+
+
+def test_the_winner_is_not_worse_than_any_baseline(model: Any, problem: PruningProblem, windows: TextWindows, whole: SearchOutcome) -> None:
+    assert len(whole.trials) == CONFIG.n_trials
+    for metric in METRICS:
+        plan = make_plan(problem, Recipe({metric: 1.0}))
+        with pruned(model, problem.anatomy, plan):
+            value = evaluate_nll(model, windows).nll
+        record = next(t for t in whole.trials if t.name == metric)
+        assert (record.value, record.plan_hash) == (pytest.approx(value), plan.hash)
+        assert whole.best.value is not None
+        assert whole.best.value <= value + 1e-9
+    with pruned(model, problem.anatomy, whole.plan):
+        assert evaluate_nll(model, windows).nll == pytest.approx(whole.best.value)
+    assert whole.plan.hash == whole.best.plan_hash
+    assert whole.plan.provenance["trial"] == whole.best.trial
+    assert min(t.value for t in whole.trials if t.value is not None and t.state == "complete") == whole.best.value
+
+
+def test_the_model_comes_back_whole(model: Any, problem: PruningProblem, whole: SearchOutcome) -> None:
+    for group in problem.anatomy.groups:
+        assert model.get_submodule(group.output.module).weight.shape[1] == group.channels
+    assert whole.plan.pruned_fraction == pytest.approx(0.3, abs=0.002)
+
+
+def test_fixed_points_are_never_stopped_early(whole: SearchOutcome) -> None:
+    states = [t.state for t in whole.trials]
+    assert states[:FIXED] == ["complete"] * FIXED
+    assert "pruned" in states[FIXED:]
+    assert [t.name for t in whole.trials[FIXED:]] == ["searched"] * (CONFIG.n_trials - FIXED)
+    assert [t.name for t in whole.trials[:FIXED]][:3] == METRICS
+
+
+@pytest.mark.parametrize("kept", [2, 9, 13])
+def test_killed_between_trials_and_resumed(
+    model: Any, problem: PruningProblem, windows: TextWindows, whole: SearchOutcome, tmp_path: Path, kept: int
+) -> None:
+    def kill(record: TrialRecord, best: TrialRecord | None) -> None:
+        if record.trial == kept - 1:
+            raise Killed("killed")
+
+    with pytest.raises(Killed, match=r"^killed$"):
+        run_search(model, problem, windows, CONFIG, tmp_path, IDENTITY, kill)
+    if kept == 9:  # and the kill tore the last write
+        with (tmp_path / "study.journal").open("a") as journal:
+            journal.write('{"op_code": 4, "worker_id": "x')
+    seen: list[int] = []
+    outcome = run_search(model, problem, windows, CONFIG, tmp_path, IDENTITY, lambda record, best: seen.append(record.trial))
+    assert outcome.resumed == kept
+    assert seen == list(range(kept, CONFIG.n_trials))
+    same(outcome, whole)
+
+
+@pytest.mark.parametrize("at", [1, 11])
+def test_killed_inside_a_trial_and_resumed(
+    model: Any,
+    problem: PruningProblem,
+    windows: TextWindows,
+    whole: SearchOutcome,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: int,
+) -> None:
+    """The trial stays RUNNING in the journal; it is asked again, and counted once."""
+    evaluate, calls = study.evaluate_plan, iter(range(100))
+
+    def dying(*arguments: Any, **options: Any) -> Iterator[NLLResult]:
+        if next(calls) < at:
+            yield from evaluate(*arguments, **options)
+            return
+        if at < FIXED:  # a later trial might be stopped by its first chunk
+            yield next(iter(evaluate(*arguments, **options)))
+        raise Killed("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "evaluate_plan", dying)
+        with pytest.raises(Killed, match=r"^killed$"):
+            run_search(model, problem, windows, CONFIG, tmp_path, IDENTITY)
+    outcome = run_search(model, problem, windows, CONFIG, tmp_path, IDENTITY)
+    assert outcome.resumed == at
+    same(outcome, whole)
+
+
+def test_a_longer_search_goes_on_and_a_finished_one_only_answers(
+    model: Any, problem: PruningProblem, windows: TextWindows, whole: SearchOutcome, tmp_path: Path
+) -> None:
+    short = run_search(model, problem, windows, replace(CONFIG, n_trials=8), tmp_path, IDENTITY)
+    assert [t.params for t in short.trials] == [t.params for t in whole.trials[:8]]
+    same(run_search(model, problem, windows, CONFIG, tmp_path, IDENTITY), whole)
+    again = run_search(model, problem, windows, CONFIG, tmp_path, IDENTITY, lambda *_: pytest.fail("nothing was left to try"))
+    assert again.resumed == CONFIG.n_trials
+    same(again, whole)
+
+
+def test_a_study_of_something_else_is_refused(model: Any, problem: PruningProblem, windows: TextWindows, tmp_path: Path) -> None:
+    short = replace(CONFIG, n_trials=1)
+    run_search(model, problem, windows, short, tmp_path, IDENTITY)
+    with pytest.raises(StudyError, match=r"to have the same search data \(beef\), got cafe; choose another run folder"):
+        run_search(model, problem, windows, short, tmp_path, {**IDENTITY, "search data": "cafe"})
+
+
+@pytest.mark.parametrize("line", [0, 3])
+def test_a_damaged_journal_is_one_line(model: Any, problem: PruningProblem, windows: TextWindows, tmp_path: Path, line: int) -> None:
+    short = replace(CONFIG, n_trials=2)
+    run_search(model, problem, windows, short, tmp_path, IDENTITY)
+    journal = tmp_path / "study.journal"
+    lines = journal.read_text().splitlines()
+    lines[line] = "{not json"
+    journal.write_text("\n".join(lines) + "\n")
+    with pytest.raises(StudyError, match=r"expected a sound journal in .*study.journal, got damage .*; move it away") as caught:
+        run_search(model, problem, windows, short, tmp_path, IDENTITY)
+    assert "\n" not in str(caught.value)
+
+
+def test_trials_csv_holds_every_trial(model: Any, problem: PruningProblem, windows: TextWindows, tmp_path: Path) -> None:
+    outcome = run_search(model, problem, windows, CONFIG, tmp_path, IDENTITY)
+    rows = list(csv.DictReader((tmp_path / "trials.csv").open()))
+    assert list(rows[0])[:6] == ["trial", "name", "state", "value", "seconds", "plan_hash"]
+    assert list(rows[0])[6:] == sorted(outcome.best.params)
+    for row, record in zip(rows, outcome.trials, strict=True):
+        assert (row["trial"], row["name"], row["state"], row["plan_hash"]) == (
+            str(record.trial),
+            record.name,
+            record.state,
+            record.plan_hash,
+        )
+        assert float(row["value"]) == record.value
+        assert float(row["gamma"]) == record.params["gamma"]
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_failed_trial_is_counted_and_too_many_stop_the_search(
+    model: Any, problem: PruningProblem, windows: TextWindows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, calls = study.evaluate_plan, iter(range(1000))
+
+    def failing(*arguments: Any, **options: Any) -> Iterator[NLLResult]:
+        if next(calls) in (1, 3):
+            raise (RuntimeError("out of room\nsecond line") if not (tmp_path / "budget").exists() else BudgetError("no plan"))
+        yield from evaluate(*arguments, **options)
+
+    monkeypatch.setattr(study, "evaluate_plan", failing)
+    config = replace(CONFIG, n_trials=8, max_failures=3)
+    outcome = run_search(model, problem, windows, config, tmp_path / "few", IDENTITY)
+    assert [t.state == "failed" for t in outcome.trials] == [False, True, False, True, False, False, False, False]
+    assert outcome.trials[1].value is None
+    calls = iter([1, 1, 3, 0])
+    with pytest.raises(StudyError, match=r"expected fewer than 3 failed trials, got 3, the last with 'out of room'; mend that"):
+        run_search(model, problem, windows, config, tmp_path / "many", IDENTITY)
+    (tmp_path / "budget").touch()
+    calls = iter([1, 1, 3, 0])
+    with pytest.raises(StudyError, match=r"got 3, the last with 'no plan'"):
+        run_search(model, problem, windows, config, tmp_path / "budgets", IDENTITY)
+
+
+def test_a_value_that_is_not_finite_is_a_failure(
+    model: Any, problem: PruningProblem, windows: TextWindows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "evaluate_plan", lambda *_, **__: iter([NLLResult(math.nan, 4)]))
+    with pytest.raises(StudyError, match="expected one finished trial, got none"):
+        run_search(model, problem, windows, replace(CONFIG, n_trials=2), tmp_path, IDENTITY)
+
+
+def test_random_sampling_is_another_search_from_the_same_points(
+    model: Any, problem: PruningProblem, windows: TextWindows, whole: SearchOutcome, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, sampler="random", seed=1)
+    first, second = (run_search(model, problem, windows, config, tmp_path / name, IDENTITY) for name in ("a", "b"))
+    same(first, second)
+    assert [t.params for t in first.trials[:FIXED]] == [t.params for t in whole.trials[:FIXED]]
+    assert [t.params for t in first.trials[FIXED:]] != [t.params for t in whole.trials[FIXED:]]
+
+
+def test_the_callers_random_numbers_do_not_decide(
+    model: Any, problem: PruningProblem, windows: TextWindows, whole: SearchOutcome, tmp_path: Path
+) -> None:
+    torch.manual_seed(99)
+    same(run_search(model, problem, windows, CONFIG, tmp_path, IDENTITY), whole)
+
+
+def test_history_and_best_so_far(whole: SearchOutcome) -> None:
+    best = list(iterate_best(whole.trials))
+    assert best[0] == whole.trials[0].value
+    assert best == sorted(best, reverse=True)
+    assert best[-1] == whole.best.value
+    assert list(iterate_best([replace(whole.trials[0], state="failed", value=None)])) == [math.inf]
+    rows = to_history(whole.trials)
+    assert len(rows) == len(whole.trials)
+    assert set(rows[0]) == {"trial", "name", "state", "value", "seconds", "plan_hash"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_trials": 0}, "search.n_trials: expected 1 or more, got 0"),
+        ({"chunks": 0}, "search.chunks: expected 1 or more, got 0"),
+        ({"batch_size": -1}, "search.batch_size: expected 1 or more, got -1"),
+        ({"max_failures": 0}, "search.max_failures: expected 1 or more, got 0"),
+        ({"sampler": "grid"}, "search.sampler: expected 'tpe' or 'random', got 'grid'"),
+    ],
+)
+def test_a_search_that_cannot_be_run_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        SearchConfig(**options)
