@@ -16,8 +16,10 @@ from adapruner.errors import ConfigurationError, ModelError
 from adapruner.evaluation.perplexity import token_nll
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import prune_model
+from adapruner.recovery.lora import LoRAConfig, attach_lora, describe_lora
 
 PLAN_KEY = "adapruner_plan"
+LORA_KEY = "adapruner_lora"
 DEMO = "demo"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -171,13 +173,17 @@ class PrunableCausalLM(LightningModule):
         return optimizer, scheduler
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The plan goes into the checkpoint, as JSON types."""
+        """The plan and the adapters' form go into the checkpoint, as JSON types."""
         if self.plan is not None:
             checkpoint[PLAN_KEY] = self.plan.to_dict()
+        if hasattr(self.model, "peft_config"):
+            checkpoint[LORA_KEY] = describe_lora(self.model)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Prunes a still dense model by the checkpoint's plan, so that the weights fit."""
+        """Prunes a still dense model by the checkpoint's plan and puts its adapters on, so that the weights fit."""
         record = checkpoint.get(PLAN_KEY)
         self.configure_model()
         if record is not None and self.plan is None:
             self.apply_plan(read_plan(record))
+        if checkpoint.get(LORA_KEY) is not None and not hasattr(self.model, "peft_config"):
+            self.model = attach_lora(self.model, LoRAConfig(**checkpoint[LORA_KEY])).train()

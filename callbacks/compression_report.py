@@ -37,9 +37,10 @@ class CompressionReportCallback(Callback):
     Needs a :class:`PruningSearchCallback` in the same Trainer, and a data module with ``evaluation_windows``.
 
     Args:
-        compare: metrics to prune with alone, at the same budget; empty for none.
+        compare: metrics to prune with alone, at the same budget; empty for none. The best fixed recipe that the search tried
+            (a metric, a source, one global ranking) is compared too.
         compare_allocations: ``uniform`` (every layer loses the same), ``global`` (one ranking of score per parameter).
-        compare_recovered: recover each compared method too, with the run's own data, optimizer and number of steps. Costs
+        compare_recovered: (needs trainer.max_steps) recover each compared method too, with the run's own data and optimizer. Costs
             one short training each and a copy of the pruned model.
         batch_size: windows in one forward pass of an evaluation.
         prompts: texts that the dense and the final model continue, for the page.
@@ -88,6 +89,17 @@ class CompressionReportCallback(Callback):
         if stage == "fit" and not any(isinstance(c, PruningSearchCallback) for c in callbacks):
             raise ConfigurationError(
                 "trainer.callbacks: expected a PruningSearchCallback beside CompressionReportCallback, got none; add one"
+            )
+
+    def check_before_search(self, trainer: Trainer) -> None:
+        """Called by the search before any work: what a comparison after recovery needs."""
+        if not self.compare_recovered or self._lora(trainer) is None:
+            return
+        if trainer.max_steps < 1 or trainer.accumulate_grad_batches != 1 or not hasattr(trainer.lightning_module, "build_optimizer"):
+            raise ConfigurationError(
+                "report.compare_recovered: expected trainer.max_steps, no gradient accumulation and a module with build_optimizer, got "
+                f"max_steps {trainer.max_steps}, accumulate_grad_batches {trainer.accumulate_grad_batches} and "
+                f"{type(trainer.lightning_module).__name__}; set trainer.max_steps or compare_recovered: false"
             )
 
     def on_pruning_stage(self, trainer: Trainer, pl_module: LightningModule, stage: str, pruning: PruningSearchCallback) -> None:
@@ -151,9 +163,15 @@ class CompressionReportCallback(Callback):
                 self._add(METHOD, "pruned", self._measure(trainer, model))
         treatment = Treatment(data.calibration_windows.input_ids, pruning.reconstruction, self._recovery(trainer, pl_module))
         stages = 1 + (treatment.reconstruction is not None) + (treatment.recover is not None)
-        with progress_bar("comparison", stages * len(self.recipes)) as advance:
-            measured = compare_methods(model, problem, self.recipes, treatment, lambda m: self._measure(trainer, m))
+        recipes = dict(self.recipes)
+        if pruning.outcome is not None and pruning.outcome.best_fixed is not None and recipes:
+            trial, recipe = pruning.outcome.best_fixed
+            recipes[f"best fixed: {trial.name}, global"] = recipe
+        with progress_bar("comparison", stages * len(recipes)) as advance:
+            measured = compare_methods(model, problem, recipes, treatment, lambda m: self._measure(trainer, m))
             for done, (method, stage, values) in enumerate(measured, start=1):
+                if stage == "skipped":
+                    announce(f"comparison: {method} cannot meet this budget with its widths, left out")
                 self._add(method, stage, values)
                 advance(done, f"{method}: {stage}")
 
@@ -179,11 +197,6 @@ class CompressionReportCallback(Callback):
         lora, steps = self._lora(trainer), trainer.max_steps
         if not self.compare_recovered or lora is None:
             return None
-        if steps < 1 or not hasattr(pl_module, "build_optimizer"):
-            raise ConfigurationError(
-                "report.compare_recovered: expected trainer.max_steps and a module with build_optimizer, "
-                f"got max_steps {steps} and {type(pl_module).__name__}; set trainer.max_steps or compare_recovered: false"
-            )
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         build: Any = pl_module.build_optimizer
         clip = trainer.gradient_clip_val

@@ -32,7 +32,7 @@ from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import prune_model, write_widths
 from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_reconstruct
-from adapruner.search.study import SearchConfig, SearchOutcome, TrialRecord, run_search
+from adapruner.search.study import SearchConfig, SearchOutcome, TrialRecord, check_journal, run_search
 
 _REFUSED_LAUNCHERS = ("spawn", "fork", "forkserver")
 
@@ -79,6 +79,7 @@ class PruningSearchCallback(Callback):
         self.outcome: SearchOutcome | None = None
         self.problem: PruningProblem | None = None
         self.anatomy: ModelAnatomy | None = None
+        self.identity: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
         self.folder = Path()
 
@@ -117,11 +118,9 @@ class PruningSearchCallback(Callback):
         model.to(trainer.strategy.root_device)
         anatomy = self.anatomy = trace_anatomy(model)
         resumed = self._plan_of_checkpoint()
-        if resumed is not None:
-            announce(f"takes the plan {resumed.hash} from the checkpoint {self.checkpoint}")
-            prune_model(model, anatomy, resumed)
-            self._remember(pl_module, resumed)
-            return
+        if resumed is not None:  # its weights are loaded by the Trainer, after the surgery
+            announce(f"takes the plan {resumed.hash} from the checkpoint {self.checkpoint}: no search")
+            self.given_plan = resumed
         self.problem = self._pose_problem(trainer, pl_module, model, anatomy)
         plan = self._find_plan(trainer, model)
         plan.check(anatomy, self.problem.fingerprint)
@@ -158,6 +157,9 @@ class PruningSearchCallback(Callback):
         windows = data.calibration_windows
         fingerprint = fingerprint_model(model)
         groups = CalibrationGroups(tuple(windows.source_names), windows.source_index)
+        self.identity = self._identify(data, fingerprint)
+        if self.given_plan is None and trainer.is_global_zero:
+            check_journal(self.folder, self.identity)
         compared = [m for c in trainer.callbacks for m in getattr(c, "compared_metrics", ())]  # type: ignore[attr-defined]
         statistics = self._statistics(model, anatomy, windows, fingerprint, compared)
         name = str(getattr(pl_module, "name_or_path", "") or getattr(model.config, "_name_or_path", "") or type(model).__name__)
@@ -185,28 +187,28 @@ class PruningSearchCallback(Callback):
         if _is_first_rank():
             temporary = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
             save_file(statistics.to_tensors(), temporary, {"key": key})
+            temporary.chmod(0o644)  # safetensors writes for the owner alone
             temporary.replace(cache)
         return statistics
 
     def _find_plan(self, trainer: Trainer, model: Any) -> PruningPlan:
         assert self.problem is not None
         if self.given_plan is not None:
-            announce(f"takes the plan {self.given_plan.hash} from {self.plan_file}: no search")
+            if self.plan_file is not None:
+                announce(f"takes the plan {self.given_plan.hash} from {self.plan_file}: no search")
             return self.given_plan
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        identity = self._identity(data)
         with self._trial_progress(trainer) as on_trial:
-            outcome = run_search(model, self.problem, data.search_windows, self.search, self.folder, identity, on_trial)
+            outcome = run_search(model, self.problem, data.search_windows, self.search, self.folder, self.identity, on_trial)
         self.outcome, self.seconds["search"] = outcome, outcome.seconds
         if outcome.resumed:
             announce(f"took {outcome.resumed} of {len(outcome.trials)} trials from the study in {self.folder / 'study.journal'}")
         return outcome.plan
 
-    def _identity(self, data: Any) -> dict[str, Any]:
+    def _identify(self, data: Any, fingerprint: str) -> dict[str, Any]:
         """Everything a trial's value depends on, apart from its own parameters."""
-        assert self.problem is not None
         return {
-            "model": self.problem.fingerprint,
+            "model": fingerprint,
             "calibration data": data.calibration_windows.fingerprint,
             "search data": data.search_windows.fingerprint,
             "budget": asdict(self.budget),

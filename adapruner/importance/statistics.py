@@ -144,7 +144,7 @@ class _Collector:
         if not bool(torch.isfinite(losses).all()):
             bad = rows.start + int((~torch.isfinite(losses)).nonzero()[0])
             raise ModelError(
-                f"calibration: expected a finite loss, got {float(losses[bad - rows.start])} on sample {bad}; use bfloat16 or float32"
+                f"calibration: expected a finite loss, got {losses[bad - rows.start].item()} on sample {bad}; use bfloat16 or float32"
             )
         self.result.loss[rows] = losses.detach().float().cpu()
         losses.sum().backward()

@@ -57,6 +57,18 @@ def attach_lora(model: nn.Module, config: LoRAConfig) -> Any:
         ) from error
 
 
+def describe_lora(adapted: Any) -> dict[str, Any]:
+    """The fields of the :class:`LoRAConfig` that an adapted model was made with, as JSON types."""
+    settings = adapted.peft_config["default"]
+    targets = settings.target_modules
+    return {
+        "r": settings.r,
+        "alpha": settings.lora_alpha,
+        "dropout": settings.lora_dropout,
+        "target_modules": targets if isinstance(targets, str) else sorted(targets),
+    }
+
+
 def merge_lora(adapted: Any) -> nn.Module:
     """Adds every adapter to its layer and takes the wrapping off; a model without adapters comes back as it is."""
     if not hasattr(adapted, "merge_and_unload"):

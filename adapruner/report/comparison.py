@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from adapruner.errors import ConfigurationError
+from adapruner.errors import BudgetError, ConfigurationError
 from adapruner.pipeline import PruningProblem, Recipe, make_plan
 from adapruner.pruning.allocation import Allocation
 from adapruner.pruning.plan import PruningPlan
@@ -61,9 +61,17 @@ def compare_methods(
     treatment: Treatment,
     measure: Callable[[nn.Module], dict[tuple[str, int], float]],
 ) -> Iterator[tuple[str, str, dict[tuple[str, int], float]]]:
-    """Yields (method, stage, perplexity by data set and window) as they are measured."""
+    """Yields (method, stage, perplexity by data set and window) as they are measured.
+
+    A method that cannot meet the budget (uniform widths are coarse on small models) is yielded once with stage ``skipped``
+    and no values: it must not end a run whose search is done.
+    """
     for name, recipe in recipes.items():
-        plan = make_plan(problem, recipe)
+        try:
+            plan = make_plan(problem, recipe)
+        except BudgetError:
+            yield name, "skipped", {}
+            continue
         yield from ((name, stage, values) for stage, values in measure_stages(model, problem, plan, treatment, measure))
 
 

@@ -82,6 +82,8 @@ class SearchOutcome:
     recipe: Recipe
     best: TrialRecord
     trials: list[TrialRecord]
+    best_fixed: tuple[TrialRecord, Recipe] | None
+    """The best of the fixed points that were tried first, and its recipe: what a search has to beat."""
     importance: dict[str, float]
     """Search dimension -> share of the objective's variation it explains (PED-ANOVA)."""
     resumed: int
@@ -134,9 +136,21 @@ def run_search(
                 on_trial(record, best)
     params, trials, best, importance = _on_first(ranks, study.outcome if study else None)
     recipe = _recipe_of(params, config, problem)
+    fixed = _best([t for t in trials if t.name != "searched"])
+    best_fixed = None if fixed is None else (fixed, _recipe_of(fixed.params, config, problem))
     provenance = {"objective": best.value, "trial": best.trial, "seed": problem.seed, **identity}
     plan = make_plan(problem, recipe, provenance)
-    return SearchOutcome(plan, recipe, best, trials, importance, resumed, time.monotonic() - started)
+    return SearchOutcome(plan, recipe, best, trials, best_fixed, importance, resumed, time.monotonic() - started)
+
+
+def check_journal(folder: Path, identity: dict[str, Any]) -> None:
+    """Opens the study in ``folder``, if there is one, so that a journal that cannot be used is refused before heavy work.
+
+    Raises:
+        StudyError: if the journal belongs to another study or is damaged.
+    """
+    if (folder / "study.journal").exists():
+        _open_study(folder / "study.journal", json.loads(json.dumps(identity)))
 
 
 def _on_first(ranks: Ranks, action: Callable[..., Any] | None, *arguments: Any) -> Any:
@@ -202,34 +216,9 @@ class _Study:
         self.pending: list[Any] = []
         self.pruner = optuna.pruners.MedianPruner(n_startup_trials=max(8, len(self.fixed)), n_min_trials=4)
         folder.mkdir(parents=True, exist_ok=True)
-        self.study = self._open(folder / "study.journal", json.loads(json.dumps(identity)))
+        self.study = _open_study(folder / "study.journal", json.loads(json.dumps(identity)))
+        self.study.pruner = self.pruner
         self._fail_killed()
-
-    def _open(self, journal: Path, identity: dict[str, Any]) -> Any:
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-
-        _drop_torn_line(journal)
-        try:
-            storage = JournalStorage(JournalFileBackend(str(journal)))
-            study = optuna.create_study(
-                study_name="adapruner", storage=storage, direction="minimize", load_if_exists=True, pruner=self.pruner
-            )
-        except Exception as error:  # the journal is read here; whatever it holds, the user gets one line
-            raise StudyError(
-                f"search: expected a sound journal in {journal}, got damage ({type(error).__name__}); move it away to search anew"
-            ) from error
-        known = study.user_attrs.get("identity")
-        if known is None:
-            study.set_user_attr("identity", identity)
-        elif known != identity:
-            different = sorted(k for k in {*known, *identity} if known.get(k) != identity.get(k))
-            raise StudyError(
-                f"search: expected the study in {journal} to have the same {different[0]} ({known.get(different[0])}), got "
-                f"{identity.get(different[0])}; choose another run folder, or move the journal away to search anew"
-            )
-        return study
 
     def _fail_killed(self) -> None:
         from optuna.trial import TrialState
@@ -346,6 +335,31 @@ def _record(index: int, trial: Any) -> TrialRecord:
 def _best(records: list[TrialRecord]) -> TrialRecord | None:
     complete = [r for r in records if r.state == "complete" and r.value is not None]
     return min(complete, key=lambda r: (r.value, r.trial)) if complete else None
+
+
+def _open_study(journal: Path, identity: dict[str, Any]) -> Any:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    _drop_torn_line(journal)
+    try:
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        study = optuna.create_study(study_name="adapruner", storage=storage, direction="minimize", load_if_exists=True)
+    except Exception as error:  # the journal is read here; whatever it holds, the user gets one line
+        raise StudyError(
+            f"search: expected a sound journal in {journal}, got damage ({type(error).__name__}); move it away to search anew"
+        ) from error
+    known = study.user_attrs.get("identity")
+    if known is None:
+        study.set_user_attr("identity", identity)
+    elif known != identity:
+        different = sorted(k for k in {*known, *identity} if known.get(k) != identity.get(k))
+        raise StudyError(
+            f"search: expected the study in {journal} to have the same {different[0]} ({known.get(different[0])}), got "
+            f"{identity.get(different[0])}; choose another run folder, or move the journal away to search anew"
+        )
+    return study
 
 
 def _drop_torn_line(journal: Path) -> None:

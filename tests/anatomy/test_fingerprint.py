@@ -22,7 +22,11 @@ def test_sixteen_hex_digits_the_same_for_a_copy(tiny_model: Builder) -> None:
 
 def test_other_weights_shapes_names_and_precisions_differ(tiny_model: Builder) -> None:
     model = tiny_model("llama")
-    prints = [fingerprint_model(model), fingerprint_model(tiny_model("llama", intermediate_size=20)), fingerprint_model(tiny_model("mistral"))]
+    prints = [
+        fingerprint_model(model),
+        fingerprint_model(tiny_model("llama", intermediate_size=20)),
+        fingerprint_model(tiny_model("mistral")),
+    ]
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight.mul_(1.001)
     prints.append(fingerprint_model(model))

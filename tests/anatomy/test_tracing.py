@@ -119,7 +119,9 @@ def test_a_pruned_model_is_refused(tiny_model: Builder) -> None:
         setattr(model.model.layers[2].mlp, name, nn.Linear(32, 20, bias=False))
     model.model.layers[2].mlp.down_proj = nn.Linear(20, 32, bias=False)
 
-    with pytest.raises(ModelError, match=r"expected model\.layers\.2\.mlp\.\w+ to be a linear layer of shape .* got .*give the dense model"):
+    with pytest.raises(
+        ModelError, match=r"expected model\.layers\.2\.mlp\.\w+ to be a linear layer of shape .* got .*give the dense model"
+    ):
         trace_anatomy(model)
 
 
@@ -127,7 +129,9 @@ def test_a_model_with_other_layers_is_refused(tiny_model: Builder) -> None:
     model = tiny_model("llama")
     model.model.layers[1].self_attn.v_proj = nn.Sequential(nn.Linear(32, 32, bias=False))
 
-    with pytest.raises(ModelError, match=r"expected model\.layers\.1\.self_attn\.v_proj to be a linear layer of shape \(32, 32\) .* got None"):
+    with pytest.raises(
+        ModelError, match=r"expected model\.layers\.1\.self_attn\.v_proj to be a linear layer of shape \(32, 32\) .* got None"
+    ):
         trace_anatomy(model)
 
 
@@ -151,7 +155,9 @@ def test_an_encoder_and_decoder_of_the_same_depth_are_refused() -> None:
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_decoder_layers=2, num_heads=2)
-    with pytest.raises(ModelError, match=r"expected one list of 2 decoder layers in T5ForConditionalGeneration, got 2; give a decoder-only"):
+    with pytest.raises(
+        ModelError, match=r"expected one list of 2 decoder layers in T5ForConditionalGeneration, got 2; give a decoder-only"
+    ):
         find_decoder_layers(T5ForConditionalGeneration(config))
 
 

@@ -1,0 +1,48 @@
+"""The log-linear mixture: a weighted geometric mean of metrics on a common scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from adapruner.anatomy.tracing import trace_anatomy
+from adapruner.errors import ConfigurationError
+from adapruner.importance.mixture import mix_metrics, score_metric
+from adapruner.importance.statistics import collect_statistics
+from tests.conftest import build_model, build_windows
+
+WEIGHTS = torch.full((5,), 0.2)
+
+
+@pytest.fixture(scope="module")
+def case() -> Any:
+    model = build_model("llama_gqa_2")
+    anatomy = trace_anatomy(model)
+    return anatomy, collect_statistics(model, anatomy, build_windows())
+
+
+def test_one_metric_alone_keeps_its_ratios(case: Any) -> None:
+    anatomy, statistics = case
+    alone = score_metric("wanda_sp", statistics, anatomy, WEIGHTS)
+    mixed = mix_metrics({"wanda_sp": 0.3, "l2": 0.0}, statistics, anatomy, WEIGHTS)
+    mean = torch.cat(list(alone.values())).mean()
+    for group in alone:
+        torch.testing.assert_close(mixed[group], alone[group] / mean, rtol=1e-4, atol=0)
+
+
+def test_mixture_is_the_geometric_mean(case: Any) -> None:
+    anatomy, statistics = case
+    one, two = (score_metric(m, statistics, anatomy, WEIGHTS) for m in ("l2", "gate_fisher"))
+    mixed = mix_metrics({"l2": 3.0, "gate_fisher": 1.0}, statistics, anatomy, WEIGHTS)
+    means = [torch.cat(list(s.values())).mean() for s in (one, two)]
+    for group in one:
+        expected = (one[group] / means[0]) ** 0.75 * (two[group] / means[1]) ** 0.25
+        torch.testing.assert_close(mixed[group], expected, rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("coefficients", [{}, {"l2": 0.0}, {"l2": 1.0, "l1": -0.1}])
+def test_coefficients_that_mean_nothing(case: Any, coefficients: dict[str, float]) -> None:
+    with pytest.raises(ConfigurationError, match="expected non-negative values with a positive sum, got"):
+        mix_metrics(coefficients, case[1], case[0], WEIGHTS)

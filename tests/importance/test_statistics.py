@@ -1,0 +1,119 @@
+"""Statistics against autograd's full weight gradients, one sample at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from adapruner.anatomy.tracing import trace_anatomy
+from adapruner.errors import DataError, ModelError
+from adapruner.importance.statistics import UnitStatistics, collect_statistics
+from tests.conftest import TokenWindows
+
+
+def sample_gradients(model: Any, windows: Any, row: int) -> None:
+    """Leaves dL/dw of one sample's mean loss in ``.grad``."""
+    model.zero_grad()
+    keep = windows.attention_mask[row : row + 1]
+    model(windows.input_ids[row : row + 1], attention_mask=keep, labels=windows.labels[row : row + 1], use_cache=False).loss.backward()
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_first_and_second_equal_autograd(tiny_model: Any, token_windows: Any, family: str, padded: bool) -> None:
+    model, windows = tiny_model(family), token_windows(padded=padded)
+    anatomy = trace_anatomy(model)
+    statistics = collect_statistics(model, anatomy, windows, batch_size=3)
+    for row in range(len(windows.input_ids)):
+        sample_gradients(model, windows, row)
+        for member in (m for g in anatomy.groups for m in g.members):
+            weight = model.get_submodule(member.module).weight
+            products = weight.detach() * weight.grad
+            squares = products.square().sum(1 - member.dim)
+            torch.testing.assert_close(statistics.member["first", member.module][row], products.sum(1 - member.dim), rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(statistics.member["second", member.module][row], squares, rtol=1e-3, atol=1e-8)
+
+
+def test_batch_equals_one_sample_at_a_time(tiny_model: Any, token_windows: Any, family: str) -> None:
+    model, windows = tiny_model(family), token_windows(padded=True)
+    anatomy = trace_anatomy(model)
+    together = collect_statistics(model, anatomy, windows, batch_size=5)
+    for row in range(5):
+        alone = collect_statistics(model, anatomy, windows.select([row]))
+        for table in ("member", "inputs"):
+            for key, values in getattr(alone, table).items():
+                torch.testing.assert_close(getattr(together, table)[key][row], values[0], rtol=1e-3, atol=1e-6)
+        assert float(together.loss[row]) == pytest.approx(float(alone.loss[0]), rel=1e-5)
+        assert float(together.tokens[row]) == 9 - row
+
+
+def test_input_sums_equal_hooks(tiny_model: Any, token_windows: Any) -> None:
+    model, windows = tiny_model("llama_gqa_2"), token_windows()
+    anatomy = trace_anatomy(model)
+    statistics = collect_statistics(model, anatomy, windows, needs=frozenset({"input_sum", "input_square_sum"}))
+    for group in anatomy.groups:
+        seen: list[torch.Tensor] = []
+        handle = model.get_submodule(group.output.module).register_forward_pre_hook(lambda _, a, seen=seen: seen.append(a[0]))
+        with torch.no_grad():
+            model(windows.input_ids)
+        handle.remove()
+        torch.testing.assert_close(statistics.inputs["input_sum", group.name], seen[0].sum(1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(statistics.inputs["input_square_sum", group.name], seen[0].square().sum(1), rtol=1e-4, atol=1e-5)
+    assert not statistics.member
+
+
+def test_weight_norms(tiny_model: Any, token_windows: Any) -> None:
+    model = tiny_model("qwen3")
+    anatomy = trace_anatomy(model)
+    statistics = collect_statistics(model, anatomy, token_windows(), needs=frozenset())
+    for member in (m for g in anatomy.groups for m in g.members):
+        weight = model.get_submodule(member.module).weight.detach()
+        rows = weight if member.dim == 0 else weight.T
+        torch.testing.assert_close(statistics.weights["l1", member.module], torch.stack([r.abs().sum() for r in rows]))
+        torch.testing.assert_close(statistics.weights["l2", member.module], torch.stack([(r**2).sum() for r in rows]))
+
+
+def test_model_is_left_as_it_was(tiny_model: Any, token_windows: Any) -> None:
+    model = tiny_model("llama").train()
+    model.model.norm.weight.requires_grad_(False)
+    flags = [p.requires_grad for p in model.parameters()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    collect_statistics(model, trace_anatomy(model), token_windows())
+    assert model.training
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_round_trip_through_safetensors(tiny_model: Any, token_windows: Any, tmp_path: Any) -> None:
+    model = tiny_model("llama_gqa_4")
+    statistics = collect_statistics(model, trace_anatomy(model), token_windows())
+    save_file(statistics.to_tensors(), tmp_path / "s.safetensors")
+    back = UnitStatistics.from_tensors(load_file(tmp_path / "s.safetensors"))
+    assert back.samples == statistics.samples
+    for table in ("member", "inputs", "weights"):
+        one, other = getattr(statistics, table), getattr(back, table)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_weights_that_are_not_finite_name_the_sample(tiny_model: Any, token_windows: Any) -> None:
+    model = tiny_model("llama")
+    anatomy = trace_anatomy(model)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match="expected a finite loss, got nan on sample 0"):
+        collect_statistics(model, anatomy, token_windows())
+
+
+def test_pool_without_text(tiny_model: Any, token_windows: Any) -> None:
+    model = tiny_model("llama")
+    anatomy, windows = trace_anatomy(model), token_windows()
+    with pytest.raises(DataError, match="expected at least one sample, got none"):
+        collect_statistics(model, anatomy, windows.select([]))
+    silent = TokenWindows(windows.input_ids, torch.full_like(windows.labels, -100), windows.attention_mask)
+    with pytest.raises(DataError, match="expected a token to predict, got none in sample 0"):
+        collect_statistics(model, anatomy, silent)

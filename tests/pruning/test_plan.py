@@ -1,0 +1,99 @@
+"""The plan's record: what is read is what was written, or it is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapruner.errors import PlanError
+from adapruner.pruning.plan import PruningPlan, read_plan
+
+PLAN = PruningPlan(
+    model={"name": "m", "model_type": "llama", "fingerprint": "abc"},
+    kept={"0.attention": [0, 2], "0.ffn": [1, 2, 3], "1.attention": [1, 3], "1.ffn": [0, 1, 2]},
+    units={"0.attention": 4, "0.ffn": 5, "1.attention": 4, "1.ffn": 5},
+    parameters={"dense": 100, "pruned": 70, "block_dense": 60, "block_pruned": 30},
+    budget={"pruned_fraction": 0.5, "of": "block"},
+    recipe={"coefficients": {"l2": 1.0}},
+    provenance={"seed": 3},
+)
+
+
+def test_round_trip_through_a_file(tmp_path: Any) -> None:
+    PLAN.save(tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == PLAN
+    assert [f.name for f in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_derived_figures() -> None:
+    assert PLAN.pruned_fraction == 0.5
+    assert replace(PLAN, budget={"pruned_fraction": 0.3, "of": "all"}).pruned_fraction == pytest.approx(0.3)
+    assert PLAN.widths("attention") == [2, 2]
+    assert PLAN.is_uniform()
+    assert not replace(PLAN, kept={**PLAN.kept, "1.ffn": [0]}).is_uniform()
+
+
+def test_hash_says_which_units_of_which_model() -> None:
+    backwards = dict(reversed(PLAN.kept.items()))
+    assert replace(PLAN, kept=backwards, provenance={}, recipe={}).hash == PLAN.hash
+    assert replace(PLAN, kept={**PLAN.kept, "0.ffn": [0, 2, 3]}).hash != PLAN.hash
+    assert replace(PLAN, model={**PLAN.model, "fingerprint": "other"}).hash != PLAN.hash
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 9}, r"expected version 1, got 9"),
+        ({"kept": None}, r"expected the field 'kept' to be an object, got None"),
+        ({"parameters": {**PLAN.parameters, "pruned": 0}}, r"expected parameters\.pruned to be a positive integer, got 0"),
+        ({"units": {"0.attention": 4}}, r"'kept' and 'units' to name the same groups"),
+        ({"kept": {**PLAN.kept, "0.ffn": [3, 1]}}, r"kept\.0\.ffn to be sorted unit indices below 5"),
+        ({"kept": {**PLAN.kept, "0.ffn": [1, 5]}}, r"kept\.0\.ffn to be sorted unit indices below 5"),
+        ({"kept": {**PLAN.kept, "0.ffn": [True]}}, r"kept\.0\.ffn to be sorted unit indices below 5"),
+        ({"units": {**PLAN.units, "1.ffn": 0}}, r"units\.1\.ffn to be a positive integer, got 0"),
+        ({"kept": {**PLAN.kept, "0.ffn": [0, 1, 2]}}, r"the plan was changed; restore it or search again"),
+        ({"hash": "0"}, r"got '0': the plan was changed"),
+    ],
+)
+def test_damaged_records_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        read_plan({**PLAN.to_dict(), **change})
+
+
+def test_files_that_are_no_plan(tmp_path: Any) -> None:
+    with pytest.raises(PlanError, match="expected a readable file, got No such file"):
+        read_plan(tmp_path / "missing.json")
+    torn = tmp_path / "torn.json"
+    torn.write_text(json.dumps(PLAN.to_dict())[:-20])
+    with pytest.raises(PlanError, match="expected JSON, got damage"):
+        read_plan(torn)
+    torn.write_text("[1]")
+    with pytest.raises(PlanError, match="expected a JSON object, got list"):
+        read_plan(torn)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda c: st.lists(c, max_size=3) | st.dictionaries(st.text(max_size=4), c, max_size=3),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(key=st.sampled_from(sorted(PLAN.to_dict())), value=JSON)
+def test_any_change_is_refused_or_harmless(key: str, value: Any) -> None:
+    """Whatever stands in a field: a one-line PlanError, or a plan that cuts exactly the same units."""
+    try:
+        kept, units, message = *_what_is_cut(read_plan({**PLAN.to_dict(), key: value})), ""
+    except PlanError as caught:
+        kept, units, message = PLAN.kept, PLAN.units, str(caught)
+    assert "\n" not in message
+    assert (kept, units) == (PLAN.kept, PLAN.units)
+
+
+def _what_is_cut(plan: PruningPlan) -> tuple[dict[str, list[int]], dict[str, int]]:
+    return plan.kept, plan.units

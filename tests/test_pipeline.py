@@ -1,0 +1,69 @@
+"""One trial: recipe -> scores -> plan -> evaluation at the pruned widths."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from adapruner.errors import ConfigurationError
+from adapruner.evaluation.perplexity import evaluate_nll
+from adapruner.importance.statistics import collect_statistics
+from adapruner.pipeline import CalibrationGroups, PruningProblem, Recipe, evaluate_plan, make_plan
+from adapruner.pruning.allocation import Allocation
+from adapruner.pruning.budget import Budget
+from adapruner.pruning.masking import masked
+from tests.conftest import build_model, build_windows
+
+GROUPS = CalibrationGroups(("books", "wiki"), torch.tensor([0, 1, 0, 1, 1]))
+
+
+@pytest.fixture(scope="module")
+def case() -> Any:
+    from adapruner.anatomy.tracing import trace_anatomy
+
+    model, windows = build_model("llama_gqa_2", intermediate_size=160), build_windows()
+    anatomy = trace_anatomy(model)
+    problem = PruningProblem(anatomy, collect_statistics(model, anatomy, windows), GROUPS, Budget(0.4), "tiny", "f")
+    return model, windows, problem
+
+
+def test_same_recipe_same_plan(case: Any) -> None:
+    recipe = Recipe({"taylor_second": 1.0, "l2": 0.5}, {"books": 0.3, "wiki": 0.7}, "max", allocation=Allocation("gamma", 0.5))
+    one, other = make_plan(case[2], recipe), make_plan(case[2], recipe)
+    assert one == other
+    assert one.hash == other.hash
+    assert one.recipe["source_weights"] == {"books": 0.3, "wiki": 0.7}
+    assert abs(one.pruned_fraction - 0.4) < 0.002
+
+
+def test_one_source_alone_equals_a_pool_of_that_source(case: Any) -> None:
+    model, windows, problem = case
+    rows = [0, 2]
+    only = collect_statistics(model, problem.anatomy, windows.select(rows))
+    smaller = replace(problem, statistics=only, calibration=CalibrationGroups(("books",), torch.zeros(2, dtype=torch.long)))
+    for metric in ("taylor_second", "taylor_vectorize", "gate_fisher", "wanda_sp", "flap_wifv"):
+        weighted = make_plan(problem, Recipe({metric: 1.0}, {"books": 1.0}))
+        assert weighted.kept == make_plan(smaller, Recipe({metric: 1.0})).kept
+
+
+def test_sample_weights() -> None:
+    assert GROUPS.sample_weights(None).tolist() == pytest.approx([0.2] * 5)
+    assert GROUPS.sample_weights({"books": 1.0, "wiki": 3.0}).tolist() == pytest.approx([0.125, 0.25, 0.125, 0.25, 0.25])
+    with pytest.raises(ConfigurationError, match="expected calibration sources, got 'wikis'; did you mean 'wiki'"):
+        GROUPS.sample_weights({"wikis": 1.0})
+    with pytest.raises(ConfigurationError, match="expected one positive weight, got none"):
+        GROUPS.sample_weights({"books": 0.0})
+
+
+def test_evaluation_equals_the_masked_model_and_leaves_it_whole(case: Any) -> None:
+    model, windows, problem = case
+    plan = make_plan(problem, Recipe({"wanda_sp": 1.0}))
+    dense = evaluate_nll(model, windows).nll
+    *_, result = evaluate_plan(model, problem.anatomy, plan, windows, batch_size=2, chunks=3)
+    with masked(model, problem.anatomy, plan):
+        assert result.nll == pytest.approx(evaluate_nll(model, windows).nll, abs=1e-5)
+    assert evaluate_nll(model, windows).nll == dense
+    assert result.tokens == 5 * 8
