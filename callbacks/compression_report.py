@@ -166,7 +166,8 @@ class CompressionReportCallback(Callback):
         recipes = dict(self.recipes)
         if pruning.outcome is not None and pruning.outcome.best_fixed is not None and recipes:
             trial, recipe = pruning.outcome.best_fixed
-            recipes[f"best fixed: {trial.name}, global"] = recipe
+            recipes["best fixed"] = recipe
+            self.protocols.append(f"Best fixed: the best recipe tried before the search, {trial.name}, in one global ranking.")
         with progress_bar("comparison", stages * len(recipes)) as advance:
             measured = compare_methods(model, problem, recipes, treatment, lambda m: self._measure(trainer, m))
             for done, (method, stage, values) in enumerate(measured, start=1):
