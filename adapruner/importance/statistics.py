@@ -9,6 +9,8 @@ statistics"):
 
 - ``first``: rows, sum_j W_ij G_ij = sum_t (y_ti - b_i) dL/dy_ti; columns, sum_i W_ij G_ij = sum_t x_tj dL/dx_tj.
 - ``second``: sum over the row (or column) of (W_ij G_ij)^2, from the sample's own G = sum_t dL/dy_t x_t^T.
+- ``first_absolute``: sum over the row (or column) of |W_ij G_ij|, from the same G.
+- ``summed_first``, ``summed_mix``: not per sample; see :mod:`adapruner.importance.summed_gradients`.
 - ``input_sum``, ``input_square_sum``: of the output projection's input channels, over tokens.
 """
 
@@ -25,9 +27,10 @@ from torch.nn.functional import cross_entropy
 
 from adapruner.anatomy.units import Member, ModelAnatomy, UnitGroup
 from adapruner.errors import DataError, ModelError
+from adapruner.importance.summed_gradients import SUMMED_STATISTICS, SummedGradients, layer_runs
 
-#: What can be collected. ``second`` costs one more matrix product per linear layer and sample.
-STATISTICS: tuple[str, ...] = ("first", "second", "input_sum", "input_square_sum")
+#: What can be collected. ``second`` and ``first_absolute`` cost one more matrix product per linear layer and sample.
+STATISTICS: tuple[str, ...] = ("first", "first_absolute", "second", "input_sum", "input_square_sum", *SUMMED_STATISTICS)
 
 
 class Windows(Protocol):
@@ -48,11 +51,12 @@ class UnitStatistics:
     loss: Tensor
     """``[samples]`` float32: mean NLL of each sample under the dense model, nats per token."""
     member: dict[tuple[str, str], Tensor] = field(default_factory=dict)
-    """(``first`` | ``second``, module name) -> ``[samples, rows]``, rows of the member's pruned dimension."""
+    """(``first`` | ``first_absolute`` | ``second``, module name) -> ``[samples, rows]``, rows of the member's pruned dimension."""
     inputs: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     """(``input_sum`` | ``input_square_sum``, group name) -> ``[samples, channels]``."""
     weights: dict[tuple[str, str], Tensor] = field(default_factory=dict)
-    """(``l1`` | ``l2``, module name) -> ``[rows]``: sum of |w|^p over each row or column; needs no data."""
+    """(``l1`` | ``l2`` | ``summed_first`` | ``summed_mix``, module name) -> ``[rows]``: sums over each row or column that no
+    sample weight changes; the first two need no data."""
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Flat names for a safetensors file."""
@@ -101,6 +105,16 @@ def collect_statistics(
             collector.batch(model, windows, slice(start, min(start + batch_size, count)))
             if progress:
                 progress(min(start + batch_size, count))
+    summed = needs.intersection(SUMMED_STATISTICS)
+    for layers in layer_runs(anatomy, single_batch := count <= batch_size) if summed else ():
+        gradients = SummedGradients(anatomy, layers, count, summed, single_batch)
+        with _quiet(model), torch.enable_grad(), ExitStack() as hooks:
+            for handle in gradients.hook(model):
+                hooks.callback(handle.remove)
+            for start in range(0, count, batch_size):
+                collector.batch(model, windows, slice(start, min(start + batch_size, count)))
+        gradients.reduce(model)
+        collector.result.weights.update(gradients.rows)
     collector.check()
     return collector.result
 
@@ -125,7 +139,7 @@ class _Collector:
         for group in self.anatomy.groups:
             if not self.needs.isdisjoint({"input_sum", "input_square_sum"}):
                 yield model.get_submodule(group.output.module).register_forward_pre_hook(self._on_input(group))
-            if not self.needs.isdisjoint({"first", "second"}):
+            if not self.needs.isdisjoint({"first", "first_absolute", "second"}):
                 for member in group.members:
                     yield model.get_submodule(member.module).register_forward_hook(self._on_forward(member))
 
@@ -185,19 +199,25 @@ class _Collector:
                     else:
                         first = (inputs.detach().float() * (wide @ weight.detach().float())).sum(1)
                     self._store(self.result.member, ("first", member.module), first)
-                if "second" in self.needs:
-                    second = [_squared_products(weight, g, x, member.dim) for g, x in zip(wide, inputs.detach().float(), strict=True)]
-                    self._store(self.result.member, ("second", member.module), torch.stack(second))
+                if not self.needs.isdisjoint({"first_absolute", "second"}):
+                    for kind, rows in self._elementwise(weight, wide, inputs.detach().float(), member.dim).items():
+                        self._store(self.result.member, (kind, member.module), rows)
 
             output.register_hook(on_gradient)
 
         return hook
 
-
-def _squared_products(weight: Tensor, gradient: Tensor, inputs: Tensor, dim: int) -> Tensor:
-    """sum (w g)^2 over rows (dim 0) or columns (dim 1) for one sample; ``gradient`` [t, out], ``inputs`` [t, in]."""
-    products = (gradient.T @ inputs).mul_(weight.detach().float())
-    return products.square_().sum(1 - dim)
+    def _elementwise(self, weight: Tensor, gradients: Tensor, inputs: Tensor, dim: int) -> dict[str, Tensor]:
+        """``[batch, rows]`` of each element-wise statistic; one sample's products W * G are in memory at a time."""
+        wide = weight.detach().float()
+        rows: dict[str, list[Tensor]] = {kind: [] for kind in ("first_absolute", "second") if kind in self.needs}
+        for gradient, states in zip(gradients, inputs, strict=True):
+            products = (gradient.T @ states).mul_(wide)
+            if "first_absolute" in rows:
+                rows["first_absolute"].append(products.abs().sum(1 - dim))
+            if "second" in rows:
+                rows["second"].append(products.square_().sum(1 - dim))
+        return {kind: torch.stack(values) for kind, values in rows.items()}
 
 
 @contextmanager

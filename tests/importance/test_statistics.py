@@ -88,6 +88,18 @@ def test_model_is_left_as_it_was(tiny_model: Any, token_windows: Any) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("model_name", ["llama_gqa_2", "llama_biased"])
+def test_summed_gradients_in_one_batch_and_in_many(tiny_model: Any, token_windows: Any, monkeypatch: Any, model_name: str) -> None:
+    model, windows = tiny_model(model_name), token_windows()
+    anatomy, needs = trace_anatomy(model), frozenset({"summed_first", "summed_mix"})
+    at_once = collect_statistics(model, anatomy, windows, needs=needs, batch_size=5)
+    monkeypatch.setattr("adapruner.importance.summed_gradients.ACCUMULATED_VALUES", 1)  # one layer a pass
+    in_parts = collect_statistics(model, anatomy, windows, needs=needs, batch_size=2)
+    for member in (m for g in anatomy.groups for m in g.members):
+        for kind in needs:
+            torch.testing.assert_close(at_once.weights[kind, member.module], in_parts.weights[kind, member.module], rtol=1e-4, atol=1e-8)
+
+
 def test_round_trip_through_safetensors(tiny_model: Any, token_windows: Any, tmp_path: Any) -> None:
     model = tiny_model("llama_gqa_4")
     statistics = collect_statistics(model, trace_anatomy(model), token_windows())

@@ -50,6 +50,8 @@ def unit_scores(name: str, model: Any, group: UnitGroup, gradients: Gradients, i
         return found
 
     mean = {m.module: sum(w * g[m.module] for w, g in zip(weights, gradients, strict=True)) for m in group.members}
+    plain = {m.module: sum(g[m.module] for g in gradients) / len(gradients) for m in group.members}
+    squares = {m.module: sum(g[m.module] ** 2 for g in gradients) / len(gradients) for m in group.members}
     output, states = group.output, inputs[group.output.module]
     tokens = states.shape[1]
 
@@ -71,7 +73,25 @@ def unit_scores(name: str, model: Any, group: UnitGroup, gradients: Gradients, i
         root: Tensor = (total / tokens).sqrt()
         return root
 
+    def standardised_wanda() -> Tensor:
+        scores = torch.stack([matrix(output)[:, c].abs().sum() * norm(c) for c in range(group.channels)])
+        z = (scores - scores.mean()) / (scores - scores.mean()).square().mean().sqrt()
+        return _per_unit(group, lambda u: torch.stack([z[c] - z.min() for c in columns(u)]).sum())
+
     formulas: dict[str, Callable[[], Tensor]] = {
+        "taylor_first": lambda: over_members(lambda m, u: _own(group, u, m, matrix(m) * plain[m.module]).abs().sum()),
+        "taylor_mix": lambda: over_members(
+            lambda m, u: _own(group, u, m, matrix(m) * plain[m.module] - 0.5 * matrix(m) * squares[m.module] * matrix(m)).abs().sum()
+        ),
+        "taylor_first_cached": lambda: over_members(
+            lambda m, u: sum(
+                w * _own(group, u, m, matrix(m) * g[m.module]).abs().sum()  # type: ignore[misc]
+                for w, g in zip(weights, gradients, strict=True)
+            )
+        ),
+        "activation_norm": lambda: _per_unit(group, lambda u: torch.stack([norm(c) for c in columns(u)]).sum()),
+        "flap_ifv": lambda: _per_unit(group, lambda u: torch.stack([variance(c) for c in columns(u)]).sum()),
+        "flap_wifn": standardised_wanda,
         "l1": lambda: over_members(lambda m, u: _own(group, u, m, matrix(m)).abs().sum()),
         "l2": lambda: over_members(lambda m, u: _own(group, u, m, matrix(m)).square().sum()),
         "taylor_vectorize": lambda: over_members(lambda m, u: _own(group, u, m, matrix(m) * mean[m.module]).sum(1).abs().sum()),

@@ -7,13 +7,19 @@ known to recipes, configurations and the search; ``docs/add-a-metric.md`` has th
 from __future__ import annotations
 
 from adapruner.errors import ConfigurationError, nearest
-from adapruner.importance.metrics.flap import FluctuationWIFV
+from adapruner.importance.metrics.activation_norm import ActivationNorm
+from adapruner.importance.metrics.flap_ifv import FluctuationIFV
+from adapruner.importance.metrics.flap_wifn import FluctuationWIFN
+from adapruner.importance.metrics.flap_wifv import FluctuationWIFV
 from adapruner.importance.metrics.gate_fisher import GateFisher
 from adapruner.importance.metrics.gate_taylor import GateTaylor
 from adapruner.importance.metrics.interface import Metric
 from adapruner.importance.metrics.l1 import L1Norm
 from adapruner.importance.metrics.l2 import L2Norm
 from adapruner.importance.metrics.random_score import RandomScore
+from adapruner.importance.metrics.taylor_first import TaylorFirst
+from adapruner.importance.metrics.taylor_first_cached import TaylorFirstCached
+from adapruner.importance.metrics.taylor_mix import TaylorMix
 from adapruner.importance.metrics.taylor_second import TaylorSecond
 from adapruner.importance.metrics.taylor_vectorize import TaylorVectorize
 from adapruner.importance.metrics.wanda_sp import WandaSP
@@ -27,9 +33,15 @@ METRICS: dict[str, Metric] = {
         GateTaylor(),
         GateFisher(),
         TaylorVectorize(),
+        TaylorFirst(),
+        TaylorFirstCached(),
         TaylorSecond(),
+        TaylorMix(),
+        ActivationNorm(),
         WandaSP(),
+        FluctuationIFV(),
         FluctuationWIFV(),
+        FluctuationWIFN(),
     )
 }
 

@@ -50,6 +50,15 @@ def spread_to_channels(values: Tensor, member: Member) -> Tensor:
     return values[member.index] * member.share
 
 
+def input_variance(evidence: Evidence) -> Tensor:
+    """``[channels]``: variance of each input channel of the output projection over all tokens, each sample at its weight."""
+    statistics, weights, name = evidence.statistics, evidence.weights, evidence.group.name
+    tokens = weights @ statistics.tokens
+    mean = (weights @ statistics.inputs["input_sum", name]) / tokens
+    mean_square = (weights @ statistics.inputs["input_square_sum", name]) / tokens
+    return (mean_square - mean.square()).clamp_min(0.0)
+
+
 def weighted_member_rows(evidence: Evidence, kind: str) -> list[Tensor]:
     """For every member ``[rows]``: the weighted sum over samples of a per-sample statistic."""
     table = evidence.statistics.member

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import Evidence
+from adapruner.importance.metrics.interface import Evidence, input_variance
 
 
 class FluctuationWIFV:
@@ -16,9 +16,5 @@ class FluctuationWIFV:
 
     def score(self, evidence: Evidence) -> Tensor:
         """``[1, channels]``; the variance is over all tokens, each sample at its weight."""
-        group, statistics, weights = evidence.group, evidence.statistics, evidence.weights
-        tokens = weights @ statistics.tokens
-        mean = (weights @ statistics.inputs["input_sum", group.name]) / tokens
-        mean_square = (weights @ statistics.inputs["input_square_sum", group.name]) / tokens
-        variance = (mean_square - mean.square()).clamp_min(0.0)
-        return (variance * statistics.weights["l2", group.output.module])[None]
+        norms = evidence.statistics.weights["l2", evidence.group.output.module]
+        return (input_variance(evidence) * norms)[None]

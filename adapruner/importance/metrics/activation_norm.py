@@ -1,0 +1,23 @@
+"""Activation norm: the L2 norm of an output projection's input channel. Molchanov et al., arXiv 1611.06440, section 2.2."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from adapruner.importance.metrics.interface import Evidence
+
+
+class ActivationNorm:
+    """||X_j|| of the mean token, weights aside."""
+
+    name = "activation_norm"
+    paper = "arXiv 1611.06440, section 2.2"
+    needs = frozenset({"input_square_sum"})
+
+    def score(self, evidence: Evidence) -> Tensor:
+        """``[1, channels]``."""
+        statistics = evidence.statistics
+        mean_square = (evidence.weights @ statistics.inputs["input_square_sum", evidence.group.name]) / (
+            evidence.weights @ statistics.tokens
+        )
+        return mean_square.sqrt()[None]

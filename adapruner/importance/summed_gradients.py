@@ -1,0 +1,89 @@
+"""Scores that need the gradient summed over all samples: |w * sum_n g_n| is not a sum over samples, so it cannot be cached.
+
+LLM-Pruner's ``param_first`` and ``param_mix`` (arXiv 2305.11627, section 3.2) are collected here exactly, for all samples
+alike. A layer's gradient lives only until it is reduced to row sums. Where all samples fit in one batch that is at once, inside
+the hook; else the gradient accumulates in float32 for as many layers at a time as :data:`ACCUMULATED_VALUES` allows, at the
+price of one pass over the pool for each such run of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapruner.anatomy.units import Member, ModelAnatomy
+
+#: Names under which row sums are kept in ``UnitStatistics.weights``.
+SUMMED_STATISTICS: tuple[str, ...] = ("summed_first", "summed_mix")
+#: Gradient values held at a time, in float32: 1 GiB.
+ACCUMULATED_VALUES = 1 << 28
+
+
+def layer_runs(anatomy: ModelAnatomy, single_batch: bool) -> Iterator[range]:
+    """Runs of layers whose gradients are accumulated together; all of them where nothing has to be accumulated."""
+    per_layer = max(1, anatomy.block_parameters // max(1, anatomy.layers))
+    count = anatomy.layers if single_batch else max(1, ACCUMULATED_VALUES // per_layer)
+    for start in range(0, anatomy.layers, count):
+        yield range(start, min(start + count, anatomy.layers))
+
+
+class SummedGradients:
+    """Accumulates G = sum_n g_n / N, and A = sum_n g_n^2 / N where asked for, for the members of some layers.
+
+    ``single_batch``: the backward pass that follows is the only one, so every gradient is reduced on the spot.
+    """
+
+    def __init__(self, anatomy: ModelAnatomy, layers: range, samples: int, needs: frozenset[str], single_batch: bool) -> None:
+        self.members = [m for g in anatomy.groups if g.layer in layers for m in g.members]
+        self.samples, self.needs, self.single_batch = samples, needs, single_batch
+        self.rows: dict[tuple[str, str], Tensor] = {}
+        """(statistic, module name) -> ``[rows]`` float32 on the CPU, once reduced."""
+        self._sums: dict[str, Tensor] = {}
+        self._squares: dict[str, Tensor] = {}
+
+    def hook(self, model: nn.Module) -> Iterator[Any]:
+        """Registers the hooks; the caller removes the handles."""
+        for member in self.members:
+            yield model.get_submodule(member.module).register_forward_hook(self._on_forward(member))
+
+    def reduce(self, model: nn.Module) -> None:
+        """Turns what was accumulated into row sums and frees it."""
+        for member in self.members:
+            if member.module in self._sums:
+                weight: Any = model.get_submodule(member.module).weight
+                self._reduce(member, weight)
+
+    def _reduce(self, member: Member, weight: Tensor) -> None:
+        first = self._sums.pop(member.module).mul_(weight.detach().float()).div_(self.samples)
+        if "summed_first" in self.needs:
+            self.rows["summed_first", member.module] = first.abs().sum(1 - member.dim).cpu()
+        if "summed_mix" in self.needs:
+            second = self._squares.pop(member.module).mul_(weight.detach().float().square()).div_(self.samples)
+            self.rows["summed_mix", member.module] = (first - 0.5 * second).abs().sum(1 - member.dim).cpu()
+
+    def _on_forward(self, member: Member) -> Callable[..., None]:
+        def hook(linear: Any, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            inputs = arguments[0].detach()
+
+            def on_gradient(gradient: Tensor) -> None:
+                self._add(member, linear.weight.shape, gradient.float(), inputs.float())
+                if self.single_batch:
+                    self._reduce(member, linear.weight)
+
+            output.register_hook(on_gradient)
+
+        return hook
+
+    def _add(self, member: Member, shape: torch.Size, gradient: Tensor, inputs: Tensor) -> None:
+        total = self._sums.setdefault(member.module, torch.zeros(shape, device=gradient.device))
+        if "summed_mix" not in self.needs:
+            total.addmm_(gradient.flatten(0, 1).T, inputs.flatten(0, 1))
+            return
+        squares = self._squares.setdefault(member.module, torch.zeros(shape, device=gradient.device))
+        for g, x in zip(gradient, inputs, strict=True):
+            one = g.T @ x
+            total += one
+            squares += one.square()
