@@ -36,6 +36,12 @@ class Recipe:
     """Over coupled tensors: sum, mean, max, prod, first."""
     head_reduction: str = "sum"
     """Over a head's channels: sum, mean, max."""
+    form: str = "log"
+    """How metrics are mixed: ``log``, a weighted geometric mean; ``additive``, a weighted sum."""
+    normaliser: str = "mean"
+    """Brings each metric to a common scale first: none, sum, mean, max, standardise, rank, per_parameter."""
+    scope: str = "model"
+    """What a normaliser looks at: the whole ``model``, or each ``layer``'s attention and FFN by itself."""
     allocation: Allocation = field(default_factory=Allocation)
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,6 +107,9 @@ def make_plan(problem: PruningProblem, recipe: Recipe, provenance: Mapping[str, 
         weights,
         reduction=recipe.reduction,
         head_reduction=recipe.head_reduction,
+        form=recipe.form,
+        normaliser=recipe.normaliser,
+        scope=recipe.scope,
         seed=problem.seed,
     )
     kept = allocate(scores, problem.anatomy, problem.budget, recipe.allocation)

@@ -1,8 +1,8 @@
 """What is searched: a calibration subspace and a metric subspace, together (AdaPruner, arXiv 2503.06184).
 
 - Calibration: one logit per source of the pool; their softmax shares out how much each source's samples speak.
-- Metric: one coefficient per metric of the log-linear mixture (values at or below 0 switch a metric off), and the
-  reduction over coupled tensors.
+- Metric: one coefficient per metric of the mixture (values at or below 0 switch a metric off), the reduction over coupled
+  tensors, the form of the mixture, the normaliser and its scope (the last three fixed unless choices are given).
 - Allocation: gamma and a multiplier for attention (study.md of the design, "Allocation").
 """
 
@@ -15,11 +15,23 @@ from typing import Any, Protocol
 
 from adapruner.errors import ConfigurationError, nearest
 from adapruner.importance.metrics import find_metric
+from adapruner.importance.mixture import FORMS
+from adapruner.importance.normalisation import NORMALISERS
 from adapruner.importance.reduction import MEMBER_REDUCTIONS
 from adapruner.pipeline import Recipe
 from adapruner.pruning.allocation import Allocation
 
 DEFAULT_METRICS = ("l2", "taylor_vectorize", "taylor_second", "gate_fisher", "wanda_sp", "flap_wifv")
+
+
+#: Dimensions that are a choice among names: the field ``<name>s`` of the space, the field ``<name>`` of the recipe.
+_CHOSEN = ("reduction", "form", "normaliser", "scope")
+_CHOICES: dict[str, Sequence[str]] = {
+    "reductions": tuple(MEMBER_REDUCTIONS),
+    "forms": FORMS,
+    "normalisers": tuple(NORMALISERS),
+    "scopes": ("model", "layer"),
+}
 
 
 class Suggests(Protocol):
@@ -38,6 +50,12 @@ class SearchSpace:
     """Metrics of the mixture."""
     reductions: list[str] = field(default_factory=lambda: ["sum", "max"])
     """Choices for the reduction over coupled tensors."""
+    forms: list[str] = field(default_factory=lambda: ["log"])
+    """Choices for the form of the mixture: ``log``, ``additive``."""
+    normalisers: list[str] = field(default_factory=lambda: ["mean"])
+    """Choices for the normaliser of each metric: none, sum, mean, max, standardise, rank, per_parameter."""
+    scopes: list[str] = field(default_factory=lambda: ["model"])
+    """Choices for what a normaliser looks at: ``model``, ``layer``."""
     source_logit: float = 3.0
     """Logits of source weights lie in [-source_logit, source_logit]; 0 gives all sources the same weight, unsearched."""
     coefficient_off: float = 0.25
@@ -52,10 +70,12 @@ class SearchSpace:
             raise ConfigurationError("search.space.metrics: expected at least one metric, got none; name one, such as l2")
         for name in self.metrics:
             find_metric(name)
-        unknown = [r for r in self.reductions if r not in MEMBER_REDUCTIONS]
-        if unknown or not self.reductions:
-            got = unknown[0] if unknown else "none"
-            raise ConfigurationError(f"search.space.reductions: expected known reductions, got {got!r}; {nearest(got, MEMBER_REDUCTIONS)}")
+        for argument, known in _CHOICES.items():
+            chosen = getattr(self, argument)
+            unknown = [c for c in chosen if c not in known]
+            if unknown or not chosen:
+                got = unknown[0] if unknown else "none"
+                raise ConfigurationError(f"search.space.{argument}: expected known {argument}, got {got!r}; {nearest(got, known)}")
         for argument, bounds in (("gamma", self.gamma), ("log_head_multiplier", self.log_head_multiplier)):
             if len(bounds) != 2 or not -math.inf < bounds[0] <= bounds[1] < math.inf:
                 raise ConfigurationError(f"search.space.{argument}: expected [low, high] with low <= high, got {bounds}; give two numbers")
@@ -69,10 +89,10 @@ class SearchSpace:
         logits = None
         if self._searches_sources(sources):
             logits = {s: trial.suggest_float(f"source/{s}", -self.source_logit, self.source_logit) for s in sources}
-        reduction = trial.suggest_categorical("reduction", list(self.reductions)) if len(self.reductions) > 1 else self.reductions[0]
+        choices = {name: self._choose(trial, name, getattr(self, f"{name}s")) for name in _CHOSEN}
         gamma = trial.suggest_float("gamma", *self.gamma)
         multiplier = trial.suggest_float("log_head_multiplier", *self.log_head_multiplier)
-        return self.recipe({"reduction": reduction, "gamma": gamma, "log_head_multiplier": multiplier}, coefficients, logits)
+        return self.recipe({**choices, "gamma": gamma, "log_head_multiplier": multiplier}, coefficients, logits)
 
     def recipe(self, rest: Mapping[str, Any], coefficients: Mapping[str, float], logits: Mapping[str, float] | None) -> Recipe:
         """A recipe from raw values; where every metric is off, all of them speak alike."""
@@ -82,8 +102,8 @@ class SearchSpace:
         return Recipe(
             coefficients=active,
             source_weights=None if logits is None else softmax(logits),
-            reduction=rest["reduction"],
             allocation=Allocation("gamma", rest["gamma"], rest["log_head_multiplier"]),
+            **{name: rest[name] for name in _CHOSEN if name in rest},
         )
 
     def fixed_points(self, sources: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
@@ -102,11 +122,13 @@ class SearchSpace:
         if self._searches_sources(sources):
             high = self.source_logit
             point |= {f"source/{s}": 0.0 if only is None else (high if s == only else -high) for s in sources}
-        if len(self.reductions) > 1:
-            point["reduction"] = self.reductions[0]
+        point |= {name: getattr(self, f"{name}s")[0] for name in _CHOSEN if len(getattr(self, f"{name}s")) > 1}
         point["gamma"] = self.gamma[0]
         point["log_head_multiplier"] = min(max(0.0, self.log_head_multiplier[0]), self.log_head_multiplier[1])
         return point
+
+    def _choose(self, trial: Suggests, name: str, choices: list[str]) -> Any:
+        return trial.suggest_categorical(name, list(choices)) if len(choices) > 1 else choices[0]
 
     def _searches_sources(self, sources: Sequence[str]) -> bool:
         return self.source_logit > 0 and len(sources) > 1

@@ -46,3 +46,14 @@ def test_mixture_is_the_geometric_mean(case: Any) -> None:
 def test_coefficients_that_mean_nothing(case: Any, coefficients: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match="expected non-negative values with a positive sum, got"):
         mix_metrics(coefficients, case[1], case[0], WEIGHTS)
+
+
+def test_additive_mixture_is_the_weighted_sum(case: Any) -> None:
+    anatomy, statistics = case
+    one, two = (score_metric(m, statistics, anatomy, WEIGHTS) for m in ("l2", "gate_fisher"))
+    tops = [torch.cat(list(s.values())).max() for s in (one, two)]
+    mixed = mix_metrics({"l2": 1.0, "gate_fisher": 3.0}, statistics, anatomy, WEIGHTS, form="additive", normaliser="max")
+    for group in one:
+        torch.testing.assert_close(mixed[group], 0.25 * one[group] / tops[0] + 0.75 * two[group] / tops[1])
+    with pytest.raises(ConfigurationError, match="form: expected 'log' or 'additive', got 'sum'"):
+        mix_metrics({"l2": 1.0}, statistics, anatomy, WEIGHTS, form="sum")

@@ -1,0 +1,68 @@
+"""Brings scores of different metrics, or of different layers, to a common scale before they are mixed or ranked.
+
+Scope ``model``: over all units of one kind or of the whole model at once; scope ``layer``: within each group. All are
+increasing within their scope, so a metric's own ranking there stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from adapruner.anatomy.units import ModelAnatomy
+from adapruner.errors import ConfigurationError, nearest
+
+Normaliser = Literal["none", "sum", "mean", "max", "standardise", "rank", "per_parameter"]
+Scope = Literal["model", "layer"]
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def _rank(scores: Tensor) -> Tensor:
+    """Average rank in (0, 1]; equal scores get equal ranks, so that dead units are not told apart by their place."""
+    _, inverse, counts = torch.unique(scores, return_inverse=True, return_counts=True)
+    last = counts.cumsum(0)
+    return ((last - counts + 1 + last).float() / 2 / len(scores))[inverse]
+
+
+def _standardise(scores: Tensor) -> Tensor:
+    """z-score, moved to start at a small positive value: mixtures take logarithms."""
+    deviation = scores.std(correction=0).clamp_min(_TINY)
+    z = (scores - scores.mean()) / deviation
+    return z - z.min() + 1e-3
+
+
+NORMALISERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda s: s,
+    "sum": lambda s: s / s.sum().clamp_min(_TINY),
+    "mean": lambda s: s / s.mean().clamp_min(_TINY),
+    "max": lambda s: s / s.amax().clamp_min(_TINY),
+    "standardise": _standardise,
+    "rank": _rank,
+    "per_parameter": lambda s: s,
+}
+
+
+def normalise(scores: Mapping[str, Tensor], anatomy: ModelAnatomy, how: str = "mean", scope: str = "model") -> dict[str, Tensor]:
+    """Group name -> ``[units]`` scores, normalised.
+
+    ``per_parameter`` divides by the parameters that go with a unit; a global ranking does that by itself, so it is for
+    layer-wise scores that are to be compared afterwards.
+
+    Raises:
+        ConfigurationError: if the normaliser or the scope is unknown.
+    """
+    if how not in NORMALISERS:
+        raise ConfigurationError(f"normaliser: expected a known normaliser, got {how!r}; {nearest(how, NORMALISERS)}")
+    if scope not in ("model", "layer"):
+        raise ConfigurationError(f"scope: expected 'model' or 'layer', got {scope!r}; name one of them")
+    if how == "per_parameter":
+        return {g.name: scores[g.name] / g.parameters_per_unit for g in anatomy.groups}
+    if scope == "layer":
+        return {name: NORMALISERS[how](values) for name, values in scores.items()}
+    lengths = [len(v) for v in scores.values()]
+    joined = NORMALISERS[how](torch.cat(list(scores.values())))
+    return dict(zip(scores, joined.split(lengths), strict=True))

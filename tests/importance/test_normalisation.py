@@ -1,0 +1,58 @@
+"""Normalisers against the words that define them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from adapruner.anatomy.tracing import trace_anatomy
+from adapruner.errors import ConfigurationError
+from adapruner.importance.normalisation import NORMALISERS, normalise
+from tests.conftest import build_model
+
+ANATOMY = trace_anatomy(build_model("llama_gqa_2"))
+SCORES = {g.name: torch.rand(g.units, generator=torch.Generator().manual_seed(i)) * 10.0**i for i, g in enumerate(ANATOMY.groups)}
+
+
+@pytest.mark.parametrize("how", sorted(set(NORMALISERS) - {"per_parameter"}))
+@pytest.mark.parametrize("scope", ["model", "layer"])
+def test_order_is_kept_and_values_can_be_logged(how: str, scope: str) -> None:
+    result = normalise(SCORES, ANATOMY, how, scope)
+    parts = [(SCORES[n], result[n]) for n in SCORES]
+    if scope == "model":
+        parts = [(torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts]))]
+    for before, after in parts:
+        assert bool((after > 0).all())
+        assert bool((after[before.argsort()].diff() >= 0).all())
+
+
+def test_figures_of_each() -> None:
+    joined = torch.cat(list(SCORES.values()))
+    for how, expected in {
+        "none": joined,
+        "sum": joined / joined.sum(),
+        "mean": joined / joined.mean(),
+        "max": joined / joined.max(),
+    }.items():
+        torch.testing.assert_close(torch.cat(list(normalise(SCORES, ANATOMY, how).values())), expected)
+    z = torch.cat(list(normalise(SCORES, ANATOMY, "standardise").values()))
+    assert float(z.std(correction=0)) == pytest.approx(1.0, rel=1e-4)
+    per_parameter = normalise(SCORES, ANATOMY, "per_parameter")
+    for group in ANATOMY.groups:
+        torch.testing.assert_close(per_parameter[group.name], SCORES[group.name] / group.parameters_per_unit)
+
+
+def test_ranks_are_averaged_over_ties() -> None:
+    tied = {
+        g.name: torch.tensor([3.0, 1.0, 3.0, 2.0] + [9.0] * (g.units - 4)) if g.units > 4 else torch.arange(g.units) * 1.0
+        for g in ANATOMY.groups
+    }
+    ranks = normalise(tied, ANATOMY, "rank", "layer")["0.ffn"][:4] * 24
+    assert ranks.tolist() == pytest.approx([3.5, 1.0, 3.5, 2.0])
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ConfigurationError, match="normaliser: expected a known normaliser, got 'meen'; did you mean 'mean'"):
+        normalise(SCORES, ANATOMY, "meen")
+    with pytest.raises(ConfigurationError, match="scope: expected 'model' or 'layer', got 'head'"):
+        normalise(SCORES, ANATOMY, "mean", "head")
