@@ -23,6 +23,7 @@ from adapruner.importance.metrics.taylor_mix import TaylorMix
 from adapruner.importance.metrics.taylor_second import TaylorSecond
 from adapruner.importance.metrics.taylor_vectorize import TaylorVectorize
 from adapruner.importance.metrics.wanda_sp import WandaSP
+from adapruner.importance.statistics import STATISTICS
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -46,6 +47,20 @@ METRICS: dict[str, Metric] = {
 }
 
 
+def register_metric(metric: Metric) -> None:
+    """Makes a metric known by its name to recipes, configurations and the search.
+
+    Raises:
+        ConfigurationError: if the name is taken, or the metric needs a statistic that nobody collects.
+    """
+    if metric.name in METRICS:
+        raise ConfigurationError(f"metric: expected a new name, got {metric.name!r}, which is taken; choose another")
+    unknown = sorted(metric.needs.difference(STATISTICS))
+    if unknown:
+        raise ConfigurationError(f"metric.needs: expected known statistics, got {unknown[0]!r}; {nearest(unknown[0], STATISTICS)}")
+    METRICS[metric.name] = metric
+
+
 def find_metric(name: str) -> Metric:
     """The metric of a name.
 
@@ -57,4 +72,4 @@ def find_metric(name: str) -> Metric:
     return METRICS[name]
 
 
-__all__ = ["METRICS", "Metric", "find_metric"]
+__all__ = ["METRICS", "Metric", "find_metric", "register_metric"]
