@@ -223,7 +223,7 @@ class _Collector:
 @contextmanager
 def _quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no weight gradients inside the block; both as before afterwards."""
-    training = model.training
+    modes = [(m, m.training) for m in model.modules()]
     required = [(p, p.requires_grad) for p in model.parameters()]
     try:
         model.eval()
@@ -233,4 +233,5 @@ def _quiet(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in required:
             parameter.requires_grad_(flag)
-        model.train(training)
+        for module, training in modes:  # one by one: train() would give every submodule the model's mode
+            module.training = training

@@ -3,9 +3,12 @@
 Two ways:
 
 - ``gamma``: one ranking of score per parameter over the whole model. A group's scores are first divided by
-  (their sum)^gamma: 0 ranks raw losses, 1 gives every group nearly the same share. Attention scores are multiplied by
+  (their sum)^gamma: 0 ranks raw losses, 1 gives groups of one kind nearly the same share. Attention scores are multiplied by
   exp(``log_head_multiplier``).
 - ``uniform``: every unprotected layer loses the same number of heads and of FFN channels, so the result is uniform.
+
+``heads: uniform`` makes the number of heads the same in all layers while FFN widths stay irregular (more serving engines take
+that), and ``round_to`` makes FFN widths multiples of 8, 64 or 128, which hardware multiplies faster.
 
 Heads are coarse; FFN channels absorb their rounding, so that every method removes the same number of parameters.
 """
@@ -23,6 +26,7 @@ from torch import Tensor
 from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.errors import BudgetError, ConfigurationError
 from adapruner.pruning.budget import Budget
+from adapruner.pruning.regular_widths import make_regular, price_of_units
 
 #: How far a plan may be from its budget, as a fraction of what the budget counts.
 TOLERANCE = 0.002
@@ -34,13 +38,21 @@ class Allocation:
 
     method: Literal["gamma", "uniform"] = "gamma"
     gamma: float = 0.0
-    """0: raw scores, 1: nearly uniform over groups. Only for ``gamma``."""
+    """0: raw scores, 1: nearly uniform over groups of one kind. Only for ``gamma``."""
     log_head_multiplier: float = 0.0
     """Natural logarithm of a factor on attention scores. Only for ``gamma``."""
+    heads: Literal["per_layer", "uniform"] = "per_layer"
+    """Whether layers may keep different numbers of attention units. Only for ``gamma``."""
+    round_to: int = 1
+    """FFN widths become multiples of this; the budget is then met within half such a step. Only for ``gamma``."""
 
     def __post_init__(self) -> None:
         if self.method not in ("gamma", "uniform"):
             raise ConfigurationError(f"allocation.method: expected 'gamma' or 'uniform', got {self.method!r}; name one of them")
+        if self.heads not in ("per_layer", "uniform"):
+            raise ConfigurationError(f"allocation.heads: expected 'per_layer' or 'uniform', got {self.heads!r}; name one of them")
+        if self.round_to < 1:
+            raise ConfigurationError(f"allocation.round_to: expected 1 or more, got {self.round_to}; give 64, or 1 for any width")
         if not (math.isfinite(self.gamma) and math.isfinite(self.log_head_multiplier)):
             raise ConfigurationError(f"allocation: expected finite numbers, got gamma {self.gamma} and {self.log_head_multiplier}; give 0")
 
@@ -65,8 +77,11 @@ def allocate(scores: Mapping[str, Tensor], anatomy: ModelAnatomy, budget: Budget
     free = [g for g in anatomy.groups if not budget.is_protected(g.layer, anatomy.layers)]
     remove = _remove_uniformly if allocation.method == "uniform" else _remove_globally
     removed = remove(scores, free, budget, allocation, target)
+    if allocation.method == "gamma" and (allocation.heads == "uniform" or allocation.round_to > 1):
+        prices = {g.name: price_of_units(scores[g.name].double(), g, allocation.gamma, allocation.log_head_multiplier) for g in free}
+        removed = make_regular(removed, prices, free, budget, target, allocation.heads == "uniform", allocation.round_to)
     kept = {g.name: sorted(set(range(g.units)) - removed.get(g.name, set())) for g in anatomy.groups}
-    _check_target(kept, anatomy, budget, target)
+    _check_target(kept, anatomy, budget, target, allocation)
     return kept
 
 
@@ -75,7 +90,7 @@ def _remove_globally(
 ) -> dict[str, set[int]]:
     if not groups:
         return {}
-    prices = torch.cat([_price(scores[g.name].double(), g, allocation) for g in groups])
+    prices = torch.cat([price_of_units(scores[g.name].double(), g, allocation.gamma, allocation.log_head_multiplier) for g in groups])
     owner = torch.cat([torch.full((g.units,), i) for i, g in enumerate(groups)]).tolist()
     unit = torch.cat([torch.arange(g.units) for g in groups]).tolist()
     cost = [g.parameters_per_unit for g in groups]
@@ -91,13 +106,6 @@ def _remove_globally(
             if remaining < smallest:
                 break
     return {g.name: r for g, r in zip(groups, removed, strict=True)}
-
-
-def _price(values: Tensor, group: UnitGroup, allocation: Allocation) -> Tensor:
-    """What removing each parameter of a unit costs; lowest first."""
-    total = values.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    multiplier = math.exp(allocation.log_head_multiplier) if group.kind == "attention" else 1.0
-    return values / group.parameters_per_unit / total**allocation.gamma * multiplier
 
 
 def _remove_uniformly(
@@ -116,10 +124,12 @@ def _remove_uniformly(
     return {g.name: set(torch.argsort(scores[g.name], stable=True)[: counts[g.name]].tolist()) for g in groups}
 
 
-def _check_target(kept: Mapping[str, list[int]], anatomy: ModelAnatomy, budget: Budget, target: int) -> None:
+def _check_target(kept: Mapping[str, list[int]], anatomy: ModelAnatomy, budget: Budget, target: int, allocation: Allocation) -> None:
     removed = sum((g.units - len(kept[g.name])) * g.parameters_per_unit for g in anatomy.groups)
     whole = anatomy.block_parameters if budget.of == "block" else anatomy.parameters
-    if abs(removed - target) > TOLERANCE * whole:
+    channel = max((g.parameters_per_unit for g in anatomy.groups if g.kind == "ffn"), default=0)
+    step = allocation.round_to * channel if allocation.round_to > 1 else 0
+    if abs(removed - target) > max(TOLERANCE * whole, step / 2):
         raise BudgetError(
             f"budget.pruned_fraction: expected a plan within {TOLERANCE:.1%} of {budget.pruned_fraction}, got {removed / whole:.4f} "
             "as the nearest with these units; choose a fraction near it, or the allocation 'gamma'"

@@ -111,7 +111,7 @@ def read_plan(source: str | Path | Mapping[str, Any]) -> PruningPlan:
             record = json.loads(Path(source).read_text())
         except OSError as error:
             raise PlanError(f"{name}: expected a readable file, got {error.strerror}; give the path of a plan.json") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError(f"{name}: expected JSON, got damage ({error}); restore the file or search again") from None
     return _validated(record, name)
 
@@ -128,8 +128,8 @@ def _validated(record: Any, name: str) -> PruningPlan:
                 f"{name}: expected the field {key!r} to be an object, got {record.get(key)!r}; restore the file or search again"
             )
     for key in ("dense", "pruned", "block_dense", "block_pruned"):
-        if not isinstance(record["parameters"].get(key), int) or record["parameters"][key] < 1:
-            got = record["parameters"].get(key)
+        got = record["parameters"].get(key)
+        if type(got) is not int or got < 1:  # a bool is an int to isinstance
             raise PlanError(f"{name}: expected parameters.{key} to be a positive integer, got {got!r}; restore the file or search again")
     if set(record["kept"]) != set(record["units"]):
         raise PlanError(f"{name}: expected 'kept' and 'units' to name the same groups, got others; restore the file or search again")
@@ -143,7 +143,7 @@ def _validated(record: Any, name: str) -> PruningPlan:
 
 def _check_kept(name: str, group: str, kept: Any, units: Any) -> None:
     layer, _, kind = group.partition(".")
-    if not layer.isdigit() or kind not in KINDS:
+    if not (layer.isascii() and layer.isdecimal()) or kind not in KINDS:
         raise PlanError(f"{name}: expected group names like '3.attention', got {group!r}; restore the file or search again")
     if type(units) is not int or units < 1:
         raise PlanError(f"{name}: expected units.{group} to be a positive integer, got {units!r}; restore the file or search again")

@@ -50,7 +50,7 @@ def test_every_stage_is_measured_on_every_set(report: dict[str, Any]) -> None:
     rows = {(row["method"], row["stage"], row["dataset"], row["window"]): row["value"] for row in report["perplexity"]}
     assert len(rows) == len(report["perplexity"])
     stages = [("dense", "dense"), *(("adapruner", s) for s in ("pruned", "reconstructed", "recovered"))]
-    stages += [(method, stage) for method in ("l2", "random") for stage in ("pruned", "reconstructed")]
+    stages += [(method, stage) for method in ("l2", "random", "best fixed") for stage in ("pruned", "reconstructed")]
     assert set(rows) == {(method, stage, "held out", window) for method, stage in stages for window in (16, 32)}
     assert all(value > 1 for value in rows.values())
 

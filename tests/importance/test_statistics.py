@@ -77,11 +77,13 @@ def test_weight_norms(tiny_model: Any, token_windows: Any) -> None:
 
 def test_model_is_left_as_it_was(tiny_model: Any, token_windows: Any) -> None:
     model = tiny_model("llama").train()
+    model.model.layers[1].eval()
+    modes = [m.training for m in model.modules()]
     model.model.norm.weight.requires_grad_(False)
     flags = [p.requires_grad for p in model.parameters()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     collect_statistics(model, trace_anatomy(model), token_windows())
-    assert model.training
+    assert [m.training for m in model.modules()] == modes
     assert [p.requires_grad for p in model.parameters()] == flags
     assert all(p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -129,3 +131,26 @@ def test_pool_without_text(tiny_model: Any, token_windows: Any) -> None:
     silent = TokenWindows(windows.input_ids, torch.full_like(windows.labels, -100), windows.attention_mask)
     with pytest.raises(DataError, match="expected a token to predict, got none in sample 0"):
         collect_statistics(model, anatomy, silent)
+
+
+def test_gates_at_the_values_equal_gates_at_the_output(tiny_model: Any, token_windows: Any) -> None:
+    """A unit's output is linear in v (and in up): both ends give dL/dm of its gate, whatever the grouping."""
+    for name in ("llama", "llama_gqa_4", "llama_mqa"):
+        model = tiny_model(name)
+        anatomy = trace_anatomy(model)
+        first = collect_statistics(model, anatomy, token_windows(), needs=frozenset({"first"})).member
+        for group in anatomy.groups:
+            source = group.members[-2]
+            assert source.role in ("v_proj", "up_proj")
+            inner = first["first", source.module].view(5, group.units, -1).sum(2)
+            outer = first["first", group.output.module].view(5, group.units, -1).sum(2)
+            torch.testing.assert_close(inner, outer, rtol=1e-3, atol=1e-6)
+
+
+def test_hooks_and_gradients_are_gone_after_an_error(tiny_model: Any, token_windows: Any) -> None:
+    model, windows = tiny_model("llama"), token_windows()
+    windows.labels[4] = -100
+    with pytest.raises(DataError, match="expected a token to predict, got none in sample 4"):
+        collect_statistics(model, trace_anatomy(model), windows, batch_size=2)
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import PlanError
 from adapruner.pruning.plan import PruningPlan, read_plan
+from tests.oracles.surgery import plan_of
 
 PLAN = PruningPlan(
     model={"name": "m", "model_type": "llama", "fingerprint": "abc"},
@@ -51,6 +53,7 @@ def test_hash_says_which_units_of_which_model() -> None:
         ({"version": 9}, r"expected version 1, got 9"),
         ({"kept": None}, r"expected the field 'kept' to be an object, got None"),
         ({"parameters": {**PLAN.parameters, "pruned": 0}}, r"expected parameters\.pruned to be a positive integer, got 0"),
+        ({"parameters": {**PLAN.parameters, "dense": True}}, r"expected parameters\.dense to be a positive integer, got True"),
         ({"units": {"0.attention": 4}}, r"'kept' and 'units' to name the same groups"),
         ({"kept": {**PLAN.kept, "0.ffn": [3, 1]}}, r"kept\.0\.ffn to be sorted unit indices below 5"),
         ({"kept": {**PLAN.kept, "0.ffn": [1, 5]}}, r"kept\.0\.ffn to be sorted unit indices below 5"),
@@ -65,6 +68,30 @@ def test_damaged_records_are_refused(change: dict[str, Any], message: str) -> No
         read_plan({**PLAN.to_dict(), **change})
 
 
+@pytest.mark.parametrize("group", ["ffn", "x.ffn", "0.mlp", "0", "-1.ffn", "\u00b2.ffn"])
+def test_group_names_are_checked(group: str) -> None:
+    record = {**PLAN.to_dict(), "kept": {group: [0]}, "units": {group: 2}}
+    with pytest.raises(PlanError, match=r"expected group names like '3\.attention', got"):
+        read_plan(record)
+
+
+def test_widths_are_in_the_order_of_layers() -> None:
+    kept = {f"{layer}.ffn": list(range(layer + 1)) for layer in (10, 2, 0)}
+    assert replace(PLAN, kept=kept).widths("ffn") == [1, 3, 11]
+
+
+def test_a_plan_is_checked_against_a_model(tiny_model: Any) -> None:
+    anatomy = trace_anatomy(tiny_model("llama"))
+    plan = plan_of(anatomy, {"0.ffn": [1]})
+    plan.check(anatomy)
+    plan.check(anatomy, plan.model["fingerprint"])
+    replace(plan, model={"name": "tiny"}).check(anatomy, "beef")  # a plan without a fingerprint goes by its groups
+    with pytest.raises(PlanError, match=r"expected a plan for the model with fingerprint beef, got one for 'tiny' \(f00d\)"):
+        plan.check(anatomy, "beef")
+    with pytest.raises(PlanError, match=r"expected units 4 in group '2\.attention' of this model, got None"):
+        plan_of(trace_anatomy(tiny_model("llama", num_hidden_layers=2)), {}).check(anatomy)
+
+
 def test_files_that_are_no_plan(tmp_path: Any) -> None:
     with pytest.raises(PlanError, match="expected a readable file, got No such file"):
         read_plan(tmp_path / "missing.json")
@@ -72,6 +99,10 @@ def test_files_that_are_no_plan(tmp_path: Any) -> None:
     torn.write_text(json.dumps(PLAN.to_dict())[:-20])
     with pytest.raises(PlanError, match="expected JSON, got damage"):
         read_plan(torn)
+    for damage in (b"", b"\xff\xfe\x00", b"[" * 100_000):
+        torn.write_bytes(damage)
+        with pytest.raises(PlanError, match=r"plan .*torn\.json: expected JSON, got damage"):
+            read_plan(torn)
     torn.write_text("[1]")
     with pytest.raises(PlanError, match="expected a JSON object, got list"):
         read_plan(torn)

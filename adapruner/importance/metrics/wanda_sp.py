@@ -1,4 +1,4 @@
-"""Wanda-sp: mean_i |W_ij| * ||X_j|| on the output projections. Sun et al., arXiv 2306.11695; structured in An et al., arXiv 2312.11983."""
+"""Wanda-sp: sum_i |W_ij| * ||X_j|| on the output projections. Sun et al., arXiv 2306.11695; structured in An et al., arXiv 2312.11983."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from adapruner.importance.metrics.interface import Evidence
 
 
 class WandaSP:
-    """Mean absolute weight of each column of o_proj or down_proj, times the L2 norm of its input over the tokens."""
+    """Summed absolute weight of each column of o_proj or down_proj, times the L2 norm of its input over the tokens.
+
+    The paper's mean over rows differs by a factor that is the same for every channel of the model.
+    """
 
     name = "wanda_sp"
     paper = "arXiv 2306.11695, equation 1"
