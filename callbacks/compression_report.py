@@ -26,7 +26,7 @@ from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.importance.metrics import find_metric
 from adapruner.recovery.lora import recover_briefly
 from adapruner.report.comparison import Treatment, baseline_recipes, compare_methods
-from adapruner.search.study import TrialRecord, to_history
+from adapruner.search.trials import TrialRecord, to_history
 
 METHOD = "adapruner"
 

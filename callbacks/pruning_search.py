@@ -32,7 +32,8 @@ from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import prune_model, write_widths
 from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_reconstruct
-from adapruner.search.study import SearchConfig, SearchOutcome, TrialRecord, check_journal, run_search
+from adapruner.search.study import SearchConfig, SearchOutcome, check_journal, run_search
+from adapruner.search.trials import TrialRecord
 
 _REFUSED_LAUNCHERS = ("spawn", "fork", "forkserver")
 

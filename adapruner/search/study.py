@@ -7,14 +7,12 @@ asks for exactly the parameters of an uninterrupted one.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +24,7 @@ from adapruner.pipeline import PruningProblem, Recipe, evaluate_plan, make_plan
 from adapruner.pruning.plan import PruningPlan
 from adapruner.search.ranks import Ranks
 from adapruner.search.space import SearchSpace
+from adapruner.search.trials import TrialRecord, best_of, record_of, write_csv
 
 _KILLED = "killed"
 
@@ -57,21 +56,6 @@ class SearchConfig:
                 raise ConfigurationError(f"search.{name}: expected 1 or more, got {getattr(self, name)}; give a positive number")
         if self.sampler not in ("tpe", "random"):
             raise ConfigurationError(f"search.sampler: expected 'tpe' or 'random', got {self.sampler!r}; name one of them")
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """One finished trial."""
-
-    trial: int
-    name: str
-    """The fixed baseline's name, or ``searched``."""
-    state: Literal["complete", "pruned", "failed"]
-    value: float | None
-    """NLL per token on the search split; of the part that was evaluated, where the trial was stopped early."""
-    seconds: float
-    params: dict[str, Any]
-    plan_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,7 +120,7 @@ def run_search(
                 on_trial(record, best)
     params, trials, best, importance = _on_first(ranks, study.outcome if study else None)
     recipe = _recipe_of(params, config, problem)
-    fixed = _best([t for t in trials if t.name != "searched"])
+    fixed = best_of([t for t in trials if t.name != "searched"])
     best_fixed = None if fixed is None else (fixed, _recipe_of(fixed.params, config, problem))
     provenance = {"objective": best.value, "trial": best.trial, "seed": problem.seed, **identity}
     plan = make_plan(problem, recipe, provenance)
@@ -280,16 +264,16 @@ class _Study:
                 f"search: expected fewer than {self.config.max_failures} failed trials, got {len(failed)}, the last with "
                 f"{failed[-1].user_attrs.get('error')!r}; mend that and start again, finished trials are kept"
             )
-        records = [_record(i, t) for i, t in enumerate(done)]
-        self._write_csv(records)
-        return records[-len(values) :], _best(records)
+        records = [record_of(i, t) for i, t in enumerate(done)]
+        write_csv(records, self.folder)
+        return records[-len(values) :], best_of(records)
 
     def outcome(self) -> tuple[dict[str, Any], list[TrialRecord], TrialRecord, dict[str, float]]:
-        records = [_record(i, t) for i, t in enumerate(self.done())]
-        best = _best(records)
+        records = [record_of(i, t) for i, t in enumerate(self.done())]
+        best = best_of(records)
         if best is None:
             raise StudyError("search: expected one finished trial, got none; see the errors in trials.csv")
-        self._write_csv(records)
+        write_csv(records, self.folder)
         return best.params, records, best, self._importance()
 
     def _importance(self) -> dict[str, float]:
@@ -302,39 +286,6 @@ class _Study:
         except (ValueError, RuntimeError):  # too few trials, or no variation
             return {}
         return {name: float(value) for name, value in importance.items() if math.isfinite(value)}
-
-    def _write_csv(self, records: list[TrialRecord]) -> None:
-        """``trials.csv``: one row a trial, one column a dimension; rewritten whole, so it is never torn."""
-        params = sorted({p for r in records for p in r.params})
-        temporary = self.folder / f".trials.csv.{os.getpid()}.tmp"
-        with temporary.open("w", newline="") as out:
-            writer = csv.writer(out)
-            writer.writerow(["trial", "name", "state", "value", "seconds", "plan_hash", *params])
-            for r in records:
-                writer.writerow([r.trial, r.name, r.state, r.value, round(r.seconds, 3), r.plan_hash, *(r.params.get(p) for p in params)])
-        temporary.replace(self.folder / "trials.csv")
-
-
-def _record(index: int, trial: Any) -> TrialRecord:
-    state: Any = {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "failed")
-    value = trial.value if state == "complete" else None
-    if value is None and trial.intermediate_values:
-        value = trial.intermediate_values[max(trial.intermediate_values)]
-    attributes = trial.user_attrs
-    return TrialRecord(
-        index,
-        attributes.get("name", "searched"),
-        state,
-        value,
-        attributes.get("seconds", 0.0),
-        dict(trial.params),
-        attributes.get("plan_hash", ""),
-    )
-
-
-def _best(records: list[TrialRecord]) -> TrialRecord | None:
-    complete = [r for r in records if r.state == "complete" and r.value is not None]
-    return min(complete, key=lambda r: (r.value, r.trial)) if complete else None
 
 
 def _open_study(journal: Path, identity: dict[str, Any]) -> Any:
@@ -370,17 +321,3 @@ def _drop_torn_line(journal: Path) -> None:
         content = file.read()
         if content and not content.endswith(b"\n"):
             file.truncate(content.rfind(b"\n") + 1)
-
-
-def iterate_best(trials: list[TrialRecord]) -> Iterator[float]:
-    """The best complete value after each trial; infinite before the first."""
-    best = math.inf
-    for record in trials:
-        if record.state == "complete" and record.value is not None:
-            best = min(best, record.value)
-        yield best
-
-
-def to_history(trials: list[TrialRecord]) -> list[dict[str, Any]]:
-    """JSON rows for the report."""
-    return [{k: v for k, v in asdict(r).items() if k != "params"} for r in trials]

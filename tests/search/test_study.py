@@ -17,7 +17,8 @@ from adapruner.pipeline import PruningProblem, Recipe, make_plan
 from adapruner.pruning.surgery import pruned
 from adapruner.search import study
 from adapruner.search.space import SearchSpace
-from adapruner.search.study import SearchConfig, SearchOutcome, TrialRecord, iterate_best, run_search, to_history
+from adapruner.search.study import SearchConfig, SearchOutcome, run_search
+from adapruner.search.trials import TrialRecord, best_of, to_history
 
 METRICS = ["l1", "l2", "gate_fisher"]
 CONFIG = SearchConfig(n_trials=16, batch_size=8, chunks=2, space=SearchSpace(metrics=METRICS))
@@ -224,11 +225,8 @@ def test_the_callers_random_numbers_do_not_decide(
 
 
 def test_history_and_best_so_far(whole: SearchOutcome) -> None:
-    best = list(iterate_best(whole.trials))
-    assert best[0] == whole.trials[0].value
-    assert best == sorted(best, reverse=True)
-    assert best[-1] == whole.best.value
-    assert list(iterate_best([replace(whole.trials[0], state="failed", value=None)])) == [math.inf]
+    assert best_of(whole.trials) == whole.best
+    assert best_of([replace(whole.trials[0], state="failed", value=None)]) is None
     rows = to_history(whole.trials)
     assert len(rows) == len(whole.trials)
     assert set(rows[0]) == {"trial", "name", "state", "value", "seconds", "plan_hash"}
