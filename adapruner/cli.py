@@ -95,8 +95,13 @@ class SaveRunConfig(SaveConfigCallback):
     """Writes ``config.yaml`` into the run folder, where it belongs, and not into a logger's."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Before any work; every rank calls it, the first writes."""
-        if stage != "fit" or not trainer.is_global_zero:
+        """At the start of ``fit``."""
+        if stage == "fit":
+            self.check_before_search(trainer)
+
+    def check_before_search(self, trainer: Trainer) -> None:
+        """Called by the search before any work, so that a killed run has its configuration; the first rank writes."""
+        if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
         try:

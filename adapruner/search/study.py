@@ -194,7 +194,6 @@ class _Study:
     def __init__(self, config: SearchConfig, problem: PruningProblem, folder: Path, identity: dict[str, Any]) -> None:
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.config, self.problem, self.folder = config, problem, folder
         self.fixed = config.space.fixed_points(problem.calibration.names)
         self.pending: list[Any] = []
@@ -293,6 +292,7 @@ def _open_study(journal: Path, identity: dict[str, Any]) -> Any:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     _drop_torn_line(journal)
     try:
         storage = JournalStorage(JournalFileBackend(str(journal)))
