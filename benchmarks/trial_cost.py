@@ -1,0 +1,205 @@
+"""What a search trial costs: the naive way, the naive way over the whole pool, and adapruner's, side by side.
+
+    python benchmarks/trial_cost.py --json trial_cost.json
+
+The same trials (sample weights, metric mixture, allocation) are run three ways at an equal search split, without early
+stopping, one after another in turns, so that a busy machine slows all of them alike:
+
+- naive: deep copy, one backward per chosen sample (10 of the pool) with second order, scores, surgery, evaluation;
+- naive over the pool: the same with every sample of the pool, weighted;
+- ours: recipe -> scores from the cached statistics -> plan -> evaluation at the pruned widths. The one pass that fills the
+  cache is timed and shared out over the trials.
+
+``overhead_over_masked_forward`` is ours against the bare forward pass of a model that is already cut to the same widths.
+The naive way is done on ``--naive-trials`` of the trials and scaled, when that is below ``--trials``; the file says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapruner.anatomy.fingerprint import fingerprint_model
+from adapruner.anatomy.tracing import trace_anatomy
+from adapruner.data.windows import TextWindows
+from adapruner.evaluation.perplexity import evaluate_nll
+from adapruner.importance.statistics import UnitStatistics, collect_statistics
+from adapruner.pipeline import CalibrationGroups, PruningProblem, Recipe, evaluate_plan, make_plan
+from adapruner.pruning.allocation import Allocation
+from adapruner.pruning.budget import Budget
+from adapruner.pruning.surgery import prune_model, pruned
+from adapruner.search.space import softmax
+
+CHOSEN = 10
+
+
+def build(name: str) -> nn.Module:
+    """``demo``: the embedded model. ``larger``: a random Llama with more than 10 times its parameters."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    if name == "demo":
+        from adapruner.demo import MODEL_FOLDER
+
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(MODEL_FOLDER, dtype=torch.float32)
+        return model
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=12,
+        num_attention_heads=9,
+        num_key_value_heads=9,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def windows(count: int, seq_len: int, seed: int) -> TextWindows:
+    """Random tokens: what they say makes no difference to the cost."""
+    ids = torch.randint(3, 4096, (count, seq_len), generator=torch.Generator().manual_seed(seed))
+    sources = [f"source {i}" for i in range(4)]
+    return TextWindows(ids, ids.clone(), torch.ones_like(ids), sources, torch.arange(count) % 4, [f"{i:x}" for i in range(count)])
+
+
+def draw_trials(count: int, seed: int) -> list[Recipe]:
+    """Recipes over the metrics that all three ways compute."""
+    generator = torch.Generator().manual_seed(seed)
+    trials = []
+    for _ in range(count):
+        second, l2, gamma = torch.rand(3, generator=generator).tolist()
+        logits = {f"source {i}": float(v) for i, v in enumerate(torch.randn(4, generator=generator))}
+        recipe = Recipe({"taylor_second": second, "l2": l2}, softmax(logits), allocation=Allocation("gamma", gamma))
+        trials.append(recipe)
+    return trials
+
+
+def naive_trial(
+    model: nn.Module, problem: PruningProblem, recipe: Recipe, pool: TextWindows, rows: Tensor, split: TextWindows
+) -> tuple[str, float]:
+    """Copies, differentiates sample by sample, scores, cuts, evaluates; returns the plan's hash and the NLL."""
+    twin: Any = copy.deepcopy(model)
+    weights = problem.calibration.sample_weights(recipe.source_weights)[rows]
+    weights = weights / weights.sum()
+    table = {name: torch.zeros_like(p) for name, p in twin.named_parameters() if p.ndim == 2}
+    for row, weight in zip(rows.tolist(), weights.tolist(), strict=True):
+        twin.zero_grad()
+        twin(pool.input_ids[row : row + 1], labels=pool.labels[row : row + 1], use_cache=False).loss.backward()
+        for name, parameter in twin.named_parameters():
+            if name in table and parameter.grad is not None:
+                table[name] += weight * parameter.grad.square()
+    statistics = UnitStatistics(1, torch.ones(1), torch.zeros(1))
+    for member in (m for g in problem.anatomy.groups for m in g.members):
+        w = twin.get_submodule(member.module).weight.detach()
+        squares = w.square()
+        statistics.weights["l2", member.module] = squares.sum(1 - member.dim)
+        statistics.member["second", member.module] = (squares * table[f"{member.module}.weight"]).sum(1 - member.dim)[None]
+    alone = PruningProblem(
+        problem.anatomy, statistics, CalibrationGroups(("all",), torch.zeros(1, dtype=torch.long)), problem.budget, "", ""
+    )
+    plan = make_plan(alone, Recipe(recipe.coefficients, None, allocation=recipe.allocation))
+    prune_model(twin, problem.anatomy, plan)
+    return _kept(plan.kept), evaluate_nll(twin, split).nll
+
+
+def our_trial(model: nn.Module, problem: PruningProblem, recipe: Recipe, split: TextWindows) -> tuple[str, float]:
+    """One trial as the search runs it."""
+    plan = make_plan(problem, recipe)
+    *_, result = evaluate_plan(model, problem.anatomy, plan, split)
+    return _kept(plan.kept), result.nll
+
+
+def bare_forward(model: nn.Module, problem: PruningProblem, recipe: Recipe, split: TextWindows) -> float:
+    """Seconds of the evaluation alone, of a model that already has the trial's widths."""
+    with pruned(model, problem.anatomy, make_plan(problem, recipe)):
+        started = time.perf_counter()
+        evaluate_nll(model, split)
+        return time.perf_counter() - started
+
+
+def _kept(kept: Any) -> str:
+    return json.dumps(sorted(kept.items()))
+
+
+def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All three ways on one model."""
+    model = build(name).eval()
+    anatomy = trace_anatomy(model)
+    pool, split = windows(arguments.pool, 128, 1), windows(arguments.split, 256, 2)
+    started = time.perf_counter()
+    statistics = collect_statistics(model, anatomy, pool, needs=frozenset({"second"}))
+    cache = time.perf_counter() - started
+    groups = CalibrationGroups(tuple(pool.source_names), pool.source_index)
+    problem = PruningProblem(anatomy, statistics, groups, Budget(arguments.pruned_fraction), name, fingerprint_model(model))
+    times: dict[str, list[float]] = {"naive": [], "naive_pool": [], "ours": [], "bare": []}
+    same_units = checked = 0
+    generator = torch.Generator().manual_seed(3)
+    for index, recipe in enumerate(draw_trials(arguments.trials, 0)):
+        timed = _timed(times["ours"], our_trial, model, problem, recipe, split)
+        times["bare"].append(bare_forward(model, problem, recipe, split))
+        if index < arguments.naive_trials:
+            chosen = torch.randperm(len(pool), generator=generator)[:CHOSEN]
+            _timed(times["naive"], naive_trial, model, problem, recipe, pool, chosen, split)
+        if index < arguments.naive_pool_trials:
+            whole = _timed(times["naive_pool"], naive_trial, model, problem, recipe, pool, torch.arange(len(pool)), split)
+            same_units, checked = same_units + (whole[0] == timed[0]), checked + 1
+        print(f"{name}: trial {index + 1} of {arguments.trials}", flush=True)
+    return _summary(model, times, cache, arguments.trials, same_units, checked)
+
+
+def _timed(into: list[float], function: Any, *arguments: Any) -> Any:
+    started = time.perf_counter()
+    result = function(*arguments)
+    into.append(time.perf_counter() - started)
+    return result
+
+
+def _summary(model: nn.Module, times: dict[str, list[float]], cache: float, trials: int, same: int, checked: int) -> dict[str, Any]:
+    mean = {name: sum(values) / len(values) for name, values in times.items()}
+    ours = mean["ours"] + cache / trials
+    ratios = sorted(a / b for a, b in zip(times["ours"], times["bare"], strict=True))
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trials": trials,
+        "naive_trials_timed": len(times["naive"]),
+        "naive_pool_trials_timed": len(times["naive_pool"]),
+        "naive_seconds": mean["naive"] * trials,
+        "naive_pool_seconds": mean["naive_pool"] * trials,
+        "seconds": ours * trials,
+        "seconds_statistics": cache,
+        "speedup_over_naive": mean["naive"] / ours,
+        "speedup_over_naive_pool": mean["naive_pool"] / ours,
+        "overhead_over_masked_forward": ratios[len(ratios) // 2],
+        "same_units": f"{same} of {checked}",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
+    parser.add_argument("--models", nargs="+", default=["demo", "larger"])
+    parser.add_argument("--trials", type=int, default=48)
+    parser.add_argument("--naive-trials", type=int, default=48)
+    parser.add_argument("--naive-pool-trials", type=int, default=48)
+    parser.add_argument("--pool", type=int, default=160, help="calibration samples of 128 tokens")
+    parser.add_argument("--split", type=int, default=16, help="windows of 256 tokens in the search split")
+    parser.add_argument("--pruned-fraction", type=float, default=0.5)
+    arguments = parser.parse_args()
+    record: dict[str, Any] = {name: measure(name, arguments) for name in arguments.models}
+    record["setting"] = {"threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.machine()}
+    temporary = arguments.json.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    temporary.replace(arguments.json)
+    print(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    main()
