@@ -162,7 +162,11 @@ class PruningSearchCallback(Callback):
         if self.given_plan is None and trainer.is_global_zero:
             check_journal(self.folder, self.identity)
         compared = [m for c in trainer.callbacks for m in getattr(c, "compared_metrics", ())]  # type: ignore[attr-defined]
-        statistics = self._statistics(model, anatomy, windows, fingerprint, compared)
+        if self.given_plan is not None and not compared:  # nothing will be scored: the pass over the pool is saved
+            nothing = torch.zeros(0)
+            statistics = UnitStatistics(0, nothing, nothing)
+        else:
+            statistics = self._statistics(model, anatomy, windows, fingerprint, compared)
         name = str(getattr(pl_module, "name_or_path", "") or getattr(model.config, "_name_or_path", "") or type(model).__name__)
         return PruningProblem(anatomy, statistics, groups, self.budget, name, fingerprint, self.search.seed)
 

@@ -108,24 +108,6 @@ def token_nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
     return total, count
 
 
-def token_nll_per_sample(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Like :func:`token_nll`, per sample and differentiable; the caller takes the mean it needs.
-
-    Args:
-        logits: ``[b, t, v]`` of any floating type.
-        labels: ``[b, t]`` int64, not shifted; -100 is ignored.
-
-    Returns:
-        Sums ``[b]`` in nats, float32 (float64 for float64 logits), and counts ``[b]`` int64, both on the logits' device.
-
-    Raises:
-        DataError: if the shapes do not fit.
-    """
-    targets = _next_tokens(logits, labels).to(logits.device)
-    losses = cross_entropy(_at_least_fp32(logits.flatten(0, 1)), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.view(targets.shape).sum(dim=1), (targets != IGNORED).sum(dim=1)
-
-
 def evaluate_nll(model: nn.Module, windows: Windows, batch_size: int = 8, progress: Callable[[int, int], None] | None = None) -> NLLResult:
     """Negative log-likelihood of the windows under the model, on the model's device.
 

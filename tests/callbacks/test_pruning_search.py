@@ -26,6 +26,7 @@ def fitted(folder: Path, *callbacks: Any, **options: Any) -> Run:
 
 def test_a_given_plan_is_applied_without_a_search(finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = fitted(tmp_path, search_callback(plan=str(finished.folder / "plan.json"), search=SearchConfig(n_trials=99)), max_steps=1)
+    assert not list(tmp_path.rglob("statistics.safetensors"))  # nothing is scored for a plan that is given
     assert given.search.plan is not None
     assert given.search.plan.hash == finished.search.plan.hash  # type: ignore[union-attr]
     assert given.widths == finished.widths

@@ -23,7 +23,6 @@ from adapruner.evaluation.perplexity import (
     evaluate_nll,
     evaluate_nll_chunks,
     token_nll,
-    token_nll_per_sample,
 )
 from adapruner.evaluation.perplexity_metric import CausalPerplexity
 
@@ -96,28 +95,11 @@ def test_token_nll_equals_the_slow_loop(monkeypatch: pytest.MonkeyPatch, rows_at
     assert tokens == sum(counts)
 
 
-def test_per_sample_equals_the_slow_loop_and_its_gradient_is_softmax_minus_one_hot() -> None:
-    logits, labels = random_batch()
-    logits.requires_grad_()
-    sums, counts = token_nll_per_sample(logits, labels)
-    expected_sums, expected_counts = slow_nll(logits.detach(), labels)
-    assert sums.tolist() == pytest.approx(expected_sums, rel=1e-5)
-    assert counts.tolist() == expected_counts
-    assert expected_counts[3] == 0
-    sums.sum().backward()
-    expected = torch.zeros_like(logits)
-    for row, position in (labels[:, 1:] != -100).nonzero().tolist():
-        expected[row, position] = logits[row, position].detach().softmax(0)
-        expected[row, position, labels[row, position + 1]] -= 1
-    torch.testing.assert_close(logits.grad, expected)
-
-
 def test_half_precision_logits_are_summed_in_fp32_and_rare_tokens_stay_finite() -> None:
     logits = torch.zeros(1, 2, 3, dtype=torch.bfloat16)
     logits[0, 0, 0] = 200.0  # softmax().log() of the others is -inf
     total, tokens = token_nll(logits, torch.tensor([[0, 1]]))
     assert (total.item(), tokens) == (200.0, 1)
-    assert token_nll_per_sample(logits.double(), torch.tensor([[0, 1]]))[0].dtype == torch.float64
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:

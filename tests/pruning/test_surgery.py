@@ -10,33 +10,12 @@ import pytest
 import torch
 
 from adapruner.anatomy.tracing import trace_anatomy
-from adapruner.anatomy.units import ModelAnatomy, count_parameters
+from adapruner.anatomy.units import count_parameters
 from adapruner.errors import ModelError, PlanError
 from adapruner.pruning.masking import channel_mask, masked
-from adapruner.pruning.plan import PruningPlan, read_plan
+from adapruner.pruning.plan import read_plan
 from adapruner.pruning.surgery import prune_model, pruned, restored
-
-
-def irregular_plan(anatomy: ModelAnatomy, seed: int = 0) -> PruningPlan:
-    """Different units and different numbers of them in every layer."""
-    generator = torch.Generator().manual_seed(seed)
-    kept = {}
-    for group in anatomy.groups:
-        count = 1 + int(torch.randint(group.units, (1,), generator=generator))
-        kept[group.name] = sorted(torch.randperm(group.units, generator=generator)[:count].tolist())
-    removed = sum((g.units - len(kept[g.name])) * g.parameters_per_unit for g in anatomy.groups)
-    return PruningPlan(
-        model={"name": "tiny", "model_type": anatomy.model_type, "fingerprint": "f"},
-        kept=kept,
-        units={g.name: g.units for g in anatomy.groups},
-        parameters={
-            "dense": anatomy.parameters,
-            "pruned": anatomy.parameters - removed,
-            "block_dense": anatomy.block_parameters,
-            "block_pruned": max(1, anatomy.block_parameters - removed),
-        },
-        budget={"pruned_fraction": 0.5, "of": "block"},
-    )
+from tests.oracles.surgery import random_plan
 
 
 def state(model: Any) -> dict[str, torch.Tensor]:
@@ -51,7 +30,7 @@ def equal_states(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 def test_masked_pruned_and_cut_models_agree(tiny_model: Any, token_windows: Any, family: str, seed: int) -> None:
     model = tiny_model(family).double()
     anatomy, ids = trace_anatomy(model), token_windows().input_ids
-    plan = irregular_plan(anatomy, seed)
+    plan = random_plan(anatomy, seed)
     before, config = state(model), model.config.to_dict()
     with torch.no_grad():
         dense = model(ids).logits
@@ -73,7 +52,7 @@ def test_masked_pruned_and_cut_models_agree(tiny_model: Any, token_windows: Any,
 def test_plan_read_back_from_json_prunes_to_the_same_model(tiny_model: Any, family: str, tmp_path: Any) -> None:
     model = tiny_model(family)
     twin, anatomy = copy.deepcopy(model), trace_anatomy(model)
-    plan = irregular_plan(anatomy)
+    plan = random_plan(anatomy, 0)
     plan.save(tmp_path / "plan.json")
     prune_model(model, anatomy, plan)
     prune_model(twin, anatomy, read_plan(tmp_path / "plan.json"))
@@ -83,7 +62,7 @@ def test_plan_read_back_from_json_prunes_to_the_same_model(tiny_model: Any, fami
 def test_uniform_widths_go_into_the_configuration(tiny_model: Any) -> None:
     model = tiny_model("llama_gqa_2")
     anatomy = trace_anatomy(model)
-    plan = irregular_plan(anatomy)
+    plan = random_plan(anatomy, 0)
     kept = {g.name: [0] if g.kind == "attention" else list(range(10)) for g in anatomy.groups}
     prune_model(model, anatomy, replace(plan, kept=kept))
     config = model.config
@@ -93,11 +72,11 @@ def test_uniform_widths_go_into_the_configuration(tiny_model: Any) -> None:
 def test_whole_model_comes_back_when_the_block_fails(tiny_model: Any) -> None:
     model = tiny_model("llama_gqa_2")
     anatomy, before = trace_anatomy(model), state(model)
-    with pytest.raises(RuntimeError, match="in the block"), pruned(model, anatomy, irregular_plan(anatomy)):
+    with pytest.raises(RuntimeError, match="in the block"), pruned(model, anatomy, random_plan(anatomy, 0)):
         raise RuntimeError("in the block")
     assert equal_states(before, state(model))
     with restored(model, anatomy):
-        prune_model(model, anatomy, irregular_plan(anatomy, 3))
+        prune_model(model, anatomy, random_plan(anatomy, 3))
     assert equal_states(before, state(model))
 
 
@@ -106,7 +85,7 @@ def test_new_parameters_require_gradients_as_the_old_ones(tiny_model: Any) -> No
     anatomy = trace_anatomy(model)
     frozen = "model.layers.0.self_attn.q_proj"
     model.get_submodule(frozen).weight.requires_grad_(False)
-    prune_model(model, anatomy, irregular_plan(anatomy))
+    prune_model(model, anatomy, random_plan(anatomy, 0))
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     assert not flags.pop(f"{frozen}.weight")
     assert all(flags.values())
@@ -120,19 +99,19 @@ def test_channel_mask_marks_whole_units(tiny_model: Any) -> None:
 def test_refused_plans_change_nothing(tiny_model: Any) -> None:
     model = tiny_model("llama")
     anatomy, before = trace_anatomy(model), state(model)
-    plan = irregular_plan(anatomy)
+    plan = random_plan(anatomy, 0)
     with pytest.raises(PlanError, match=r"at least one unit to stay in group 1\.ffn, got none; prune less"):
         prune_model(model, anatomy, replace(plan, kept={**plan.kept, "1.ffn": []}))
     other = trace_anatomy(tiny_model("llama_gqa_2"))
     with pytest.raises(PlanError, match=r"expected units 4 in group '0\.attention' of this model, got 2"):
-        prune_model(model, anatomy, irregular_plan(other))
+        prune_model(model, anatomy, random_plan(other, 0))
     assert equal_states(before, state(model))
 
 
 def test_pruned_twice_is_refused(tiny_model: Any) -> None:
     model = tiny_model("llama")
     anatomy = trace_anatomy(model)
-    plan = irregular_plan(anatomy, 1)
+    plan = random_plan(anatomy, 1)
     prune_model(model, anatomy, plan)
     with pytest.raises(ModelError, match="it is already pruned"):
         prune_model(model, anatomy, plan)
