@@ -6,6 +6,7 @@ The pipeline is readable from the folder tree; each stage is one package, in thi
 2. :mod:`adapruner.anatomy` -- what the model is made of: heads, KV groups and FFN channels, each with every coupled row
    and column.
 3. :mod:`adapruner.importance` -- statistics collected once per calibration sample, one metric per file, their mixture.
+   :mod:`adapruner.calibration` -- which samples of the pool speak, and how much.
 4. :mod:`adapruner.search` -- which recipe: the space, the objective, a study that can be killed and resumed.
 5. :mod:`adapruner.pruning` -- scores and a budget become a plan; masks for the trials, one surgery for the winner.
 6. :mod:`adapruner.recovery` -- closed-form reconstruction, then LoRA in the same ``fit``.

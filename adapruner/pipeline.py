@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adapruner.anatomy.units import ModelAnatomy
-from adapruner.errors import ConfigurationError, nearest
+from adapruner.calibration.choice import CalibrationChoice
+from adapruner.calibration.pool import CalibrationPool
+from adapruner.errors import ConfigurationError
 from adapruner.evaluation.perplexity import NLLResult, Windows, evaluate_nll_chunks
 from adapruner.importance.metrics import find_metric
 from adapruner.importance.mixture import mix_metrics
@@ -28,10 +29,10 @@ from adapruner.pruning.surgery import pruned
 class Recipe:
     """Everything that decides which units go, given the statistics and a budget."""
 
-    coefficients: Mapping[str, float] = field(default_factory=lambda: {"l2": 1.0})
+    coefficients: dict[str, float] = field(default_factory=lambda: {"l2": 1.0})
     """Metric name -> weight in the log-linear mixture; scaled to sum 1."""
-    source_weights: Mapping[str, float] | None = None
-    """Calibration source (or cluster) -> weight, shared equally by its samples. ``None``: every sample speaks alike."""
+    calibration: CalibrationChoice = field(default_factory=CalibrationChoice)
+    """Which calibration samples speak, and how much."""
     reduction: str = "sum"
     """Over coupled tensors: sum, mean, max, prod, first."""
     head_reduction: str = "sum"
@@ -46,10 +47,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
-        record = asdict(self)
-        record["coefficients"] = dict(self.coefficients)
-        record["source_weights"] = None if self.source_weights is None else dict(self.source_weights)
-        return record
+        return asdict(self)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -58,51 +56,40 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class CalibrationGroups:
-    """Which sample belongs to which source (or cluster)."""
-
-    names: tuple[str, ...]
-    index: Tensor
-    """``[samples]`` int64, positions in ``names``."""
-
-    def sample_weights(self, source_weights: Mapping[str, float] | None) -> Tensor:
-        """``[samples]`` float32 with sum 1: each source's weight shared equally by its samples.
-
-        Raises:
-            ConfigurationError: if a source is unknown, or no weight is positive.
-        """
-        if source_weights is None:
-            return torch.full((len(self.index),), 1.0 / len(self.index))
-        unknown = sorted(set(source_weights) - set(self.names))
-        if unknown:
-            raise ConfigurationError(f"source_weights: expected calibration sources, got {unknown[0]!r}; {nearest(unknown[0], self.names)}")
-        per_source = torch.tensor([max(0.0, float(source_weights.get(n, 0.0))) for n in self.names], dtype=torch.float64)
-        counts = torch.bincount(self.index, minlength=len(self.names)).clamp_min(1)
-        weights = (per_source / counts)[self.index]
-        if float(weights.sum()) <= 0:
-            raise ConfigurationError("source_weights: expected one positive weight, got none; give a source a weight above 0")
-        return (weights / weights.sum()).float()
-
-
-@dataclass(frozen=True)
 class PruningProblem:
     """What stays the same over all trials of a search."""
 
     anatomy: ModelAnatomy
     statistics: UnitStatistics
-    calibration: CalibrationGroups
+    calibration: CalibrationPool
     budget: Budget
     model_name: str
     fingerprint: str
     seed: int = 0
+    other_lengths: Mapping[int, tuple[UnitStatistics, CalibrationPool]] = field(default_factory=dict)
+    """Samples of the same sources at other lengths in tokens, where the length is searched."""
+
+    def at_length(self, seq_len: int | None) -> tuple[UnitStatistics, CalibrationPool]:
+        """Statistics and pool of one length; ``None`` is the pool's first.
+
+        Raises:
+            ConfigurationError: if the pool was not cut at this length.
+        """
+        if seq_len is None:
+            return self.statistics, self.calibration
+        if seq_len not in self.other_lengths:
+            known = ", ".join(map(str, self.other_lengths)) or "none but the first"
+            raise ConfigurationError(f"calibration.seq_len: expected a length of the pool ({known}), got {seq_len}; leave it null")
+        return self.other_lengths[seq_len]
 
 
 def make_plan(problem: PruningProblem, recipe: Recipe, provenance: Mapping[str, Any] | None = None) -> PruningPlan:
     """Scores every unit by the recipe and keeps the best under the budget."""
-    weights = problem.calibration.sample_weights(recipe.source_weights)
+    statistics, pool = problem.at_length(recipe.calibration.seq_len)
+    weights = pool.sample_weights(recipe.calibration)
     scores = mix_metrics(
         recipe.coefficients,
-        problem.statistics,
+        statistics,
         problem.anatomy,
         weights,
         reduction=recipe.reduction,

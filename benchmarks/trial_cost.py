@@ -29,10 +29,12 @@ from torch import Tensor, nn
 
 from adapruner.anatomy.fingerprint import fingerprint_model
 from adapruner.anatomy.tracing import trace_anatomy
+from adapruner.calibration.choice import CalibrationChoice
+from adapruner.calibration.pool import CalibrationGroups, CalibrationPool
 from adapruner.data.windows import TextWindows
 from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.importance.statistics import UnitStatistics, collect_statistics
-from adapruner.pipeline import CalibrationGroups, PruningProblem, Recipe, evaluate_plan, make_plan
+from adapruner.pipeline import PruningProblem, Recipe, evaluate_plan, make_plan
 from adapruner.pruning.allocation import Allocation
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.surgery import prune_model, pruned
@@ -77,7 +79,7 @@ def draw_trials(count: int, seed: int) -> list[Recipe]:
     for _ in range(count):
         second, l2, gamma = torch.rand(3, generator=generator).tolist()
         logits = {f"source {i}": float(v) for i, v in enumerate(torch.randn(4, generator=generator))}
-        recipe = Recipe({"taylor_second": second, "l2": l2}, softmax(logits), allocation=Allocation("gamma", gamma))
+        recipe = Recipe({"taylor_second": second, "l2": l2}, CalibrationChoice(softmax(logits)), allocation=Allocation("gamma", gamma))
         trials.append(recipe)
     return trials
 
@@ -87,7 +89,7 @@ def naive_trial(
 ) -> tuple[str, float]:
     """Copies, differentiates sample by sample, scores, cuts, evaluates; returns the plan's hash and the NLL."""
     twin: Any = copy.deepcopy(model)
-    weights = problem.calibration.sample_weights(recipe.source_weights)[rows]
+    weights = problem.calibration.sample_weights(recipe.calibration)[rows]
     weights = weights / weights.sum()
     table = {name: torch.zeros_like(p) for name, p in twin.named_parameters() if p.ndim == 2}
     for row, weight in zip(rows.tolist(), weights.tolist(), strict=True):
@@ -103,9 +105,9 @@ def naive_trial(
         statistics.weights["l2", member.module] = squares.sum(1 - member.dim)
         statistics.member["second", member.module] = (squares * table[f"{member.module}.weight"]).sum(1 - member.dim)[None]
     alone = PruningProblem(
-        problem.anatomy, statistics, CalibrationGroups(("all",), torch.zeros(1, dtype=torch.long)), problem.budget, "", ""
+        problem.anatomy, statistics, CalibrationPool(CalibrationGroups(("all",), torch.zeros(1, dtype=torch.long))), problem.budget, "", ""
     )
-    plan = make_plan(alone, Recipe(recipe.coefficients, None, allocation=recipe.allocation))
+    plan = make_plan(alone, Recipe(recipe.coefficients, allocation=recipe.allocation))
     prune_model(twin, problem.anatomy, plan)
     return _kept(plan.kept), evaluate_nll(twin, split).nll
 
@@ -137,7 +139,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     statistics = collect_statistics(model, anatomy, pool, needs=frozenset({"second"}))
     cache = time.perf_counter() - started
-    groups = CalibrationGroups(tuple(pool.source_names), pool.source_index)
+    groups = CalibrationPool(CalibrationGroups(tuple(pool.source_names), pool.source_index))
     problem = PruningProblem(anatomy, statistics, groups, Budget(arguments.pruned_fraction), name, fingerprint_model(model))
     times: dict[str, list[float]] = {"naive": [], "naive_pool": [], "ours": [], "bare": []}
     same_units = checked = 0

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from adapruner._version import __version__
+from adapruner.calibration.choice import CalibrationChoice
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.progress import announce, progress_bar
 from adapruner.callbacks.pruned_export import PrunedExportCallback
@@ -321,8 +322,8 @@ def _calibration_section(pruning: PruningSearchCallback, data: Any) -> dict[str,
     problem, plan = pruning.problem, pruning.plan
     if problem is None or plan is None:
         return None
-    groups, windows = problem.calibration, data.calibration_windows
-    weights = groups.sample_weights(plan.recipe.get("source_weights"))
+    groups, windows = problem.calibration.sources, data.calibration_windows
+    weights = problem.calibration.sample_weights(CalibrationChoice.from_dict(plan.recipe.get("calibration")))
     sources = {
         name: {"samples": int((groups.index == i).sum()), "weight": float(weights[groups.index == i].sum())}
         for i, name in enumerate(groups.names)

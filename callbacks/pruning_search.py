@@ -23,11 +23,13 @@ from adapruner._version import __version__
 from adapruner.anatomy.fingerprint import fingerprint_model
 from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.anatomy.units import ModelAnatomy
+from adapruner.calibration.choice import CalibrationChoice
+from adapruner.calibration.pool import CalibrationGroups, CalibrationPool
 from adapruner.callbacks.progress import announce, progress_bar
 from adapruner.errors import ConfigurationError, DataError, ModelError
 from adapruner.importance.metrics import find_metric
 from adapruner.importance.statistics import UnitStatistics, collect_statistics
-from adapruner.pipeline import CalibrationGroups, PruningProblem
+from adapruner.pipeline import PruningProblem
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import prune_model, write_widths
@@ -157,7 +159,7 @@ class PruningSearchCallback(Callback):
         self.budget.parameters_to_remove(anatomy)  # an unreachable budget is refused before anything heavy
         windows = data.calibration_windows
         fingerprint = fingerprint_model(model)
-        groups = CalibrationGroups(tuple(windows.source_names), windows.source_index)
+        pool = CalibrationPool(CalibrationGroups(tuple(windows.source_names), windows.source_index))
         self.identity = self._identify(data, fingerprint)
         if self.given_plan is None and trainer.is_global_zero:
             check_journal(self.folder, self.identity)
@@ -168,7 +170,7 @@ class PruningSearchCallback(Callback):
         else:
             statistics = self._statistics(model, anatomy, windows, fingerprint, compared)
         name = str(getattr(pl_module, "name_or_path", "") or getattr(model.config, "_name_or_path", "") or type(model).__name__)
-        return PruningProblem(anatomy, statistics, groups, self.budget, name, fingerprint, self.search.seed)
+        return PruningProblem(anatomy, statistics, pool, self.budget, name, fingerprint, self.search.seed)
 
     def _statistics(self, model: Any, anatomy: Any, windows: Any, fingerprint: str, compared: list[str]) -> UnitStatistics:
         """From the cache in the run folder when it was made of this model and these samples, else one pass over the pool."""
@@ -246,7 +248,7 @@ class PruningSearchCallback(Callback):
             prune_model(model, anatomy, plan)
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        weights = self.problem.calibration.sample_weights(plan.recipe.get("source_weights"))
+        weights = self.problem.calibration.sample_weights(CalibrationChoice.from_dict(plan.recipe.get("calibration")))
         with progress_bar("reconstruction", anatomy.layers) as advance:
             prune_and_reconstruct(
                 model, anatomy, plan, data.calibration_windows.input_ids, self.reconstruction, sample_weights=weights, progress=advance

@@ -19,7 +19,7 @@ STOREYS: tuple[tuple[str, ...], ...] = (
     ("errors", "_version"),
     ("demo",),
     ("data", "anatomy"),
-    ("importance",),
+    ("importance", "calibration"),
     ("pruning", "evaluation"),
     ("recovery",),
     ("pipeline",),

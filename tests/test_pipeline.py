@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from adapruner.errors import ConfigurationError
+from adapruner.calibration.choice import CalibrationChoice
+from adapruner.calibration.pool import CalibrationGroups, CalibrationPool
 from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.importance.statistics import collect_statistics
-from adapruner.pipeline import CalibrationGroups, PruningProblem, Recipe, evaluate_plan, make_plan
+from adapruner.pipeline import PruningProblem, Recipe, evaluate_plan, make_plan
 from adapruner.pruning.allocation import Allocation
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.masking import masked
 from tests.conftest import build_model, build_windows
 
-GROUPS = CalibrationGroups(("books", "wiki"), torch.tensor([0, 1, 0, 1, 1]))
+POOL = CalibrationPool(CalibrationGroups(("books", "wiki"), torch.tensor([0, 1, 0, 1, 1])))
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +27,18 @@ def case() -> Any:
 
     model, windows = build_model("llama_gqa_2", intermediate_size=160), build_windows()
     anatomy = trace_anatomy(model)
-    problem = PruningProblem(anatomy, collect_statistics(model, anatomy, windows), GROUPS, Budget(0.4), "tiny", "f")
+    problem = PruningProblem(anatomy, collect_statistics(model, anatomy, windows), POOL, Budget(0.4), "tiny", "f")
     return model, windows, problem
 
 
 def test_same_recipe_same_plan(case: Any) -> None:
-    recipe = Recipe({"taylor_second": 1.0, "l2": 0.5}, {"books": 0.3, "wiki": 0.7}, "max", allocation=Allocation("gamma", 0.5))
+    recipe = Recipe(
+        {"taylor_second": 1.0, "l2": 0.5}, CalibrationChoice({"books": 0.3, "wiki": 0.7}), "max", allocation=Allocation("gamma", 0.5)
+    )
     one, other = make_plan(case[2], recipe), make_plan(case[2], recipe)
     assert one == other
     assert one.hash == other.hash
-    assert one.recipe["source_weights"] == {"books": 0.3, "wiki": 0.7}
+    assert one.recipe["calibration"]["source_weights"] == {"books": 0.3, "wiki": 0.7}
     assert abs(one.pruned_fraction - 0.4) < 0.002
 
 
@@ -43,19 +46,12 @@ def test_one_source_alone_equals_a_pool_of_that_source(case: Any) -> None:
     model, windows, problem = case
     rows = [0, 2]
     only = collect_statistics(model, problem.anatomy, windows.select(rows))
-    smaller = replace(problem, statistics=only, calibration=CalibrationGroups(("books",), torch.zeros(2, dtype=torch.long)))
+    smaller = replace(
+        problem, statistics=only, calibration=CalibrationPool(CalibrationGroups(("books",), torch.zeros(2, dtype=torch.long)))
+    )
     for metric in ("taylor_second", "taylor_vectorize", "gate_fisher", "wanda_sp", "flap_wifv"):
-        weighted = make_plan(problem, Recipe({metric: 1.0}, {"books": 1.0}))
+        weighted = make_plan(problem, Recipe({metric: 1.0}, CalibrationChoice({"books": 1.0})))
         assert weighted.kept == make_plan(smaller, Recipe({metric: 1.0})).kept
-
-
-def test_sample_weights() -> None:
-    assert GROUPS.sample_weights(None).tolist() == pytest.approx([0.2] * 5)
-    assert GROUPS.sample_weights({"books": 1.0, "wiki": 3.0}).tolist() == pytest.approx([0.125, 0.25, 0.125, 0.25, 0.25])
-    with pytest.raises(ConfigurationError, match="expected calibration sources, got 'wikis'; did you mean 'wiki'"):
-        GROUPS.sample_weights({"wikis": 1.0})
-    with pytest.raises(ConfigurationError, match="expected one positive weight, got none"):
-        GROUPS.sample_weights({"books": 0.0})
 
 
 def test_evaluation_equals_the_masked_model_and_leaves_it_whole(case: Any) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from adapruner.calibration.pool import CalibrationGroups, CalibrationPool
 from adapruner.data.windows import TextWindows
 from adapruner.importance.statistics import collect_statistics
-from adapruner.pipeline import CalibrationGroups, PruningProblem
+from adapruner.pipeline import PruningProblem
 from adapruner.pruning.budget import Budget
 
 VOCABULARY = 96
@@ -77,5 +78,5 @@ def pose_problem(model: Any, calibration: TextWindows, budget: Budget | None = N
 
     anatomy = trace_anatomy(model)
     statistics = collect_statistics(model, anatomy, calibration)
-    groups = CalibrationGroups(tuple(calibration.source_names), calibration.source_index)
+    groups = CalibrationPool(CalibrationGroups(tuple(calibration.source_names), calibration.source_index))
     return PruningProblem(anatomy, statistics, groups, budget or Budget(0.3, keep_at_least=0.1), "tiny", "f00d", seed)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from adapruner.calibration.choice import CalibrationChoice
 from adapruner.errors import BudgetError, ConfigurationError
 from adapruner.pipeline import PruningProblem, Recipe, make_plan
 from adapruner.pruning.allocation import Allocation
@@ -92,7 +93,7 @@ def measure_stages(
             yield from _recovered(model, treatment, measure)
             return
     with restored(model, anatomy):
-        weights = problem.calibration.sample_weights(plan.recipe.get("source_weights"))
+        weights = problem.calibration.sample_weights(CalibrationChoice.from_dict(plan.recipe.get("calibration")))
         prune_and_reconstruct(model, anatomy, plan, treatment.input_ids, treatment.reconstruction, sample_weights=weights)
         yield "reconstructed", measure(model)
         yield from _recovered(model, treatment, measure)

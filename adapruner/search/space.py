@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from adapruner.calibration.choice import CalibrationChoice
 from adapruner.errors import ConfigurationError, nearest
 from adapruner.importance.metrics import find_metric
 from adapruner.importance.mixture import FORMS
@@ -101,7 +102,7 @@ class SearchSpace:
             active = dict.fromkeys(active, 1.0)
         return Recipe(
             coefficients=active,
-            source_weights=None if logits is None else softmax(logits),
+            calibration=CalibrationChoice(source_weights=None if logits is None else softmax(logits)),
             allocation=Allocation("gamma", rest["gamma"], rest["log_head_multiplier"]),
             **{name: rest[name] for name in _CHOSEN if name in rest},
         )

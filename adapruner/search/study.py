@@ -185,7 +185,7 @@ def _evaluate(
 def _recipe_of(params: dict[str, Any], config: SearchConfig, problem: PruningProblem) -> Recipe:
     import optuna
 
-    return config.space.suggest(optuna.trial.FixedTrial(params), problem.calibration.names)
+    return config.space.suggest(optuna.trial.FixedTrial(params), problem.calibration.sources.names)
 
 
 class _Study:
@@ -195,7 +195,7 @@ class _Study:
         import optuna
 
         self.config, self.problem, self.folder = config, problem, folder
-        self.fixed = config.space.fixed_points(problem.calibration.names)
+        self.fixed = config.space.fixed_points(problem.calibration.sources.names)
         self.pending: list[Any] = []
         self.pruner = optuna.pruners.MedianPruner(n_startup_trials=max(8, len(self.fixed)), n_min_trials=4)
         folder.mkdir(parents=True, exist_ok=True)
@@ -228,7 +228,7 @@ class _Study:
                 name, point = self.fixed[index]
                 self.study.enqueue_trial(point)
             trial = self.study.ask()
-            self.config.space.suggest(trial, self.problem.calibration.names)
+            self.config.space.suggest(trial, self.problem.calibration.sources.names)
             trial.set_user_attr("name", name)
             self.pending.append(trial)
             asked.append({"name": name, "params": dict(trial.params)})

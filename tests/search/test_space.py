@@ -35,8 +35,8 @@ def test_fixed_points_cover_metrics_then_sources() -> None:
     names = [name for name, _ in space.fixed_points(SOURCES)]
     assert names == [*DEFAULT_METRICS, *(f"taylor_second on {source}" for source in SOURCES)]
     recipe = suggested(space, dict(space.fixed_points(SOURCES))["taylor_second on code"])
-    assert recipe.source_weights is not None
-    assert recipe.source_weights["code"] == pytest.approx(math.exp(6) / (math.exp(6) + 2))
+    assert recipe.calibration.source_weights is not None
+    assert recipe.calibration.source_weights["code"] == pytest.approx(math.exp(6) / (math.exp(6) + 2))
     assert [m for m, c in recipe.coefficients.items() if c > 0] == ["taylor_second"]
 
 
@@ -45,7 +45,7 @@ def test_one_source_or_no_logit_leaves_the_sources_out() -> None:
         points = space.fixed_points(sources)
         assert len(points) == len(DEFAULT_METRICS)
         assert not any(name.startswith("source/") for _, point in points for name in point)
-        assert suggested(space, points[0][1], sources).source_weights is None
+        assert suggested(space, points[0][1], sources).calibration.source_weights is None
 
 
 def test_every_suggestion_stays_in_its_bounds() -> None:
@@ -55,9 +55,9 @@ def test_every_suggestion_stays_in_its_bounds() -> None:
     for _ in range(200):
         recipe = space.suggest(study.ask(), SOURCES)
         gammas.append(recipe.allocation.gamma)
-        assert recipe.source_weights is not None
-        assert sum(recipe.source_weights.values()) == pytest.approx(1.0)
-        assert max(recipe.source_weights.values()) <= math.exp(4) / (math.exp(4) + 2) + 1e-9
+        assert recipe.calibration.source_weights is not None
+        assert sum(recipe.calibration.source_weights.values()) == pytest.approx(1.0)
+        assert max(recipe.calibration.source_weights.values()) <= math.exp(4) / (math.exp(4) + 2) + 1e-9
         assert set(recipe.coefficients) == set(DEFAULT_METRICS)
         assert 0 <= min(recipe.coefficients.values()) <= max(recipe.coefficients.values()) <= 1
         assert max(recipe.coefficients.values()) > 0

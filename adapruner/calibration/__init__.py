@@ -1,0 +1,5 @@
+"""The calibration subspace: which samples of the pool speak, and how much (AdaPruner, arXiv 2503.06184).
+
+:mod:`~adapruner.calibration.choice` is a point of the subspace, :mod:`~adapruner.calibration.pool` turns it into one weight per
+sample.
+"""
