@@ -1,14 +1,18 @@
 """From unit scores to the units that stay, under a budget.
 
-Two ways:
+Four ways:
 
-- ``gamma``: one ranking of score per parameter over the whole model. A group's scores are first divided by
-  (their sum)^gamma: 0 ranks raw losses, 1 gives groups of one kind nearly the same share. Attention scores are multiplied by
-  exp(``log_head_multiplier``).
+- ``gamma``: one ranking of score per parameter (or MAC, byte, millisecond: what the budget counts) over the whole model. A group's
+  scores are first divided by (their sum)^gamma: 0 ranks raw losses, 1 gives groups of one kind nearly the same share. Attention
+  scores are multiplied by exp(``log_head_multiplier``), a layer's by exp(-profile), so that the profile's high layers lose more.
 - ``uniform``: every unprotected layer loses the same number of heads and of FFN channels, so the result is uniform.
+- ``depth``: every layer's removed share is a base plus the profile; scores decide within a layer only.
+- ``list``: the fractions given for each layer, exactly.
+
+The profile is ``depth_slope * d + depth_curve * (d^2 - 1/3)``, with d from -1 in the first layer to 1 in the last.
 
 ``heads: uniform`` makes the number of heads the same in all layers while FFN widths stay irregular (more serving engines take
-that), and ``round_to`` makes FFN widths multiples of 8, 64 or 128, which hardware multiplies faster.
+that), and ``round_to`` makes FFN widths multiples of 8, 64 or 128, which hardware multiplies faster. Protected layers hold for all.
 
 Heads are coarse; FFN channels absorb their rounding, so that every method removes the same number of parameters.
 """
@@ -26,46 +30,86 @@ from torch import Tensor
 from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.errors import BudgetError, ConfigurationError
 from adapruner.pruning.budget import Budget
-from adapruner.pruning.regular_widths import make_regular, price_of_units
+from adapruner.pruning.costs import TOLERANCE, UnitCosts
+from adapruner.pruning.depth_profile import depth_counts, profile_at
+from adapruner.pruning.global_ranking import price_of_units, remove_globally
+from adapruner.pruning.layer_list import listed_counts
+from adapruner.pruning.regular_widths import make_regular
+from adapruner.pruning.uniform_widths import uniform_counts
 
-#: How far a plan may be from its budget, as a fraction of what the budget counts.
-TOLERANCE = 0.002
+METHODS = ("gamma", "uniform", "depth", "list")
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """How scores of different groups are compared."""
+    """How the budget is shared over groups."""
 
-    method: Literal["gamma", "uniform"] = "gamma"
+    method: Literal["gamma", "uniform", "depth", "list"] = "gamma"
     gamma: float = 0.0
     """0: raw scores, 1: nearly uniform over groups of one kind. Only for ``gamma``."""
     log_head_multiplier: float = 0.0
     """Natural logarithm of a factor on attention scores. Only for ``gamma``."""
     heads: Literal["per_layer", "uniform"] = "per_layer"
-    """Whether layers may keep different numbers of attention units. Only for ``gamma``."""
+    """Whether layers may keep different numbers of attention units. ``uniform`` always has the same; not for ``list``."""
     round_to: int = 1
-    """FFN widths become multiples of this; the budget is then met within half such a step. Only for ``gamma``."""
+    """FFN widths of pruned layers become multiples of this; where no such plan is within 0.1 % of the budget, it is met within
+    half such a step (``uniform``: refused). Not for ``list``."""
+    depth_slope: float = 0.0
+    """How much more the last layer loses than the middle one, and the first less: a share of the layer for ``depth``, a
+    natural logarithm of a factor on scores for ``gamma``. Negative: the first layers lose more."""
+    depth_curve: float = 0.0
+    """How much more both ends lose than the middle, in the same terms. Negative: the middle loses more."""
+    attention: list[float] | None = None
+    """Fraction of attention units removed in each layer. Only for ``list``."""
+    ffn: list[float] | None = None
+    """Fraction of FFN channels removed in each layer. Only for ``list``."""
 
     def __post_init__(self) -> None:
-        if self.method not in ("gamma", "uniform"):
-            raise ConfigurationError(f"allocation.method: expected 'gamma' or 'uniform', got {self.method!r}; name one of them")
+        if self.method not in METHODS:
+            names = ", ".join(repr(m) for m in METHODS[:-1])
+            raise ConfigurationError(f"allocation.method: expected {names} or {METHODS[-1]!r}, got {self.method!r}; name one of them")
         if self.heads not in ("per_layer", "uniform"):
             raise ConfigurationError(f"allocation.heads: expected 'per_layer' or 'uniform', got {self.heads!r}; name one of them")
         if self.round_to < 1:
             raise ConfigurationError(f"allocation.round_to: expected 1 or more, got {self.round_to}; give 64, or 1 for any width")
         if not (math.isfinite(self.gamma) and math.isfinite(self.log_head_multiplier)):
             raise ConfigurationError(f"allocation: expected finite numbers, got gamma {self.gamma} and {self.log_head_multiplier}; give 0")
+        for name, value in (("depth_slope", self.depth_slope), ("depth_curve", self.depth_curve)):
+            if not abs(value) <= 100:
+                raise ConfigurationError(f"allocation.{name}: expected a number in [-100, 100], got {value}; give 0 for none")
+            if value and self.method not in ("gamma", "depth"):
+                raise ConfigurationError(f"allocation.{name}: expected 0 with method {self.method!r}, got {value}; give method 'depth'")
+        self._check_lists()
+
+    def _check_lists(self) -> None:
+        given = [name for name in ("attention", "ffn") if getattr(self, name) is not None]
+        if (self.method == "list") != bool(given):
+            raise ConfigurationError(
+                f"allocation.method: expected 'list' exactly when attention or ffn lists fractions, got {self.method!r} with "
+                f"{' and '.join(given) or 'neither'}; give both or neither"
+            )
+        for name in given:
+            bad = [value for value in getattr(self, name) if not 0.0 <= value <= 1.0]
+            if bad:
+                raise ConfigurationError(f"allocation.{name}: expected fractions in [0, 1], got {bad[0]}; give 0.2 to remove 20 %")
+        if self.method == "list" and (self.round_to > 1 or self.heads == "uniform"):
+            raise ConfigurationError(
+                "allocation: expected neither round_to nor uniform heads with method 'list', got one; list such widths"
+            )
 
 
-def allocate(scores: Mapping[str, Tensor], anatomy: ModelAnatomy, budget: Budget, allocation: Allocation) -> dict[str, list[int]]:
+def allocate(
+    scores: Mapping[str, Tensor], anatomy: ModelAnatomy, budget: Budget, allocation: Allocation, costs: UnitCosts | None = None
+) -> dict[str, list[int]]:
     """Group name -> sorted units that stay.
 
     Args:
         scores: group name -> ``[units]``, non-negative; the lowest go first.
+        costs: as made by ``budget.costs``; None makes them here, which does for parameters.
 
     Raises:
-        BudgetError: if the budget cannot be reached within 0.2 %.
-        ConfigurationError: if a score is not finite, or a group has none.
+        BudgetError: if the budget cannot be reached within 0.1 % (or within one unit, where units are coarser than that).
+        ConfigurationError: if a score is not finite, a group has none, or lists do not fit the model.
     """
     for group in anatomy.groups:
         values = scores.get(group.name)
@@ -73,64 +117,80 @@ def allocate(scores: Mapping[str, Tensor], anatomy: ModelAnatomy, budget: Budget
             raise ConfigurationError(
                 f"scores: expected {group.units} finite values for group {group.name}, got others; choose another metric"
             )
-    target = budget.parameters_to_remove(anatomy)
+    costs = budget.costs(anatomy) if costs is None else costs
+    most = budget.most_removed(anatomy)
     free = [g for g in anatomy.groups if not budget.is_protected(g.layer, anatomy.layers)]
-    remove = _remove_uniformly if allocation.method == "uniform" else _remove_globally
-    removed = remove(scores, free, budget, allocation, target)
-    if allocation.method == "gamma" and (allocation.heads == "uniform" or allocation.round_to > 1):
-        prices = {g.name: price_of_units(scores[g.name].double(), g, allocation.gamma, allocation.log_head_multiplier) for g in free}
-        removed = make_regular(removed, prices, free, budget, target, allocation.heads == "uniform", allocation.round_to)
-    kept = {g.name: sorted(set(range(g.units)) - removed.get(g.name, set())) for g in anatomy.groups}
-    _check_target(kept, anatomy, budget, target, allocation)
+    if allocation.method == "gamma":
+        kept = _keep_by_ranking(scores, anatomy, free, most, allocation, costs)
+    else:
+        counts = _count(anatomy, free, most, budget, allocation, costs, scores)
+        kept = {g.name: _keep_highest(scores[g.name], counts.get(g.name, 0)) for g in anatomy.groups}
+    _check_target(costs.removed_by(kept, anatomy), free, allocation, costs)
     return kept
 
 
-def _remove_globally(
-    scores: Mapping[str, Tensor], groups: list[UnitGroup], budget: Budget, allocation: Allocation, target: int
-) -> dict[str, set[int]]:
-    if not groups:
-        return {}
-    prices = torch.cat([price_of_units(scores[g.name].double(), g, allocation.gamma, allocation.log_head_multiplier) for g in groups])
-    owner = torch.cat([torch.full((g.units,), i) for i, g in enumerate(groups)]).tolist()
-    unit = torch.cat([torch.arange(g.units) for g in groups]).tolist()
-    cost = [g.parameters_per_unit for g in groups]
-    left = [g.units - budget.smallest_width(g.units) for g in groups]
-    removed: list[set[int]] = [set() for _ in groups]
-    smallest, remaining = min(cost), target
-    for position in torch.argsort(prices, stable=True).tolist():
-        index = owner[position]
-        if left[index] > 0 and cost[index] <= remaining:
-            removed[index].add(unit[position])
-            left[index] -= 1
-            remaining -= cost[index]
-            if remaining < smallest:
-                break
-    return {g.name: r for g, r in zip(groups, removed, strict=True)}
+def _keep_by_ranking(
+    scores: Mapping[str, Tensor],
+    anatomy: ModelAnatomy,
+    free: list[UnitGroup],
+    most: Mapping[str, int],
+    allocation: Allocation,
+    costs: UnitCosts,
+) -> dict[str, list[int]]:
+    prices = {}
+    for g in free:
+        lean = profile_at(g.layer, anatomy.layers, allocation.depth_slope, allocation.depth_curve)
+        multiplier = (allocation.log_head_multiplier if g.kind == "attention" else 0.0) - lean
+        prices[g.name] = price_of_units(scores[g.name].double(), costs.per_unit[g.name], allocation.gamma, multiplier)
+    removed = remove_globally(prices, free, most, costs)
+    if allocation.heads == "uniform" or allocation.round_to > 1:
+        counts = {name: len(units) for name, units in removed.items()}
+        counts = make_regular(counts, prices, free, most, costs, allocation.heads == "uniform", allocation.round_to)
+        return {g.name: _keep_highest(prices.get(g.name, scores[g.name]), counts.get(g.name, 0)) for g in anatomy.groups}
+    return {g.name: [u for u in range(g.units) if u not in gone] for g in anatomy.groups for gone in (removed.get(g.name, set()),)}
 
 
-def _remove_uniformly(
-    scores: Mapping[str, Tensor], groups: list[UnitGroup], budget: Budget, allocation: Allocation, target: int
-) -> dict[str, set[int]]:
-    """Heads get the budget's fraction, rounded; FFN channels of all layers take the rest in equal parts."""
-    attention = [g for g in groups if g.kind == "attention"]
-    ffn = [g for g in groups if g.kind == "ffn"]
-    whole = sum(g.units * g.parameters_per_unit for g in groups)
-    fraction = target / whole if whole else 0.0
-    heads = {g.name: min(round(g.units * fraction), g.units - budget.smallest_width(g.units)) for g in attention}
-    remaining = target - sum(heads[g.name] * g.parameters_per_unit for g in attention)
-    per_channel = sum(g.parameters_per_unit for g in ffn)
-    channels = round(remaining / per_channel) if per_channel else 0
-    counts = heads | {g.name: max(0, min(channels, g.units - budget.smallest_width(g.units))) for g in ffn}
-    return {g.name: set(torch.argsort(scores[g.name], stable=True)[: counts[g.name]].tolist()) for g in groups}
+def _count(
+    anatomy: ModelAnatomy,
+    free: list[UnitGroup],
+    most: Mapping[str, int],
+    budget: Budget,
+    allocation: Allocation,
+    costs: UnitCosts,
+    scores: Mapping[str, Tensor],
+) -> dict[str, int]:
+    """Group name -> number of units to remove, where scores do not decide it."""
+    if allocation.method == "uniform":
+        return uniform_counts(free, most, costs, allocation.round_to)
+    if allocation.method == "list":
+        return listed_counts(anatomy, most, costs, allocation.attention, allocation.ffn)
+
+    def profile(layer: int) -> float:
+        return profile_at(layer, anatomy.layers, allocation.depth_slope, allocation.depth_curve)
+
+    uniform = allocation.heads == "uniform"
+    counts = depth_counts(free, most, costs, profile, budget.keep_at_least, uniform)
+    if allocation.round_to > 1:
+        prices = {g.name: price_of_units(scores[g.name].double(), costs.per_unit[g.name], 0.0, 0.0) for g in free}
+        counts = make_regular(counts, prices, free, most, costs, uniform, allocation.round_to)
+    return counts
 
 
-def _check_target(kept: Mapping[str, list[int]], anatomy: ModelAnatomy, budget: Budget, target: int, allocation: Allocation) -> None:
-    removed = sum((g.units - len(kept[g.name])) * g.parameters_per_unit for g in anatomy.groups)
-    whole = anatomy.block_parameters if budget.of == "block" else anatomy.parameters
-    channel = max((g.parameters_per_unit for g in anatomy.groups if g.kind == "ffn"), default=0)
-    step = allocation.round_to * channel if allocation.round_to > 1 else 0
-    if abs(removed - target) > max(TOLERANCE * whole, step / 2):
+def _keep_highest(values: Tensor, removed: int) -> list[int]:
+    return sorted(torch.argsort(values, stable=True)[removed:].tolist())
+
+
+def _check_target(removed: float, free: list[UnitGroup], allocation: Allocation, costs: UnitCosts) -> None:
+    """Refuses a plan that is off by more than 0.1 %, or by more than the finest step where that is coarser."""
+    channel = max((costs.per_unit[g.name] for g in free if g.kind == "ffn"), default=0.0)
+    if allocation.method in ("uniform", "list"):
+        step = 0.0
+    elif allocation.round_to > 1:
+        step = allocation.round_to * channel / 2
+    else:
+        step = min((costs.per_unit[g.name] for g in free), default=0.0)
+    if abs(removed - costs.remove) > max(costs.slack, step) * (1 + 1e-9):
         raise BudgetError(
-            f"budget.pruned_fraction: expected a plan within {TOLERANCE:.1%} of {budget.pruned_fraction}, got {removed / whole:.4f} "
-            "as the nearest with these units; choose a fraction near it, or the allocation 'gamma'"
+            f"{costs.argument}: expected a plan within {TOLERANCE:.1%} of {costs.asked}, got {costs.shown(removed)} "
+            "as the nearest with these units; choose a target near it, or the allocation 'gamma'"
         )

@@ -1,84 +1,160 @@
-"""Makes a global ranking's widths regular: the same number of heads everywhere, FFN widths in hardware's multiples.
+"""Makes widths regular: the same number of heads everywhere, FFN widths in hardware's multiples.
 
-What is removed stays as close to the ranking as the constraint allows, and the budget is met again by the FFN.
+What is removed stays as close to the ranking as the constraint allows, and the budget is met again by whole steps of the FFN;
+where they are too coarse for it, by whole heads as well.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from adapruner.anatomy.units import UnitGroup
-from adapruner.pruning.budget import Budget
+from adapruner.pruning.costs import UnitCosts
+
+#: Combinations of heads and FFN steps that are carried out and compared; more are only reckoned.
+_TRIED = 8
 
 
-def price_of_units(values: Tensor, group: UnitGroup, gamma: float, log_head_multiplier: float) -> Tensor:
-    """``[units]`` float64: what removing each parameter of a unit costs; the lowest go first."""
-    total = values.sum().clamp_min(1e-60)  # a dead group's power must not underflow to 0
-    multiplier = math.exp(log_head_multiplier) if group.kind == "attention" else 1.0
-    return values / group.parameters_per_unit / total**gamma * multiplier
+def nearest_count(group: UnitGroup, wanted: float, most: int, round_to: int) -> int:
+    """The number of channels to remove nearest to ``wanted`` that leaves a multiple of ``round_to``, or all of them."""
+    if round_to <= 1:
+        return max(0, min(round(wanted), most))
+    lowest = _lowest_width(group, most, round_to)
+    width = max(lowest, round((group.units - wanted) / round_to) * round_to)
+    return group.units - min(width, group.units)
 
 
 def make_regular(
-    removed: Mapping[str, set[int]],
+    counts: Mapping[str, int],
     prices: Mapping[str, Tensor],
     groups: list[UnitGroup],
-    budget: Budget,
-    target: int,
+    most: Mapping[str, int],
+    costs: UnitCosts,
     uniform_heads: bool,
     round_to: int,
-) -> dict[str, set[int]]:
-    """Group name -> removed units, regular, as near to ``target`` parameters as whole steps come.
+) -> dict[str, int]:
+    """Group name -> number of units to remove, regular, as near to the target as whole steps come.
 
     Args:
-        removed: what the global ranking removes.
-        prices: group name -> ``[units]``; see :func:`price_of_units`.
-        groups: the groups that may lose units.
+        counts: what is removed before.
+        prices: group name -> ``[units]``; the lowest go first.
+        groups: those that may lose units.
+        most: group name -> how many units may go.
     """
+    counts = dict(counts)
     attention, ffn = ([g for g in groups if g.kind == kind] for kind in ("attention", "ffn"))
-    counts = {g.name: len(removed[g.name]) for g in groups}
     if uniform_heads and attention:
         mean = round(sum(counts[g.name] for g in attention) / len(attention))
-        counts |= {g.name: min(mean, g.units - budget.smallest_width(g.units)) for g in attention}
+        counts |= {g.name: min(mean, most[g.name]) for g in attention}
     for g in ffn:
-        width = max(round_to, round((g.units - counts[g.name]) / round_to) * round_to)
-        counts[g.name] = g.units - min(width, g.units)
-    _meet_target(counts, prices, attention, ffn, budget, target, round_to)
-    return {g.name: set(torch.argsort(prices[g.name], stable=True)[: counts[g.name]].tolist()) for g in groups}
+        counts[g.name] = nearest_count(g, counts[g.name], most[g.name], round_to)
+    steps = _Steps(prices, attention, ffn, most, costs, uniform_heads, round_to)
+    steps.meet_target(counts)
+    if abs(steps.missing(counts)) > costs.slack and attention and ffn:
+        counts = steps.with_other_heads(counts)
+    return counts
 
 
-def _meet_target(
-    counts: dict[str, int],
-    prices: Mapping[str, Tensor],
-    attention: list[UnitGroup],
-    ffn: list[UnitGroup],
-    budget: Budget,
-    target: int,
-    step: int,
-) -> None:
-    """Moves one step of one layer's FFN at a time, the cheapest first, until another would lead away from the target."""
-    ranked = {g.name: torch.sort(prices[g.name]).values.cumsum(0).tolist() for g in ffn}
+def _lowest_width(group: UnitGroup, most: int, round_to: int) -> int:
+    """The smallest multiple that may stay; a group narrower than it stays whole."""
+    return max(round_to, -(-(group.units - most) // round_to) * round_to)
 
-    def cost(g: UnitGroup, low: int, high: int) -> float:
+
+class _Steps:
+    """Whole steps between regular widths: what they cost and which comes next."""
+
+    def __init__(
+        self,
+        prices: Mapping[str, Tensor],
+        attention: list[UnitGroup],
+        ffn: list[UnitGroup],
+        most: Mapping[str, int],
+        costs: UnitCosts,
+        uniform_heads: bool,
+        round_to: int,
+    ) -> None:
+        self.attention, self.ffn, self.most, self.costs = attention, ffn, most, costs
+        self.uniform_heads, self.round_to = uniform_heads, round_to
+        self.ranked = {g.name: torch.sort(prices[g.name]).values.cumsum(0).tolist() for g in [*attention, *ffn]}
+
+    def missing(self, counts: Mapping[str, int]) -> float:
+        """What has still to go; negative where too much went."""
+        return self.costs.remove - sum(counts[g.name] * self.costs.per_unit[g.name] for g in [*self.attention, *self.ffn])
+
+    def price(self, g: UnitGroup, low: int, high: int) -> float:
         """Price of the units that rank from ``low`` to ``high``."""
-        below = ranked[g.name][low - 1] if low else 0.0
-        return float(ranked[g.name][high - 1] - below)
+        below = self.ranked[g.name][low - 1] if low else 0.0
+        return float(self.ranked[g.name][high - 1] - below)
 
-    while ffn:
-        missing = target - sum(counts[g.name] * g.parameters_per_unit for g in [*attention, *ffn])
-        down = missing > 0
-        size = step * ffn[0].parameters_per_unit
-        if abs(missing) <= size / 2:
-            return
+    def next_move(self, g: UnitGroup, count: int, down: bool) -> tuple[float, int] | None:
+        """Price and count of removed channels of the next regular width, if there is one; what comes back has its price negated."""
+        width = g.units - count
         if down:
-            able = [g for g in ffn if g.units - counts[g.name] - step >= max(step, budget.smallest_width(g.units))]
-            best = min(able, key=lambda g: cost(g, counts[g.name], counts[g.name] + step), default=None)
-        else:
-            able = [g for g in ffn if counts[g.name] >= step]
-            best = max(able, key=lambda g: cost(g, counts[g.name] - step, counts[g.name]), default=None)
-        if best is None:
-            return
-        counts[best.name] += step if down else -step
+            narrower = (width - 1) // self.round_to * self.round_to
+            if narrower < _lowest_width(g, self.most[g.name], self.round_to):
+                return None
+            return self.price(g, count, g.units - narrower), g.units - narrower
+        wider = min((width // self.round_to + 1) * self.round_to, g.units)  # a dense width may be no multiple
+        return (-self.price(g, g.units - wider, count), g.units - wider) if count else None
+
+    def meet_target(self, counts: dict[str, int]) -> None:
+        """Moves one step of one layer's FFN at a time, the cheapest first, until another would lead away from the target."""
+        missing = self.missing(counts)
+        down = missing > 0
+        moves = {g.name: move for g in self.ffn if (move := self.next_move(g, counts[g.name], down)) is not None}
+        cost = {g.name: self.costs.per_unit[g.name] for g in self.ffn}
+        groups = {g.name: g for g in self.ffn}
+        while moves and abs(missing) > self.round_to * cost[self.ffn[0].name] / 2:
+            name = min(moves, key=lambda name: moves[name][0])
+            _, count = moves.pop(name)
+            missing -= (count - counts[name]) * cost[name]
+            counts[name] = count
+            following = self.next_move(groups[name], count, down)
+            if following is not None:
+                moves[name] = following
+
+    def with_other_heads(self, counts: dict[str, int]) -> dict[str, int]:
+        """The nearest to the target among plans with a few heads more or fewer; the fewest heads moved that reach 0.1 %."""
+        slack, missing = self.costs.slack, self.missing(counts)
+        per_head = self.costs.per_unit[self.attention[0].name] * (len(self.attention) if self.uniform_heads else 1)
+        size = self.round_to * self.costs.per_unit[self.ffn[0].name]
+
+        def expected(shift: int) -> tuple[bool, float, int]:
+            rest = missing - shift * per_head
+            rest = abs(rest - round(rest / size) * size)
+            return rest > slack, (0.0 if rest <= slack else rest), abs(shift)
+
+        widest = 4 if self.uniform_heads else max(4, len(self.attention))
+        shifts = sorted((shift for shift in range(-widest, widest + 1) if shift), key=expected)
+        shifts = shifts[:_TRIED]
+        if abs(missing) > size / 2:  # the FFN is at its limit: heads alone can make up for it
+            alone = round(missing / per_head)
+            shifts = [alone, alone - 1, alone + 1, *shifts]
+        best = counts
+        for shift in shifts:
+            moved = self.shift_heads(counts, shift)
+            if moved is None:
+                continue
+            self.meet_target(moved)
+            if abs(self.missing(moved)) < abs(self.missing(best)):
+                best = moved
+            if abs(self.missing(best)) <= slack:
+                break
+        return best
+
+    def shift_heads(self, counts: Mapping[str, int], shift: int) -> dict[str, int] | None:
+        """A copy with ``shift`` heads more (or fewer) removed, the cheapest first; in every layer where heads are uniform."""
+        moved, step = dict(counts), 1 if shift > 0 else -1
+        for _ in range(abs(shift)):
+            able = [g for g in self.attention if 0 <= moved[g.name] + step <= self.most[g.name]]
+            if self.uniform_heads and len(able) == len(self.attention):
+                moved |= {g.name: moved[g.name] + step for g in able}
+            elif able and not self.uniform_heads:
+                best = min(able, key=lambda g: step * self.price(g, *sorted((moved[g.name], moved[g.name] + step))))
+                moved[best.name] += step
+            else:
+                return None
+        return moved

@@ -21,7 +21,7 @@ from adapruner.search.space import SearchSpace
 from adapruner.search.study import SearchConfig
 from tests.tiny import random_windows, tiny_llama
 
-FFN = 320
+FFN = 480
 
 
 class ForeignModule(LightningModule):

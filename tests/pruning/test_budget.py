@@ -6,17 +6,25 @@ import math
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapruner.anatomy.latency import LatencyTable
+from adapruner.anatomy.sizes import measure_sizes
 from adapruner.anatomy.tracing import trace_anatomy
-from adapruner.errors import BudgetError
+from adapruner.errors import BudgetError, ConfigurationError
+from adapruner.evaluation.cost import count_macs, weight_memory_gib
 from adapruner.pruning.budget import Budget
+from adapruner.pruning.surgery import prune_model
 from tests.conftest import build_model
 from tests.oracles.index_maps import block_parameters
+from tests.oracles.surgery import random_plan
 
 MODEL = build_model("llama_gqa_2")
 ANATOMY = trace_anatomy(MODEL)
+SIZES = measure_sizes(MODEL, ANATOMY)
+TABLE = LatencyTable({"attention": 0.5, "ffn": 0.25}, whole_ms=30.0, seq_len=128, batch_size=1, device="none")
 
 
 @pytest.mark.parametrize(("of", "whole"), [("block", block_parameters(MODEL.config)), ("all", MODEL.num_parameters())])
@@ -58,3 +66,121 @@ def test_protecting_every_layer_leaves_nothing_to_prune() -> None:
 
 def test_a_plan_records_what_was_asked() -> None:
     assert Budget(0.3, "all", protect_first=1).to_dict() == {"pruned_fraction": 0.3, "of": "all"}
+    assert Budget(0.3, "macs", seq_len=64).to_dict() == {"pruned_fraction": 0.3, "of": "macs", "seq_len": 64}
+
+
+@pytest.mark.parametrize("seq_len", [8, 33])
+def test_macs_of_a_plan_are_those_of_the_pruned_model(family: str, seq_len: int) -> None:
+    model = build_model(family)
+    anatomy = trace_anatomy(model)
+    costs = Budget(0.1, "macs", seq_len=seq_len).costs(anatomy, sizes=measure_sizes(model, anatomy))
+    assert costs.whole * seq_len == count_macs(model, seq_len)
+    plan = random_plan(anatomy, seed=5)
+    prune_model(model, anatomy, plan)
+    assert costs.left_by(plan.kept, anatomy) * seq_len == count_macs(model, seq_len)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_of_a_plan_is_that_of_the_pruned_model(family: str, tied: bool, dtype: torch.dtype) -> None:
+    model = build_model(family, tie_word_embeddings=tied).to(dtype)
+    anatomy = trace_anatomy(model)
+    costs = Budget(0.1, "memory").costs(anatomy, sizes=measure_sizes(model, anatomy))
+    assert costs.whole == weight_memory_gib(model)
+    plan = random_plan(anatomy, seed=6)
+    prune_model(model, anatomy, plan)
+    assert costs.left_by(plan.kept, anatomy) == pytest.approx(weight_memory_gib(model), rel=1e-12)
+
+
+def test_latency_is_a_line() -> None:
+    costs = Budget(0.25, "latency").costs(ANATOMY, latency=TABLE)
+    assert (costs.whole, costs.remove, costs.dense) == (30.0, 7.5, 30.0)
+    kept = {g.name: list(range(g.units - 1)) for g in ANATOMY.groups}
+    assert costs.left_by(kept, ANATOMY) == TABLE.predict(kept, ANATOMY) == 30.0 - 3 * 0.75
+
+
+def test_absolute_targets_are_what_is_left() -> None:
+    parameters = MODEL.num_parameters()
+    for of, whole in (("block", ANATOMY.block_parameters), ("all", parameters)):
+        budget = Budget(of=of, parameters_left=parameters - 3000)  # type: ignore[arg-type]
+        assert budget.parameters_to_remove(ANATOMY) == 3000
+        assert budget.costs(ANATOMY).fraction == 3000 / whole
+    macs = Budget(0.5, "macs").costs(ANATOMY, sizes=SIZES)
+    assert Budget(macs_left=macs.whole - 777).costs(ANATOMY, sizes=SIZES).remove == 777
+    memory = Budget(weight_memory_gib=0.8 * weight_memory_gib(MODEL)).costs(ANATOMY, sizes=SIZES)
+    assert memory.fraction == pytest.approx(0.2)
+    assert Budget(latency_ms=24.0).costs(ANATOMY, latency=TABLE).remove == 6.0
+
+
+@pytest.mark.parametrize(
+    ("target", "of"),
+    [
+        ({"parameters_left": 9}, "block"),
+        ({"macs_left": 9.0}, "macs"),
+        ({"weight_memory_gib": 9.0}, "memory"),
+        ({"latency_ms": 9.0}, "latency"),
+    ],
+)
+def test_an_absolute_target_says_what_is_counted(target: dict[str, Any], of: str) -> None:
+    budget = Budget(**target)
+    assert budget.of == of
+    assert budget.absolute == next(iter(target))
+    assert Budget(of=of, **target) == budget  # type: ignore[arg-type]
+
+
+def test_the_record_of_an_absolute_target_has_its_fraction() -> None:
+    budget = Budget(0.2, latency_ms=24.0)
+    record = budget.to_dict(budget.costs(ANATOMY, latency=TABLE))
+    assert record == {"pruned_fraction": 0.2, "of": "latency", "latency_ms": 24.0, "seq_len": 128}
+    left = MODEL.num_parameters() - ANATOMY.block_parameters // 4
+    budget = Budget(parameters_left=left)
+    assert budget.to_dict(budget.costs(ANATOMY)) == {"pruned_fraction": pytest.approx(0.25), "of": "block", "parameters_left": left}
+    with pytest.raises(ConfigurationError, match=r"costs: expected those of the model to record budget\.parameters_left, got none"):
+        budget.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"parameters_left": 5, "macs_left": 5.0}, r"budget: expected at most one absolute target, got parameters_left and macs_left"),
+        ({"parameters_left": 0}, r"budget\.parameters_left: expected a positive number, got 0"),
+        ({"latency_ms": math.nan}, r"budget\.latency_ms: expected a positive number, got nan"),
+        ({"weight_memory_gib": math.inf}, r"budget\.weight_memory_gib: expected a positive number, got inf"),
+        ({"macs_left": 5.0, "of": "all"}, r"budget\.of: expected 'macs' with macs_left, got 'all'"),
+        ({"parameters_left": 5, "of": "memory"}, r"budget\.of: expected 'block' with parameters_left, got 'memory'"),
+        ({"seq_len": 0}, r"budget\.seq_len: expected a number of tokens, 1 or more, got 0"),
+    ],
+)
+def test_contradictions_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        Budget(**arguments)
+
+
+def test_what_is_needed_to_count_is_asked_for() -> None:
+    with pytest.raises(ConfigurationError, match="sizes: expected the dense model's for a budget of macs, got none"):
+        Budget(0.2, "macs").costs(ANATOMY)
+    with pytest.raises(ConfigurationError, match="sizes: expected the dense model's for a budget of memory, got none"):
+        Budget(0.2, "memory").costs(ANATOMY, latency=TABLE)
+    with pytest.raises(ConfigurationError, match="latency: expected a measured table for a budget of latency, got none"):
+        Budget(0.2, "latency").costs(ANATOMY, sizes=SIZES)
+    with pytest.raises(ConfigurationError, match=r"budget\.seq_len: expected the latency table's 128, got 64"):
+        Budget(0.2, "latency", seq_len=64).costs(ANATOMY, latency=TABLE)
+    with pytest.raises(ConfigurationError, match="latency: expected ms per unit of ffn, got none"):
+        Budget(0.2, "latency").costs(ANATOMY, latency=LatencyTable({"attention": 1.0}, 9.0, 128, 1, "none"))
+    with pytest.raises(ConfigurationError, match=r"budget\.of: expected 'block' or 'all' to count parameters, got 'macs'"):
+        Budget(0.2, "macs").parameters_to_remove(ANATOMY)
+
+
+def test_unreachable_absolute_targets_say_the_range() -> None:
+    with pytest.raises(
+        BudgetError, match=r"latency_ms: expected a target from 11\.25 to 30 ms per forward .*, got 11; give one in between"
+    ):
+        Budget(latency_ms=11, keep_at_least=0.0).costs(ANATOMY, latency=TABLE)
+    parameters = MODEL.num_parameters()
+    with pytest.raises(
+        BudgetError, match=rf"parameters_left: expected a target from \d+ to {parameters} parameters .*, got {parameters + 1};"
+    ):
+        Budget(parameters_left=parameters + 1).costs(ANATOMY)
+    assert Budget(parameters_left=parameters).costs(ANATOMY).remove == 0
+    with pytest.raises(BudgetError, match=r"pruned_fraction: expected at most 0\.6250 of ms per forward for this model and protection"):
+        Budget(0.7, "latency", keep_at_least=0.0).costs(ANATOMY, latency=TABLE)

@@ -46,6 +46,60 @@ def test_step_of_one_channel_changes_nothing_that_is_regular_already() -> None:
     assert allocate(scores, ANATOMY, Budget(0.3), Allocation(round_to=1)) == allocate(scores, ANATOMY, Budget(0.3), Allocation())
 
 
+@pytest.mark.parametrize("heads", ["per_layer", "uniform"])
+@pytest.mark.parametrize("percent", range(10, 80, 7))
+def test_heads_absorb_what_steps_cannot(percent: int, heads: str) -> None:
+    """Steps of 64 channels are 3 % here and heads 0.5 %: any number of heads with the FFN steps that suit it best."""
+    scores, budget = draw_scores(ANATOMY, percent), Budget(percent / 100)
+    kept = allocate(scores, ANATOMY, budget, Allocation(gamma=0.5, heads=heads, round_to=64))  # type: ignore[arg-type]
+    head, step = ANATOMY.group(0, "attention").parameters_per_unit, 64 * ANATOMY.group(0, "ffn").parameters_per_unit
+    target, each = budget.parameters_to_remove(ANATOMY), 4 if heads == "uniform" else 1
+    now = sum(g.units - len(kept[g.name]) for g in ANATOMY.groups if g.kind == "attention")
+    assert all(len(kept[g.name]) % 64 == 0 for g in ANATOMY.groups if g.kind == "ffn")
+
+    def miss(removed_heads: int) -> float:
+        return min(abs(removed_heads * head + steps * step - target) for steps in range(29))
+
+    got = abs(removed_parameters(kept, ANATOMY) - target)
+    near = [n for n in range(max(0, now - 2 * each), min(12, now + 2 * each) + 1, each)]
+    assert got <= max(0.001 * ANATOMY.block_parameters, min(miss(n) for n in near)) + 1
+
+
+@pytest.mark.parametrize("heads", [6, 8, 11])
+def test_heads_alone_go_where_the_ffn_is_at_its_limit(heads: int) -> None:
+    head, channel = (ANATOMY.group(0, kind).parameters_per_unit for kind in ("attention", "ffn"))
+    fraction = (4 * 448 * channel + heads * head) / ANATOMY.block_parameters
+    allocation = Allocation(log_head_multiplier=20.0, round_to=64)  # the ranking itself would spare every head
+    kept = allocate(draw_scores(ANATOMY), ANATOMY, Budget(fraction), allocation)
+    assert [len(kept[f"{layer}.ffn"]) for layer in range(4)] == [64] * 4
+    assert sum(4 - len(kept[f"{layer}.attention"]) for layer in range(4)) == heads
+
+
+@pytest.mark.parametrize("percent", range(10, 80, 14))
+def test_no_head_is_moved_where_steps_suffice(percent: int) -> None:
+    """Half a step of 2 channels is less than 0.1 % here."""
+    scores, budget = draw_scores(ANATOMY), Budget(percent / 100)
+    free, kept = (allocate(scores, ANATOMY, budget, Allocation(gamma=0.5, round_to=step)) for step in (1, 2))
+    assert all(kept[g.name] == free[g.name] for g in ANATOMY.groups if g.kind == "attention")
+    assert all(len(kept[g.name]) % 2 == 0 for g in ANATOMY.groups if g.kind == "ffn")
+
+
+@pytest.mark.parametrize("intermediate", [500, 520])
+def test_a_dense_width_that_is_no_multiple(intermediate: int) -> None:
+    """A layer keeps all of its channels or a multiple of 64 of them."""
+    anatomy = trace_anatomy(build_model("llama", intermediate_size=intermediate, num_hidden_layers=4))
+    for percent in range(0, 80, 8):
+        kept = allocate(draw_scores(anatomy, percent), anatomy, Budget(percent / 100), Allocation(gamma=0.5, round_to=64))
+        widths = [len(kept[g.name]) for g in anatomy.groups if g.kind == "ffn"]
+        assert all(width % 64 == 0 or width == intermediate for width in widths)
+
+
+def test_rounding_respects_the_smallest_width() -> None:
+    scores, budget = draw_scores(ANATOMY), Budget(0.45, keep_at_least=0.3)  # 154 of 512: 192 is the multiple above it
+    kept = allocate(scores, ANATOMY, budget, Allocation(round_to=64))
+    assert min(len(kept[g.name]) for g in ANATOMY.groups if g.kind == "ffn") == 192
+
+
 def test_bad_values() -> None:
     with pytest.raises(ConfigurationError, match=r"allocation\.round_to: expected 1 or more, got 0"):
         Allocation(round_to=0)
