@@ -20,6 +20,9 @@ class Family:
     """Configuration values that make the twin compute the same."""
     twin_lacks: tuple[str, ...] = ()
     """Switches the twin does not have: it can stand in only where they are all off."""
+    output_bias_switches: tuple[tuple[str, str], ...] = ()
+    """Output projection -> the switch in the configuration that gives it a bias. The same switch gives one to the other
+    linear layers of its block. A projection that is not named never has a bias in the stock class."""
 
 
 FAMILIES: dict[str, Family] = {
@@ -28,10 +31,11 @@ FAMILIES: dict[str, Family] = {
         twin="mistral",
         twin_changes=(("sliding_window", None),),
         twin_lacks=("attention_bias", "mlp_bias"),
+        output_bias_switches=(("o_proj", "attention_bias"), ("down_proj", "mlp_bias")),
     ),
     "mistral": Family("PrunedMistralForCausalLM"),
     "qwen2": Family("PrunedQwen2ForCausalLM"),
-    "qwen3": Family("PrunedQwen3ForCausalLM"),
+    "qwen3": Family("PrunedQwen3ForCausalLM", output_bias_switches=(("o_proj", "attention_bias"),)),
 }
 
 

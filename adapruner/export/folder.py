@@ -20,7 +20,7 @@ from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import ConfigurationError, ModelError, nearest
 from adapruner.export.card import model_card
 from adapruner.export.families import family_of
-from adapruner.export.widths import check_widths, choose_config
+from adapruner.export.widths import check_widths, choose_config, zero_biases
 from adapruner.pruning.plan import PruningPlan
 
 MARK = "adapruner"
@@ -72,7 +72,8 @@ def export_model(
     Raises:
         ConfigurationError: if the folder holds something else, or the dtype is unknown.
         PlanError: if the plan is for another model.
-        ModelError: if the model is not at the plan's widths, its family is unknown, or it does not fit the dtype.
+        ModelError: if the model is not at the plan's widths, has other biases on its output projections than the plan and
+            the family give it, its family is unknown, or it does not fit the dtype.
     """
     folder = Path(folder)
     check_folder(folder)
@@ -80,9 +81,9 @@ def export_model(
         raise ConfigurationError(f"dtype: expected the name of a floating point type, got {dtype!r}; {nearest(dtype, _DTYPES)}")
     family_of(anatomy.model_type)
     check_widths(model, anatomy, plan)
-    config, stock, notes = choose_config(model, anatomy)
+    config, stock, notes = choose_config(model, anatomy, plan.output_bias)
     setattr(config, MARK, {"plan_hash": plan.hash})
-    target = _rebuild(model, config, stock, _DTYPES.get(dtype or ""))
+    target = _rebuild(model, anatomy if plan.output_bias else None, config, stock, _DTYPES.get(dtype or ""))
     notes += _carry_generation_config(model, target)
     class_name = type(target).__name__
 
@@ -129,13 +130,17 @@ def is_export(folder: Path) -> bool:
     return isinstance(config, dict) and isinstance(config.get(MARK), dict)
 
 
-def _rebuild(model: Any, config: Any, stock: bool, dtype: torch.dtype | None) -> Any:
-    """The class the export names, holding the model's tensors. Built on the meta device: what does not fit shows here."""
+def _rebuild(model: Any, biased: ModelAnatomy | None, config: Any, stock: bool, dtype: torch.dtype | None) -> Any:
+    """The class the export names, holding the model's tensors. Built on the meta device: what does not fit shows here.
+
+    ``biased``: the anatomy, where biases were added; zero ones then complete what the class wants beside them.
+    """
     target_class = _target_class(config, stock)
     with torch.device("meta"):
         target = target_class(config)
+    zeros = {} if biased is None else zero_biases(model, biased, target.state_dict())
     try:
-        target.load_state_dict(_state(model, dtype), strict=True, assign=True)
+        target.load_state_dict(_state({**model.state_dict(), **zeros}, dtype), strict=True, assign=True)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ModelError(f"model: expected the tensors of {target_class.__name__}, got others ({reason}); merge adapters first") from None
@@ -153,8 +158,7 @@ def _target_class(config: Any, stock: bool) -> Any:
     return getattr(modeling_adapruner, family_of(config.model_type).pruned_class)
 
 
-def _state(model: Any, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = model.state_dict()
+def _state(state: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
     if dtype is None:
         return state
     cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}

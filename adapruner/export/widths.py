@@ -1,8 +1,11 @@
-"""How wide each layer of a pruned model is, and the configuration that says so."""
+"""How wide each layer of a pruned model is, where it has added biases, and the configuration that says so."""
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from adapruner.anatomy.units import Member, ModelAnatomy, UnitGroup
 from adapruner.errors import ModelError, PlanError
@@ -21,6 +24,7 @@ _NOT_CARRIED = (
     "auto_map",
     "per_layer_config",
     "_name_or_path",
+    "output_bias",
 )
 
 
@@ -29,7 +33,8 @@ def check_widths(model: Any, anatomy: ModelAnatomy, plan: PruningPlan) -> None:
 
     Raises:
         PlanError: if the plan is for other groups, or empties one.
-        ModelError: if a coupled tensor has another size than the plan leaves it.
+        ModelError: if a coupled tensor has another size than the plan leaves it, or an output projection has a bias that
+            neither the plan nor the family gives it, or lacks one.
     """
     plan.check(anatomy)
     for name, kept in plan.kept.items():
@@ -43,6 +48,14 @@ def check_widths(model: Any, anatomy: ModelAnatomy, plan: PruningPlan) -> None:
                 raise ModelError(
                     f"model: expected {member.module} to keep {expected} rows or columns, got {got}; prune it by this plan first"
                 )
+        switch = dict(family_of(anatomy.model_type).output_bias_switches).get(group.output.role, "")
+        _check_output_bias(model, group.output, plan.output_bias or bool(getattr(model.config, switch, False)))
+
+
+def _check_output_bias(model: Any, output: Member, expected: bool) -> None:
+    if (getattr(model.get_submodule(output.module), "bias", None) is not None) is not expected:
+        words = ("a bias", "none") if expected else ("no bias", "one")
+        raise ModelError(f"model: expected {words[0]} in {output.module}, got {words[1]}; prune it by this plan first")
 
 
 def layer_widths(model: Any, anatomy: ModelAnatomy) -> list[Widths]:
@@ -74,28 +87,55 @@ def head_dimension(model: Any, anatomy: ModelAnatomy) -> int:
     return int(model.get_submodule(attention).head_dim)
 
 
-def choose_config(model: Any, anatomy: ModelAnatomy) -> tuple[Any, bool, list[str]]:
+def choose_config(model: Any, anatomy: ModelAnatomy, output_bias: bool = False) -> tuple[Any, bool, list[str]]:
     """The configuration to write, whether a stock class reads it, and what a reader should know.
 
-    In order: the family's own class, its twin, layers with widths of their own.
+    In order: the family's own class, its twin, our modelling file, in which each layer has widths of its own.
+
+    Args:
+        output_bias: every output projection has a bias (``PruningPlan.output_bias``). A stock class that is told so may
+            want biases of the block's other linear layers too: see :func:`zero_biases`.
     """
     widths = layer_widths(model, anatomy)
-    notes: list[str] = []
-    if all(width == widths[0] for width in widths):
+    notes = ["output projections have biases that make up for removed units on average (FLAP, arXiv 2312.11983)"] if output_bias else []
+    uniform = all(width == widths[0] for width in widths)
+    switches = _bias_switches(anatomy) if output_bias else {}
+    if uniform and switches is not None:
         try:
-            return _config(model, anatomy, anatomy.model_type, widths[0]), True, notes
+            config = _config(model, anatomy, anatomy.model_type, widths[0], switches)
+            if output_bias and not all(getattr(model.config, switch, False) for switch in switches):
+                notes.append(f"{' and '.join(switches)} switched on for them; biases the base model did not have elsewhere are zero")
+            return config, True, notes
         except _refusals() as error:
             notes.append(f"the {anatomy.model_type} configuration refuses {widths[0]['num_attention_heads']} heads ({_last_line(error)})")
-        twin = _twin_config(model, anatomy, widths[0])
+        twin = None if output_bias else _twin_config(model, anatomy, widths[0])
         if twin is not None:
             notes.append(f"written as {twin.model_type}, which has the same tensors and computes the same")
             return twin, True, notes
-    notes.append("layers have widths of their own: loading needs trust_remote_code=True, or adapruner.export.loading.load")
+    reason = "layers have widths of their own"
+    if uniform and switches is None:
+        reason = f"the stock class of {anatomy.model_type} has no biases there"
+    notes.append(f"{reason}: loading needs trust_remote_code=True, or adapruner.export.loading.load")
     config = _config(model, anatomy, anatomy.model_type, dense_widths(model, anatomy))
     # The stock constructor reads the global widths before the layers get theirs.
     config.allow_global_per_layer_attribute_access = True
     config.per_layer_config = dict(enumerate(widths))
+    if output_bias:
+        config.output_bias = True
     return config, False, notes
+
+
+def zero_biases(model: Any, anatomy: ModelAnatomy, wanted: Container[str]) -> dict[str, Tensor]:
+    """Biases for linear layers before the output projections that have none, of the names a stock class wants, all zero."""
+    linears = {f"{m.module}.bias": model.get_submodule(m.module) for g in anatomy.groups for m in g.members if m.dim == 0}
+    return {n: li.weight.new_zeros(li.weight.shape[0]) for n, li in linears.items() if li.bias is None and n in wanted}
+
+
+def _bias_switches(anatomy: ModelAnatomy) -> dict[str, bool] | None:
+    """The values that give every output projection a bias in the family's own class; None if it has no switch for one."""
+    known = dict(family_of(anatomy.model_type).output_bias_switches)
+    roles = dict.fromkeys(group.output.role for group in anatomy.groups)
+    return {known[role]: True for role in roles} if roles.keys() <= known.keys() else None
 
 
 def _twin_config(model: Any, anatomy: ModelAnatomy, width: Widths) -> Any | None:
@@ -110,7 +150,7 @@ def _config(
     anatomy: ModelAnatomy,
     model_type: str,
     width: Widths,
-    changes: dict[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
     dropped: tuple[str, ...] = (),
 ) -> Any:
     from transformers import AutoConfig

@@ -1,4 +1,4 @@
-"""Switches units off without touching a weight: zeros at the input of the output projections.
+"""Switches units off without touching a weight: zeros, or the mean, at the input of the output projections.
 
 Slower than :func:`adapruner.pruning.surgery.pruned` and obvious: the reference the fast path is tested against, and the
 gate (m_u in method.md) that Taylor scores differentiate.
@@ -6,7 +6,7 @@ gate (m_u in method.md) that Taylor scores differentiate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,18 +14,31 @@ import torch
 from torch import Tensor, nn
 
 from adapruner.anatomy.units import ModelAnatomy, UnitGroup
+from adapruner.pruning.bias_compensation import check_means
 from adapruner.pruning.plan import PruningPlan
 
 
 @contextmanager
-def masked(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan) -> Iterator[nn.Module]:
-    """The dense model with every removed unit's contribution set to zero inside the block."""
+def masked(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan, means: Mapping[str, Tensor] | None = None) -> Iterator[nn.Module]:
+    """The dense model with every removed unit's contribution set to zero inside the block; with ``means``, to its mean.
+
+    Args:
+        means: group name -> ``[channels]``, as in :func:`adapruner.pruning.surgery.prune_model`.
+
+    Raises:
+        PlanError: if the plan was made for a model with other groups, or adds no bias for the means.
+        DataError: if a group that loses units has no finite means of its channels.
+    """
     plan.check(anatomy)
+    if means is not None:
+        check_means(anatomy, plan, means)
     with ExitStack() as hooks:
         for group in anatomy.groups:
             if not plan.keeps_all(group):
                 linear = model.get_submodule(group.output.module)
-                handle = linear.register_forward_pre_hook(_zero_channels(channel_mask(group, plan.kept[group.name])))
+                mask = channel_mask(group, plan.kept[group.name])
+                filling = torch.zeros(group.channels) if means is None else means[group.name].cpu().where(mask == 0, 0.0)
+                handle = linear.register_forward_pre_hook(_fill_channels(mask, filling))
                 hooks.callback(handle.remove)
         yield model
 
@@ -37,9 +50,9 @@ def channel_mask(group: UnitGroup, kept: list[int]) -> Tensor:
     return mask
 
 
-def _zero_channels(mask: Tensor) -> Any:
+def _fill_channels(mask: Tensor, filling: Tensor) -> Any:
     def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         states = arguments[0]
-        return (states * mask.to(states.device, states.dtype), *arguments[1:])
+        return (states * mask.to(states) + filling.to(states), *arguments[1:])
 
     return hook

@@ -38,6 +38,9 @@ class PruningPlan:
     """What chose the units: calibration weights, metric mixture, allocation."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Seed, data fingerprint, code version, objective. Not part of the hash."""
+    output_bias: bool = False
+    """Every output projection (o_proj, down_proj) of the pruned model has a bias, zero where nothing made up for removed
+    units; see :mod:`adapruner.pruning.bias_compensation`."""
     version: int = PLAN_VERSION
 
     @property
@@ -49,9 +52,11 @@ class PruningPlan:
 
     @property
     def hash(self) -> str:
-        """16 hex digits over the model's fingerprint and the kept units: equal exactly when the surgery is."""
-        record = json.dumps([self.version, self.model.get("fingerprint"), sorted(self.kept.items())])
-        return hashlib.sha256(record.encode()).hexdigest()[:16]
+        """16 hex digits over the model's fingerprint, the kept units and added biases: equal exactly when the surgery is."""
+        record = [self.version, self.model.get("fingerprint"), sorted(self.kept.items())]
+        if self.output_bias:  # plans without have the hash they had before there was the switch
+            record.append("output_bias")
+        return hashlib.sha256(json.dumps(record).encode()).hexdigest()[:16]
 
     def keeps_all(self, group: UnitGroup) -> bool:
         """Whether a group loses nothing."""
@@ -67,8 +72,11 @@ class PruningPlan:
         return all(len(set(self.widths(kind))) <= 1 for kind in KINDS)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types only; a checkpoint carries this."""
-        return {**asdict(self), "hash": self.hash}
+        """JSON types only; a checkpoint carries this. ``output_bias`` is there only when true: version 1 was without."""
+        record = {**asdict(self), "hash": self.hash}
+        if not self.output_bias:
+            del record["output_bias"]
+        return record
 
     def save(self, path: str | Path) -> None:
         """Writes the JSON to a temporary name and moves it into place."""
@@ -127,6 +135,10 @@ def _validated(record: Any, name: str) -> PruningPlan:
             raise PlanError(
                 f"{name}: expected the field {key!r} to be an object, got {record.get(key)!r}; restore the file or search again"
             )
+    if type(record.get("output_bias", False)) is not bool:
+        raise PlanError(
+            f"{name}: expected output_bias to be true or false, got {record['output_bias']!r}; restore the file or search again"
+        )
     for key in ("dense", "pruned", "block_dense", "block_pruned"):
         got = record["parameters"].get(key)
         if type(got) is not int or got < 1:  # a bool is an int to isinstance
@@ -135,7 +147,7 @@ def _validated(record: Any, name: str) -> PruningPlan:
         raise PlanError(f"{name}: expected 'kept' and 'units' to name the same groups, got others; restore the file or search again")
     for group, kept in record["kept"].items():
         _check_kept(name, group, kept, record["units"][group])
-    plan = PruningPlan(**{key: record[key] for key in fields})
+    plan = PruningPlan(**{key: record[key] for key in fields}, output_bias=record.get("output_bias", False))
     if record.get("hash") != plan.hash:
         raise PlanError(f"{name}: expected hash {plan.hash}, got {record.get('hash')!r}: the plan was changed; restore it or search again")
     return plan

@@ -38,6 +38,23 @@ CASES: list[tuple[str, list[int], list[int], dict[str, Any], str]] = [
 """Family, kept KV groups and FFN channels per layer, changes to the configuration, and the class that must come out."""
 
 
+BIASED_CASES: list[tuple[str, list[int], list[int], dict[str, Any], str]] = [
+    ("llama", *_EVEN, {}, "LlamaForCausalLM"),
+    ("llama", *_EVEN, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}, "LlamaForCausalLM"),
+    ("llama", *_EVEN, {"attention_bias": True}, "LlamaForCausalLM"),
+    ("llama", [3, 3, 3], [10, 10, 10], {"kv_heads": 4}, "PrunedLlamaForCausalLM"),  # Llama refuses 3 heads, Mistral has no biases
+    ("llama", *UNEVEN, {"tie_word_embeddings": True}, "PrunedLlamaForCausalLM"),
+    ("llama", *UNEVEN, {"attention_bias": True}, "PrunedLlamaForCausalLM"),
+    ("mistral", *_EVEN, {"sliding_window": 4}, "PrunedMistralForCausalLM"),
+    ("mistral", *UNEVEN, {"sliding_window": 4}, "PrunedMistralForCausalLM"),
+    ("qwen2", *_EVEN, _WINDOW, "PrunedQwen2ForCausalLM"),
+    ("qwen2", *UNEVEN, _WINDOW, "PrunedQwen2ForCausalLM"),
+    ("qwen3", *_EVEN, {"tie_word_embeddings": True}, "PrunedQwen3ForCausalLM"),
+    ("qwen3", *UNEVEN, {"head_dim": 16, "attention_bias": True}, "PrunedQwen3ForCausalLM"),
+]
+"""The same, for plans with ``output_bias``."""
+
+
 @dataclass
 class Pruned:
     """A pruned model and everything export asks for."""
@@ -129,6 +146,15 @@ def _rows(linear: nn.Linear, rows: list[int]) -> None:
 
 def _columns(linear: nn.Linear, columns: list[int]) -> None:
     linear.weight, linear.in_features = nn.Parameter(linear.weight.detach()[:, columns].contiguous()), len(columns)
+
+
+def add_output_biases(model: Any) -> None:
+    """Random biases on the output projections that have none."""
+    generator = torch.Generator().manual_seed(5)
+    for layer in model.model.layers:
+        for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            if linear.bias is None:
+                linear.bias = nn.Parameter(torch.randn(HIDDEN, generator=generator))
 
 
 def plan_for(model: Any, anatomy: ModelAnatomy, attention: list[int], ffn: list[int]) -> PruningPlan:

@@ -1,23 +1,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from .cases import VOCABULARY, Pruned, anatomy_by_hand, plan_for, slice_model, tiny_model
+from .cases import VOCABULARY, Pruned, add_output_biases, anatomy_by_hand, plan_for, slice_model, tiny_model
 
 
 @pytest.fixture
 def pruned() -> Callable[..., Pruned]:
-    """Builds a tiny model and cuts it: ``pruned("llama", attention=[1, 2, 1], ffn=[9, 24, 11], tie_word_embeddings=True)``."""
+    """Builds a tiny model and cuts it: ``pruned("llama", attention=[1, 2, 1], ffn=[9, 24, 11], tie_word_embeddings=True)``.
 
-    def build(model_type: str, attention: list[int], ffn: list[int], **changes: Any) -> Pruned:
+    With ``output_bias`` its output projections get random biases, and the plan says so.
+    """
+
+    def build(model_type: str, attention: list[int], ffn: list[int], output_bias: bool = False, **changes: Any) -> Pruned:
         model = tiny_model(model_type, **changes)
         anatomy = anatomy_by_hand(model)
         plan = plan_for(model, anatomy, attention, ffn)
         slice_model(model, plan.kept)
+        if output_bias:
+            add_output_biases(model)
+            plan = replace(plan, output_bias=True)
         torch.manual_seed(1)
         return Pruned(model, anatomy, plan, torch.randint(3, VOCABULARY, (2, 10)))
 

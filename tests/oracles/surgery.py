@@ -1,9 +1,12 @@
-"""Plans drawn at random, and counting what is left by looking at the tensors."""
+"""Plans drawn at random, counting what is left by looking at the tensors, and bias compensation number by number."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from adapruner.anatomy.units import ModelAnatomy
 from adapruner.pruning.plan import PruningPlan
@@ -34,6 +37,36 @@ def plan_of(anatomy: ModelAnatomy, kept: dict[str, list[int]]) -> PruningPlan:
         recipe={"metric": "random"},
         provenance={"seed": 3},
     )
+
+
+def mean_inputs(model: Any, anatomy: ModelAnatomy, windows: Any, weights: list[float]) -> dict[str, Tensor]:
+    """Group name -> mean input of the output projection, one sample and one token at a time; padding does not count."""
+    sums = {g.name: torch.zeros(g.channels, dtype=torch.float64) for g in anatomy.groups}
+    seen: dict[str, Tensor] = {}
+    tokens = 0.0
+    for row, weight in enumerate(weights):
+        handles = [
+            model.get_submodule(g.output.module).register_forward_pre_hook(lambda _, args, name=g.name: seen.update({name: args[0]}))
+            for g in anatomy.groups
+        ]
+        with torch.no_grad():
+            model(windows.input_ids[row : row + 1], attention_mask=windows.attention_mask[row : row + 1])
+        for handle in handles:
+            handle.remove()
+        for position in windows.attention_mask[row].nonzero().flatten().tolist():
+            tokens += weight
+            for name, states in seen.items():
+                sums[name] += weight * states[0, position].double()
+    return {name: total / tokens for name, total in sums.items()}
+
+
+def compensated_bias(weight: Tensor, bias: Tensor | None, removed: list[int], mean: Tensor) -> list[float]:
+    """The bias after compensation, one product at a time."""
+    weight, result = weight.detach(), [0.0] * len(weight) if bias is None else bias.tolist()
+    for row in range(len(weight)):
+        for channel in removed:
+            result[row] += float(weight[row, channel]) * float(mean[channel])
+    return result
 
 
 def snapshot(model: Any) -> dict[str, Any]:

@@ -47,9 +47,26 @@ def test_hash_says_which_units_of_which_model() -> None:
     assert replace(PLAN, model={**PLAN.model, "fingerprint": "other"}).hash != PLAN.hash
 
 
+def test_output_bias_is_written_and_hashed_only_when_true(tmp_path: Any) -> None:
+    assert PLAN.hash == "912a7d2e41a562dd"  # as before there was the switch
+    assert "output_bias" not in PLAN.to_dict()
+    assert read_plan({**PLAN.to_dict(), "output_bias": False}) == PLAN
+    biased = replace(PLAN, output_bias=True)
+    assert biased.to_dict()["output_bias"] is True
+    assert biased.hash != PLAN.hash
+    biased.save(tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == biased
+    without = {key: value for key, value in biased.to_dict().items() if key != "output_bias"}
+    for changed in (without, {**PLAN.to_dict(), "output_bias": True}):
+        with pytest.raises(PlanError, match=r"the plan was changed; restore it or search again"):
+            read_plan(changed)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"output_bias": 1}, r"expected output_bias to be true or false, got 1; restore the file"),
+        ({"output_bias": None}, r"expected output_bias to be true or false, got None; restore the file"),
         ({"version": 9}, r"expected version 1, got 9"),
         ({"kept": None}, r"expected the field 'kept' to be an object, got None"),
         ({"parameters": {**PLAN.parameters, "pruned": 0}}, r"expected parameters\.pruned to be a positive integer, got 0"),
@@ -115,16 +132,13 @@ JSON = st.recursive(
 
 
 @settings(max_examples=200, deadline=None)
-@given(key=st.sampled_from(sorted(PLAN.to_dict())), value=JSON)
-def test_any_change_is_refused_or_harmless(key: str, value: Any) -> None:
+@given(key=st.sampled_from([*sorted(PLAN.to_dict()), "output_bias"]), value=JSON, biased=st.booleans())
+def test_any_change_is_refused_or_harmless(key: str, value: Any, biased: bool) -> None:
     """Whatever stands in a field: a one-line PlanError, or a plan that cuts exactly the same units."""
+    plan = replace(PLAN, output_bias=biased)
     try:
-        kept, units, message = *_what_is_cut(read_plan({**PLAN.to_dict(), key: value})), ""
+        read, message = read_plan({**plan.to_dict(), key: value}), ""
     except PlanError as caught:
-        kept, units, message = PLAN.kept, PLAN.units, str(caught)
+        read, message = plan, str(caught)
     assert "\n" not in message
-    assert (kept, units) == (PLAN.kept, PLAN.units)
-
-
-def _what_is_cut(plan: PruningPlan) -> tuple[dict[str, list[int]], dict[str, int]]:
-    return plan.kept, plan.units
+    assert (read.kept, read.units, read.output_bias) == (plan.kept, plan.units, biased)
