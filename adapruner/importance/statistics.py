@@ -11,12 +11,14 @@ statistics"):
 - ``second``: sum over the row (or column) of (W_ij G_ij)^2, from the sample's own G = sum_t dL/dy_t x_t^T.
 - ``first_absolute``: sum over the row (or column) of |W_ij G_ij|, from the same G.
 - ``summed_first``, ``summed_mix``: not per sample; see :mod:`adapruner.importance.summed_gradients`.
+- ``obs``: not per sample; see :mod:`adapruner.importance.inverse_gram`.
 - ``input_sum``, ``input_square_sum``: of the output projection's input channels, over tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -27,10 +29,13 @@ from torch.nn.functional import cross_entropy
 
 from adapruner.anatomy.units import Member, ModelAnatomy, UnitGroup
 from adapruner.errors import DataError, ModelError
+from adapruner.importance.inverse_gram import REFIT_STATISTICS, InverseGrams, gram_runs
 from adapruner.importance.summed_gradients import SUMMED_STATISTICS, SummedGradients, layer_runs
 
 #: What can be collected. ``second`` and ``first_absolute`` cost one more matrix product per linear layer and sample.
-STATISTICS: tuple[str, ...] = ("first", "first_absolute", "second", "input_sum", "input_square_sum", *SUMMED_STATISTICS)
+STATISTICS: tuple[str, ...] = ("first", "first_absolute", "second", "input_sum", "input_square_sum", *SUMMED_STATISTICS, *REFIT_STATISTICS)
+#: Those that need a backward pass in which every sample's gradient is seen.
+_FROM_GRADIENTS = frozenset({"first", "first_absolute", "second"})
 
 
 class Windows(Protocol):
@@ -56,7 +61,7 @@ class UnitStatistics:
     """(``input_sum`` | ``input_square_sum``, group name) -> ``[samples, channels]``."""
     weights: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     """(``l1`` | ``l2`` | ``summed_first`` | ``summed_mix``, module name) -> ``[rows]``: sums over each row or column that no
-    sample weight changes; the first two need no data."""
+    sample weight changes; the first two need no data. (``obs``, output projection's name) -> ``[channels]``."""
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Flat names for a safetensors file."""
@@ -84,7 +89,7 @@ def collect_statistics(
     batch_size: int = 8,
     progress: Callable[[int], None] | None = None,
 ) -> UnitStatistics:
-    """One forward and one backward pass over the calibration pool, ``batch_size`` samples at a time.
+    """One forward pass over the calibration pool, ``batch_size`` samples at a time, and a backward pass where a statistic needs it.
 
     The loss of a sample is its mean NLL per counted token, as if it were alone in the batch; statistics of a batch
     therefore equal those of its samples taken one at a time.
@@ -98,21 +103,18 @@ def collect_statistics(
         raise DataError("calibration: expected at least one sample, got none; add text to data.calibration.sources")
     collector = _Collector(anatomy, count, needs)
     collector.weigh(model)
-    with _quiet(model), torch.enable_grad(), ExitStack() as hooks:
-        for handle in collector.hook(model):
-            hooks.callback(handle.remove)
-        for start in range(0, count, batch_size):
-            collector.batch(model, windows, slice(start, min(start + batch_size, count)))
-            if progress:
-                progress(min(start + batch_size, count))
+    inverses = [InverseGrams(anatomy, layers) for layers in gram_runs(anatomy)] if "obs" in needs else []
+    hooks = itertools.chain(collector.hook(model), *(inverse.hook(model, collector.token_mask) for inverse in inverses[:1]))
+    collector.run(model, windows, batch_size, hooks, backward=not needs.isdisjoint(_FROM_GRADIENTS), progress=progress)
+    for turn, inverse in enumerate(inverses):
+        if turn > 0:
+            collector.run(model, windows, batch_size, inverse.hook(model, collector.token_mask), backward=False)
+        inverse.reduce(model)
+        collector.result.weights.update(inverse.rows)
     summed = needs.intersection(SUMMED_STATISTICS)
     for layers in layer_runs(anatomy, single_batch := count <= batch_size) if summed else ():
         gradients = SummedGradients(anatomy, layers, count, summed, single_batch)
-        with _quiet(model), torch.enable_grad(), ExitStack() as hooks:
-            for handle in gradients.hook(model):
-                hooks.callback(handle.remove)
-            for start in range(0, count, batch_size):
-                collector.batch(model, windows, slice(start, min(start + batch_size, count)))
+        collector.run(model, windows, batch_size, gradients.hook(model), backward=True)
         gradients.reduce(model)
         collector.result.weights.update(gradients.rows)
     collector.check()
@@ -139,16 +141,40 @@ class _Collector:
         for group in self.anatomy.groups:
             if not self.needs.isdisjoint({"input_sum", "input_square_sum"}):
                 yield model.get_submodule(group.output.module).register_forward_pre_hook(self._on_input(group))
-            if not self.needs.isdisjoint({"first", "first_absolute", "second"}):
+            if not self.needs.isdisjoint(_FROM_GRADIENTS):
                 for member in group.members:
                     yield model.get_submodule(member.module).register_forward_hook(self._on_forward(member))
 
-    def batch(self, model: nn.Module, windows: Windows, rows: slice) -> None:
+    def token_mask(self) -> Tensor:
+        """``[batch, seq_len]`` float32 of the batch that is running: 0 where there is padding."""
+        return self.mask
+
+    def run(
+        self,
+        model: nn.Module,
+        windows: Windows,
+        batch_size: int,
+        handles: Iterable[Any],
+        *,
+        backward: bool,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """One pass over the pool with these hooks, which are removed afterwards."""
+        count = len(windows.input_ids)
+        with quiet(model), torch.set_grad_enabled(backward), ExitStack() as hooks:
+            for handle in handles:
+                hooks.callback(handle.remove)
+            for start in range(0, count, batch_size):
+                self.batch(model, windows, slice(start, min(start + batch_size, count)), backward)
+                if progress:
+                    progress(min(start + batch_size, count))
+
+    def batch(self, model: nn.Module, windows: Windows, rows: slice, backward: bool) -> None:
         device = next(model.parameters()).device
         ids, mask = windows.input_ids[rows].to(device), windows.attention_mask[rows].to(device)
         self.rows, self.mask = rows, mask.float()
         self.result.tokens[rows] = self.mask.sum(1).cpu()
-        embedded = model.get_input_embeddings()(ids).detach().requires_grad_()  # type: ignore[operator]
+        embedded = model.get_input_embeddings()(ids).detach().requires_grad_(backward)  # type: ignore[operator]
         logits = model(inputs_embeds=embedded, attention_mask=mask, use_cache=False).logits
         labels = windows.labels[rows].to(device)[:, 1:]
         counts = (labels != -100).sum(1)
@@ -161,7 +187,8 @@ class _Collector:
                 f"calibration: expected a finite loss, got {losses[bad - rows.start].item()} on sample {bad}; use bfloat16 or float32"
             )
         self.result.loss[rows] = losses.detach().float().cpu()
-        losses.sum().backward()
+        if backward:
+            losses.sum().backward()
 
     def check(self) -> None:
         for tables in (self.result.member, self.result.inputs, self.result.weights):
@@ -221,7 +248,7 @@ class _Collector:
 
 
 @contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
+def quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no weight gradients inside the block; both as before afterwards."""
     modes = [(m, m.training) for m in model.modules()]
     required = [(p, p.requires_grad) for p in model.parameters()]

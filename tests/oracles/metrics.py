@@ -32,6 +32,22 @@ def gather(model: Any, windows: Any) -> tuple[Gradients, dict[str, Tensor]]:
     return gradients, {name: torch.stack(rows) for name, rows in inputs.items()}
 
 
+def states_of(model: Any, anatomy: Any, windows: Any) -> dict[str, list[Tensor]]:
+    """Group name -> per sample, ``[tokens, channels]`` float64 without padding, each sample run alone."""
+    seen: dict[str, list[Tensor]] = {g.name: [] for g in anatomy.groups}
+    for row in range(len(windows.input_ids)):
+        length = int(windows.attention_mask[row].sum())
+        handles = [
+            model.get_submodule(g.output.module).register_forward_pre_hook(lambda _, a, g=g: seen[g.name].append(a[0][0].double()))
+            for g in anatomy.groups
+        ]
+        with torch.no_grad():
+            model(windows.input_ids[row : row + 1, :length])
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
 def _own(group: UnitGroup, unit: int, member: Any, matrix: Tensor) -> Tensor:
     """The unit's rows (or columns, as rows) of a matrix."""
     positions = sorted({int(member.index[c]) for c in range(unit * group.channels_per_unit, (unit + 1) * group.channels_per_unit)})
@@ -78,6 +94,14 @@ def unit_scores(name: str, model: Any, group: UnitGroup, gradients: Gradients, i
         z = (scores - scores.mean()) / (scores - scores.mean()).square().mean().sqrt()
         return _per_unit(group, lambda u: torch.stack([z[c] - z.min() for c in columns(u)]).sum())
 
+    def left_by_a_refit(unit: int) -> Tensor:
+        rows = states.flatten(0, 1).double()
+        gram = rows.T @ rows / len(rows)
+        inverse = torch.linalg.inv(gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64))
+        own = torch.tensor(columns(unit))
+        part = matrix(output)[:, own].double()
+        return torch.trace(part @ torch.linalg.inv(inverse[own][:, own]) @ part.T).float()
+
     formulas: dict[str, Callable[[], Tensor]] = {
         "taylor_first": lambda: over_members(lambda m, u: _own(group, u, m, matrix(m) * plain[m.module]).abs().sum()),
         "taylor_mix": lambda: over_members(
@@ -92,6 +116,7 @@ def unit_scores(name: str, model: Any, group: UnitGroup, gradients: Gradients, i
         "activation_norm": lambda: _per_unit(group, lambda u: torch.stack([norm(c) for c in columns(u)]).sum()),
         "flap_ifv": lambda: _per_unit(group, lambda u: torch.stack([variance(c) for c in columns(u)]).sum()),
         "flap_wifn": standardised_wanda,
+        "obs": lambda: _per_unit(group, left_by_a_refit),
         "l1": lambda: over_members(lambda m, u: _own(group, u, m, matrix(m)).abs().sum()),
         "l2": lambda: over_members(lambda m, u: _own(group, u, m, matrix(m)).square().sum()),
         "taylor_vectorize": lambda: over_members(lambda m, u: _own(group, u, m, matrix(m) * mean[m.module]).sum(1).abs().sum()),

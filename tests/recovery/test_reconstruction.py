@@ -1,74 +1,27 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from adapruner.anatomy.tracing import trace_anatomy
-from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import ConfigurationError, DataError, ModelError, PlanError
-from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import prune_model, restored
-from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_reconstruct
+from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_reconstruct, reconstruction_gib, record_dense_stream
+from tests.oracles.reconstruction import CASES, plan_for, ridge, watch
 from tests.tiny import random_windows, tiny_llama
 
 IDS = random_windows(6, 24, seed=5).input_ids
-CASES: dict[str, dict[str, Any]] = {
-    "grouped queries": {},
-    "every head its own": {"num_key_value_heads": 4},
-    "biased": {"attention_bias": True, "mlp_bias": True},
-}
 
 
-def plan_for(anatomy: ModelAnatomy, keep: float = 0.5, seed: int = 3) -> PruningPlan:
-    """Random units; the first layer's attention stays whole."""
-    generator = torch.Generator().manual_seed(seed)
-    kept = {}
-    for group in anatomy.groups:
-        count = group.units if group.name == "0.attention" or keep == 1 else max(1, int(group.units * keep))
-        kept[group.name] = sorted(torch.randperm(group.units, generator=generator)[:count].tolist())
-    return PruningPlan(
-        model={"name": "tiny", "model_type": "llama", "fingerprint": "f00d"},
-        kept=kept,
-        units={g.name: g.units for g in anatomy.groups},
-        parameters={"dense": 2, "pruned": 1, "block_dense": 2, "block_pruned": 1},
-        budget={"pruned_fraction": 0.5, "of": "block"},
-    )
-
-
-def watch(model: Any, ids: Tensor) -> dict[str, Tensor]:
-    """``NAME.in`` and ``NAME.out`` of every decoder layer, o_proj and down_proj, ``[tokens, width]`` float64."""
-    seen: dict[str, Tensor] = {}
-    handles = []
-    for name, module in model.named_modules():
-        if name.endswith(("o_proj", "down_proj")) or name.split(".")[-1].isdigit():
-
-            def record(_: Any, arguments: Any, keywords: Any, output: Any, name: str = name) -> None:
-                seen[f"{name}.in"] = (arguments[0] if arguments else keywords["hidden_states"]).double().flatten(0, 1)
-                seen[f"{name}.out"] = (output[0] if isinstance(output, tuple) else output).double().flatten(0, 1)
-
-            handles.append(module.register_forward_hook(record, with_kwargs=True))
-    with torch.no_grad():
-        model(ids, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return seen
-
-
-def ridge(inputs: Tensor, targets: Tensor, kept: Tensor, strength: float) -> Tensor:
-    """min ||X W' - Y||^2 + lambda ||W' - W||^2 as one least-squares problem, with lambda relative to the mean of diag X'X."""
-    scale = math.sqrt(strength * float(inputs.square().sum(0).mean()))
-    rows = torch.cat([inputs, scale * torch.eye(inputs.shape[1], dtype=torch.float64)])
-    return torch.linalg.lstsq(rows, torch.cat([targets, scale * kept.double().T])).solution.T
-
-
+@pytest.mark.parametrize("intercept", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_every_refit_is_the_least_squares_solution(case: str, weighted: bool) -> None:
+def test_every_refit_is_the_least_squares_solution(case: str, weighted: bool, intercept: bool) -> None:
     dense = tiny_llama(**CASES[case])
     anatomy = trace_anatomy(dense)
     plan = plan_for(anatomy)
@@ -77,7 +30,7 @@ def test_every_refit_is_the_least_squares_solution(case: str, weighted: bool) ->
     weights = torch.tensor([1.0, 4.0, 0.0, 2.0, 1.0, 1.0]) if weighted else None
     layers: list[int] = []
     # Batches of 4 and 2: what is recorded for one size must not serve the other.
-    config = ReconstructionConfig(ridge=0.03, batch_size=4)
+    config = ReconstructionConfig(ridge=0.03, batch_size=4, intercept=intercept)
     prune_and_reconstruct(refitted, anatomy, plan, IDS, config, sample_weights=weights, progress=layers.append)
     assert layers == [1, 2, 3]
     whole, now = watch(dense, IDS), watch(refitted, IDS)
@@ -90,12 +43,25 @@ def test_every_refit_is_the_least_squares_solution(case: str, weighted: bool) ->
         starts = {o_proj: now[f"{prefix}.in"], down_proj: now[f"{prefix}.in"] + now[f"{o_proj}.out"]}
         for name in ends:
             linear, kept = refitted.get_submodule(name), cut.get_submodule(name).weight
-            target = ends[name] - starts[name] - (0 if linear.bias is None else linear.bias.double())
-            expected = ridge(root * now[f"{name}.in"], root * target, kept, 0.03)
-            torch.testing.assert_close(linear.weight.double(), expected, rtol=2e-3, atol=2e-4)
-            if linear.bias is not None:
+            fitted = intercept and linear.bias is not None
+            target = ends[name] - starts[name] - (0 if fitted or linear.bias is None else linear.bias.double())
+            expected = ridge(root * now[f"{name}.in"], root * target, kept, 0.03, root if fitted else None)
+            torch.testing.assert_close(linear.weight.double(), expected[:, : kept.shape[1]], rtol=2e-3, atol=4e-4)
+            if fitted:
+                torch.testing.assert_close(linear.bias.double(), expected[:, -1], rtol=2e-3, atol=2e-4)
+            elif linear.bias is not None:
                 assert torch.equal(linear.bias, cut.get_submodule(name).bias)
     assert not torch.allclose(refitted.model.layers[1].mlp.down_proj.weight, cut.model.layers[1].mlp.down_proj.weight, atol=0.01)
+
+
+def test_attention_is_not_run_again_for_the_ffn() -> None:
+    """Three batches: dense, pruned up to o_proj, and the first batch in full to see that the module answers with o_proj's output."""
+    model, calls = tiny_llama(), []
+    anatomy = trace_anatomy(model)
+    model.model.layers[2].self_attn.q_proj.register_forward_hook(lambda *_: calls.append(1))
+    prune_and_reconstruct(model, anatomy, plan_for(anatomy), IDS, ReconstructionConfig(batch_size=2))
+    assert len(calls) - 1 == 3 + 3 + 1  # and once in the model's own forward, which records how layers are called
+    assert "forward" not in vars(model.model.layers[2].self_attn)
 
 
 def test_nothing_removed_changes_no_bit() -> None:
@@ -166,6 +132,100 @@ def test_samples_are_spread_over_the_pool() -> None:
     torch.testing.assert_close(spread.state_dict(), chosen.state_dict())
 
 
+@pytest.mark.parametrize("options", [{}, {"candidates": [0.001, 0.1]}, {"constraint": "rotation"}, {"form": "local"}])
+def test_a_recorded_dense_stream_changes_nothing(options: dict[str, Any]) -> None:
+    alone, helped = tiny_llama(attention_bias=True), tiny_llama(attention_bias=True)
+    anatomy = trace_anatomy(alone)
+    config = ReconstructionConfig(samples=5, batch_size=2, **options)
+    dense = record_dense_stream(helped, anatomy, IDS, config)
+    for seed in (3, 4):
+        plan = plan_for(anatomy, seed=seed)
+        with restored(alone, anatomy), restored(helped, anatomy):
+            prune_and_reconstruct(alone, anatomy, plan, IDS, config)
+            prune_and_reconstruct(helped, anatomy, plan, IDS, config, dense=dense)
+            for name, value in alone.state_dict().items():
+                assert torch.equal(value, helped.state_dict()[name]), name
+
+
+def test_a_dense_stream_of_other_windows_is_refused() -> None:
+    model = tiny_llama()
+    anatomy, config = trace_anatomy(model), ReconstructionConfig()
+    dense = record_dense_stream(model, anatomy, IDS, config)
+    other = dataclasses.replace(config, batch_size=3)
+    for ids, asked in ((IDS.flip(0), config), (IDS[:3], config), (IDS, other)):
+        with pytest.raises(DataError, match="dense: expected the stream of these windows and batches, got another"):
+            prune_and_reconstruct(model, anatomy, plan_for(anatomy), ids, asked, dense=dense)
+    assert model.model.layers[0].mlp.down_proj.weight.shape[1] == 160
+
+
+@pytest.mark.parametrize("form", ["sequential", "local"])
+def test_a_single_candidate_is_the_ridge(form: Any) -> None:
+    searched, fixed = tiny_llama(), tiny_llama()
+    anatomy = trace_anatomy(fixed)
+    plan = plan_for(anatomy)
+    prune_and_reconstruct(searched, anatomy, plan, IDS, ReconstructionConfig(ridge=9.0, candidates=[0.03], form=form))
+    prune_and_reconstruct(fixed, anatomy, plan, IDS, ReconstructionConfig(ridge=0.03, form=form))
+    torch.testing.assert_close(searched.state_dict(), fixed.state_dict(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["sequential", "local"])
+def test_candidates_are_judged_on_held_out_windows(form: Any) -> None:
+    """The first refitted projection, by hand: five windows fit, the last is held out, then all six fit."""
+    dense, searched = tiny_llama(), tiny_llama()
+    anatomy = trace_anatomy(dense)
+    plan, candidates = plan_for(anatomy), [1e-4, 1e-2, 1.0, 1e2]
+    whole, group = watch(dense, IDS), anatomy.group(0, "ffn")
+    name = group.output.module
+    prune_and_reconstruct(searched, anatomy, plan, IDS, ReconstructionConfig(candidates=candidates, form=form, batch_size=4))
+    x, y = whole[f"{name}.in"][:, group.channels_of(plan.kept[group.name])], whole[f"{name}.out"]
+    kept = dense.get_submodule(name).weight[:, group.channels_of(plan.kept[group.name])].detach()
+    split = 5 * IDS.shape[1]
+    errors = [float((x[split:] @ ridge(x[:split], y[:split], kept, c).T - y[split:]).square().sum()) for c in candidates]
+    expected = ridge(x, y, kept, candidates[errors.index(min(errors))])
+    torch.testing.assert_close(searched.get_submodule(name).weight.double(), expected, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["sequential", "local"])
+def test_a_rotation_keeps_lengths_and_angles_and_helps(form: Any) -> None:
+    dense, cut, refitted = tiny_llama(), tiny_llama(), tiny_llama()
+    anatomy = trace_anatomy(dense)
+    plan = plan_for(anatomy, keep=0.7)
+    prune_model(cut, anatomy, plan)
+    prune_and_reconstruct(refitted, anatomy, plan, IDS, ReconstructionConfig(constraint="rotation", form=form))
+    for group in anatomy.groups:
+        before, after = (m.get_submodule(group.output.module).weight for m in (cut, refitted))
+        torch.testing.assert_close(after.T @ after, before.T @ before, rtol=1e-3, atol=1e-3)
+    whole, pruned, now = (watch(model, IDS)["model.layers.2.out"] for model in (dense, cut, refitted))
+    assert float((now - whole).square().mean()) < float((pruned - whole).square().mean())
+
+
+@pytest.mark.parametrize("options", [{}, {"candidates": [0.01, 0.1]}, {"form": "local"}, {"form": "local", "candidates": [0.1]}])
+def test_memory_stays_below_the_formula(options: dict[str, Any]) -> None:
+    model = tiny_llama(intermediate_size=640, hidden_size=64)
+    anatomy = trace_anatomy(model)
+    ids, config = random_windows(40, 32, seed=6).input_ids, ReconstructionConfig(batch_size=4, **options)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    with torch.profiler.profile(profile_memory=True) as profile:
+        prune_and_reconstruct(model, anatomy, plan_for(anatomy, keep=0.999), ids, config)
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    predicted = reconstruction_gib(model, anatomy, 40, 32, config) * 2**30 - weights
+    assert 0.5 * predicted < peak < 1.02 * predicted, (peak, predicted)
+
+
+def test_a_7b_fits_into_24_gb() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig()).bfloat16()
+    anatomy = trace_anatomy(model)
+    for options, most in (({}, 20.0), ({"form": "local"}, 18.0), ({"candidates": [0.01, 0.1]}, 21.0)):
+        assert 13.0 < reconstruction_gib(model, anatomy, 512, 128, ReconstructionConfig(**options)) < most  # type: ignore[arg-type]
+
+
 def test_another_residual_form_is_refused() -> None:
     model = tiny_llama()
     anatomy = trace_anatomy(model)
@@ -191,6 +251,10 @@ def test_bad_input_is_refused_before_anything_is_cut() -> None:
         ({"ridge": 0.0}, "reconstruction.ridge: expected a positive number, got 0.0"),
         ({"ridge": math.nan}, "reconstruction.ridge: expected a positive number, got nan"),
         ({"samples": 0}, "reconstruction: expected batch_size and samples above 0, got 8, 0"),
+        ({"form": "global"}, "reconstruction.form: expected 'sequential' or 'local', got 'global'"),
+        ({"constraint": "none"}, "reconstruction.constraint: expected 'ridge' or 'rotation', got 'none'"),
+        ({"candidates": [0.1, -1.0]}, r"reconstruction.candidates: expected positive numbers, got \[0.1, -1.0\]"),
+        ({"candidates": [0.1], "constraint": "rotation"}, "reconstruction.candidates: expected none with constraint 'rotation'"),
         ({"batch_size": 0}, "reconstruction: expected batch_size and samples above 0, got 0, None"),
     ],
 )

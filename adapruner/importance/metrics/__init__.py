@@ -16,6 +16,7 @@ from adapruner.importance.metrics.gate_taylor import GateTaylor
 from adapruner.importance.metrics.interface import Metric
 from adapruner.importance.metrics.l1 import L1Norm
 from adapruner.importance.metrics.l2 import L2Norm
+from adapruner.importance.metrics.obs import OptimalBrainSurgeon
 from adapruner.importance.metrics.random_score import RandomScore
 from adapruner.importance.metrics.taylor_first import TaylorFirst
 from adapruner.importance.metrics.taylor_first_cached import TaylorFirstCached
@@ -43,6 +44,7 @@ METRICS: dict[str, Metric] = {
         FluctuationIFV(),
         FluctuationWIFV(),
         FluctuationWIFN(),
+        OptimalBrainSurgeon(),
     )
 }
 

@@ -1,0 +1,57 @@
+"""The settings of the closed-form reconstruction."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from adapruner.errors import ConfigurationError
+
+Form = Literal["sequential", "local"]
+Constraint = Literal["ridge", "rotation"]
+
+
+@dataclass(frozen=True)
+class ReconstructionConfig:
+    """Form, strength and size of the refit."""
+
+    ridge: float = 0.01
+    """lambda, relative to the mean diagonal of the Gram matrix; more of it stays nearer to the kept weights."""
+    samples: int | None = None
+    """Calibration windows to use; all of them when empty. More is better and costs time in proportion."""
+    batch_size: int = 8
+    """Windows in one forward pass of a layer."""
+    form: Form = "sequential"
+    """``sequential``: inputs of the pruned model so far, the dense residual stream as target, so that earlier errors are
+    corrected too. ``local``: inputs and outputs of the dense model; takes less memory, and is weaker."""
+    constraint: Constraint = "ridge"
+    """``ridge``: any weights, held near the kept ones. ``rotation``: the kept weights, turned in the output space by an
+    orthogonal matrix, which overfits few windows less and repairs less (RCPU, arXiv 2510.07782)."""
+    candidates: list[float] = field(default_factory=list)
+    """Relative ridges among which each projection chooses, by its error on every eighth window, before it is refitted on
+    all; replaces ``ridge``. Empty: ``ridge`` everywhere."""
+    intercept: bool = True
+    """Whether the bias of an output projection that has one is refitted too, without a penalty; else it stays."""
+
+    def __post_init__(self) -> None:
+        if not _is_strength(self.ridge):
+            raise ConfigurationError(f"reconstruction.ridge: expected a positive number, got {self.ridge}; give 0.01")
+        if self.batch_size < 1 or (self.samples is not None and self.samples < 1):
+            raise ConfigurationError(
+                f"reconstruction: expected batch_size and samples above 0, got {self.batch_size}, {self.samples}; give positive numbers"
+            )
+        if self.form not in ("sequential", "local"):
+            raise ConfigurationError(f"reconstruction.form: expected 'sequential' or 'local', got {self.form!r}; name one of them")
+        if self.constraint not in ("ridge", "rotation"):
+            raise ConfigurationError(f"reconstruction.constraint: expected 'ridge' or 'rotation', got {self.constraint!r}; name one")
+        if not all(_is_strength(c) for c in self.candidates):
+            raise ConfigurationError(f"reconstruction.candidates: expected positive numbers, got {self.candidates}; give [0.01, 0.1]")
+        if self.candidates and self.constraint == "rotation":
+            raise ConfigurationError(
+                f"reconstruction.candidates: expected none with constraint 'rotation', got {self.candidates}; leave them out"
+            )
+
+
+def _is_strength(value: float) -> bool:
+    return math.isfinite(value) and value > 0
