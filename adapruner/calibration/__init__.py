@@ -1,5 +1,6 @@
 """The calibration subspace: which samples of the pool speak, and how much (AdaPruner, arXiv 2503.06184).
 
 :mod:`~adapruner.calibration.choice` is a point of the subspace, :mod:`~adapruner.calibration.pool` turns it into one weight per
-sample.
+sample, :mod:`~adapruner.calibration.clusters` finds groups where sources have no labels, :mod:`~adapruner.calibration.spread`
+says how much the choice matters. The winning weights leave a run as :mod:`adapruner.data.calibration_set`.
 """

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from adapruner.calibration.choice import CalibrationChoice
+from adapruner.data.windows import TextWindows
 from adapruner.errors import ConfigurationError, nearest
 
 
@@ -37,6 +40,11 @@ class CalibrationGroups:
             raise ConfigurationError(f"{argument}: expected one positive weight, got none; give one a weight above 0")
         return shared / shared.sum()
 
+    def shares(self, sample_weights: Tensor) -> dict[str, dict[str, Any]]:
+        """Group -> ``samples``, how many it has, and ``weight``, the sum of theirs; ``sample_weights`` is ``[samples]``."""
+        members = {name: self.index == i for i, name in enumerate(self.names)}
+        return {name: {"samples": int(m.sum()), "weight": float(sample_weights[m].sum())} for name, m in members.items()}
+
 
 @dataclass(frozen=True, eq=False)
 class CalibrationPool:
@@ -45,6 +53,27 @@ class CalibrationPool:
     sources: CalibrationGroups
     clusters: CalibrationGroups | None = None
     """k-means clusters of mean hidden states, where asked for."""
+    base_weights: Tensor | None = None
+    """``[samples]``, 0 or more: what a sample weighs before any choice (the weights of a given set); ``None``: all alike."""
+
+    def __post_init__(self) -> None:
+        if self.clusters is not None and len(self.clusters.index) != self.samples:
+            raise ConfigurationError(
+                f"clusters: expected one for each of {self.samples} samples, got {len(self.clusters.index)}; cluster the same windows"
+            )
+        base = self.base_weights
+        if base is not None and (base.shape != (self.samples,) or not bool((base >= 0).all()) or not 0 < float(base.sum()) < math.inf):
+            raise ConfigurationError(
+                f"base_weights: expected {self.samples} finite weights of 0 or more with a positive sum, got {tuple(base.shape)} with sum "
+                f"{float(base.sum())}; give those of this pool"
+            )
+
+    @classmethod
+    def of_windows(
+        cls, windows: TextWindows, clusters: CalibrationGroups | None = None, base_weights: Tensor | None = None
+    ) -> CalibrationPool:
+        """The pool of some windows, its groups their sources."""
+        return cls(CalibrationGroups(tuple(windows.source_names), windows.source_index), clusters, base_weights)
 
     @property
     def samples(self) -> int:
@@ -52,12 +81,14 @@ class CalibrationPool:
         return len(self.sources.index)
 
     def sample_weights(self, choice: CalibrationChoice = CalibrationChoice()) -> Tensor:
-        """``[samples]`` float32, non-negative, sum 1.
+        """``[samples]`` float32, non-negative, sum 1: the base weights times those of the choice.
 
         Raises:
             ConfigurationError: if the choice names what the pool does not have, or leaves no sample with a weight.
         """
         weights = torch.full((self.samples,), 1.0 / self.samples, dtype=torch.float64)
+        if self.base_weights is not None:
+            weights = weights * self.base_weights.double().cpu()
         if choice.source_weights is not None:
             weights = weights * self.sources.sample_weights(choice.source_weights)
         if choice.cluster_weights is not None:

@@ -4,79 +4,33 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from adapruner.data.calibration_set import CalibrationSet, read_set
 from adapruner.data.leaks import SHORT_CHARACTERS, check_disjoint
+from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
 from adapruner.data.sources import Document, TextSource, check_source, draw_documents, read_documents
 from adapruner.data.windows import TextWindows, joined_windows, pad_instructions, sample_windows
 from adapruner.errors import ConfigurationError, DataError
+
+__all__ = ["CalibrationData", "EvaluationSet", "PruningDataModule", "RecoveryData", "SearchData"]
 
 #: Samples are drawn from a random part of a large source, so that it is not tokenised whole: so many characters for
 #: each token wanted, which at 4 characters a token is eight times the text.
 _CHARACTERS_PER_TOKEN = 32
 
 
-@dataclass(frozen=True)
-class CalibrationData:
-    """The pool whose statistics score the units; the search weights its sources."""
-
-    sources: list[TextSource]
-    """Where samples come from; the order is that of the source weights."""
-    samples_per_source: int = 64
-    """Windows (instruction rows) from each source."""
-    seq_len: int = 128
-    """Tokens in a sample."""
-
-
-@dataclass(frozen=True)
-class SearchData:
-    """What the search's objective is measured on."""
-
-    sources: list[TextSource]
-    """Where samples come from, in equal parts."""
-    samples: int = 64
-    """Windows in all."""
-    seq_len: int = 256
-    """Tokens in a sample."""
-
-
-@dataclass(frozen=True)
-class RecoveryData:
-    """What the pruned model is tuned on."""
-
-    sources: list[TextSource]
-    """Where samples come from, in equal parts when ``samples`` is given."""
-    samples: int | None = None
-    """Windows (instruction rows) in all; null for everything the sources have."""
-    seq_len: int = 256
-    """Tokens in a sample."""
-
-
-@dataclass(frozen=True)
-class EvaluationSet:
-    """Held-out text whose perplexity is reported."""
-
-    name: str
-    """The name in tables."""
-    source: TextSource
-    """Where the text comes from."""
-    windows: list[int] = field(default_factory=lambda: [128])
-    """Window lengths in tokens; the set is measured once with each."""
-    limit: int | None = None
-    """Keep only the first so many windows of each length; null for all."""
-
-
 class PruningDataModule(LightningDataModule):
     """Builds every set once, in :meth:`setup`, and refuses text that is in two of them.
 
-    After ``setup``: ``calibration_windows`` (``source_index`` counts ``calibration.sources``), ``search_windows``
-    (shuffled, so that any first part is a fair sample), ``recovery_windows`` and ``evaluation_windows`` by
-    ``(name, window)``. Without a Trainer set ``tokenizer_object`` before ``setup``.
+    After ``setup``: ``calibration_windows`` (``source_index`` counts ``calibration.sources``, or the sources of a given set),
+    ``calibration_windows_at`` (the same by length in tokens, with every other length), ``calibration_sample_weights`` (of a given
+    set, else ``None``), ``search_windows`` (shuffled, so that any first part is a fair sample), ``recovery_windows`` and
+    ``evaluation_windows`` by ``(name, window)``. Without a Trainer set ``tokenizer_object`` before ``setup``.
 
     Args:
         calibration: the calibration pool.
@@ -90,11 +44,15 @@ class PruningDataModule(LightningDataModule):
         allow_leak: let sets share documents.
 
     Raises:
-        ConfigurationError: if a number is out of range or a name stands twice.
-        DataError: if a source cannot be read, or sets share documents.
+        ConfigurationError: if a number is out of range, a name stands twice, or calibration has both sources and a given set.
+        DataError: if a source or a given set cannot be read, or sets share documents.
     """
 
     calibration_windows: TextWindows
+    calibration_windows_at: dict[int, TextWindows]
+    """Length in tokens -> the pool at that length; the first is ``calibration_windows``."""
+    calibration_sample_weights: torch.Tensor | None
+    """``[n]`` float32 with sum 1, the weights of a given set; ``None`` where all samples start alike."""
     search_windows: TextWindows
     recovery_windows: TextWindows | None
     evaluation_windows: dict[tuple[str, int], TextWindows]
@@ -120,14 +78,28 @@ class PruningDataModule(LightningDataModule):
         self._ready = False
         self._short: set[str] = set()
         self._check()
+        self.given_set: CalibrationSet | None = None if calibration.given_set is None else read_set(calibration.given_set)
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over every window of every set; after ``setup``."""
-        sets = [self.calibration_windows, self.search_windows, self.recovery_windows, *self.evaluation_windows.values()]
-        record = " ".join("none" if windows is None else windows.fingerprint for windows in sets)
+        """16 hex digits over every window of every set, and the weights of a given one; after ``setup``."""
+        sets = [self.search_windows, self.recovery_windows, *self.evaluation_windows.values()]
+        record = " ".join([self.calibration_fingerprint, *("none" if windows is None else windows.fingerprint for windows in sets)])
         names = " ".join(f"{name}/{window}" for name, window in self.evaluation_windows)
         return hashlib.sha256(f"{record} {names}".encode()).hexdigest()[:16]
+
+    @property
+    def calibration_fingerprint(self) -> str:
+        """16 hex digits over everything that a sample's weight may be searched over; after ``setup``.
+
+        That of ``calibration_windows`` where there is nothing beside them: one length, no clusters, no given set.
+        """
+        parts = [windows.fingerprint for windows in self.calibration_windows_at.values()]
+        if self.calibration.clusters:
+            parts.append(f"{self.calibration.clusters} clusters")
+        if self.calibration_sample_weights is not None:
+            parts.append(" ".join(f"{weight:.6g}" for weight in self.calibration_sample_weights.tolist()))
+        return parts[0] if len(parts) == 1 else hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
 
     def prepare_data(self) -> None:
         """Downloads (on one process only) what ``setup`` then reads on all: the first document pulls the whole set."""
@@ -140,9 +112,8 @@ class PruningDataModule(LightningDataModule):
         if self._ready:
             return
         tokenizer = self._find_tokenizer()
-        c, s, r = self.calibration, self.search, self.recovery
-        pools = [self._draw("calibration", source, tokenizer, c.seq_len, c.samples_per_source) for source in c.sources]
-        self.calibration_windows = TextWindows.concatenate(pools)
+        s, r = self.search, self.recovery
+        self._build_calibration(tokenizer)
         searched = self._draw_evenly("search", s.sources, tokenizer, s.seq_len, s.samples)
         order = torch.randperm(len(searched), generator=torch.Generator().manual_seed(self._seed_of("search", "order")))
         self.search_windows = searched.select(order)
@@ -223,6 +194,25 @@ class PruningDataModule(LightningDataModule):
             return _named(label, pad_instructions, documents, tokenizer, seq_len, count, seed, pool=pool)
         return _named(label, sample_windows, documents, tokenizer, seq_len, count, seed, pool=pool)
 
+    def _build_calibration(self, tokenizer: Any) -> None:
+        """The pool at every length. Each has as many samples of a source, not as many tokens: a sample is what gets a weight."""
+        c = self.calibration
+        self.calibration_sample_weights = None
+        if self.given_set is not None:
+            windows, self.calibration_sample_weights = self.given_set.to_windows(tokenizer, c.seq_len)
+            self.calibration_windows_at = {c.seq_len: windows}
+        else:
+            self.calibration_windows_at = {
+                length: TextWindows.concatenate([self._draw("calibration", x, tokenizer, length, c.samples_per_source) for x in c.sources])
+                for length in (c.seq_len, *c.other_seq_lens)
+            }
+        self.calibration_windows = self.calibration_windows_at[c.seq_len]
+        samples = len(self.calibration_windows)
+        if c.clusters > samples:
+            raise ConfigurationError(
+                f"data.calibration.clusters: expected at most one per sample ({samples}), got {c.clusters}; give fewer clusters"
+            )
+
     def _draw_evenly(self, role: str, sources: Sequence[TextSource], tokenizer: Any, seq_len: int, count: int | None) -> TextWindows:
         share, rest = divmod(count or 0, len(sources))
         counts = [None if count is None else share + (i < rest) for i in range(len(sources))]
@@ -230,7 +220,8 @@ class PruningDataModule(LightningDataModule):
         return TextWindows.concatenate(drawn)
 
     def _check_leaks(self) -> None:
-        seen = {"calibration": self.calibration_windows.documents, "search": self.search_windows.documents}
+        calibration = set().union(*(windows.documents for windows in self.calibration_windows_at.values()))
+        seen = {"calibration": calibration, "search": self.search_windows.documents}
         if self.recovery_windows is not None:
             seen["recovery"] = self.recovery_windows.documents
         held_out: dict[str, set[str]] = {}
@@ -248,6 +239,8 @@ class PruningDataModule(LightningDataModule):
         sizes: list[tuple[str, int | None, int]] = [
             ("calibration.samples_per_source", c.samples_per_source, 1),
             ("calibration.seq_len", c.seq_len, 2),
+            ("calibration.clusters", c.clusters, 0),
+            *(("calibration.other_seq_lens", length, 2) for length in c.other_seq_lens),
             ("search.samples", s.samples, max(1, len(s.sources))),
             ("search.seq_len", s.seq_len, 2),
             ("batch_size", self.batch_size, 1),
@@ -262,7 +255,9 @@ class PruningDataModule(LightningDataModule):
         for name, value, least in sizes:
             if value is not None and (type(value) is not int or value < least):
                 raise ConfigurationError(f"data.{name}: expected a whole number >= {least}, got {value!r}; correct it")
-        roles: list[tuple[str, list[TextSource]]] = [("calibration", c.sources), ("search", s.sources)]
+        self._check_calibration()
+        roles: list[tuple[str, list[TextSource]]] = [("search", s.sources)]
+        roles += [("calibration", c.sources)] if c.given_set is None else []
         roles += [("recovery", r.sources)] if r is not None else []
         for role, sources in roles:
             _check_names(f"data.{role}.sources", [source.name for source in sources])
@@ -273,6 +268,20 @@ class PruningDataModule(LightningDataModule):
         self._check_streams()
         for source in self._all_sources():
             check_source(source)
+
+    def _check_calibration(self) -> None:
+        c = self.calibration
+        if (c.given_set is None) == (not c.sources):
+            got = "both" if c.sources else "neither"
+            raise ConfigurationError(f"data.calibration: expected exactly one of sources and given_set, got {got}; give one")
+        if c.given_set is not None and c.other_seq_lens:
+            raise ConfigurationError(
+                f"data.calibration.other_seq_lens: expected none with given_set, got {c.other_seq_lens}; its samples are cut: set seq_len"
+            )
+        if c.clusters == 1:
+            raise ConfigurationError("data.calibration.clusters: expected 0 or at least 2, got 1; one cluster is the whole pool: give 0")
+        if c.other_seq_lens:
+            _check_names("data.calibration.other_seq_lens, with seq_len", [str(n) for n in (c.seq_len, *c.other_seq_lens)])
 
     def _check_streams(self) -> None:
         """A stream may have no end: something must say how much of it to read."""

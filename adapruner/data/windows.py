@@ -71,6 +71,11 @@ class TextWindows:
         return {h for hashes in set(self.document_hashes) for h in hashes.split()}
 
     @property
+    def full(self) -> Tensor:
+        """``[n]`` bool: the windows without padding."""
+        return self.attention_mask.bool().all(1)
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits over ids, labels, and each window's source."""
         digest = hashlib.sha256(json.dumps([list(self.input_ids.shape), self.source_names]).encode())
@@ -198,16 +203,10 @@ def pad_instructions(
     if count is not None:
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:count]
         examples = [examples[i] for i in order.tolist()]
-    pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    input_ids = torch.full((len(examples), seq_len), pad, dtype=torch.long)
-    labels, mask = torch.full_like(input_ids, IGNORED), torch.zeros_like(input_ids)
-    for row, (_, ids, masked) in enumerate(examples):
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        labels[row, masked : len(ids)] = torch.tensor(ids[masked:])
-        mask[row, : len(ids)] = 1
     names = list(dict.fromkeys(d.source for d, _, _ in examples))
     index = torch.tensor([names.index(d.source) for d, _, _ in examples])
-    return TextWindows(input_ids, labels, mask, names, index, [d.hash for d, _, _ in examples])
+    rows = padded_rows([(ids, masked) for _, ids, masked in examples], tokenizer, seq_len)
+    return TextWindows(*rows, names, index, [d.hash for d, _, _ in examples])
 
 
 def joined_windows(documents: Iterable[Document], tokenizer: Any, window: int, limit: int | None = None) -> TextWindows:
@@ -238,6 +237,24 @@ def joined_windows(documents: Iterable[Document], tokenizer: Any, window: int, l
     return _full_windows(rows, "+".join(dict.fromkeys(d.source for d in read)), [hashes] * len(rows))
 
 
+def padded_rows(rows: Sequence[tuple[Sequence[int], int]], tokenizer: Any, seq_len: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, labels and mask, each ``[n, seq_len]`` int64: rows padded on the right, their first tokens not counted.
+
+    Args:
+        rows: of each, its at most ``seq_len`` tokens and how many at its start no loss counts.
+        tokenizer: ``pad_token_id`` (``None``: ``eos_token_id`` pads).
+        seq_len: tokens in a row of the result.
+    """
+    pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    input_ids = torch.full((len(rows), seq_len), pad, dtype=torch.long)
+    labels, mask = torch.full_like(input_ids, IGNORED), torch.zeros_like(input_ids)
+    for row, (ids, masked) in enumerate(rows):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        labels[row, masked : len(ids)] = torch.tensor(ids[masked:], dtype=torch.long)
+        mask[row, : len(ids)] = 1
+    return input_ids, labels, mask
+
+
 def _full_windows(ids: Tensor, name: str, hashes: list[str]) -> TextWindows:
     ids = ids.clone()
     return TextWindows(ids, ids.clone(), torch.ones_like(ids), [name], torch.zeros(len(ids), dtype=torch.long), hashes)
@@ -247,7 +264,7 @@ def _pack(documents: Iterator[Document], tokenizer: Any, most: int | None) -> tu
     """Tokens ``[n]`` of consecutive documents, and per document where it starts and its hash."""
     rows, starts, hashes, total = [], [], [], 0
     for document in documents:
-        row = torch.tensor(_ended(tokenizer(document.text)["input_ids"], tokenizer), dtype=torch.long)
+        row = torch.tensor(ended(tokenizer(document.text)["input_ids"], tokenizer), dtype=torch.long)
         rows.append(row)
         starts.append(total)
         hashes.append(document.hash)
@@ -261,18 +278,20 @@ def _usable_examples(documents: Iterable[Document], tokenizer: Any, seq_len: int
     """Documents with their tokens, at most ``seq_len``, and how many of these are prompt."""
     for document in documents:
         if document.text.strip():
-            ids = _ended(tokenizer(document.text)["input_ids"], tokenizer)[:seq_len]
-            masked = _common_prefix(ids, tokenizer(document.prompt)["input_ids"]) if document.prompt else 0
+            ids = ended(tokenizer(document.text)["input_ids"], tokenizer)[:seq_len]
+            masked = common_prefix(ids, tokenizer(document.prompt)["input_ids"]) if document.prompt else 0
             if masked < len(ids):
                 yield document, ids, masked
 
 
-def _ended(ids: Sequence[int], tokenizer: Any) -> list[int]:
+def ended(ids: Sequence[int], tokenizer: Any) -> list[int]:
+    """The tokens with one end-of-text at their end, where the tokenizer has one."""
     end = tokenizer.eos_token_id
     return [*ids] if end is None or (len(ids) and ids[-1] == end) else [*ids, end]
 
 
-def _common_prefix(ids: Sequence[int], prompt: Sequence[int]) -> int:
+def common_prefix(ids: Sequence[Any], prompt: Sequence[Any]) -> int:
+    """With how many equal tokens (or characters) both begin."""
     return next((i for i, (a, b) in enumerate(zip(ids, prompt, strict=False)) if a != b), min(len(ids), len(prompt)))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adapruner.report.formats import count_text, percent_text, perplexity_text, ratio_text
+from adapruner.report.formats import NOT_FINITE, count_text, nll_text, percent_text, perplexity_text, ratio_text
 from adapruner.report.schema import SECTIONS, STAGES
 
 OWN_METHOD = "adapruner"
@@ -99,6 +99,36 @@ def perplexity_path(report: Mapping[str, Any]) -> list[str]:
         dense = [] if comparison.dense is None else [perplexity_text(comparison.dense)]
         return dense + [f"{perplexity_text(values[s])} {s}" for s in STAGES if s in values]
     return []
+
+
+def calibration_sentence(calibration: Mapping[str, Any]) -> str | None:
+    """How many samples speak, and where the winning set is; ``None`` where the report does not say."""
+    effective, path = calibration.get("effective_samples"), calibration.get("set_file")
+    parts = []
+    if effective is not None:
+        parts.append(f"the weights amount to {effective:.1f} of {calibration['samples']:,} samples")
+    if path:
+        parts.append(f"the set is in {path}")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else None
+
+
+def spread_sentence(calibration: Mapping[str, Any]) -> str | None:
+    """How much the choice of samples matters, beside random sets of the same size; ``None`` where that was not measured."""
+    spread = calibration.get("spread")
+    if not spread:
+        return None
+    values, chosen = spread["values"], spread["chosen"]
+    finite = [v for v in values if v is not None and math.isfinite(v)]
+    sets = f"{len(values)} random set{'s' if len(values) > 1 else ''} of {spread['size']:,} sample{'s' if spread['size'] > 1 else ''}"
+    between = f" ± {nll_text(spread['std'])}" if len(finite) > 1 else ""
+    some = f"{nll_text(spread['mean'])}{between} nats per token" if finite else NOT_FINITE
+    lost = f" ({len(values) - len(finite)} not finite)" if finite and len(finite) < len(values) else ""
+    if chosen is None or not math.isfinite(chosen):
+        return f"Same recipe with {sets}: {some}{lost}; the chosen weights: {NOT_FINITE}."
+    above = len(values) - sum(v <= chosen for v in finite)
+    place = f"lower than {'all' if above == len(values) else above} of them" if above else "lower than none of them"
+    return f"Same recipe with {sets}: {some}{lost}; the chosen weights: {nll_text(chosen)}, {place}."
 
 
 def left_out(report: Mapping[str, Any]) -> list[str]:

@@ -6,33 +6,17 @@ units differs. The dense model comes back whole after each.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from adapruner.calibration.choice import CalibrationChoice
 from adapruner.errors import BudgetError, ConfigurationError
 from adapruner.pipeline import PruningProblem, Recipe, make_plan
 from adapruner.pruning.allocation import Allocation
-from adapruner.pruning.plan import PruningPlan
-from adapruner.pruning.surgery import cut_layer, restored
-from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_reconstruct
+from adapruner.treatment import Treatment, measure_stages
 
 AllocationName = Literal["uniform", "global"]
-
-
-@dataclass(frozen=True)
-class Treatment:
-    """What every compared method gets after its units are chosen."""
-
-    input_ids: Tensor
-    """Calibration windows ``[n, seq_len]`` for the reconstruction."""
-    reconstruction: ReconstructionConfig | None
-    recover: Callable[[nn.Module], nn.Module] | None
-    """Recovers a model in place; ``None``: not compared after recovery."""
 
 
 def baseline_recipes(metrics: list[str], allocations: list[str]) -> dict[str, Recipe]:
@@ -74,31 +58,3 @@ def compare_methods(
             yield name, "skipped", {}
             continue
         yield from ((name, stage, values) for stage, values in measure_stages(model, problem, plan, treatment, measure))
-
-
-def measure_stages(
-    model: nn.Module,
-    problem: PruningProblem,
-    plan: PruningPlan,
-    treatment: Treatment,
-    measure: Callable[[nn.Module], dict[tuple[str, int], float]],
-) -> Iterator[tuple[str, dict[tuple[str, int], float]]]:
-    """One plan through the stages. The dense tensors are back when the iterator is exhausted or closed."""
-    anatomy = problem.anatomy
-    with restored(model, anatomy):
-        for layer in range(anatomy.layers):
-            cut_layer(model, anatomy, plan, layer)
-        yield "pruned", measure(model)
-        if treatment.reconstruction is None:
-            yield from _recovered(model, treatment, measure)
-            return
-    with restored(model, anatomy):
-        weights = problem.calibration.sample_weights(CalibrationChoice.from_dict(plan.recipe.get("calibration")))
-        prune_and_reconstruct(model, anatomy, plan, treatment.input_ids, treatment.reconstruction, sample_weights=weights)
-        yield "reconstructed", measure(model)
-        yield from _recovered(model, treatment, measure)
-
-
-def _recovered(model: nn.Module, treatment: Treatment, measure: Any) -> Iterator[tuple[str, dict[tuple[str, int], float]]]:
-    if treatment.recover is not None:
-        yield "recovered", measure(treatment.recover(copy.deepcopy(model)))

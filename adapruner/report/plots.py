@@ -167,6 +167,27 @@ def bars_plot(title: str, rows: Sequence[tuple[str, float, str]]) -> Markup:
     return frame(title, described, step * len(rows), *parts, margin="bare")
 
 
+def spread_plot(spread: Mapping[str, Any]) -> Markup:
+    """Random sets of samples as dots on one axis, the chosen weights as a diamond."""
+    finite = [v for v in spread["values"] if v is not None and math.isfinite(v)]
+    chosen = spread["chosen"] if spread["chosen"] is not None and math.isfinite(spread["chosen"]) else None
+    shown = [*finite, *([] if chosen is None else [chosen])]
+    if not finite or max(shown) <= min(shown):
+        return Markup("")
+    axis, y = padded(shown, share=0.07), 16
+    parts = [line("0", y, "100%", y, "guide")]
+    for tick in axis.ticks():
+        parts += [line(axis.percent(tick), 4, axis.percent(tick), y + 12, "grid"), label(axis.percent(tick), y + 29, f"{tick:g}")]
+    parts += [mark("dot", axis.percent(v), y, "trial", f"random set: {nll_text(v)}") for v in finite]
+    signs = [("dot", "trial", f"random set of {spread['size']:,}")]
+    if chosen is not None:
+        parts.append(mark("diamond", axis.percent(chosen), y, "fixed", f"chosen weights: {nll_text(chosen)}"))
+        signs.append(("diamond", "fixed", "chosen weights"))
+    parts.append(label("50%", y + 49, "NLL, nats per token (lower is better)"))
+    words = f"{len(finite)} random sets from {nll_text(min(finite))} to {nll_text(max(finite))}, chosen weights {nll_text(chosen)}"
+    return join(key_of_marks(signs), frame("Same recipe with random samples", words, y + 56, *parts, margin="bare"))
+
+
 def loss_plot(history: Sequence[Sequence[float | None]]) -> Markup:
     """Training loss of the recovery over its steps."""
     points = sorted((s, v) for s, v in history if s is not None and v is not None and math.isfinite(v))

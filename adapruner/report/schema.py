@@ -89,13 +89,37 @@ class Search(TypedDict):
 
 
 class Source(TypedDict):
-    """One calibration source."""
+    """One calibration source, or one cluster."""
 
     samples: int
     weight: float
 
 
-class Calibration(TypedDict):
+class Spread(TypedDict):
+    """The same recipe on random sets of ``size`` samples; values are NLL in nats per token on the search split."""
+
+    size: int
+    values: list[float | None]
+    """One for each random set."""
+    mean: float | None
+    std: float | None
+    """Between sets, n - 1 in the denominator."""
+    chosen: float | None
+    """Of the chosen weights."""
+
+
+class _CalibrationDetails(TypedDict, total=False):
+    """What a report may lack: clusters were not asked for, the file was not written, nothing was compared."""
+
+    clusters: dict[str, Source] | None
+    effective_samples: float | None
+    """(sum w)^2 / sum w^2 of the sample weights."""
+    set_file: str | None
+    """The winning set, for another run or model."""
+    spread: Spread | None
+
+
+class Calibration(_CalibrationDetails):
     """The calibration pool: ``samples`` windows of ``seq_len`` tokens."""
 
     samples: int
@@ -203,6 +227,9 @@ def validate_report(report: Mapping[str, Any]) -> None:
             raise _wrong(where, f"as many kept as dense layers ({len(units['dense'])})", len(units["kept"]))
         if any(not 0 <= kept <= dense for dense, kept in zip(units["dense"], units["kept"], strict=True)):
             raise _wrong(where, "every kept count between 0 and the dense count", units["kept"])
+    spread = (report.get("calibration") or {}).get("spread")
+    if spread and not spread["values"]:
+        raise _wrong("report.calibration.spread.values", "one value or more", spread["values"])
     seen: set[tuple[Any, ...]] = set()
     for row in report.get("perplexity") or ():
         key = (row["stage"], row["method"], row["dataset"], row["window"])

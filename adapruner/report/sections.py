@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from adapruner.report.answer import Comparison, comparisons
+from adapruner.report.answer import Comparison, calibration_sentence, comparisons, spread_sentence
 from adapruner.report.formats import MISSING, TIMES, duration_text, nll_text, percent_text, perplexity_text, ratio_text, value_text
 from adapruner.report.markup import Markup, element
-from adapruner.report.plots import bars_plot, layers_plot, loss_plot, perplexity_plot, search_plot
+from adapruner.report.plots import bars_plot, layers_plot, loss_plot, perplexity_plot, search_plot, spread_plot
 from adapruner.report.table import COST_ROWS
 
 IMPORTANCE_ROWS = 12
@@ -102,13 +102,24 @@ def layers_section(report: Mapping[str, Any]) -> Markup | None:
 
 
 def calibration_section(report: Mapping[str, Any]) -> Markup | None:
-    """Weight of every calibration source."""
+    """Weight of every calibration source and cluster, and how much the choice mattered."""
     pool = report.get("calibration")
     if not pool:
         return None
-    words = f"Weight of every source; {pool['samples']:,} windows of {pool['seq_len']:,} tokens in all."
-    rows = [(name, s["weight"], f"{s['weight']:.2f} · {s['samples']:,} windows") for name, s in pool["sources"].items()]
-    return section("Calibration", words, bars_plot("Calibration weight and windows by source", rows))
+    clusters, spread = pool.get("clusters") or {}, pool.get("spread")
+    weighed = "source and every cluster" if clusters else "source"
+    words = f"Weight of every {weighed}; {pool['samples']:,} windows of {pool['seq_len']:,} tokens in all."
+    blocks = [bars_plot("Calibration weight and windows by source", _shares(pool["sources"]))]
+    if clusters:
+        blocks.append(bars_plot("Calibration weight and windows by cluster", _shares(clusters)))
+    told, compared = calibration_sentence(pool), spread_sentence(pool)
+    blocks += [element("p", told, class_="note")] if told else []
+    blocks += [element("p", compared), spread_plot(spread)] if spread and compared else []
+    return section("Calibration", words, *blocks)
+
+
+def _shares(groups: Mapping[str, Any]) -> list[tuple[str, float, str]]:
+    return [(name, g["weight"], f"{g['weight']:.2f} · {g['samples']:,} windows") for name, g in groups.items()]
 
 
 def importance_section(report: Mapping[str, Any]) -> Markup | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from adapruner.report.answer import Comparison, answer_sentence, comparisons, left_out
+from adapruner.report.answer import Comparison, answer_sentence, calibration_sentence, comparisons, left_out, spread_sentence
 from adapruner.report.formats import MISSING, count_text, memory_text, milliseconds_text, nll_text, perplexity_text, ratio_text
 from adapruner.report.schema import validate_report
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints the answer, the comparison per dataset and window, the cost and the export.
+    """Prints the answer, the comparison per dataset and window, how much calibration mattered, the cost and the export.
 
     Raises:
         ConfigurationError: if the report lacks a key.
@@ -34,6 +34,8 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     if report.get("search"):
         console.print()
         console.print(Text(search_line(report["search"])))
+    for line in calibration_lines(report.get("calibration") or {}):
+        console.print(Text(line))
     if report.get("cost"):
         _print_table(console, "Cost", _cost_table(report["cost"]), report["cost"]["protocol"])
     if report.get("export"):
@@ -55,6 +57,12 @@ def search_line(search: Mapping[str, Any]) -> str:
     ]
     stopped = f"{search['completed']} completed, {search['stopped_early']} stopped early"
     return f"Search: {search['trials']} trials, {stopped}; NLL per token: {', '.join(values) or MISSING}."
+
+
+def calibration_lines(calibration: Mapping[str, Any]) -> list[str]:
+    """How many samples speak, and how much it matters which."""
+    sentences = [s for s in (calibration_sentence(calibration), spread_sentence(calibration)) if s]
+    return [f"Calibration: {sentences[0][0].lower()}{sentences[0][1:]}", *sentences[1:]] if sentences else []
 
 
 def export_lines(export: Mapping[str, Any]) -> list[str]:

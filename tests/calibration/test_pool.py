@@ -71,3 +71,55 @@ def test_refusals(choice: dict[str, Any], message: str) -> None:
 def test_clusters_must_be_there() -> None:
     with pytest.raises(ConfigurationError, match="cluster_weights: expected a pool with clusters, got one without"):
         CalibrationPool(SOURCES).sample_weights(CalibrationChoice(cluster_weights={"cluster 0": 1.0}))
+
+
+def test_base_weights_multiply_every_choice() -> None:
+    base = torch.tensor([4.0, 1.0, 0.0, 2.0, 3.0])
+    pool = CalibrationPool(SOURCES, POOL.clusters, base)
+    assert pool.sample_weights().tolist() == pytest.approx((base / 10).tolist())
+    for choice in (
+        CalibrationChoice({"books": 1.0, "wiki": 3.0}),
+        CalibrationChoice(cluster_weights={"cluster 1": 1.0}, samples=[1, 3, 4]),
+    ):
+        raw = [w * b for w, b in zip(POOL.sample_weights(choice).tolist(), base.tolist(), strict=True)]
+        assert pool.sample_weights(choice).tolist() == pytest.approx([r / sum(raw) for r in raw])
+    drawn = [pool.sample_weights(CalibrationChoice(count=4, seed=seed)) for seed in range(20)]
+    assert all(sorted(w.tolist()) == pytest.approx([0, 0.25, 0.25, 0.25, 0.25]) and w[2] == 0 for w in drawn)
+
+
+def test_a_pool_of_windows_has_their_sources() -> None:
+    from adapruner.data.windows import TextWindows
+
+    ids = torch.zeros(5, 3, dtype=torch.long)
+    windows = TextWindows(ids, ids, ids + 1, ["books", "wiki"], SOURCES.index, ["h"] * 5)
+    pool = CalibrationPool.of_windows(windows, POOL.clusters, torch.ones(5))
+    assert pool.sources.names == SOURCES.names
+    assert pool.clusters is POOL.clusters
+    assert pool.sample_weights().tolist() == pytest.approx([0.2] * 5)
+
+
+def test_shares_are_counts_and_sums() -> None:
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.0])
+    shares = SOURCES.shares(weights)
+    assert shares["books"] == {"samples": 2, "weight": pytest.approx(0.4)}
+    assert shares["wiki"] == {"samples": 3, "weight": pytest.approx(0.6)}
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ([1.0, 1.0], r"base_weights: expected 5 finite weights of 0 or more with a positive sum, got \(2,\)"),
+        ([1.0, -1.0, 1.0, 1.0, 1.0], "base_weights: expected 5 finite weights of 0 or more"),
+        ([0.0] * 5, "base_weights: .* with sum 0.0"),
+        ([float("nan")] * 5, "base_weights: .* with sum nan"),
+        ([float("inf")] * 5, "base_weights: .* with sum inf"),
+    ],
+)
+def test_base_weights_are_checked(base: list[float], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        CalibrationPool(SOURCES, base_weights=torch.tensor(base))
+
+
+def test_clusters_must_be_those_of_the_samples() -> None:
+    with pytest.raises(ConfigurationError, match="clusters: expected one for each of 5 samples, got 2; cluster the same windows"):
+        CalibrationPool(SOURCES, CalibrationGroups(("cluster 0",), torch.tensor([0, 0])))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from adapruner.data.calibration_set import make_set
 from adapruner.data.data_module import CalibrationData, EvaluationSet, PruningDataModule, RecoveryData, SearchData
 from adapruner.data.sources import TextSource
 from adapruner.errors import ConfigurationError, DataError
@@ -199,7 +200,20 @@ def test_without_recovery_there_is_nothing_to_train_on(tokenizer: Any, options: 
     [
         (lambda o: {"calibration": CalibrationData(o["calibration"].sources, 0)}, "data.calibration.samples_per_source: .* >= 1, got 0"),
         (lambda o: {"calibration": CalibrationData(o["calibration"].sources, 5, 1)}, "data.calibration.seq_len: .* >= 2, got 1"),
-        (lambda o: {"calibration": CalibrationData([])}, "data.calibration.sources: expected one or more entries, each once, got none"),
+        (lambda o: {"calibration": CalibrationData()}, "data.calibration: expected exactly one of sources and given_set, got neither"),
+        (lambda o: {"calibration": CalibrationData(o["calibration"].sources, given_set="set.json")}, "sources and given_set, got both"),
+        (
+            lambda o: {"calibration": CalibrationData(given_set="s", other_seq_lens=[8])},
+            r"other_seq_lens: expected none with given_set, got \[8\]",
+        ),
+        (lambda o: {"calibration": CalibrationData(o["calibration"].sources, clusters=1)}, "clusters: expected 0 or at least 2, got 1"),
+        (
+            lambda o: {"calibration": CalibrationData(o["calibration"].sources, clusters=-1)},
+            "clusters: expected a whole number >= 0, got -1",
+        ),
+        (lambda o: {"calibration": CalibrationData(o["calibration"].sources, other_seq_lens=[1])}, "other_seq_lens: .* >= 2, got 1"),
+        (lambda o: {"calibration": CalibrationData(o["calibration"].sources, other_seq_lens=[8, 8])}, "each once, got 128, 8, 8"),
+        (lambda o: {"calibration": CalibrationData(o["calibration"].sources, other_seq_lens=[128])}, "each once, got 128, 128"),
         (lambda o: {"calibration": CalibrationData(o["calibration"].sources * 2)}, "each once, got b, a, b, a"),
         (lambda o: {"search": SearchData(o["search"].sources, 1)}, "data.search.samples: expected a whole number >= 2, got 1"),
         (lambda o: {"search": SearchData([])}, "data.search.sources: expected one or more"),
@@ -224,6 +238,58 @@ def test_a_missing_file_is_refused_when_the_module_is_made(options: dict[str, An
         PruningDataModule(**options)
 
 
+def test_every_length_has_as_many_samples(tokenizer: Any, options: dict[str, Any]) -> None:
+    plain = built(tokenizer, **options)
+    sources = options["calibration"].sources
+    data = built(tokenizer, **{**options, "calibration": CalibrationData(sources, 5, 16, other_seq_lens=[8, 32])})
+    assert [(n, tuple(w.input_ids.shape)) for n, w in data.calibration_windows_at.items()] == [(16, (10, 16)), (8, (10, 8)), (32, (10, 32))]
+    assert data.calibration_windows is data.calibration_windows_at[16]
+    assert torch.equal(data.calibration_windows.input_ids, plain.calibration_windows.input_ids)
+    assert all(w.source_names == ["b", "a"] and w.source_index.tolist() == [0] * 5 + [1] * 5 for w in data.calibration_windows_at.values())
+    assert data.calibration_sample_weights is None
+    assert plain.calibration_fingerprint == plain.calibration_windows.fingerprint
+    assert len({plain.calibration_fingerprint, data.calibration_fingerprint}) == 2 == len({plain.fingerprint, data.fingerprint})
+
+
+def test_other_lengths_may_leak_too(tokenizer: Any, options: dict[str, Any]) -> None:
+    calibration = CalibrationData(options["calibration"].sources, 1, 16, other_seq_lens=[64])
+    data = built(tokenizer, **{**options, "calibration": calibration, "recovery": None, "evaluation": None})
+    only_long = data.calibration_windows_at[64].documents - data.calibration_windows.documents
+    data.search_windows.document_hashes[0] = sorted(only_long)[0]
+    with pytest.raises(DataError, match="expected calibration and search to share no document, got 1 in both"):
+        data._check_leaks()
+
+
+def test_clusters_need_samples(tokenizer: Any, options: dict[str, Any]) -> None:
+    sources = options["calibration"].sources
+    assert built(tokenizer, **{**options, "calibration": CalibrationData(sources, 5, 16, clusters=10)}).calibration.clusters == 10
+    with pytest.raises(ConfigurationError, match=r"data.calibration.clusters: expected at most one per sample \(10\), got 11"):
+        built(tokenizer, **{**options, "calibration": CalibrationData(sources, 5, 16, clusters=11)})
+
+
+def test_a_given_set_is_the_pool(tokenizer: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    first = built(tokenizer, **options)
+    weights = torch.tensor([0.0, 3.0, 1.0, 0.0, 2.0, 0.0, 1.0, 0.0, 0.0, 1.0])
+    make_set(first.calibration_windows, tokenizer, weights).write(tmp_path / "set.json")
+    options["calibration"] = CalibrationData(given_set=str(tmp_path / "set.json"), seq_len=16)
+    data = built(tokenizer, **options)
+    spoke = weights.nonzero().flatten()
+    assert data.calibration_sample_weights is not None
+    assert data.calibration_sample_weights.tolist() == pytest.approx((weights[spoke] / 8).tolist())
+    assert torch.equal(data.calibration_windows.input_ids, first.calibration_windows.input_ids[spoke])
+    assert list(data.calibration_windows_at) == [16]
+    assert data.calibration_fingerprint != data.calibration_windows.fingerprint, "weights are part of it"
+    data.prepare_data()
+    options["search"] = SearchData([TextSource("b", path=str(tmp_path / "b.jsonl"))], 5, 16)
+    with pytest.raises(DataError, match="expected calibration and search to share no document"):
+        built(tokenizer, **options)
+
+
+def test_a_given_set_is_read_when_the_module_is_made(options: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"calibration set no/set.json: expected a readable file, got No such file"):
+        PruningDataModule(**{**options, "calibration": CalibrationData(given_set="no/set.json")})
+
+
 def test_yaml_can_express_it(tokenizer: Any, tmp_path: Path) -> None:
     from jsonargparse import ArgumentParser
 
@@ -235,6 +301,8 @@ data:
       - {{name: one, path: {path}, part: [0, 0.4]}}
     samples_per_source: 4
     seq_len: 16
+    other_seq_lens: [8]
+    clusters: 2
   search:
     sources: [{{name: one, path: {path}, part: [0.4, 0.7]}}]
     samples: 4
@@ -254,3 +322,6 @@ data:
     assert isinstance(data.calibration.sources[0], TextSource)
     assert tuple(data.search_windows.input_ids.shape) == (4, 24)
     assert list(data.evaluation_windows) == [("own", 16), ("own", 32)]
+    assert list(data.calibration_windows_at) == [16, 8]
+    parsed = parser.parse_args(["--data.calibration.given_set=set.json", "--data.search.sources=[{name: one, demo: stdlib}]"])
+    assert parsed.data.calibration.sources == []

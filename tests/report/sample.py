@@ -73,6 +73,17 @@ def sample_report() -> dict[str, Any]:
     }
 
 
+def searched_calibration() -> dict[str, Any]:
+    """The calibration section of a run that clustered its pool, wrote its set and compared it with random ones."""
+    return {
+        **sample_report()["calibration"],
+        "clusters": {"cluster 0": {"samples": 150, "weight": 0.35}, "cluster 1": {"samples": 106, "weight": 0.65}},
+        "effective_samples": 36.18,
+        "set_file": "runs/quickstart/calibration_set.json",
+        "spread": {"size": 36, "values": [4.41, 4.38, 4.445, 4.349], "mean": 4.396, "std": 0.041077, "chosen": 4.35},
+    }
+
+
 def _model() -> dict[str, Any]:
     return {
         "name": "demo-llama-4m",

@@ -9,7 +9,7 @@ from adapruner.report.markup import VOID
 from adapruner.report.page import render_page
 from adapruner.report.schema import SECTIONS
 
-from .sample import FINAL, sample_report
+from .sample import FINAL, sample_report, searched_calibration
 
 SECTION_TITLES = {
     "perplexity": "Comparison",
@@ -172,3 +172,26 @@ def test_one_row_one_trial_and_wholly_pruned_layers_are_drawn() -> None:
     page = Page(render_page(report))
     assert "40.00" in page.text
     assert "Attention units: 0 of 48 kept" in page.text
+
+
+def test_calibration_shows_clusters_and_spread() -> None:
+    report = {**sample_report(), "calibration": searched_calibration()}
+    html = render_page(report)
+    page = Page(html)
+    assert "Weight of every source and every cluster; 256 windows of 512 tokens in all." in page.text
+    assert "0.65 · 106 windows" in page.text
+    assert "The weights amount to 36.2 of 256 samples; the set is in runs/quickstart/calibration_set.json." in page.text
+    assert "Same recipe with 4 random sets of 36 samples: 4.3960 ± 0.0411 nats per token" in page.text
+    assert "random set: 4.4450" in page.text
+    assert "chosen weights: 4.3500" in page.text
+    assert html.count('role="img"') == render_page(sample_report()).count('role="img"') + 2
+    report["calibration"]["set_file"] = "<script>alert(1)</script>"
+    assert "<script" not in render_page(report)
+
+
+def test_a_spread_without_width_is_said_not_drawn() -> None:
+    report = {**sample_report(), "calibration": searched_calibration()}
+    report["calibration"]["spread"] = {"size": 1, "values": [None, None], "mean": None, "std": None, "chosen": 4.0}
+    page = Page(render_page(report))
+    assert "Same recipe with 2 random sets of 1 sample: not finite" in page.text
+    assert "Same recipe with random samples" not in page.text

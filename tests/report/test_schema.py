@@ -5,7 +5,7 @@ import pytest
 from adapruner.errors import ConfigurationError
 from adapruner.report.schema import SECTIONS, validate_report
 
-from .sample import sample_report
+from .sample import sample_report, searched_calibration
 
 
 def _set(report: dict[str, Any], path: str, value: Any) -> None:
@@ -68,3 +68,28 @@ def test_every_later_section_may_be_absent(absent: str) -> None:
 
 def test_unknown_keys_are_allowed() -> None:
     assert validate_report({**sample_report(), "zero_shot": {"arc_easy": 0.5}}) is None
+
+
+def test_calibration_may_say_more_and_is_checked_where_it_does() -> None:
+    assert validate_report({**sample_report(), "calibration": searched_calibration()}) is None
+    without = {**sample_report()["calibration"], "clusters": None, "effective_samples": None, "set_file": None, "spread": None}
+    assert validate_report({**sample_report(), "calibration": without}) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("calibration/spread/values", [], r"calibration\.spread\.values: expected one value or more, got \[\]"),
+        ("calibration/spread/values", ["low"], r"spread\.values\[0\]: expected a number, got 'low'"),
+        ("calibration/spread/size", 1.5, r"spread\.size: expected an integer, got 1\.5"),
+        ("calibration/spread/chosen", KeyError, r"spread: expected the key 'chosen'"),
+        ("calibration/clusters/cluster 0", 3, r"clusters\.cluster 0: expected an object, got 3"),
+        ("calibration/effective_samples", "many", r"effective_samples: expected a number, got 'many'"),
+        ("calibration/set_file", 1, r"set_file: expected text, got 1"),
+    ],
+)
+def test_refuses_what_calibration_adds_in_one_line(path: str, value: Any, message: str) -> None:
+    report = {**sample_report(), "calibration": searched_calibration()}
+    _set(report, path, value)
+    with pytest.raises(ConfigurationError, match=message):
+        validate_report(report)

@@ -3,10 +3,11 @@ import io
 import pytest
 from rich.console import Console
 
+from adapruner.report.answer import spread_sentence
 from adapruner.report.schema import SECTIONS
 from adapruner.report.table import print_report
 
-from .sample import FINAL, sample_report
+from .sample import FINAL, sample_report, searched_calibration
 
 
 def printed(report: dict, width: int = 80) -> str:
@@ -71,3 +72,39 @@ def test_budget_over_the_whole_model() -> None:
     words = " ".join(printed(report).split())
     assert "of the model's parameters" in words
     assert "latency x" not in words
+
+
+def test_calibration_says_how_much_it_matters() -> None:
+    report = {**sample_report(), "calibration": searched_calibration()}
+    words = " ".join(printed(report).split())
+    assert "Calibration: the weights amount to 36.2 of 256 samples; the set is in runs/quickstart/calibration_set.json." in words
+    assert (
+        "Same recipe with 4 random sets of 36 samples: 4.3960 ± 0.0411 nats per token; the chosen weights: 4.3500, lower than 3 of them."
+    ) in words
+    assert max(len(line) for line in printed(report).splitlines()) <= 80
+    assert "Calibration" not in printed(sample_report())
+    del report["calibration"]["effective_samples"], report["calibration"]["set_file"]
+    assert "Calibration: same recipe with 4 random sets" in " ".join(printed(report).split())
+
+
+@pytest.mark.parametrize(
+    ("spread", "words"),
+    [
+        ({"values": [5.0, 5.2], "mean": 5.1, "std": 0.1414, "chosen": 4.0}, "4.0000, lower than all of them."),
+        ({"values": [3.0, 3.5], "mean": 3.25, "std": 0.35, "chosen": 4.0}, "4.0000, lower than none of them."),
+        (
+            {"values": [5.0, None], "mean": 5.0, "std": 0.0, "chosen": 4.0},
+            "5.0000 nats per token (1 not finite); the chosen weights: 4.0000, lower",
+        ),
+        (
+            {"values": [None], "mean": None, "std": None, "chosen": 4.0},
+            "1 random set of 36 samples: not finite; the chosen weights: 4.0000, lower",
+        ),
+        ({"values": [5.0, 5.2], "mean": 5.1, "std": 0.1, "chosen": None}, "nats per token; the chosen weights: not finite."),
+    ],
+)
+def test_spreads_at_the_edges(spread: dict, words: str) -> None:
+    sentence = spread_sentence({"spread": {"size": 36, **spread}})
+    assert sentence is not None
+    assert words in sentence
+    assert spread_sentence({}) is None
