@@ -1,4 +1,4 @@
-"""One trial on one page: recipe -> scores -> plan -> evaluation at the pruned widths.
+"""One trial on one page: recipe -> scores -> plan -> the model at the pruned widths, to be measured.
 
 No Lightning and no Optuna here: a search, a baseline and a test all run exactly this.
 """
@@ -6,23 +6,30 @@ No Lightning and no Optuna here: a search, a baseline and a test all run exactly
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from adapruner.anatomy.sizes import ModelSizes
 from adapruner.anatomy.units import ModelAnatomy
 from adapruner.calibration.choice import CalibrationChoice
 from adapruner.calibration.pool import CalibrationPool
 from adapruner.errors import ConfigurationError
-from adapruner.evaluation.perplexity import NLLResult, Windows, evaluate_nll_chunks
+from adapruner.importance.gram import GramMatrices
 from adapruner.importance.metrics import find_metric
 from adapruner.importance.mixture import mix_metrics
 from adapruner.importance.statistics import UnitStatistics
 from adapruner.pruning.allocation import Allocation, allocate
+from adapruner.pruning.bias_compensation import NEEDS as BIAS_NEEDS
+from adapruner.pruning.bias_compensation import input_means
 from adapruner.pruning.budget import Budget
+from adapruner.pruning.costs import UnitCosts
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import pruned
+from adapruner.recovery.local import pruned_and_refitted
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,12 @@ class Recipe:
     """Brings each metric to a common scale first: none, sum, mean, max, standardise, rank, per_parameter."""
     scope: str = "model"
     """What a normaliser looks at: the whole ``model``, or each ``layer``'s attention and FFN by itself."""
+    bias_compensation: bool = False
+    """Add back the mean of what is removed, as a bias of the output projection (FLAP, arXiv 2312.11983)."""
+    pruned_fraction: float | None = None
+    """Goes before the budget's, where sizes are searched too; ``None``: the budget's."""
+    ridge: float | None = None
+    """Strength of the reconstruction, relative to the mean diagonal of the Gram matrix; ``None``: as configured there."""
     allocation: Allocation = field(default_factory=Allocation)
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,8 +64,9 @@ class Recipe:
 
     @property
     def needs(self) -> frozenset[str]:
-        """Statistics its metrics ask for."""
-        return frozenset().union(*(find_metric(name).needs for name in self.coefficients))
+        """Statistics its metrics and its bias compensation ask for."""
+        needs = frozenset().union(*(find_metric(name).needs for name in self.coefficients))
+        return needs | BIAS_NEEDS if self.bias_compensation else needs
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,14 @@ class PruningProblem:
     model_name: str
     fingerprint: str
     seed: int = 0
+    costs: UnitCosts | None = None
+    """What a unit costs in what the budget counts; ``None``: worked out from the anatomy."""
+    added_biases: int = 0
+    """Parameters that bias compensation adds to the model, where it is used."""
+    sizes: ModelSizes | None = None
+    """Of the dense model, where MACs or memory are counted."""
+    grams: GramMatrices | None = None
+    """Of the output projections' inputs, one for each source of the pool, where trials are refitted."""
     other_lengths: Mapping[int, tuple[UnitStatistics, CalibrationPool]] = field(default_factory=dict)
     """Samples of the same sources at other lengths in tokens, where the length is searched."""
 
@@ -99,12 +121,24 @@ def make_plan(problem: PruningProblem, recipe: Recipe, provenance: Mapping[str, 
         scope=recipe.scope,
         seed=problem.seed,
     )
-    kept = allocate(scores, problem.anatomy, problem.budget, recipe.allocation)
-    return plan_from_kept(problem, kept, recipe.to_dict(), provenance)
+    budget, costs = problem.budget, problem.costs
+    if recipe.pruned_fraction is not None:
+        budget, costs = replace(budget, pruned_fraction=recipe.pruned_fraction), None
+    costs = costs or budget.costs(problem.anatomy, sizes=problem.sizes)
+    kept = allocate(scores, problem.anatomy, budget, recipe.allocation, costs)
+    plan = plan_from_kept(problem, kept, recipe.to_dict(), provenance, budget.to_dict(costs))
+    if not recipe.bias_compensation:
+        return plan
+    parameters = {name: count + (problem.added_biases if name.endswith("pruned") else 0) for name, count in plan.parameters.items()}
+    return replace(plan, output_bias=True, parameters=parameters)
 
 
 def plan_from_kept(
-    problem: PruningProblem, kept: Mapping[str, list[int]], recipe: Mapping[str, Any], provenance: Mapping[str, Any] | None = None
+    problem: PruningProblem,
+    kept: Mapping[str, list[int]],
+    recipe: Mapping[str, Any],
+    provenance: Mapping[str, Any] | None = None,
+    budget: Mapping[str, Any] | None = None,
 ) -> PruningPlan:
     """The record of a choice of units, with its parameter counts."""
     anatomy = problem.anatomy
@@ -119,15 +153,45 @@ def plan_from_kept(
             "block_dense": anatomy.block_parameters,
             "block_pruned": anatomy.block_parameters - removed,
         },
-        budget=problem.budget.to_dict(),
+        budget=dict(problem.budget.to_dict() if budget is None else budget),
         recipe=dict(recipe),
         provenance=dict(provenance or {}),
     )
 
 
-def evaluate_plan(
-    model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan, windows: Windows, *, batch_size: int = 8, chunks: int = 1
-) -> Iterator[NLLResult]:
-    """NLL of the model at the plan's widths, cumulative after every chunk of the windows; the model comes back whole."""
-    with pruned(model, anatomy, plan):
-        yield from evaluate_nll_chunks(model, windows, batch_size, chunks)
+@contextmanager
+def at_widths(
+    model: nn.Module, problem: PruningProblem, plan: PruningPlan, recipe: Recipe, refit: float | None = None
+) -> Iterator[nn.Module]:
+    """The model as a trial judges it, inside the block: cut, biases compensated, and refitted where asked.
+
+    Args:
+        refit: relative strength of the local refit from the problem's Gram matrices (the recipe's own goes before it);
+            ``None`` leaves the kept weights as they are.
+    """
+    means = bias_means(problem, recipe)
+    if refit is None:
+        with pruned(model, problem.anatomy, plan, means):
+            yield model
+        return
+    if problem.grams is None:
+        raise ConfigurationError("refit: expected Gram matrices of the calibration pool, got none; collect them, or judge without a refit")
+    parts = part_weights(problem, recipe)
+    strength = recipe.ridge if recipe.ridge is not None else refit
+    with pruned_and_refitted(model, problem.anatomy, plan, problem.grams, parts, strength):
+        yield model
+
+
+def bias_means(problem: PruningProblem, recipe: Recipe) -> dict[str, Tensor] | None:
+    """Mean inputs ``[channels]`` of every group under the recipe's weights; ``None`` where it does not compensate."""
+    if not recipe.bias_compensation:
+        return None
+    statistics, pool = problem.at_length(recipe.calibration.seq_len)
+    return input_means(statistics, problem.anatomy, pool.sample_weights(recipe.calibration))
+
+
+def part_weights(problem: PruningProblem, recipe: Recipe) -> Tensor:
+    """``[sources]``: what the recipe's sample weights come to for each source of the pool."""
+    _, pool = problem.at_length(recipe.calibration.seq_len)
+    weights = pool.sample_weights(recipe.calibration)
+    return torch.zeros(len(pool.sources.names)).index_add_(0, pool.sources.index, weights)

@@ -18,16 +18,17 @@ from torch import nn
 
 from adapruner._version import __version__
 from adapruner.calibration.choice import CalibrationChoice
-from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
+from adapruner.callbacks.lora_recovery import LoRARecoveryCallback, short_recovery
 from adapruner.callbacks.progress import announce, progress_bar
 from adapruner.callbacks.pruned_export import PrunedExportCallback
-from adapruner.callbacks.pruning_search import PruningSearchCallback
+from adapruner.callbacks.pruning_search import CALIBRATION_SET, PruningSearchCallback
+from adapruner.data.calibration_set import effective_samples
 from adapruner.errors import ConfigurationError
 from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.importance.metrics import find_metric
-from adapruner.recovery.lora import recover_briefly
-from adapruner.report.comparison import Treatment, baseline_recipes, compare_methods
+from adapruner.report.comparison import baseline_recipes, compare_methods
 from adapruner.search.trials import TrialRecord, to_history
+from adapruner.treatment import Treatment, as_cut, recipe_of
 
 METHOD = "adapruner"
 
@@ -158,11 +159,9 @@ class CompressionReportCallback(Callback):
             texts = self._generate(pl_module, model)
             self.generations = [{"prompt": p, "dense": t, "recovered": ""} for p, t in zip(self.prompts, texts, strict=True)]
         if pruning.reconstruction is not None:  # else the stage after the surgery is this one
-            from adapruner.pruning.surgery import pruned
-
-            with pruned(model, problem.anatomy, plan):
+            with as_cut(model, problem, plan):
                 self._add(METHOD, "pruned", self._measure(trainer, model))
-        treatment = Treatment(data.calibration_windows.input_ids, pruning.reconstruction, self._recovery(trainer, pl_module))
+        treatment = Treatment.of_windows(data.calibration_windows, pruning.reconstruction, self._recovery(trainer, pl_module))
         stages = 1 + (treatment.reconstruction is not None) + (treatment.recover is not None)
         recipes = dict(self.recipes)
         if pruning.outcome is not None and pruning.outcome.best_fixed is not None and recipes:
@@ -196,18 +195,7 @@ class CompressionReportCallback(Callback):
 
     def _recovery(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         """The run's own recovery as a function of a model; ``None`` where methods are not compared after it."""
-        lora, steps = self._lora(trainer), trainer.max_steps
-        if not self.compare_recovered or lora is None:
-            return None
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        build: Any = pl_module.build_optimizer
-        clip = trainer.gradient_clip_val
-
-        def recover(model: nn.Module) -> nn.Module:
-            batches = data.train_dataloader()
-            return recover_briefly(model, batches, lora.lora, steps=steps, build_optimizer=build, clip_norm=clip, seed=lora.seed)
-
-        return recover
+        return short_recovery(trainer, pl_module, trainer.max_steps) if self.compare_recovered else None
 
     def _generate(self, pl_module: LightningModule, model: nn.Module) -> list[str]:
         from adapruner.evaluation.generation import generate_text
@@ -322,13 +310,21 @@ def _calibration_section(pruning: PruningSearchCallback, data: Any) -> dict[str,
     problem, plan = pruning.problem, pruning.plan
     if problem is None or plan is None:
         return None
-    groups, windows = problem.calibration.sources, data.calibration_windows
-    weights = problem.calibration.sample_weights(CalibrationChoice.from_dict(plan.recipe.get("calibration")))
-    sources = {
-        name: {"samples": int((groups.index == i).sum()), "weight": float(weights[groups.index == i].sum())}
-        for i, name in enumerate(groups.names)
+    choice = recipe_of(plan).calibration
+    given = pruning.outcome is None and pruning.recipe is None  # a plan from elsewhere: its sources need not be this pool's
+    pool = problem.calibration if given else problem.at_length(choice.seq_len)[1]
+    weights = pool.sample_weights(CalibrationChoice() if given else choice)
+    file = pruning.folder / CALIBRATION_SET
+    spread = pruning.outcome.spread if pruning.outcome is not None else None
+    return {
+        "samples": pool.samples,
+        "seq_len": choice.seq_len or int(data.calibration_windows.input_ids.shape[1]),
+        "sources": pool.sources.shares(weights),
+        "effective_samples": effective_samples(weights),
+        **({} if pool.clusters is None else {"clusters": pool.clusters.shares(weights)}),
+        **({"set_file": file.name} if file.is_file() else {}),
+        **({} if spread is None else {"spread": spread.to_dict()}),
     }
-    return {"samples": len(windows.input_ids), "seq_len": int(windows.input_ids.shape[1]), "sources": sources}
 
 
 def _versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.errors import ConfigurationError
-from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora
+from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora, recover_briefly
 
 
 class LoRARecoveryCallback(Callback):
@@ -73,3 +74,24 @@ class LoRARecoveryCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with the curve of the checkpoint."""
         self.history = [(int(step), float(loss)) for step, loss in state_dict.get("history", [])]
+
+
+def short_recovery(trainer: Trainer, pl_module: LightningModule, steps: int) -> Callable[[torch.nn.Module], torch.nn.Module] | None:
+    """The run's own recovery as a function of a model, for ``steps`` optimizer steps: same data, adapters and optimizer.
+
+    ``None`` where the run has no LoRA recovery, no steps are asked for, or the module cannot build its optimizer for other
+    parameters (``build_optimizer``).
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    lora = next((c for c in callbacks if isinstance(c, LoRARecoveryCallback)), None)
+    build: Any = getattr(pl_module, "build_optimizer", None)
+    if lora is None or build is None or steps < 1:
+        return None
+    settings, seed, clip = lora.lora, lora.seed, trainer.gradient_clip_val
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+
+    def recover(model: torch.nn.Module) -> torch.nn.Module:
+        batches = data.train_dataloader()
+        return recover_briefly(model, batches, settings, steps=steps, build_optimizer=build, clip_norm=clip, seed=seed)
+
+    return recover

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,22 @@ from adapruner._version import __version__
 from adapruner.anatomy.fingerprint import fingerprint_model
 from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.anatomy.units import ModelAnatomy
-from adapruner.calibration.choice import CalibrationChoice
-from adapruner.calibration.pool import CalibrationGroups, CalibrationPool
 from adapruner.callbacks.progress import announce, progress_bar
+from adapruner.data.calibration_set import make_set
 from adapruner.errors import ConfigurationError, DataError, ModelError
 from adapruner.importance.metrics import find_metric
-from adapruner.importance.statistics import UnitStatistics, collect_statistics
-from adapruner.pipeline import PruningProblem
+from adapruner.pipeline import PruningProblem, Recipe, bias_means, make_plan
+from adapruner.pruning.bias_compensation import NEEDS as BIAS_NEEDS
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import prune_model, write_widths
-from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_reconstruct
+from adapruner.recovery.reconstruction import ReconstructionConfig
+from adapruner.search.posing import ProblemPoser
 from adapruner.search.study import SearchConfig, SearchOutcome, check_journal, run_search
 from adapruner.search.trials import TrialRecord
+from adapruner.treatment import Treatment, recipe_of, refit_plan
 
+CALIBRATION_SET = "calibration_set.json"
 _REFUSED_LAUNCHERS = ("spawn", "fork", "forkserver")
 
 
@@ -55,6 +57,7 @@ class PruningSearchCallback(Callback):
         search: how to search.
         reconstruction: the closed-form refit right after the surgery; ``null`` leaves it out.
         plan: a plan file to apply instead of searching.
+        recipe: a fixed recipe to prune by instead of searching: a published method, or what a search found elsewhere.
         folder: where ``plan.json``, ``trials.csv`` and the journal go; the Trainer's ``default_root_dir`` when empty.
         statistics_batch_size: calibration samples in one forward and backward pass.
         model_attribute: the module's attribute that holds the language model.
@@ -66,6 +69,7 @@ class PruningSearchCallback(Callback):
         search: SearchConfig = SearchConfig(),
         reconstruction: ReconstructionConfig | None = ReconstructionConfig(),
         plan: str | None = None,
+        recipe: Recipe | None = None,
         folder: str | None = None,
         statistics_batch_size: int = 8,
         model_attribute: str = "model",
@@ -73,7 +77,9 @@ class PruningSearchCallback(Callback):
         super().__init__()
         if statistics_batch_size < 1:
             raise ConfigurationError(f"pruning.statistics_batch_size: expected 1 or more, got {statistics_batch_size}; give 8")
-        self.budget, self.search, self.reconstruction = budget, search, reconstruction
+        if plan is not None and recipe is not None:
+            raise ConfigurationError(f"pruning.recipe: expected a plan or a recipe, got both ({plan}); leave one out")
+        self.budget, self.search, self.reconstruction, self.recipe = budget, search, reconstruction, recipe
         self.plan_file, self.folder_name, self.model_attribute = plan, folder, model_attribute
         self.statistics_batch_size = statistics_batch_size
         self.given_plan = None if plan is None else read_plan(plan)
@@ -84,6 +90,7 @@ class PruningSearchCallback(Callback):
         self.anatomy: ModelAnatomy | None = None
         self.identity: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
+        self._refit: float | None = None
         self.folder = Path()
 
     # ---------------------------------------------------------------------------------------------- Lightning's hooks
@@ -134,6 +141,7 @@ class PruningSearchCallback(Callback):
         self._remember(pl_module, plan)
         if trainer.is_global_zero:
             plan.save(self.folder / "plan.json")
+        self._write_set(trainer, pl_module, plan)
         self._notify(trainer, pl_module, "reconstructed" if self.reconstruction else "pruned")
 
     def language_model(self, pl_module: LightningModule) -> Any:
@@ -156,47 +164,50 @@ class PruningSearchCallback(Callback):
         missing = [n for n in ("calibration_windows", "search_windows") if not hasattr(data, n)]
         if missing:
             raise DataError(f"data: expected a data module with {missing[0]}, got {type(data).__name__}; use adapruner.PruningDataModule")
-        self.budget.parameters_to_remove(anatomy)  # an unreachable budget is refused before anything heavy
-        windows = data.calibration_windows
-        fingerprint = fingerprint_model(model)
-        pool = CalibrationPool(CalibrationGroups(tuple(windows.source_names), windows.source_index))
+        name = str(getattr(pl_module, "name_or_path", "") or getattr(model.config, "_name_or_path", "") or type(model).__name__)
+        fingerprint, folder, size = fingerprint_model(model), self.folder, self.statistics_batch_size
+        poser = ProblemPoser(model, anatomy, data, self.budget, name, fingerprint, folder, self.search.seed, size, progress_bar, announce)
+        problem = poser.without_evidence()  # an unreachable budget is refused here, before anything heavy
+        self.search.space.check_pool(problem.calibration, list(poser.lengths))
+        self._refit = self._refit_strength(poser)
         self.identity = self._identify(data, fingerprint)
-        if self.given_plan is None and trainer.is_global_zero:
+        searches = self.given_plan is None and self.recipe is None
+        if searches and trainer.is_global_zero:
             check_journal(self.folder, self.identity)
         compared = [m for c in trainer.callbacks for m in getattr(c, "compared_metrics", ())]  # type: ignore[attr-defined]
-        if self.given_plan is not None and not compared:  # nothing will be scored: the pass over the pool is saved
-            nothing = torch.zeros(0)
-            statistics = UnitStatistics(0, nothing, nothing)
-        else:
-            statistics = self._statistics(model, anatomy, windows, fingerprint, compared)
-        name = str(getattr(pl_module, "name_or_path", "") or getattr(model.config, "_name_or_path", "") or type(model).__name__)
-        return PruningProblem(anatomy, statistics, pool, self.budget, name, fingerprint, self.search.seed)
+        if self.given_plan is not None and not compared and not self.given_plan.output_bias:
+            return problem
+        needs = frozenset().union(*(find_metric(m).needs for m in compared))
+        if self.given_plan is None:
+            needs |= self._needs()
+        if self.given_plan is not None and self.given_plan.output_bias:
+            needs |= BIAS_NEEDS
+        problem = poser.pose(poser.pools(), needs, self._lengths_needed(), grams=searches and self._refit is not None)
+        self.seconds["statistics"] = sum(poser.seconds.values())
+        return problem
 
-    def _statistics(self, model: Any, anatomy: Any, windows: Any, fingerprint: str, compared: list[str]) -> UnitStatistics:
-        """From the cache in the run folder when it was made of this model and these samples, else one pass over the pool."""
-        from safetensors import safe_open
-        from safetensors.torch import save_file
+    def _needs(self) -> frozenset[str]:
+        """Statistics that the search, or the fixed recipe, asks for."""
+        if self.recipe is not None:
+            return self.recipe.needs
+        needs = frozenset().union(*(find_metric(m).needs for m in self.search.space.metrics))
+        return needs | BIAS_NEEDS if True in self.search.space.bias_compensations else needs
 
-        needs = frozenset().union(*(find_metric(m).needs for m in [*self.search.space.metrics, *compared]))
-        key = f"1:{fingerprint}:{windows.fingerprint}:{','.join(sorted(needs))}"
-        cache, started = self.folder / "statistics.safetensors", time.monotonic()
-        try:
-            with safe_open(cache, "pt") as file:
-                if (file.metadata() or {}).get("key") == key:
-                    announce(f"takes the statistics of {len(windows.input_ids)} calibration samples from {cache}")
-                    self.seconds["statistics"] = 0.0
-                    return UnitStatistics.from_tensors({n: file.get_tensor(n) for n in file.keys()})  # noqa: SIM118
-        except Exception:  # absent or damaged: collected again
-            pass
-        with progress_bar("statistics", len(windows.input_ids)) as advance:
-            statistics = collect_statistics(model, anatomy, windows, needs=needs, batch_size=self.statistics_batch_size, progress=advance)
-        self.seconds["statistics"] = time.monotonic() - started
-        if _is_first_rank():
-            temporary = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
-            save_file(statistics.to_tensors(), temporary, {"key": key})
-            temporary.chmod(0o644)  # safetensors writes for the owner alone
-            temporary.replace(cache)
-        return statistics
+    def _lengths_needed(self) -> list[int]:
+        if self.recipe is not None:
+            return [] if self.recipe.calibration.seq_len is None else [self.recipe.calibration.seq_len]
+        return [] if self.given_plan is not None else list(self.search.space.seq_lens)
+
+    def _refit_strength(self, poser: ProblemPoser) -> float | None:
+        """Whether trials are judged after the local refit, and at which strength."""
+        objective = self.search.objective
+        if objective.refit == "never" or (objective.refit == "auto" and self.reconstruction is None):
+            return None
+        size = poser.gram_gib()
+        if objective.refit == "auto" and size > objective.refit_gib:
+            announce(f"judges trials as cut: Gram matrices for a refit in each would take {size:.1f} GiB, above {objective.refit_gib}")
+            return None
+        return self.reconstruction.ridge if self.reconstruction is not None else ReconstructionConfig().ridge
 
     def _find_plan(self, trainer: Trainer, model: Any) -> PruningPlan:
         assert self.problem is not None
@@ -204,9 +215,27 @@ class PruningSearchCallback(Callback):
             if self.plan_file is not None:
                 announce(f"takes the plan {self.given_plan.hash} from {self.plan_file}: no search")
             return self.given_plan
+        if self.recipe is not None:
+            return make_plan(self.problem, self.recipe, {"seed": self.problem.seed, **self.identity})
+        from adapruner.callbacks.lora_recovery import short_recovery  # it knows this callback, in its turn
+
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        with self._trial_progress(trainer) as on_trial:
-            outcome = run_search(model, self.problem, data.search_windows, self.search, self.folder, self.identity, on_trial)
+        again = 0 if self.search.rerank is None else self.search.rerank.recovery_steps
+        recover = short_recovery(trainer, trainer.lightning_module, again)
+        treatment = Treatment.of_windows(data.calibration_windows, self.reconstruction, recover)
+        with self._trial_progress(trainer) as on_trial, _second_look() as on_candidate:
+            outcome = run_search(
+                model,
+                self.problem,
+                data.search_windows,
+                self.search,
+                self.folder,
+                self.identity,
+                on_trial,
+                refit=self._refit,
+                treatment=treatment,
+                on_candidate=on_candidate,
+            )
         self.outcome, self.seconds["search"] = outcome, outcome.seconds
         if outcome.resumed:
             announce(f"took {outcome.resumed} of {len(outcome.trials)} trials from the study in {self.folder / 'study.journal'}")
@@ -216,11 +245,13 @@ class PruningSearchCallback(Callback):
         """Everything a trial's value depends on, apart from its own parameters."""
         return {
             "model": fingerprint,
-            "calibration data": data.calibration_windows.fingerprint,
+            "calibration data": getattr(data, "calibration_fingerprint", data.calibration_windows.fingerprint),
             "search data": data.search_windows.fingerprint,
             "budget": asdict(self.budget),
             "space": self.search.space.to_dict(),
-            "sampler": [self.search.sampler, self.search.seed, self.search.early_stopping, self.search.chunks],
+            "sampler": [self.search.sampler, self.search.order, self.search.seed, self.search.early_stopping, self.search.chunks],
+            "objective": {**asdict(self.search.objective), "refit": self._refit, "refit_gib": None},
+            "reconstruction": None if self.reconstruction is None else asdict(self.reconstruction),
             "code version": __version__,
         }
 
@@ -245,16 +276,26 @@ class PruningSearchCallback(Callback):
         assert self.problem is not None
         anatomy, started = self.problem.anatomy, time.monotonic()
         if self.reconstruction is None:
-            prune_model(model, anatomy, plan)
+            prune_model(model, anatomy, plan, bias_means(self.problem, recipe_of(plan)))
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        weights = self.problem.calibration.sample_weights(CalibrationChoice.from_dict(plan.recipe.get("calibration")))
+        treatment = Treatment.of_windows(data.calibration_windows, self.reconstruction, None)
         with progress_bar("reconstruction", anatomy.layers) as advance:
-            prune_and_reconstruct(
-                model, anatomy, plan, data.calibration_windows.input_ids, self.reconstruction, sample_weights=weights, progress=advance
-            )
+            refit_plan(model, self.problem, plan, treatment, advance)
         write_widths(model.config, anatomy, plan)
         self.seconds["reconstruction"] = time.monotonic() - started
+
+    def _write_set(self, trainer: Trainer, pl_module: LightningModule, plan: PruningPlan) -> None:
+        """The samples that chose the units, with their text: ready for another run or another model."""
+        problem, tokenizer = self.problem, getattr(pl_module, "tokenizer", None)
+        if problem is None or tokenizer is None or not trainer.is_global_zero:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        choice = recipe_of(plan).calibration
+        windows = data.calibration_windows if choice.seq_len is None else data.calibration_windows_at[choice.seq_len]
+        weights = problem.at_length(choice.seq_len)[1].sample_weights(choice)
+        chosen = make_set(windows, tokenizer, weights, model_name=problem.model_name, model_fingerprint=problem.fingerprint)
+        chosen.write(self.folder / CALIBRATION_SET)
 
     def _remember(self, pl_module: LightningModule, plan: PruningPlan) -> None:
         self.plan = plan
@@ -299,5 +340,15 @@ class PruningSearchCallback(Callback):
             ) from error
 
 
-def _is_first_rank() -> bool:
-    return not (torch.distributed.is_available() and torch.distributed.is_initialized()) or torch.distributed.get_rank() == 0
+@contextmanager
+def _second_look() -> Iterator[Any]:
+    """A bar that appears with the first candidate, as there may be none."""
+    with ExitStack() as stack:
+        bar: list[Any] = []
+
+        def on_candidate(done: int, total: int, name: str) -> None:
+            if not bar:
+                bar.append(stack.enter_context(progress_bar("best few again", total)))
+            bar[0](done, name)
+
+        yield on_candidate

@@ -12,7 +12,7 @@ from adapruner.calibration.choice import CalibrationChoice
 from adapruner.calibration.pool import CalibrationGroups, CalibrationPool
 from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.importance.statistics import collect_statistics
-from adapruner.pipeline import PruningProblem, Recipe, evaluate_plan, make_plan
+from adapruner.pipeline import PruningProblem, Recipe, at_widths, make_plan
 from adapruner.pruning.allocation import Allocation
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.masking import masked
@@ -56,9 +56,11 @@ def test_one_source_alone_equals_a_pool_of_that_source(case: Any) -> None:
 
 def test_evaluation_equals_the_masked_model_and_leaves_it_whole(case: Any) -> None:
     model, windows, problem = case
-    plan = make_plan(problem, Recipe({"wanda_sp": 1.0}))
+    recipe = Recipe({"wanda_sp": 1.0})
+    plan = make_plan(problem, recipe)
     dense = evaluate_nll(model, windows).nll
-    *_, result = evaluate_plan(model, problem.anatomy, plan, windows, batch_size=2, chunks=3)
+    with at_widths(model, problem, plan, recipe):
+        result = evaluate_nll(model, windows, batch_size=2)
     with masked(model, problem.anatomy, plan):
         assert result.nll == pytest.approx(evaluate_nll(model, windows).nll, abs=1e-5)
     assert evaluate_nll(model, windows).nll == dense

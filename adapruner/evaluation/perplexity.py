@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,16 @@ IGNORED = -100
 """Label of a position that is not to be predicted."""
 ROWS_AT_ONCE = 1024
 """Rows of the logits that are held in fp32 at a time: 128 MiB for a vocabulary of 32,000."""
+
+
+class Adds(Protocol):
+    """A result of some text; those of disjoint parts add up."""
+
+    def __add__(self, other: Any, /) -> Any:
+        """The result over both parts."""
+
+
+Result = TypeVar("Result", bound=Adds)
 
 
 class Windows(Protocol):
@@ -61,6 +71,11 @@ class NLLResult:
         if self.tokens == 0:
             raise DataError("labels: expected at least one token to predict, got none; give longer texts or windows")
         return self.nll_sum / self.tokens
+
+    @property
+    def value(self) -> float:
+        """What a search minimises: :attr:`nll`."""
+        return self.nll
 
     @property
     def perplexity(self) -> float:
@@ -137,11 +152,50 @@ def evaluate_nll_chunks(
         ConfigurationError: if ``batch_size`` or ``chunks`` is not positive.
         DataError: if the windows are empty, ill-shaped, or hold nothing to predict.
     """
+
+    def measure(rows: slice) -> NLLResult:
+        total, tokens = token_nll(batch_logits(model, windows, rows), windows.labels[rows])
+        return NLLResult(total.item(), tokens)
+
+    return in_chunks(model, windows, batch_size, chunks, measure, NLLResult(0.0, 0), progress)
+
+
+def in_chunks(
+    model: nn.Module,
+    windows: Windows,
+    batch_size: int,
+    chunks: int,
+    measure: Callable[[slice], Result],
+    nothing: Result,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Result]:
+    """Adds up what ``measure`` finds in each batch of windows; the sum so far after every chunk of batches.
+
+    Args:
+        measure: rows of the windows -> their result; called in evaluation mode, without gradients.
+        nothing: the result of no windows.
+
+    Raises:
+        ConfigurationError: if ``batch_size`` or ``chunks`` is not positive.
+        DataError: if the windows are empty, ill-shaped, or hold nothing to predict.
+    """
     for name, value in (("batch_size", batch_size), ("chunks", chunks)):
         if value < 1:
             raise ConfigurationError(f"{name}: expected a positive integer, got {value}; give 1 or more")
     _check_windows(windows)
-    return _cumulative(model, windows, batch_size, chunks, progress)
+    return _cumulative(model, windows, batch_size, chunks, measure, nothing, progress)
+
+
+def batch_logits(model: nn.Module, windows: Windows, rows: slice) -> Tensor:
+    """Logits ``[b, t, v]`` of some of the windows, on the model's device."""
+    device = input_device(model)
+    inputs = {"input_ids": windows.input_ids[rows].to(device)}
+    mask = windows.attention_mask[rows]
+    if not bool(mask.all()):
+        # A mask of ones changes nothing but would cost scaled_dot_product_attention its causal fast path.
+        inputs["attention_mask"] = mask.to(device)
+    logits: Tensor = model(**inputs, use_cache=False).logits
+    return logits
 
 
 def describe_protocol(name: str, window: int, n_windows: int, tokens: int) -> str:
@@ -163,32 +217,25 @@ def describe_protocol(name: str, window: int, n_windows: int, tokens: int) -> st
 
 
 def _cumulative(
-    model: nn.Module, windows: Windows, batch_size: int, chunks: int, progress: Callable[[int, int], None] | None
-) -> Iterator[NLLResult]:
+    model: nn.Module,
+    windows: Windows,
+    batch_size: int,
+    chunks: int,
+    measure: Callable[[slice], Result],
+    result: Result,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[Result]:
     n = len(windows.input_ids)
     starts = list(range(0, n, batch_size))
     chunks = min(chunks, len(starts))
-    result = NLLResult(0.0, 0)
     for chunk in range(chunks):
         # Entered for each chunk: a context held over a yield would switch gradients off in the consumer's code.
         with evaluation_mode(model):
             for start in starts[chunk * len(starts) // chunks : (chunk + 1) * len(starts) // chunks]:
-                result = result + _batch_nll(model, windows, slice(start, start + batch_size))
+                result = result + measure(slice(start, start + batch_size))
                 if progress is not None:
                     progress(min(start + batch_size, n), n)
         yield result
-
-
-def _batch_nll(model: nn.Module, windows: Windows, rows: slice) -> NLLResult:
-    device = input_device(model)
-    inputs = {"input_ids": windows.input_ids[rows].to(device)}
-    mask = windows.attention_mask[rows]
-    if not bool(mask.all()):
-        # A mask of ones changes nothing but would cost scaled_dot_product_attention its causal fast path.
-        inputs["attention_mask"] = mask.to(device)
-    logits = model(**inputs, use_cache=False).logits
-    total, tokens = token_nll(logits, windows.labels[rows])
-    return NLLResult(total.item(), tokens)
 
 
 def _check_windows(windows: Windows) -> None:

@@ -7,55 +7,34 @@ asks for exactly the parameters of an uninterrupted one.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
-from adapruner.errors import AdaPrunerError, ConfigurationError, StudyError
+from adapruner.calibration.spread import CalibrationSpread
+from adapruner.errors import AdaPrunerError, StudyError
 from adapruner.evaluation.perplexity import Windows
-from adapruner.pipeline import PruningProblem, Recipe, evaluate_plan, make_plan
+from adapruner.pipeline import PruningProblem, Recipe, make_plan
 from adapruner.pruning.plan import PruningPlan
+from adapruner.search.config import SearchConfig
+from adapruner.search.fixed_points import SEARCHED, FixedPoints
+from adapruner.search.front import pareto_front, pick_from_front, write_front
+from adapruner.search.journal import KILLED, check_journal, fail_killed, open_study
+from adapruner.search.objective import Objective
+from adapruner.search.random_samples import measure_spread
 from adapruner.search.ranks import Ranks
-from adapruner.search.space import SearchSpace
+from adapruner.search.reranking import Candidate, choose_candidates, rerank
+from adapruner.search.samplers import frozen_dimensions, make_sampler, make_stopper
 from adapruner.search.trials import TrialRecord, best_of, record_of, write_csv
+from adapruner.treatment import Treatment
 
-_KILLED = "killed"
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """How long and how to search."""
-
-    n_trials: int = 128
-    """Trials in all, the fixed baselines included; below about 50 the sampler hardly learns."""
-    sampler: Literal["tpe", "random"] = "tpe"
-    """``tpe``: Bayesian optimisation as in the paper; ``random``: the ablation."""
-    seed: int = 0
-    """Of the sampler."""
-    batch_size: int = 8
-    """Windows in one forward pass of a trial."""
-    chunks: int = 4
-    """Parts of the search split between which a bad trial can stop."""
-    early_stopping: bool = True
-    """Stop a trial whose NLL after a chunk is above the median of earlier trials (single process only)."""
-    max_failures: int = 5
-    """Failed trials after which the search stops instead of going on."""
-    space: SearchSpace = field(default_factory=SearchSpace)
-    """What is searched."""
-
-    def __post_init__(self) -> None:
-        for name in ("n_trials", "batch_size", "chunks", "max_failures"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"search.{name}: expected 1 or more, got {getattr(self, name)}; give a positive number")
-        if self.sampler not in ("tpe", "random"):
-            raise ConfigurationError(f"search.sampler: expected 'tpe' or 'random', got {self.sampler!r}; name one of them")
+__all__ = ["SearchConfig", "SearchOutcome", "check_journal", "run_search"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +44,7 @@ class SearchOutcome:
     plan: PruningPlan
     recipe: Recipe
     best: TrialRecord
+    """The trial whose plan won: the best of the search, or of the second look at the best few."""
     trials: list[TrialRecord]
     best_fixed: tuple[TrialRecord, Recipe] | None
     """The best of the fixed points that were tried first, and its recipe: what a search has to beat."""
@@ -73,6 +53,12 @@ class SearchOutcome:
     resumed: int
     """How many trials were taken over from the journal."""
     seconds: float
+    candidates: list[Candidate] = field(default_factory=list)
+    """The best few at the later stages, the winner first; empty where there was no second look."""
+    front: list[TrialRecord] = field(default_factory=list)
+    """With two objectives, the trials that no other beats in both, the smallest model first."""
+    spread: CalibrationSpread | None = None
+    """What the winning recipe reaches with random samples; ``None`` where that was not asked for, or all samples speak."""
 
 
 def run_search(
@@ -83,58 +69,86 @@ def run_search(
     folder: Path,
     identity: dict[str, Any],
     on_trial: Callable[[TrialRecord, TrialRecord | None], None] | None = None,
+    *,
+    refit: float | None = None,
+    treatment: Treatment | None = None,
+    on_candidate: Callable[[int, int, str], None] | None = None,
 ) -> SearchOutcome:
-    """Runs, or goes on with, the study in ``folder/study.journal`` until it has ``n_trials`` trials.
+    """Runs, or goes on with, the study in ``folder/study.journal`` until it has ``n_trials`` trials; looks at the best few again.
 
     Args:
         model: the dense model; whole again after every trial.
         windows: the search split, ``[n, seq_len]``.
         identity: what the trials' values depend on (model, data, space, ...). A journal of another identity is refused.
         on_trial: called with every finished trial and the best so far.
+        refit: relative strength of the local refit that trials are judged after; ``None`` judges them as cut.
+        treatment: what the plan will get; the best few get it before one is chosen. ``None``: the best trial wins.
+        on_candidate: progress of that second look: done, in all, what.
 
     Raises:
         StudyError: if the journal belongs to another study or is damaged, or if too many trials fail.
     """
     ranks, started = Ranks(), time.monotonic()
+    objective = Objective(model, problem, windows, config, refit)
     study: _Study | None = None
 
-    def open_study() -> int:
+    def start_study() -> int:
         nonlocal study
         study = _Study(config, problem, folder, identity)
-        return study.count()
+        return len(study.done())
 
-    resumed = _on_first(ranks, open_study if ranks.rank == 0 else None)
+    resumed = _on_first(ranks, start_study if ranks.rank == 0 else None)
     done = resumed
     while done < config.n_trials:
-        count = min(ranks.size, config.n_trials - done)
-        asked = _on_first(ranks, study.ask if study else None, done, count)
+        asked = _on_first(ranks, study.ask if study else None, done, min(ranks.size, config.n_trials - done))
         value: Any = None
         if ranks.rank < len(asked):
-            stop = study.should_stop if study and ranks.size == 1 and config.early_stopping else None
-            value = _evaluate(model, problem, windows, config, asked[ranks.rank], stop)
+            stop = study.should_stop if study and ranks.size == 1 else None
+            value = _evaluate(model, problem, objective, asked[ranks.rank], stop)
         values = ranks.gather(value)[: len(asked)]
         records, best = _on_first(ranks, study.tell if study else None, values)
         done += len(records)
         if on_trial:
             for record in records:
                 on_trial(record, best)
-    params, trials, best, importance = _on_first(ranks, study.outcome if study else None)
-    recipe = _recipe_of(params, config, problem)
-    fixed = best_of([t for t in trials if t.name != "searched"])
+    trials, importance = _on_first(ranks, study.outcome if study else None)
+    front = pareto_front(trials) if config.objective.pareto else []
+    best, candidates = _choose(model, problem, objective, trials, front, folder, identity, treatment, on_candidate)
+    fixed = best_of([t for t in trials if t.name != SEARCHED])
+    recipe = _recipe_of(best.params, config, problem)
+    plan = make_plan(problem, recipe, {"objective": best.value, "trial": best.trial, "seed": problem.seed, **identity})
+    if front and ranks.rank == 0:
+        write_front(folder, [(t, make_plan(problem, _recipe_of(t.params, config, problem))) for t in front])
     best_fixed = None if fixed is None else (fixed, _recipe_of(fixed.params, config, problem))
-    provenance = {"objective": best.value, "trial": best.trial, "seed": problem.seed, **identity}
-    plan = make_plan(problem, recipe, provenance)
-    return SearchOutcome(plan, recipe, best, trials, best_fixed, importance, resumed, time.monotonic() - started)
+    spread = measure_spread(model, problem, objective, recipe, config.random_sets, folder, identity) if config.random_sets else None
+    seconds = time.monotonic() - started
+    return SearchOutcome(plan, recipe, best, trials, best_fixed, importance, resumed, seconds, candidates, front, spread)
 
 
-def check_journal(folder: Path, identity: dict[str, Any]) -> None:
-    """Opens the study in ``folder``, if there is one, so that a journal that cannot be used is refused before heavy work.
-
-    Raises:
-        StudyError: if the journal belongs to another study or is damaged.
-    """
-    if (folder / "study.journal").exists():
-        _open_study(folder / "study.journal", json.loads(json.dumps(identity)))
+def _choose(
+    model: nn.Module,
+    problem: PruningProblem,
+    objective: Objective,
+    trials: list[TrialRecord],
+    front: list[TrialRecord],
+    folder: Path,
+    identity: dict[str, Any],
+    treatment: Treatment | None,
+    progress: Callable[[int, int, str], None] | None,
+) -> tuple[TrialRecord, list[Candidate]]:
+    """The trial that wins, and what the candidates reached in the second look."""
+    config = objective.config
+    if front:
+        return pick_from_front(front, problem.budget), []
+    best = best_of(trials)
+    if best is None:
+        raise StudyError("search: expected one finished trial, got none; see the errors in trials.csv")
+    if config.rerank is None or treatment is None or (treatment.reconstruction is None and treatment.recover is None):
+        return best, []
+    chosen = choose_candidates(trials, config.rerank.candidates)
+    plans = [(t, make_plan(problem, _recipe_of(t.params, config, problem))) for t in chosen]
+    found = rerank(model, problem, plans, treatment, objective.of_model, config.rerank, folder, identity, progress)
+    return next(t for t in trials if t.trial == found[0].trial), found
 
 
 def _on_first(ranks: Ranks, action: Callable[..., Any] | None, *arguments: Any) -> Any:
@@ -157,22 +171,24 @@ def _on_first(ranks: Ranks, action: Callable[..., Any] | None, *arguments: Any) 
 def _evaluate(
     model: nn.Module,
     problem: PruningProblem,
-    windows: Windows,
-    config: SearchConfig,
+    objective: Objective,
     asked: dict[str, Any],
-    should_stop: Callable[[int, float], bool] | None,
+    should_stop: Callable[[int, float, float], bool] | None,
 ) -> dict[str, Any]:
     """One trial on this rank; a failure is a value, never an exception on one rank only."""
     started = time.monotonic()
     result: dict[str, Any] = {"state": "failed", "value": None, "plan_hash": ""}
     try:
-        plan = make_plan(problem, _recipe_of(asked["params"], config, problem))
+        recipe = _recipe_of(asked["params"], objective.config, problem)
+        plan = make_plan(problem, recipe)
         result["plan_hash"] = plan.hash
-        chunks = evaluate_plan(model, problem.anatomy, plan, windows, batch_size=config.batch_size, chunks=config.chunks)
-        for step, part in enumerate(chunks):
-            result["value"] = part.nll
-            if should_stop and asked["name"] == "searched" and should_stop(step, part.nll):
-                chunks.close()  # type: ignore[attr-defined]
+        if objective.config.objective.pareto:
+            result["cost"] = objective.cost(plan)
+        parts = objective.of_plan(model, plan, recipe)
+        for step, part in enumerate(parts):
+            result["value"] = part.value
+            if should_stop and asked["name"] == SEARCHED and should_stop(step, part.value, part.alone):
+                parts.close()  # type: ignore[attr-defined]
                 result["state"] = "pruned"
                 break
         else:
@@ -185,66 +201,63 @@ def _evaluate(
 def _recipe_of(params: dict[str, Any], config: SearchConfig, problem: PruningProblem) -> Recipe:
     import optuna
 
-    return config.space.suggest(optuna.trial.FixedTrial(params), problem.calibration.sources.names)
+    return config.space.suggest(optuna.trial.FixedTrial(params), problem.calibration)
 
 
 class _Study:
     """Rank 0's side: the journal, the sampler, the fixed points."""
 
     def __init__(self, config: SearchConfig, problem: PruningProblem, folder: Path, identity: dict[str, Any]) -> None:
-        import optuna
-
         self.config, self.problem, self.folder = config, problem, folder
-        self.fixed = config.space.fixed_points(problem.calibration.sources.names)
+        self.fixed = FixedPoints(config.space, problem.calibration)
         self.pending: list[Any] = []
-        self.pruner = optuna.pruners.MedianPruner(n_startup_trials=max(8, len(self.fixed)), n_min_trials=4)
         folder.mkdir(parents=True, exist_ok=True)
-        self.study = _open_study(folder / "study.journal", json.loads(json.dumps(identity)))
-        self.study.pruner = self.pruner
-        self._fail_killed()
-
-    def _fail_killed(self) -> None:
-        from optuna.trial import TrialState
-
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-            self.study._storage.set_trial_user_attr(trial._trial_id, _KILLED, True)
-            self.study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        self.study = open_study(folder, identity, 2 if config.objective.pareto else 1)
+        self.study.pruner = make_stopper(config, startup=max(8, len(self.fixed)))
+        fail_killed(self.study)
 
     def done(self) -> list[Any]:
         """Finished trials in order, those of a killed process left out."""
-        return [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and _KILLED not in t.user_attrs]
+        return [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and KILLED not in t.user_attrs]
 
-    def count(self) -> int:
-        """Number of finished trials."""
-        return len(self.done())
+    def records(self) -> list[TrialRecord]:
+        return [record_of(i, t) for i, t in enumerate(self.done())]
 
     def ask(self, done: int, count: int) -> list[dict[str, Any]]:
+        """Parameters of the next trials; fewer than asked for where the next fixed point waits for a value."""
+        finished, asked = self.records(), []
         self.pending = []
-        asked = []
-        for index in range(done, done + count):
-            name = "searched"
-            self.study.sampler = self._sampler(index)
-            if index < len(self.fixed):
-                name, point = self.fixed[index]
+        for index in range(done, done + min(count, self.fixed.limit(done))):
+            fixed = self.fixed.at(index, finished)
+            name = SEARCHED
+            self.study.sampler = make_sampler(self.config, index, max(10, len(self.fixed)), self._frozen(index, finished))
+            if fixed is not None:
+                name, point = fixed
                 self.study.enqueue_trial(point)
             trial = self.study.ask()
-            self.config.space.suggest(trial, self.problem.calibration.sources.names)
+            self.config.space.suggest(trial, self.problem.calibration)
             trial.set_user_attr("name", name)
             self.pending.append(trial)
             asked.append({"name": name, "params": dict(trial.params)})
         return asked
 
-    def _sampler(self, index: int) -> Any:
-        import optuna
+    def _frozen(self, index: int, finished: list[TrialRecord]) -> dict[str, Any] | None:
+        """One subspace after the other: the half that waits, or is done, stays at the best point before this half."""
+        left = self.config.n_trials - len(self.fixed)
+        if self.config.order == "joint" or index < len(self.fixed):
+            return None
+        first_half = index - len(self.fixed) < left // 2
+        before = len(self.fixed) if first_half else len(self.fixed) + left // 2
+        best = best_of(finished[:before])
+        return None if best is None else frozen_dimensions(self.config.order, first_half, best.params)
 
-        seed = self.config.seed * 100003 + index
-        if self.config.sampler == "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=max(10, len(self.fixed)), constant_liar=True)
-
-    def should_stop(self, step: int, value: float) -> bool:
-        self.pending[0].report(value, step)
-        return step < self.config.chunks - 1 and bool(self.pending[0].should_prune())
+    def should_stop(self, step: int, value: float, alone: float) -> bool:
+        if self.config.early_stopping == "none" or self.config.objective.pareto:
+            return False
+        self.pending[0].report(alone if self.config.early_stopping == "wilcoxon" else value, step)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that few pairs say little to a rank test
+            return step < self.config.chunks - 1 and bool(self.pending[0].should_prune())
 
     def tell(self, values: list[dict[str, Any]]) -> tuple[list[TrialRecord], TrialRecord | None]:
         from optuna.trial import TrialState
@@ -254,8 +267,11 @@ class _Study:
             for key in ("seconds", "plan_hash", "error"):
                 if key in result:
                     trial.set_user_attr(key, result[key])
+            if result["value"] is not None and math.isfinite(result["value"]):
+                trial.set_user_attr("value", result["value"])  # of a stopped trial Optuna keeps none
             state = states[result["state"]]
-            self.study.tell(trial, result["value"] if state == TrialState.COMPLETE else None, state=state)
+            told = [result["value"], result["cost"]] if self.config.objective.pareto else result["value"]
+            self.study.tell(trial, told if state == TrialState.COMPLETE else None, state=state)
         done = self.done()
         failed = [t for t in done if t.state == TrialState.FAIL]
         if len(failed) >= self.config.max_failures:
@@ -263,61 +279,23 @@ class _Study:
                 f"search: expected fewer than {self.config.max_failures} failed trials, got {len(failed)}, the last with "
                 f"{failed[-1].user_attrs.get('error')!r}; mend that and start again, finished trials are kept"
             )
-        records = [record_of(i, t) for i, t in enumerate(done)]
+        records = self.records()
         write_csv(records, self.folder)
         return records[-len(values) :], best_of(records)
 
-    def outcome(self) -> tuple[dict[str, Any], list[TrialRecord], TrialRecord, dict[str, float]]:
-        records = [record_of(i, t) for i, t in enumerate(self.done())]
-        best = best_of(records)
-        if best is None:
-            raise StudyError("search: expected one finished trial, got none; see the errors in trials.csv")
+    def outcome(self) -> tuple[list[TrialRecord], dict[str, float]]:
+        records = self.records()
         write_csv(records, self.folder)
-        return best.params, records, best, self._importance()
+        return records, self._importance()
 
     def _importance(self) -> dict[str, float]:
         import optuna
 
+        target = (lambda t: t.values[0]) if self.config.objective.pareto else None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that few trials say little: the report shows how many there were
-                importance = optuna.importance.get_param_importances(self.study)
+                importance = optuna.importance.get_param_importances(self.study, target=target)
         except (ValueError, RuntimeError):  # too few trials, or no variation
             return {}
         return {name: float(value) for name, value in importance.items() if math.isfinite(value)}
-
-
-def _open_study(journal: Path, identity: dict[str, Any]) -> Any:
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    _drop_torn_line(journal)
-    try:
-        storage = JournalStorage(JournalFileBackend(str(journal)))
-        study = optuna.create_study(study_name="adapruner", storage=storage, direction="minimize", load_if_exists=True)
-    except Exception as error:  # the journal is read here; whatever it holds, the user gets one line
-        raise StudyError(
-            f"search: expected a sound journal in {journal}, got damage ({type(error).__name__}); move it away to search anew"
-        ) from error
-    known = study.user_attrs.get("identity")
-    if known is None:
-        study.set_user_attr("identity", identity)
-    elif known != identity:
-        different = sorted(k for k in {*known, *identity} if known.get(k) != identity.get(k))
-        raise StudyError(
-            f"search: expected the study in {journal} to have the same {different[0]} ({known.get(different[0])}), got "
-            f"{identity.get(different[0])}; choose another run folder, or move the journal away to search anew"
-        )
-    return study
-
-
-def _drop_torn_line(journal: Path) -> None:
-    """A killed writer can leave half a line, on which the next write would break: cut back to the last whole one."""
-    if not journal.exists():
-        return
-    with journal.open("rb+") as file:
-        content = file.read()
-        if content and not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)

@@ -22,15 +22,15 @@ class TrialRecord:
     seconds: float
     params: dict[str, Any]
     plan_hash: str = ""
+    cost: float | None = None
+    """With two objectives, the fraction left of what the cost counts."""
 
 
 def record_of(index: int, trial: Any) -> TrialRecord:
     """From an Optuna trial; ``index`` counts finished trials, those of killed processes left out."""
     state: Any = {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "failed")
-    value = trial.value if state == "complete" else None
-    if value is None and trial.intermediate_values:
-        value = trial.intermediate_values[max(trial.intermediate_values)]
-    attributes = trial.user_attrs
+    attributes, values = trial.user_attrs, trial.values if state == "complete" else None
+    value = values[0] if values else attributes.get("value")
     return TrialRecord(
         index,
         attributes.get("name", "searched"),
@@ -39,6 +39,7 @@ def record_of(index: int, trial: Any) -> TrialRecord:
         attributes.get("seconds", 0.0),
         dict(trial.params),
         attributes.get("plan_hash", ""),
+        values[1] if values and len(values) > 1 else None,
     )
 
 
@@ -51,12 +52,14 @@ def best_of(records: list[TrialRecord]) -> TrialRecord | None:
 def write_csv(records: list[TrialRecord], folder: Path) -> None:
     """``trials.csv``: one row a trial, one column a dimension; rewritten whole, so it is never torn."""
     params = sorted({p for r in records for p in r.params})
+    cost = ["cost"] if any(r.cost is not None for r in records) else []
     temporary = folder / f".trials.csv.{os.getpid()}.tmp"
     with temporary.open("w", newline="") as out:
         writer = csv.writer(out)
-        writer.writerow(["trial", "name", "state", "value", "seconds", "plan_hash", *params])
+        writer.writerow(["trial", "name", "state", "value", "seconds", "plan_hash", *cost, *params])
         for r in records:
-            writer.writerow([r.trial, r.name, r.state, r.value, round(r.seconds, 3), r.plan_hash, *(r.params.get(p) for p in params)])
+            first = [r.trial, r.name, r.state, r.value, round(r.seconds, 3), r.plan_hash]
+            writer.writerow([*first, *([r.cost] if cost else []), *(r.params.get(p) for p in params)])
     temporary.replace(folder / "trials.csv")
 
 

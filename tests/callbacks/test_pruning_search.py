@@ -79,16 +79,16 @@ def test_a_resumed_run_has_the_same_widths(tmp_path: Path, known: bool) -> None:
 
 
 def test_a_killed_search_goes_on(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adapruner.search import study
+    from adapruner.search.objective import Objective
 
-    evaluate, calls = study.evaluate_plan, iter(range(100))
+    evaluate, calls = Objective.of_plan, iter(range(100))
 
     def dying(*arguments: Any, **options: Any) -> Any:
         if next(calls) == 3:
             raise Killed("killed")
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr(study, "evaluate_plan", dying)
+    monkeypatch.setattr(Objective, "of_plan", dying)
     with pytest.raises(Killed, match=r"^killed$"):
         foreign_trainer(tmp_path, [search_callback()]).fit(ForeignModule(), datamodule=ForeignData())
     resumed = fitted(tmp_path, search_callback(), max_steps=1)

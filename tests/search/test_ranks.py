@@ -23,7 +23,7 @@ import json, sys
 from datetime import timedelta
 from pathlib import Path
 import torch.distributed as dist
-from adapruner.search import study
+from adapruner.search.objective import Objective
 from adapruner.search.space import SearchSpace
 from adapruner.search.study import SearchConfig, run_search
 from tests.tiny import pose_problem, random_windows, tiny_llama
@@ -42,12 +42,12 @@ try:
 except Exception as error:
     result["refused"] = f"{type(error).__name__}: {error}"
 
-evaluate = study.evaluate_plan
+evaluate = Objective.of_plan
 def fails_on_one_rank(*arguments, **options):
     if rank == 1:
         raise ValueError("only here")
     return evaluate(*arguments, **options)
-study.evaluate_plan = fails_on_one_rank
+Objective.of_plan = fails_on_one_rank
 third = run_search(model, problem, windows, SearchConfig(n_trials=4, space=config.space), folder / "failing", {"model": "x"})
 result["states"] = [t.state for t in third.trials]
 dist.destroy_process_group()

@@ -12,17 +12,17 @@ import torch
 
 from adapruner.data.windows import TextWindows
 from adapruner.errors import BudgetError, ConfigurationError, StudyError
-from adapruner.evaluation.perplexity import NLLResult, evaluate_nll
+from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.pipeline import PruningProblem, Recipe, make_plan
 from adapruner.pruning.surgery import pruned
-from adapruner.search import study
+from adapruner.search.objective import Objective, Part
 from adapruner.search.space import SearchSpace
 from adapruner.search.study import SearchConfig, SearchOutcome, run_search
 from adapruner.search.trials import TrialRecord, best_of, to_history
 
 METRICS = ["l1", "l2", "gate_fisher"]
 CONFIG = SearchConfig(n_trials=16, batch_size=8, chunks=2, space=SearchSpace(metrics=METRICS))
-FIXED = 6  # three metrics, then one of them on each of three sources
+FIXED = 8  # three metrics, then one of them on each of three sources, then the other two on the best of these
 IDENTITY = {"model": "f00d", "search data": "beef", "bounds": (1, 2)}
 
 
@@ -108,9 +108,9 @@ def test_killed_inside_a_trial_and_resumed(
     at: int,
 ) -> None:
     """The trial stays RUNNING in the journal; it is asked again, and counted once."""
-    evaluate, calls = study.evaluate_plan, iter(range(100))
+    evaluate, calls = Objective.of_plan, iter(range(100))
 
-    def dying(*arguments: Any, **options: Any) -> Iterator[NLLResult]:
+    def dying(*arguments: Any, **options: Any) -> Iterator[Part]:
         if next(calls) < at:
             yield from evaluate(*arguments, **options)
             return
@@ -119,7 +119,7 @@ def test_killed_inside_a_trial_and_resumed(
         raise Killed("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(study, "evaluate_plan", dying)
+        patch.setattr(Objective, "of_plan", dying)
         with pytest.raises(Killed, match=r"^killed$"):
             run_search(model, problem, windows, CONFIG, tmp_path, IDENTITY)
     outcome = run_search(model, problem, windows, CONFIG, tmp_path, IDENTITY)
@@ -178,14 +178,14 @@ def test_trials_csv_holds_every_trial(model: Any, problem: PruningProblem, windo
 def test_a_failed_trial_is_counted_and_too_many_stop_the_search(
     model: Any, problem: PruningProblem, windows: TextWindows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate, calls = study.evaluate_plan, iter(range(1000))
+    evaluate, calls = Objective.of_plan, iter(range(1000))
 
-    def failing(*arguments: Any, **options: Any) -> Iterator[NLLResult]:
+    def failing(*arguments: Any, **options: Any) -> Iterator[Part]:
         if next(calls) in (1, 3):
             raise (RuntimeError("out of room\nsecond line") if not (tmp_path / "budget").exists() else BudgetError("no plan"))
         yield from evaluate(*arguments, **options)
 
-    monkeypatch.setattr(study, "evaluate_plan", failing)
+    monkeypatch.setattr(Objective, "of_plan", failing)
     config = replace(CONFIG, n_trials=8, max_failures=3)
     outcome = run_search(model, problem, windows, config, tmp_path / "few", IDENTITY)
     assert [t.state == "failed" for t in outcome.trials] == [False, True, False, True, False, False, False, False]
@@ -202,7 +202,7 @@ def test_a_failed_trial_is_counted_and_too_many_stop_the_search(
 def test_a_value_that_is_not_finite_is_a_failure(
     model: Any, problem: PruningProblem, windows: TextWindows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "evaluate_plan", lambda *_, **__: iter([NLLResult(math.nan, 4)]))
+    monkeypatch.setattr(Objective, "of_plan", lambda *_, **__: iter([Part(math.nan, math.nan)]))
     with pytest.raises(StudyError, match="expected one finished trial, got none"):
         run_search(model, problem, windows, replace(CONFIG, n_trials=2), tmp_path, IDENTITY)
 
@@ -229,7 +229,7 @@ def test_history_and_best_so_far(whole: SearchOutcome) -> None:
     assert best_of([replace(whole.trials[0], state="failed", value=None)]) is None
     rows = to_history(whole.trials)
     assert len(rows) == len(whole.trials)
-    assert set(rows[0]) == {"trial", "name", "state", "value", "seconds", "plan_hash"}
+    assert set(rows[0]) == {"trial", "name", "state", "value", "seconds", "plan_hash", "cost"}
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,10 @@ def test_history_and_best_so_far(whole: SearchOutcome) -> None:
         ({"chunks": 0}, "search.chunks: expected 1 or more, got 0"),
         ({"batch_size": -1}, "search.batch_size: expected 1 or more, got -1"),
         ({"max_failures": 0}, "search.max_failures: expected 1 or more, got 0"),
-        ({"sampler": "grid"}, "search.sampler: expected 'tpe' or 'random', got 'grid'"),
+        ({"sampler": "grid"}, "search.sampler: expected a known sampler, got 'grid'"),
+        ({"early_stopping": "mediane"}, "search.early_stopping: expected a known early_stopping, got 'mediane'; did you mean 'median'"),
+        ({"order": "data"}, "search.order: expected a known order, got 'data'; Known: data_first"),
+        ({"random_sets": -1}, "search.random_sets: expected 0 or more, got -1"),
     ],
 )
 def test_a_search_that_cannot_be_run_is_refused(options: dict[str, Any], message: str) -> None:

@@ -1,0 +1,132 @@
+"""KL divergence from the dense model to a pruned one, over the dense model's most likely tokens.
+
+For each predicted position the dense model's ``k`` most likely tokens are kept, everything else is one more outcome. The
+divergence between these coarser distributions is a lower bound of the full one, exact when ``k`` is the vocabulary, and
+never negative (the data-processing inequality: Cover and Thomas, Elements of Information Theory, section 2.8). What is
+kept of the dense model is ``k`` ids and log-probabilities a position, so that it runs once and not in every trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adapruner.errors import ConfigurationError, DataError
+from adapruner.evaluation.mode import evaluation_mode, input_device
+from adapruner.evaluation.perplexity import IGNORED, ROWS_AT_ONCE, Windows, batch_logits, in_chunks
+
+_SMALLEST = 1e-30
+
+
+@dataclass(frozen=True)
+class DenseTopK:
+    """What is kept of the dense model's predictions on some windows."""
+
+    ids: Tensor
+    """``[n, t, k]`` int32: the most likely next tokens, on the CPU."""
+    log_probabilities: Tensor
+    """``[n, t, k]`` float32."""
+
+    @property
+    def k(self) -> int:
+        """Tokens kept for each position."""
+        return self.ids.shape[2]
+
+
+@dataclass(frozen=True)
+class DivergenceResult:
+    """Summed divergence over some text. Results of disjoint parts add up."""
+
+    kl_sum: float
+    """Nats."""
+    tokens: int
+    """Number of predicted tokens."""
+
+    @property
+    def value(self) -> float:
+        """Nats per token.
+
+        Raises:
+            DataError: if no token was predicted.
+        """
+        if self.tokens == 0:
+            raise DataError("labels: expected at least one token to predict, got none; give longer texts or windows")
+        return self.kl_sum / self.tokens
+
+    def __add__(self, other: DivergenceResult) -> DivergenceResult:
+        """The result over both parts."""
+        return DivergenceResult(self.kl_sum + other.kl_sum, self.tokens + other.tokens)
+
+
+def collect_top_k(model: nn.Module, windows: Windows, k: int = 64, batch_size: int = 8) -> DenseTopK:
+    """One pass of the dense model over the windows.
+
+    Raises:
+        ConfigurationError: if ``k`` is below 1.
+    """
+    if k < 1:
+        raise ConfigurationError(f"top_k: expected 1 or more, got {k}; give 64")
+    ids, values = [], []
+    with evaluation_mode(model):
+        for start in range(0, len(windows.input_ids), batch_size):
+            logits = batch_logits(model, windows, slice(start, start + batch_size))
+            most = min(k, logits.shape[-1])
+            parts = [_log_softmax(rows).topk(most, dim=-1) for rows in logits.flatten(0, 1).split(ROWS_AT_ONCE)]
+            shape = (*logits.shape[:2], most)
+            values.append(torch.cat([p.values for p in parts]).view(shape).cpu())
+            ids.append(torch.cat([p.indices for p in parts]).view(shape).int().cpu())
+    return DenseTopK(torch.cat(ids), torch.cat(values))
+
+
+def evaluate_divergence_chunks(
+    model: nn.Module,
+    windows: Windows,
+    dense: DenseTopK,
+    batch_size: int = 8,
+    chunks: int = 4,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[DivergenceResult]:
+    """KL(dense || model) in nats per token, cumulative after every chunk; positions without a label do not count.
+
+    Raises:
+        ConfigurationError: if ``batch_size`` or ``chunks`` is not positive.
+        DataError: if the windows are empty, ill-shaped, hold nothing to predict, or are not those of ``dense``.
+    """
+    if len(dense.ids) != len(windows.input_ids) or dense.ids.shape[1] != windows.input_ids.shape[1]:
+        got = f"{list(windows.input_ids.shape)} and {list(dense.ids.shape[:2])}"
+        raise DataError(f"dense: expected predictions for these windows, got {got}; collect them again")
+
+    def measure(rows: slice) -> DivergenceResult:
+        return _batch_divergence(model, windows, dense, rows)
+
+    return in_chunks(model, windows, batch_size, chunks, measure, DivergenceResult(0.0, 0), progress)
+
+
+def _batch_divergence(model: nn.Module, windows: Windows, dense: DenseTopK, rows: slice) -> DivergenceResult:
+    device = input_device(model)
+    logits = batch_logits(model, windows, rows).flatten(0, 1)
+    labels = windows.labels[rows]
+    counted = torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORED)], dim=1).flatten() != IGNORED
+    places = counted.nonzero().flatten()
+    ids = dense.ids[rows].flatten(0, 1)[places].long().to(device)
+    p = dense.log_probabilities[rows].flatten(0, 1)[places].to(device)
+    total = 0.0
+    for part in torch.arange(len(places)).split(ROWS_AT_ONCE):
+        q = _log_softmax(logits[places[part].to(device)]).gather(1, ids[part])
+        total += float(_divergence(p[part], q).double().sum())
+    return DivergenceResult(total, len(places))
+
+
+def _divergence(p: Tensor, q: Tensor) -> Tensor:
+    """``[rows]``: of two ``[rows, k]`` tables of log-probabilities, the rest of each row one more outcome."""
+    rest_p, rest_q = (1.0 - p.exp().sum(1)).clamp_min(0.0), (1.0 - q.exp().sum(1)).clamp_min(_SMALLEST)
+    tail = torch.where(rest_p > 0, rest_p * (rest_p.clamp_min(_SMALLEST).log() - rest_q.log()), torch.zeros_like(rest_p))
+    return ((p.exp() * (p - q)).sum(1) + tail).clamp_min(0.0)
+
+
+def _log_softmax(rows: Tensor) -> Tensor:
+    wide = rows if rows.dtype == torch.float64 else rows.float()
+    return wide.log_softmax(-1)

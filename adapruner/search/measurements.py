@@ -1,0 +1,40 @@
+"""Values that a killed run had measured already, kept in a small JSON file under the conditions they hold for."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+
+class Measurements:
+    """Stage and name -> value. A file of other conditions, or a damaged one, is as good as none.
+
+    Args:
+        file: rewritten whole after every value, so it is never torn.
+        identity: JSON types: what the values depend on.
+    """
+
+    def __init__(self, file: Path, identity: dict[str, Any]) -> None:
+        self.file, self.identity = file, json.loads(json.dumps(identity))
+        self.values: dict[str, dict[str, float]] = {}
+        try:
+            record = json.loads(file.read_text())
+            if record["identity"] == self.identity:
+                self.values = {str(s): {str(n): float(v) for n, v in rows.items()} for s, rows in record["values"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            self.values = {}
+
+    def get(self, stage: str, name: str) -> float | None:
+        """The value, if it was measured."""
+        return self.values.get(stage, {}).get(name)
+
+    def put(self, stage: str, name: str, value: float | None, write: bool) -> None:
+        """Remembers a value (``None``: could not be measured); ``write`` on one process only."""
+        self.values.setdefault(stage, {})[name] = math.inf if value is None else value
+        if write:
+            temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}.tmp")
+            temporary.write_text(json.dumps({"identity": self.identity, "values": self.values}, indent=1))
+            temporary.replace(self.file)

@@ -1,0 +1,66 @@
+"""What a trial is worth: measured on the search split at the trial's own widths, refitted or not, with a cost term or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from adapruner.evaluation.divergence import DenseTopK, collect_top_k, evaluate_divergence_chunks
+from adapruner.evaluation.perplexity import Windows, evaluate_nll_chunks
+from adapruner.pipeline import PruningProblem, Recipe, at_widths
+from adapruner.pruning.budget import Budget
+from adapruner.pruning.plan import PruningPlan
+from adapruner.search.config import SearchConfig
+
+
+@dataclass(frozen=True)
+class Part:
+    """A measurement after one chunk of the search split."""
+
+    value: float
+    """Over all chunks so far, cost term included."""
+    alone: float
+    """Over this chunk alone."""
+
+
+class Objective:
+    """The measure on some windows; the dense model's predictions are collected once where it needs them.
+
+    ``refit``: relative strength of the local refit inside the trial, or ``None``; the problem then holds Gram matrices.
+    """
+
+    def __init__(self, model: nn.Module, problem: PruningProblem, windows: Windows, config: SearchConfig, refit: float | None) -> None:
+        self.problem, self.windows, self.config, self.refit = problem, windows, config, refit
+        self.dense: DenseTopK | None = None
+        if config.objective.measure == "kl":
+            self.dense = collect_top_k(model, windows, config.objective.top_k, config.batch_size)
+
+    def of_plan(self, model: nn.Module, plan: PruningPlan, recipe: Recipe) -> Iterator[Part]:
+        """Of a dense model and a plan: cut for the length of the measurement, whole again afterwards."""
+        addition = self.config.objective.cost_weight * self.cost(plan) if self.config.objective.cost_weight else 0.0
+        with at_widths(model, self.problem, plan, recipe, self.refit):
+            before: Any = None
+            for result in self._results(model, self.config.chunks):
+                tokens = result.tokens - (before.tokens if before else 0)
+                alone = (result.value * result.tokens - (before.value * before.tokens if before else 0.0)) / tokens
+                before = result
+                yield Part(result.value + addition, alone + addition)
+
+    def of_model(self, model: nn.Module) -> float:
+        """Of a model as it is, without a cost term."""
+        *_, result = self._results(model, 1)
+        return float(result.value)
+
+    def cost(self, plan: PruningPlan) -> float:
+        """Fraction that the plan leaves of what ``objective.cost`` counts, in (0, 1]."""
+        of: Any = {"parameters": "all"}.get(self.config.objective.cost, self.config.objective.cost)
+        costs = Budget(0.0, of, seq_len=self.problem.budget.seq_len).costs(self.problem.anatomy, sizes=self.problem.sizes)
+        return costs.left_by(plan.kept, self.problem.anatomy) / costs.dense
+
+    def _results(self, model: nn.Module, chunks: int) -> Iterator[Any]:
+        if self.dense is not None:
+            return evaluate_divergence_chunks(model, self.windows, self.dense, self.config.batch_size, chunks)
+        return evaluate_nll_chunks(model, self.windows, self.config.batch_size, chunks)

@@ -1,0 +1,152 @@
+"""From a dense model, its data and a budget to the problem that every trial solves: all evidence, collected once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapruner.anatomy.sizes import measure_sizes
+from adapruner.anatomy.units import ModelAnatomy
+from adapruner.calibration.clusters import cluster_pools
+from adapruner.calibration.pool import CalibrationGroups, CalibrationPool
+from adapruner.importance.gram import GramMatrices, collect_grams, gram_gib
+from adapruner.importance.statistics import UnitStatistics, collect_statistics
+from adapruner.pipeline import PruningProblem
+from adapruner.pruning.bias_compensation import count_added_biases
+from adapruner.pruning.budget import Budget
+from adapruner.search.evidence import is_first_rank, read_or_collect
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
+
+
+@dataclass
+class ProblemPoser:
+    """Everything a problem is made from; :meth:`pose` collects what is needed and not already in the run folder.
+
+    ``seconds`` afterwards says what the collecting took, by kind; 0 where a file was taken.
+    """
+
+    model: Any
+    anatomy: ModelAnatomy
+    data: Any
+    """Offers ``calibration_windows``; clusters, other lengths and sample weights where it has them."""
+    budget: Budget
+    model_name: str
+    fingerprint: str
+    folder: Path
+    seed: int = 0
+    batch_size: int = 8
+    bar: Bar | None = None
+    """Progress bar: title and total -> ``advance(done)``."""
+    announce: Callable[[str], None] = field(default=lambda message: None)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> dict[int, Any]:
+        """Length in tokens -> the pool's windows at that length, its first length first."""
+        first = self.data.calibration_windows
+        return {int(first.input_ids.shape[1]): first, **getattr(self.data, "calibration_windows_at", {})}
+
+    def pools(self) -> dict[int, CalibrationPool]:
+        """One pool for each length; clusters run through the model."""
+        windows_at = self.lengths
+        base = getattr(self.data, "calibration_sample_weights", None)
+        k = int(getattr(getattr(self.data, "calibration", None), "clusters", 0) or 0)
+        clusters: dict[int, CalibrationGroups] = {}
+        if k:
+            with self._progress("clusters", sum(len(w.input_ids) for w in windows_at.values())) as advance:
+                clusters = cluster_pools(self.model, windows_at, k, self.seed, batch_size=self.batch_size, progress=advance)
+        return {n: CalibrationPool.of_windows(w, clusters.get(n), base) for n, w in windows_at.items()}
+
+    def without_evidence(self) -> PruningProblem:
+        """For a plan that is given: nothing is scored, so the passes over the pool are saved."""
+        nothing = torch.zeros(0)
+        base = getattr(self.data, "calibration_sample_weights", None)
+        pool = CalibrationPool.of_windows(self.data.calibration_windows, None, base)
+        return self._problem(UnitStatistics(0, nothing, nothing), pool, {}, None)
+
+    def pose(self, pools: dict[int, CalibrationPool], needs: frozenset[str], needed_lengths: list[int], grams: bool) -> PruningProblem:
+        """The problem, with statistics of the first length and of the others that are needed.
+
+        Args:
+            needs: names of :data:`adapruner.importance.statistics.STATISTICS`.
+            needed_lengths: lengths in tokens that a recipe may ask for.
+            grams: whether trials are refitted.
+        """
+        first = next(iter(pools))
+        statistics = {n: self._statistics(n, needs, n == first) for n in dict.fromkeys([first, *needed_lengths])}
+        others = {n: (found, pools[n]) for n, found in statistics.items()}
+        return self._problem(statistics[first], pools[first], others, self._grams(pools[first]) if grams else None)
+
+    def gram_gib(self) -> float:
+        """Memory that the Gram matrices of the pool's sources would take."""
+        return gram_gib(self.anatomy, len(self.data.calibration_windows.source_names))
+
+    def _problem(self, statistics: UnitStatistics, pool: CalibrationPool, others: Any, grams: GramMatrices | None) -> PruningProblem:
+        sizes = measure_sizes(self.model, self.anatomy)
+        costs = self.budget.costs(self.anatomy, sizes=sizes, latency=self._latency())
+        return PruningProblem(
+            self.anatomy,
+            statistics,
+            pool,
+            self.budget,
+            self.model_name,
+            self.fingerprint,
+            self.seed,
+            costs=costs,
+            added_biases=count_added_biases(self.model, self.anatomy),
+            sizes=sizes,
+            grams=grams,
+            other_lengths=others,
+        )
+
+    def _latency(self) -> Any:
+        if self.budget.of != "latency":
+            return None
+        from adapruner.evaluation.latency_table import measure_latency_table
+
+        self.announce("times the dense model and its layers at several widths")
+        return measure_latency_table(self.model, self.anatomy, seq_len=self.budget.seq_len)
+
+    def _statistics(self, length: int, needs: frozenset[str], first: bool) -> UnitStatistics:
+        windows = self.lengths[length]
+        file = self.folder / ("statistics.safetensors" if first else f"statistics-{length}.safetensors")
+        key = f"2:{self.fingerprint}:{windows.fingerprint}:{','.join(sorted(needs))}"
+
+        def collect() -> Any:
+            with self._progress("statistics", len(windows.input_ids)) as advance:
+                found = collect_statistics(self.model, self.anatomy, windows, needs=needs, batch_size=self.batch_size, progress=advance)
+            return found.to_tensors()
+
+        return UnitStatistics.from_tensors(self._kept("statistics", file, key, collect))
+
+    def _grams(self, pool: CalibrationPool) -> GramMatrices:
+        windows = self.data.calibration_windows
+        key = f"1:{self.fingerprint}:{windows.fingerprint}"
+
+        def collect() -> Any:
+            with self._progress("Gram matrices", len(windows.input_ids)) as advance:
+                parts = len(pool.sources.names)
+                found = collect_grams(
+                    self.model, self.anatomy, windows, pool.sources.index, parts, batch_size=self.batch_size, progress=advance
+                )
+            return found.to_tensors()
+
+        return GramMatrices.from_tensors(self._kept("Gram matrices", self.folder / "grams.safetensors", key, collect))
+
+    def _kept(self, what: str, file: Path, key: str, collect: Callable[[], Any]) -> Any:
+        started = time.monotonic()
+        tensors, from_file = read_or_collect(file, key, collect, write=is_first_rank())
+        self.seconds[what] = self.seconds.get(what, 0.0) + (0.0 if from_file else time.monotonic() - started)
+        if from_file:
+            self.announce(f"takes the {what} of {len(self.data.calibration_windows.input_ids)} calibration samples from {file}")
+        return tensors
+
+    def _progress(self, title: str, total: int) -> AbstractContextManager[Any]:
+        return nullcontext(None) if self.bar is None else self.bar(title, total)

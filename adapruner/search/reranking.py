@@ -1,0 +1,121 @@
+"""The best few trials once more, as they will end up: after the sequential reconstruction, and after a short recovery.
+
+Rankings flip there, so that the search's own order is not the last word. Successive halving (Jamieson and Talwalkar, arXiv
+1502.07943): all candidates are reconstructed, the better part of them is recovered for a few steps, the best of those wins.
+The best fixed recipe is always a candidate, so that the winner is never below it at the stage that decides.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from adapruner.errors import AdaPrunerError
+from adapruner.pipeline import PruningProblem
+from adapruner.pruning.plan import PruningPlan
+from adapruner.search.config import RerankConfig
+from adapruner.search.fixed_points import SEARCHED
+from adapruner.search.measurements import Measurements
+from adapruner.search.ranks import Ranks
+from adapruner.search.trials import TrialRecord, best_of
+from adapruner.treatment import Treatment, reconstructed
+
+FILE = "reranking.json"
+
+
+@dataclass
+class Candidate:
+    """One trial's plan at the later stages; every value is the search's measure on the search split, nats per token."""
+
+    trial: int
+    name: str
+    plan_hash: str
+    searched: float
+    """What the search saw."""
+    reconstructed: float | None = None
+    recovered: float | None = None
+
+    @property
+    def final(self) -> tuple[int, float]:
+        """Sorts candidates: those that came further first, then by the value there."""
+        value = self.recovered if self.recovered is not None else self.reconstructed
+        return (0 if self.recovered is not None else 1, math.inf if value is None else value)
+
+
+def choose_candidates(records: list[TrialRecord], count: int) -> list[TrialRecord]:
+    """The best complete trials with plans of their own, the best fixed one among them."""
+    complete = sorted((r for r in records if r.state == "complete" and r.value is not None), key=lambda r: (r.value, r.trial))
+    distinct = list({r.plan_hash: r for r in reversed(complete)}.values())[::-1]
+    chosen = distinct[:count]
+    fixed = best_of([r for r in complete if r.name != SEARCHED])
+    if fixed is not None and fixed.plan_hash not in {r.plan_hash for r in chosen}:
+        chosen = [*chosen[: max(0, count - 1)], fixed]
+    return chosen
+
+
+def rerank(
+    model: nn.Module,
+    problem: PruningProblem,
+    plans: list[tuple[TrialRecord, PruningPlan]],
+    treatment: Treatment,
+    measure: Callable[[nn.Module], float],
+    config: RerankConfig,
+    folder: Path,
+    identity: dict[str, Any],
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[Candidate]:
+    """All candidates with what they reached, the winner first. Ranks share the work; what a killed run measured is kept.
+
+    Args:
+        treatment: its ``recover`` does the short recovery, ``None`` decides after the reconstruction.
+        identity: what the values depend on, beside the plans.
+        progress: called with the number of measurements done, their number in all, and the candidate's name.
+    """
+    ranks, memory = Ranks(), Measurements(folder / FILE, identity)
+    found = [Candidate(r.trial, r.name, r.plan_hash, float(r.value or math.inf)) for r, _ in plans]
+    by_hash = {r.plan_hash: plan for r, plan in plans}
+    going_on = max(1, math.ceil(config.keep * len(found))) if treatment.recover else 0
+    total = len(found) + going_on
+
+    def run(stage: str, among: list[Candidate], before: int) -> None:
+        missing = [c for c in among if memory.get(stage, c.plan_hash) is None]
+        for start in range(0, len(missing), ranks.size):
+            batch = missing[start : start + ranks.size]
+            value = None
+            if ranks.rank < len(batch):
+                value = _measure(model, problem, by_hash[batch[ranks.rank].plan_hash], treatment, stage, measure)
+            for candidate, reached in zip(batch, ranks.gather(value)[: len(batch)], strict=True):
+                memory.put(stage, candidate.plan_hash, reached, write=ranks.rank == 0)
+                if progress:
+                    progress(before + len(among) - len(missing) + start + 1, total, f"{candidate.name} {stage}")
+        for candidate in among:
+            setattr(candidate, stage, memory.get(stage, candidate.plan_hash))
+
+    run("reconstructed", found, 0)
+    if going_on:
+        run("recovered", sorted(found, key=lambda c: c.final)[:going_on], len(found))
+    return sorted(found, key=lambda c: (*c.final, c.trial))
+
+
+def _measure(
+    model: nn.Module, problem: PruningProblem, plan: PruningPlan, treatment: Treatment, stage: str, measure: Callable[[nn.Module], float]
+) -> float:
+    """A failure is an infinite value: it must not end a run whose search is done."""
+    try:
+        with reconstructed(model, problem, plan, treatment):
+            if stage == "reconstructed" or treatment.recover is None:
+                return measure(model)
+            return measure(treatment.recover(copy.deepcopy(model)))
+    except (AdaPrunerError, ArithmeticError, RuntimeError):
+        return math.inf
+
+
+def to_rows(candidates: list[Candidate]) -> list[dict[str, Any]]:
+    """JSON rows for the report, the winner first."""
+    return [asdict(c) for c in candidates]
