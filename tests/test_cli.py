@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 import tomllib
 import yaml
 
-from adapruner import cli
-from adapruner.cli import find_configs, main, shipped_configs
+from adapruner import lightning_cli
+from adapruner.cli import find_config, find_configs, main, shipped_configs
 from adapruner.errors import ConfigurationError
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +63,7 @@ def test_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "quickstrat.yaml"], "got 'quickstrat.yaml'; did you mean 'quickstart.yaml'? Known: llama.yaml, local.yaml"),
+        (["--config", "quickstrat.yaml"], "got 'quickstrat.yaml'; did you mean 'quickstart.yaml'? Known: ablations/data-only.yaml"),
         (["--config=nothing/like/it.yaml"], "--config: expected a file, or the name of a shipped configuration"),
         (["--config", "quickstart.yaml", "--pruning.search.n_trials", "0"], "search.n_trials: expected 1 or more, got 0; give a positive"),
         (["--config", "quickstart.yaml", "--pruning.budget.pruned_fraction", "20"], "budget.pruned_fraction: expected a number in [0, 1)"),
@@ -114,7 +115,7 @@ def test_find_configs_leaves_everything_else_alone(tmp_path: Path) -> None:
     quickstart = str(shipped_configs()["quickstart.yaml"])
     expected = ["fit", "--config", "llama.yaml", f"-c={quickstart}", "--trainer.max_steps", "3", "--config", "{a: 1}", "--config"]
     assert found == expected  # a file of one's own goes before a shipped one
-    with pytest.raises(ConfigurationError, match=r"got 'gone.yaml'; .*Known: llama.yaml"):
+    with pytest.raises(ConfigurationError, match=r"got 'gone.yaml'; .*Known: .*baselines/l2.yaml.* llama.yaml"):
         find_configs(["--config", "gone.yaml"])
 
 
@@ -123,7 +124,7 @@ def test_a_resumed_run_reads_the_plan_from_its_checkpoint(monkeypatch: pytest.Mo
 
     from adapruner.callbacks.pruning_search import PruningSearchCallback
 
-    callback, command_line = PruningSearchCallback(), cli.PruningCLI.__new__(cli.PruningCLI)
+    callback, command_line = PruningSearchCallback(), lightning_cli.PruningCLI.__new__(lightning_cli.PruningCLI)
     command_line.config = SimpleNamespace(fit={"ckpt_path": "some/step.ckpt"})  # type: ignore[assignment]
     command_line.trainer = SimpleNamespace(callbacks=[object(), callback])  # type: ignore[assignment]
     command_line.before_fit()
@@ -141,3 +142,123 @@ def test_train_py_and_the_console_script_are_one_function() -> None:
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("adapruner: error: --config: expected a file")
     assert "Traceback" not in done.stderr
+
+
+def test_overlays_are_laid_over_the_base(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "fit", "--config", "quickstart.yaml", "--config", "ablations/no-allocation.yaml", "--print_config")
+    assert code == 0
+    search = yaml.safe_load(out)["pruning"]["search"]
+    assert search["space"]["gamma"] == [0.0, 0.0]
+    assert search["n_trials"] == 48  # the base's
+
+
+def test_the_main_help_names_the_comparison(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert "adapruner compare --help" in out
+
+
+def test_help_of_compare_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom adapruner.cli import main\n"
+        "try:\n    main(['compare', '--help'])\nexcept SystemExit as ended:\n    assert not ended.code\n"
+        "print(*sorted({'torch', 'numpy', 'lightning', 'transformers', 'optuna', 'matplotlib'} & set(sys.modules)), 'loaded')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded"
+    for option in ("--config", "--base", "--methods", "--budgets", "--seeds", "--folder", "--jobs", "-- --pruning.search.n_trials 64"):
+        assert option in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "base: expected at least one, got none"),
+        (
+            ["--config", "comapre.yaml"],
+            "--config: expected a file, or the name of a shipped configuration, got 'comapre.yaml'; did you mean",
+        ),
+        (["--config", "quickstart.yaml"], "--config: expected a comparison, got the configuration of a run"),
+        (["--config", "compare.yaml", "--base", "quickstrat.yaml"], "base: expected a file, or the name of"),
+        (["--config", "compare.yaml", "--methods", "baselines/l3.yaml"], "got 'baselines/l3.yaml'; did you mean 'baselines/l2.yaml'?"),
+        (["--config", "compare.yaml", "--budgets", "20"], "budgets: expected fractions in [0, 1), got 20"),
+        (["--config", "compare.yaml", "--seeds", "0", "0"], "seeds: expected each once, got 0 twice"),
+        (["--config", "compare.yaml", "--pruning.search.n_trials", "3"], "got '--pruning.search.n_trials'; options of fit go behind --"),
+        (
+            ["--config", "compare.yaml", "--", "--data.seed", "3"],
+            "options: expected none that every cell sets for itself, got '--data",
+        ),
+        (["--config", "compare.yaml", "--", "--pruning.search.n_trails=3"], "n_trails"),
+    ],
+)
+def test_a_comparison_that_cannot_work_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    code, _, err = run(capsys, "compare", *arguments)
+    assert code == 2
+    assert message in err
+    assert err.startswith("adapruner: error: ")
+    assert len(err.strip().splitlines()) == 1
+    assert not list(Path.cwd().rglob("seed-*"))
+
+
+def test_flags_go_over_the_file_and_behind_the_dashes_is_for_every_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    from adapruner.comparison import command
+    from tests.comparison.fakes import Starter
+
+    seen: dict[str, Any] = {}
+    starter = Starter(make=lambda cell, code: _Fails(cell, seen))
+    flags = ["--methods", "baselines/l2.yaml", "--budgets", "0.3", "--seeds", "4", "--", "--data.batch_size", "2"]
+    code = command.run_compare(["--config", "compare.yaml", *flags], find_config, lambda methods: seen.update(methods), starter)
+    assert code == 1
+    assert list(seen) == ["l2", "cell"]
+    assert seen["cell"].folder == Path("runs/compare/l2/0.3/seed-4").absolute()
+    arguments = list(seen["cell"].arguments)
+    assert arguments[arguments.index("--pruning.search.n_trials=48") + 1 :][:2] == ["--data.batch_size", "2"]  # the file's come first
+    assert "failed: l2, 30.0 %, seed 4" in Path("runs/compare/comparison.md").read_text()
+    again = yaml.safe_load(Path("runs/compare/comparison.yaml").read_text())
+    assert again["options"] == ["--pruning.search.n_trials=48", "--data.batch_size", "2"]
+
+
+class _Fails:
+    looks = 2
+
+    def __init__(self, cell: Any, seen: dict[str, Any]) -> None:
+        seen["cell"] = cell
+
+    def poll(self) -> int:
+        return 3
+
+    def end(self) -> None: ...
+
+
+@pytest.mark.slow
+def test_compare_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two processes that load everything, hence slow: a fixed recipe and a search on a tiny model."""
+    from transformers import AutoTokenizer
+
+    from adapruner.demo import MODEL_FOLDER
+    from tests.tiny import tiny_llama
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_FOLDER)
+    tokenizer.save_pretrained("my-model")
+    tiny_llama(vocab_size=len(tokenizer), intermediate_size=320).save_pretrained("my-model")
+    command = ["compare", "--base", "quickstart.yaml", "--methods", "adapruner", "baselines/l2.yaml", "--budgets", "0.5", "--seeds", "1"]
+    options = ["--model.name_or_path=my-model", "--pruning.search.n_trials=2", "--trainer.max_steps=1", "--pruning.search.rerank=null"]
+    options += ["--data.calibration.samples_per_source=2", "--data.search.samples=4", "--pruning.reconstruction=null"]
+    options += ["--data.evaluation=[{name: some, source: {name: test, demo: stdlib, split: test}, limit: 2}]"]
+    options += ["--data.calibration.sources=[{name: stdlib, demo: stdlib, split: calibration}]", "--recovery.lora.r=2"]
+    main([*command, "--folder", "out", "--", *options])
+    record = json.loads(Path("out/comparison.json").read_text())
+    assert record["failed"] == []
+    assert {(r["method"], r["stage"]) for r in record["rows"]} == {
+        (m, s) for m in ("adapruner", "l2") for s in ("dense", "pruned", "recovered")
+    }
+    assert len({r["parameters"] for r in record["rows"] if r["stage"] == "dense"}) == 1
+    assert (tmp_path / "out/comparison.svg").stat().st_size > 1000
+    assert not (tmp_path / "out/l2/0.5/seed-1/model").exists()
+    assert json.loads(Path("out/l2/0.5/seed-1/report.json").read_text())["search"] is None
+    before = {p: p.read_bytes() for p in Path("out").glob("comparison.*")}
+    capsys.readouterr()
+    main([*command, "--folder", "out", "--", *options])
+    assert "2 done before, 0 to run" in capsys.readouterr().out
+    assert {p: p.read_bytes() for p in Path("out").glob("comparison.*")} == before

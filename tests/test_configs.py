@@ -11,38 +11,37 @@ import pytest
 import torch
 import yaml
 
-from adapruner.cli import CONFIGS, PruningCLI, main, shipped_configs
-from adapruner.data.data_module import PruningDataModule
+from adapruner.cli import CONFIGS, find_config, main, shipped_configs
+from adapruner.comparison.spec import make_spec, read_spec
 from adapruner.demo import MODEL_FOLDER
 from adapruner.demo.corpus import load_demo_corpus
-from adapruner.module import PrunableCausalLM
+from adapruner.lightning_cli import make_fit_parser
 from adapruner.pruning.allocation import Allocation, allocate
 from adapruner.pruning.budget import Budget
 from tests.tiny import tiny_llama
 
-NAMES = sorted(file.relative_to(CONFIGS.resolve()).as_posix() for file in CONFIGS.resolve().rglob("*.yaml"))
+EVERY = sorted(file.relative_to(CONFIGS.resolve()).as_posix() for file in CONFIGS.resolve().rglob("*.yaml"))
+OVERLAYS = [name for name in EVERY if "/" in name]
+NAMES = [name for name in EVERY if "/" not in name and name != "compare.yaml"]
 
 
 @pytest.fixture(scope="module")
 def parser() -> Any:
     """The program's own parser of ``fit``; nothing is instantiated."""
-
-    class Parsed(Exception):
-        pass
-
-    class ParseOnly(PruningCLI):
-        def parse_arguments(self, parser: Any, args: Any) -> None:
-            raise Parsed
-
-    command_line = ParseOnly.__new__(ParseOnly)
-    with pytest.raises(Parsed, match=r"^$"):
-        command_line.__init__(PrunableCausalLM, PruningDataModule, auto_configure_optimizers=False, args=["fit"])  # type: ignore[misc]
-    return command_line._subcommand_parsers["fit"]
+    return make_fit_parser()
 
 
 def test_the_count_is_known() -> None:
     assert NAMES == ["llama.yaml", "local.yaml", "quickstart.yaml", "qwen3.yaml", "smollm2.yaml"]
-    assert sorted(shipped_configs()) == NAMES
+    assert [
+        *(f"ablations/{name}.yaml" for name in ("data-only", "metric-only", "no-allocation", "random-search", "sequential")),
+        "baselines/flap.yaml",
+        "baselines/l2.yaml",
+        *(f"baselines/llm-pruner-{form}.yaml" for form in ("first", "mix", "second", "vectorize")),
+        "baselines/random.yaml",
+        "baselines/wanda-sp.yaml",
+    ] == OVERLAYS
+    assert sorted(shipped_configs()) == EVERY == sorted([*NAMES, *OVERLAYS, "compare.yaml"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,6 +59,98 @@ def test_it_parses_and_opens_with_its_command(name: str, parser: Any) -> None:
             parsed.trainer[key] = "cpu" if key == "accelerator" else None
         made = parser.instantiate_classes({key: parsed[key] for key in ("model", "data")} | {"trainer": parsed.trainer})
         assert made
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("base", ["quickstart.yaml", "llama.yaml"])
+def test_an_overlay_fits_any_base_and_changes_the_method_alone(name: str, base: str, parser: Any) -> None:
+    text = (CONFIGS / name).read_text()
+    assert text.startswith(f"# python train.py fit --config quickstart.yaml --config {name}\n#\n")
+    plain = parser.parse_args(["--config", find_config(base)]).as_dict()
+    laid = parser.parse_args(["--config", find_config(base), "--config", find_config(name)]).as_dict()
+    assert {key for key in plain if key != "config" and plain[key] != laid[key]} == {"pruning"}
+    given = yaml.safe_load(text)
+    assert set(given) == {"pruning"}
+    (key,) = given["pruning"]
+    assert key == ("recipe" if name.startswith("baselines/") else "search")
+    assert {k for k in plain["pruning"] if plain["pruning"][k] != laid["pruning"][k]} == {key}
+    changed = {k: v for k, v in laid["pruning"][key].items() if key == "search" and v != plain["pruning"][key][k]}
+    assert changed.keys() <= given["pruning"][key].keys()
+
+
+#: The published recipe of each baseline: metric, reduction over coupled tensors, over a head, allocation.
+RECIPES = {
+    "flap": ("flap_wifv", "sum", "mean", "uniform"),
+    "l2": ("l2", "mean", "sum", "uniform"),
+    "llm-pruner-first": ("taylor_first", "sum", "sum", "uniform"),
+    "llm-pruner-mix": ("taylor_mix", "sum", "sum", "uniform"),
+    "llm-pruner-second": ("taylor_second", "sum", "sum", "uniform"),
+    "llm-pruner-vectorize": ("taylor_vectorize", "sum", "sum", "uniform"),
+    "random": ("random", "sum", "sum", "uniform"),
+    "wanda-sp": ("wanda_sp", "sum", "sum", "uniform"),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_baseline_is_the_published_recipe(name: str, parser: Any) -> None:
+    recipe = parser.parse_args(
+        ["--config", find_config("quickstart.yaml"), "--config", find_config(f"baselines/{name}.yaml")]
+    ).pruning.recipe
+    metric, reduction, head_reduction, allocation = RECIPES[name]
+    assert dict(recipe.coefficients) == {metric: 1.0}
+    assert (recipe.reduction, recipe.head_reduction, recipe.allocation.method) == (reduction, head_reduction, allocation)
+    assert recipe.calibration.source_weights is None
+    flap = name == "flap"
+    assert (recipe.normaliser, recipe.scope, recipe.bias_compensation) == (
+        ("standardise", "layer", True) if flap else ("mean", "model", False)
+    )
+
+
+def test_what_each_ablation_leaves_to_the_search(parser: Any) -> None:
+    """By the dimensions that a trial is asked for."""
+    from adapruner.calibration.pool import CalibrationGroups, CalibrationPool
+
+    class Asked:
+        def __init__(self) -> None:
+            self.names: set[str] = set()
+
+        def suggest_float(self, name: str, low: float, high: float) -> float:
+            if low < high:
+                self.names.add(name.split("/")[0])
+            return low
+
+        def suggest_int(self, name: str, low: int, high: int) -> int:
+            return int(self.suggest_float(name, low, high))
+
+        def suggest_categorical(self, name: str, choices: Any) -> Any:
+            if len(choices) > 1:
+                self.names.add(name)
+            return choices[0]
+
+    pool = CalibrationPool(CalibrationGroups(("books", "code"), torch.tensor([0, 0, 1, 1])))
+    searched, settings = {}, {}
+    for name in ("quickstart.yaml", *(n for n in OVERLAYS if n.startswith("ablations/"))):
+        parsed = parser.parse_args(["--config", find_config("quickstart.yaml"), "--config", find_config(name)])
+        search = parser.instantiate_classes(parsed).pruning.search
+        asked = Asked()
+        search.space.suggest(asked, pool)
+        searched[Path(name).stem], settings[Path(name).stem] = asked.names, (search.sampler, search.order)
+    whole = {"source", "metric", "reduction", "gamma", "log_head_multiplier"}
+    assert searched["quickstart"] == searched["random-search"] == searched["sequential"] == whole
+    assert searched["no-allocation"] == {"source", "metric", "reduction"}
+    assert searched["metric-only"] == {"metric", "reduction"}
+    assert searched["data-only"] - {"metric"} == {"source"}  # the one metric's coefficient changes nothing
+    others = {name: value for name, value in settings.items() if value != ("tpe", "joint")}
+    assert others == {"random-search": ("random", "joint"), "sequential": ("tpe", "data_first")}
+
+
+def test_the_shipped_comparison_is_one() -> None:
+    text = (CONFIGS / "compare.yaml").read_text()
+    assert text.startswith("# adapruner compare --config compare.yaml\n#\n")
+    spec = make_spec(read_spec(str(CONFIGS / "compare.yaml")), find_config)
+    assert [m.name for m in spec.methods][:2] == ["adapruner", "random"]
+    assert (len(spec.methods), len(spec.budgets), len(spec.seeds)) == (7, 3, 3)
+    assert f"{len(spec.methods)} methods at {len(spec.budgets)} budgets with {len(spec.seeds)} seeds" in text
 
 
 def test_llamas_budget_is_the_published_size() -> None:

@@ -23,9 +23,11 @@ STOREYS: tuple[tuple[str, ...], ...] = (
     ("pruning", "evaluation"),
     ("recovery",),
     ("pipeline",),
+    ("treatment",),
     ("module", "export", "report"),
-    ("search",),
+    ("search", "comparison"),
     ("callbacks",),
+    ("lightning_cli",),
     ("cli",),
     ("train",),
 )
@@ -37,7 +39,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "optuna": ("adapruner.search",),
     "peft": ("adapruner.recovery", "adapruner.export.merge"),
     "lm_eval": ("adapruner.evaluation.zero_shot",),
-    "lightning": ("adapruner.module", "adapruner.data.data_module", "adapruner.cli", "adapruner.callbacks"),
+    "lightning": ("adapruner.module", "adapruner.data.data_module", "adapruner.lightning_cli", "adapruner.callbacks"),
 }
 #: Other names of the same library.
 ALIASES = {"pytorch_lightning": "lightning", "lightning_fabric": "lightning"}
@@ -159,7 +161,10 @@ def test_a_violation_is_found(module: str, source: str, reason: str) -> None:
         ("adapruner.pruning.surgery", "from .plan import PruningPlan\nimport torch_pruning as tp"),
         ("adapruner.pruning", "from .plan import PruningPlan"),
         ("adapruner.search.study", "import optuna\nfrom adapruner import pipeline"),
-        ("adapruner.cli", "from lightning.pytorch.cli import LightningCLI\nfrom adapruner.callbacks import PruningSearchCallback"),
+        (
+            "adapruner.lightning_cli",
+            "from lightning.pytorch.cli import LightningCLI\nfrom adapruner.callbacks import PruningSearchCallback",
+        ),
         ("adapruner.data.windows", "import torch\nfrom collections import abc\nprint('optuna')"),
         ("train", "from adapruner.cli import main"),
     ],
