@@ -80,7 +80,7 @@ def test_an_overlay_fits_any_base_and_changes_the_method_alone(name: str, base: 
 
 #: The published recipe of each baseline: metric, reduction over coupled tensors, over a head, allocation.
 RECIPES = {
-    "flap": ("flap_wifv", "sum", "mean", "uniform"),
+    "flap": ("flap_wifv", "sum", "mean", "gamma"),
     "l2": ("l2", "mean", "sum", "uniform"),
     "llm-pruner-first": ("taylor_first", "sum", "sum", "uniform"),
     "llm-pruner-mix": ("taylor_mix", "sum", "sum", "uniform"),
@@ -101,6 +101,7 @@ def test_a_baseline_is_the_published_recipe(name: str, parser: Any) -> None:
     assert (recipe.reduction, recipe.head_reduction, recipe.allocation.method) == (reduction, head_reduction, allocation)
     assert recipe.calibration.source_weights is None
     flap = name == "flap"
+    assert recipe.allocation.per == ("unit" if flap else "cost")
     assert (recipe.normaliser, recipe.scope, recipe.bias_compensation) == (
         ("standardise", "layer", True) if flap else ("mean", "model", False)
     )

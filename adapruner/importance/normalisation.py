@@ -29,10 +29,9 @@ def _rank(scores: Tensor) -> Tensor:
 
 
 def _standardise(scores: Tensor) -> Tensor:
-    """z-score, moved to start at a small positive value: mixtures take logarithms."""
+    """z-score; :func:`normalise` moves all of a model's by one constant, so that those of different layers still compare."""
     deviation = scores.std(correction=0).clamp_min(_TINY)
-    z = (scores - scores.mean()) / deviation
-    return z - z.min() + 1e-3
+    return (scores - scores.mean()) / deviation
 
 
 NORMALISERS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -62,7 +61,12 @@ def normalise(scores: Mapping[str, Tensor], anatomy: ModelAnatomy, how: str = "m
     if how == "per_parameter":
         return {g.name: scores[g.name] / g.parameters_per_unit for g in anatomy.groups}
     if scope == "layer":
-        return {name: NORMALISERS[how](values) for name, values in scores.items()}
-    lengths = [len(v) for v in scores.values()]
-    joined = NORMALISERS[how](torch.cat(list(scores.values())))
-    return dict(zip(scores, joined.split(lengths), strict=True))
+        found = {name: NORMALISERS[how](values) for name, values in scores.items()}
+    else:
+        lengths = [len(v) for v in scores.values()]
+        joined = NORMALISERS[how](torch.cat(list(scores.values())))
+        found = dict(zip(scores, joined.split(lengths), strict=True))
+    if how != "standardise":
+        return found
+    lowest = min(float(values.min()) for values in found.values())  # mixtures take logarithms: start at a small positive value
+    return {name: values - lowest + 1e-3 for name, values in found.items()}

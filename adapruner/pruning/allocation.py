@@ -49,6 +49,9 @@ class Allocation:
     """0: raw scores, 1: nearly uniform over groups of one kind. Only for ``gamma``."""
     log_head_multiplier: float = 0.0
     """Natural logarithm of a factor on attention scores. Only for ``gamma``."""
+    per: Literal["cost", "unit"] = "cost"
+    """What scores are ranked by: ``cost``, score per parameter (MAC, byte, ms), so that a head is judged against the channels
+    that take as much room; ``unit``, the score itself, as FLAP ranks (arXiv 2312.11983). Only for ``gamma``."""
     heads: Literal["per_layer", "uniform"] = "per_layer"
     """Whether layers may keep different numbers of attention units. ``uniform`` always has the same; not for ``list``."""
     round_to: int = 1
@@ -70,6 +73,8 @@ class Allocation:
             raise ConfigurationError(f"allocation.method: expected {names} or {METHODS[-1]!r}, got {self.method!r}; name one of them")
         if self.heads not in ("per_layer", "uniform"):
             raise ConfigurationError(f"allocation.heads: expected 'per_layer' or 'uniform', got {self.heads!r}; name one of them")
+        if self.per not in ("cost", "unit"):
+            raise ConfigurationError(f"allocation.per: expected 'cost' or 'unit', got {self.per!r}; name one of them")
         if self.round_to < 1:
             raise ConfigurationError(f"allocation.round_to: expected 1 or more, got {self.round_to}; give 64, or 1 for any width")
         if not (math.isfinite(self.gamma) and math.isfinite(self.log_head_multiplier)):
@@ -141,7 +146,8 @@ def _keep_by_ranking(
     for g in free:
         lean = profile_at(g.layer, anatomy.layers, allocation.depth_slope, allocation.depth_curve)
         multiplier = (allocation.log_head_multiplier if g.kind == "attention" else 0.0) - lean
-        prices[g.name] = price_of_units(scores[g.name].double(), costs.per_unit[g.name], allocation.gamma, multiplier)
+        cost = costs.per_unit[g.name] if allocation.per == "cost" else 1.0
+        prices[g.name] = price_of_units(scores[g.name].double(), cost, allocation.gamma, multiplier)
     removed = remove_globally(prices, free, most, costs)
     if allocation.heads == "uniform" or allocation.round_to > 1:
         counts = {name: len(units) for name, units in removed.items()}

@@ -42,6 +42,15 @@ def test_figures_of_each() -> None:
         torch.testing.assert_close(per_parameter[group.name], SCORES[group.name] / group.parameters_per_unit)
 
 
+def test_z_scores_of_layers_compare() -> None:
+    """Each layer's own z-scores, all moved by the same constant (FLAP, arXiv 2312.11983)."""
+    found = normalise(SCORES, ANATOMY, "standardise", "layer")
+    z = {name: (s - s.mean()) / s.std(correction=0) for name, s in SCORES.items()}
+    moves = torch.cat([found[name] - z[name] for name in SCORES])
+    assert float(moves.std()) < 1e-5
+    assert min(float(v.min()) for v in found.values()) == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_ranks_are_averaged_over_ties() -> None:
     tied = {
         g.name: torch.tensor([3.0, 1.0, 3.0, 2.0] + [9.0] * (g.units - 4)) if g.units > 4 else torch.arange(g.units) * 1.0

@@ -73,6 +73,19 @@ def test_uniform_gives_every_layer_the_same_widths() -> None:
     assert not set(lowest) & set(kept["0.attention"])
 
 
+def test_ranking_per_unit_takes_the_lowest_scores_whatever_their_size() -> None:
+    """No unit that goes has a higher score than one that stays, heads and channels alike, but for the last head that did not fit."""
+    scores = draw_scores(ANATOMY)
+    kept = allocate(scores, ANATOMY, Budget(0.4, keep_at_least=0.0), Allocation("gamma", per="unit"))
+    ffn = [g for g in ANATOMY.groups if g.kind == "ffn"]
+    gone = [float(s) for g in ffn for u, s in enumerate(scores[g.name].tolist()) if u not in kept[g.name]]
+    stays = [float(s) for g in ffn for u, s in enumerate(scores[g.name].tolist()) if u in kept[g.name] and len(kept[g.name]) > 1]
+    assert max(gone) <= min(stays)
+    heads = [float(scores[g.name][u]) for g in ANATOMY.groups if g.kind == "attention" for u in range(g.units) if u not in kept[g.name]]
+    assert not heads or max(heads) <= max(gone)
+    assert kept != allocate(scores, ANATOMY, Budget(0.4, keep_at_least=0.0), Allocation("gamma"))
+
+
 def test_common_factor_changes_nothing() -> None:
     scores = draw_scores(ANATOMY)
     scaled = {name: values * 7.0 for name, values in scores.items()}

@@ -1,0 +1,299 @@
+"""Quality at equal size: adapruner, its ablations and every baseline, as pruned, reconstructed and recovered.
+
+    python benchmarks/quality.py --json quality.json
+
+For every model, budget (fraction of block parameters) and seed:
+
+- baselines: each metric alone, calibrated on other text (``out``: five sources) or on text like the test's (``in``), under
+  uniform widths or one global ranking; each as pruned, after the refit, recovered after the refit, and recovered without it;
+- ``best fixed``: the best plain recipe among those the search tries first, which knows the search split as the search does;
+- ours (``adapruner``) and its ablations.
+
+A seed draws the calibration samples, the search split, the recovery's order and initial adapters, and the sampler's numbers.
+Everybody has the same pool, the same search split, the same refit and the same recovery. Perplexity is of held-out
+documentation of the standard library, windows of 128 tokens. A killed run goes on with the cell it was at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapruner.anatomy.fingerprint import fingerprint_model
+from adapruner.anatomy.tracing import trace_anatomy
+from adapruner.calibration.choice import CalibrationChoice
+from adapruner.data.data_module import CalibrationData, EvaluationSet, PruningDataModule, RecoveryData, SearchData
+from adapruner.data.sources import TextSource
+from adapruner.demo import MODEL_FOLDER
+from adapruner.evaluation.perplexity import evaluate_nll
+from adapruner.importance.metrics import find_metric
+from adapruner.importance.statistics import collect_statistics
+from adapruner.pipeline import PruningProblem, Recipe, make_plan
+from adapruner.pruning.allocation import Allocation
+from adapruner.pruning.budget import Budget
+from adapruner.pruning.plan import PruningPlan
+from adapruner.recovery.lora import LoRAConfig, recover_briefly
+from adapruner.recovery.reconstruction import ReconstructionConfig
+from adapruner.search.config import ObjectiveConfig, RerankConfig, SearchConfig
+from adapruner.search.posing import ProblemPoser
+from adapruner.search.space import SearchSpace
+from adapruner.search.study import run_search
+from adapruner.treatment import Treatment, measure_stages
+
+IN_DOMAIN = "stdlib"
+SOURCES = ("topics", "stdlib", "numpy", "pandas", "networkx", "torch")
+BASELINES: dict[str, Recipe] = {
+    "random": Recipe({"random": 1.0}),
+    "l2": Recipe({"l2": 1.0}, reduction="mean"),
+    "llm-pruner-vectorize": Recipe({"taylor_vectorize": 1.0}),
+    "llm-pruner-first": Recipe({"taylor_first": 1.0}),
+    "llm-pruner-second": Recipe({"taylor_second": 1.0}),
+    "llm-pruner-mix": Recipe({"taylor_mix": 1.0}),
+    "wanda-sp": Recipe({"wanda_sp": 1.0}),
+    "flap": Recipe({"flap_wifv": 1.0}, head_reduction="mean", bias_compensation=True),
+}
+#: FLAP's own global ranking (AL-AM): scores standardised within each layer, then one threshold over all units.
+FLAP_GLOBAL: dict[str, Any] = {"normaliser": "standardise", "scope": "layer", "allocation": Allocation("gamma", per="unit")}
+MODELS = {"demo": str(MODEL_FOLDER), "larger": str(Path(__file__).parent / "larger_model")}
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A search that lacks one thing."""
+
+    space: SearchSpace
+    order: str = "joint"
+    sampler: str = "tpe"
+
+
+def our_space() -> SearchSpace:
+    """What adapruner searches by default."""
+    return SearchSpace()
+
+
+def ablations() -> dict[str, Ablation]:
+    """Those of configs/ablations."""
+    whole = our_space()
+    still = {"gamma": [0.0, 0.0], "log_head_multiplier": [0.0, 0.0], "depth_slope": [0.0, 0.0], "depth_curve": [0.0, 0.0]}
+    return {
+        "data only": Ablation(replace(whole, metrics=["taylor_second"], reductions=["sum"])),
+        "metric only": Ablation(replace(whole, source_logit=0.0)),
+        "one after the other": Ablation(whole, order="data_first"),
+        "random search": Ablation(whole, sampler="random"),
+        "no allocation": Ablation(replace(whole, **still)),
+    }
+
+
+class Setting:
+    """One model under one seed: its data, statistics and treatment."""
+
+    def __init__(self, name: str, seed: int, arguments: argparse.Namespace) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        folder = MODELS.get(name, name)
+        self.name, self.seed, self.arguments = name, seed, arguments
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.anatomy = trace_anatomy(self.model)
+        self.fingerprint = fingerprint_model(self.model)
+        self.data = self._data(AutoTokenizer.from_pretrained(folder))
+        self.windows = self.data.calibration_windows
+        self.test = self.data.evaluation_windows["test", 128]
+        self.scratch = Path(tempfile.mkdtemp(prefix="quality-"))
+        self.reconstruction = ReconstructionConfig(ridge=arguments.ridge)
+        self._summed: dict[str, Any] = {}
+
+    def _data(self, tokenizer: Any) -> PruningDataModule:
+        def demo(name: str, split: str) -> TextSource:
+            return TextSource(name, demo=name, split=split)
+
+        data = PruningDataModule(
+            CalibrationData([demo(s, "calibration") for s in SOURCES], samples_per_source=self.arguments.samples, seq_len=128),
+            SearchData([demo(IN_DOMAIN, "search")], samples=self.arguments.search_samples, seq_len=128),
+            RecoveryData([demo(IN_DOMAIN, "recovery")], seq_len=128),
+            [EvaluationSet("test", demo(IN_DOMAIN, "test"), [128], self.arguments.test_windows)],
+            seed=self.seed,
+        )
+        data.tokenizer_object = tokenizer
+        data.setup()
+        return data
+
+    def problem(self, budget: float) -> PruningProblem:
+        """Statistics and Gram matrices are collected once and read again for the next budget."""
+        needs = frozenset().union(*(r.needs for r in BASELINES.values()), *(find_metric(m).needs for m in our_space().metrics))
+        poser = ProblemPoser(self.model, self.anatomy, self.data, Budget(budget), self.name, self.fingerprint, self.scratch, self.seed)
+        return poser.pose(poser.pools(), needs - {"summed_first", "summed_mix"}, [], grams=True)
+
+    def calibrated(self, problem: PruningProblem, recipe: Recipe, domain: str) -> tuple[PruningProblem, Recipe]:
+        """The recipe on text of one domain; gradients that are summed over samples are collected on that text alone."""
+        index = self.windows.source_names.index(IN_DOMAIN)
+        weights = {s: float((s == IN_DOMAIN) == (domain == "in")) for s in SOURCES}
+        if not recipe.needs.isdisjoint({"summed_first", "summed_mix"}):
+            if domain not in self._summed:
+                rows = ((self.windows.source_index == index) == (domain == "in")).nonzero().flatten()
+                summed = frozenset({"summed_first", "summed_mix"})
+                self._summed[domain] = collect_statistics(self.model, self.anatomy, self.windows.select(rows), needs=summed).weights
+            statistics = replace(problem.statistics, weights={**problem.statistics.weights, **self._summed[domain]})
+            problem = replace(problem, statistics=statistics)
+        return problem, replace(recipe, calibration=CalibrationChoice(weights))
+
+    def treatment(self, reconstruct: bool = True, steps: int | None = None) -> Treatment:
+        """The same for everybody; ``steps`` of recovery."""
+        count = self.arguments.recovery_steps if steps is None else steps
+
+        def build(parameters: Any) -> Any:
+            optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
+            return optimizer, torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=count)
+
+        def recover(model: Any) -> Any:
+            batches, lora = self.data.train_dataloader(), LoRAConfig(r=16, alpha=32, dropout=0.0)
+            return recover_briefly(model, batches, lora, steps=count, build_optimizer=build, seed=self.seed)
+
+        return Treatment.of_windows(self.windows, self.reconstruction if reconstruct else None, recover if count else None)
+
+    def perplexity(self, model: Any) -> float:
+        """On the held-out text."""
+        return evaluate_nll(model, self.test, 16).perplexity
+
+    def stages(self, problem: PruningProblem, plan: PruningPlan) -> dict[str, float]:
+        """Perplexity as pruned, reconstructed, recovered, and recovered without the refit."""
+        values = dict(measure_stages(self.model, problem, plan, self.treatment(), self.perplexity))
+        bare = dict(measure_stages(self.model, problem, plan, self.treatment(reconstruct=False), self.perplexity))
+        return {
+            "perplexity_pruned": values["pruned"],
+            "perplexity_reconstructed": values["reconstructed"],
+            "perplexity_recovered": values["recovered"],
+            "perplexity_recovered_without_reconstruction": bare["recovered"],
+        }
+
+    def search(self, problem: PruningProblem, ablation: Ablation) -> Any:
+        """A whole search as the callback runs it: trials judged after the local refit, the best few looked at again."""
+        options = self.arguments
+        config = SearchConfig(
+            n_trials=options.trials,
+            sampler=ablation.sampler,  # type: ignore[arg-type]
+            order=ablation.order,  # type: ignore[arg-type]
+            seed=self.seed,
+            batch_size=16,
+            objective=ObjectiveConfig(refit="always" if options.refit else "never"),
+            rerank=RerankConfig(options.candidates, 0.5, options.rerank_steps),
+            random_sets=0,
+            space=ablation.space,
+        )
+        again = self.treatment(steps=options.rerank_steps)
+        with tempfile.TemporaryDirectory() as folder:
+            refit = options.ridge if options.refit else None
+            return run_search(self.model, problem, self.data.search_windows, config, Path(folder), {}, refit=refit, treatment=again)
+
+
+def cells(setting: Setting, budget: float) -> Iterator[tuple[str, Any]]:
+    """(method, function that measures it) in the order of interest."""
+    problem = setting.problem(budget)
+
+    def ours() -> dict[str, Any]:
+        outcome = setting.search(problem, Ablation(our_space()))
+        assert outcome.best_fixed is not None
+        fixed = make_plan(problem, outcome.best_fixed[1])
+        return {
+            "rows": {"adapruner": setting.stages(problem, outcome.plan), "best fixed": setting.stages(problem, fixed)},
+            "notes": {"adapruner": {"recipe": outcome.recipe.to_dict()}, "best fixed": {"name": outcome.best_fixed[0].name}},
+        }
+
+    yield "adapruner", ours
+    for name, recipe in BASELINES.items():
+        for domain in ("in", "out"):
+            for allocation in ("global", "uniform"):
+                yield f"{name}, {domain}, {allocation}", _baseline(setting, problem, name, recipe, domain, allocation)
+    for name, ablation in ablations().items():
+        yield name, _ablation(setting, problem, name, ablation)
+
+
+def _baseline(setting: Setting, problem: PruningProblem, name: str, recipe: Recipe, domain: str, allocation: str) -> Any:
+    def measure() -> dict[str, Any]:
+        ways = Allocation("uniform") if allocation == "uniform" else Allocation("gamma", 0.0)
+        changes = FLAP_GLOBAL if name == "flap" and allocation == "global" else {"allocation": ways}
+        own = replace(recipe, **changes)
+        with_text, own = setting.calibrated(problem, own, domain)
+        return {"rows": {f"{name}, {domain}, {allocation}": setting.stages(with_text, make_plan(with_text, own))}}
+
+    return measure
+
+
+def _ablation(setting: Setting, problem: PruningProblem, name: str, ablation: Ablation) -> Any:
+    return lambda: {"rows": {name: setting.stages(problem, setting.search(problem, ablation).plan)}}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    record = json.loads(arguments.json.read_text()) if arguments.json.exists() else {"cells": [], "notes": []}
+    done = {(c["model"], c["budget"], c["method"], c["seed"]) for c in record["cells"]}
+    for seed in arguments.seeds:
+        for name in arguments.models:
+            setting = Setting(name, seed, arguments)
+            record.setdefault("dense", {})[name] = setting.perplexity(setting.model)
+            for budget in arguments.budgets:
+                for method, measure in cells(setting, budget):
+                    skip = any(word in method for word in arguments.skip) or (arguments.only and method not in arguments.only)
+                    if skip or (name, budget, method, seed) in done:
+                        continue
+                    started = time.monotonic()
+                    found = measure()
+                    seconds = round(time.monotonic() - started, 1)
+                    for row, values in found["rows"].items():
+                        cell = {"model": name, "budget": budget, "method": row, "seed": seed, **values, "seconds": seconds}
+                        record["cells"].append(cell)
+                        shown = "  ".join(f"{k.removeprefix('perplexity_')} {v:.2f}" for k, v in values.items() if math.isfinite(v))
+                        print(f"{name} {budget:.0%} seed {seed} {row}: {shown}  ({seconds} s)", flush=True)
+                    notes = found.get("notes", {})
+                    record["notes"] += [{"model": name, "budget": budget, "seed": seed, "method": m, **n} for m, n in notes.items()]
+                    _write(arguments, record)
+
+
+def _write(arguments: argparse.Namespace, record: dict[str, Any]) -> None:
+    record["setting"] = {
+        "command": f"python benchmarks/quality.py {' '.join(f'--{k} {v}' for k, v in _options(arguments).items())}",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+    }
+    temporary = arguments.json.with_name(f".{arguments.json.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    temporary.replace(arguments.json)
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    shown = {k.replace("_", "-"): v for k, v in vars(arguments).items() if k not in ("json", "only", "skip")}
+    return {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in shown.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True, help="where the figures go; a file that is there is gone on with")
+    parser.add_argument("--models", nargs="+", default=["demo", "larger"], help="demo, larger, or a folder")
+    parser.add_argument("--budgets", nargs="+", type=float, default=[0.5, 0.8, 0.2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--trials", type=int, default=128)
+    parser.add_argument("--samples", type=int, default=40, help="calibration samples of 128 tokens from each of the six sources")
+    parser.add_argument("--search-samples", type=int, default=64, help="windows of 128 tokens in the search split")
+    parser.add_argument("--test-windows", type=int, default=64, help="held-out windows of 128 tokens")
+    parser.add_argument("--ridge", type=float, default=0.01)
+    parser.add_argument("--refit", type=int, default=1, help="1: trials are judged after the local refit; 0: as cut")
+    parser.add_argument("--candidates", type=int, default=8)
+    parser.add_argument("--rerank-steps", type=int, default=0, help="optimizer steps of the candidates' short recovery")
+    parser.add_argument("--recovery-steps", type=int, default=15, help="optimizer steps of 8 x 128 tokens")
+    parser.add_argument("--only", nargs="*", default=[], help="methods to measure")
+    parser.add_argument("--skip", nargs="*", default=[], help="methods to leave out, by a part of their name")
+    run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
