@@ -75,7 +75,7 @@ def test_uniform_gives_every_layer_the_same_widths() -> None:
 
 def test_ranking_per_unit_takes_the_lowest_scores_whatever_their_size() -> None:
     """No unit that goes has a higher score than one that stays, heads and channels alike, but for the last head that did not fit."""
-    scores = draw_scores(ANATOMY)
+    scores = {g.name: torch.rand(g.units, generator=torch.Generator().manual_seed(i)) for i, g in enumerate(ANATOMY.groups)}
     kept = allocate(scores, ANATOMY, Budget(0.4, keep_at_least=0.0), Allocation("gamma", per="unit"))
     ffn = [g for g in ANATOMY.groups if g.kind == "ffn"]
     gone = [float(s) for g in ffn for u, s in enumerate(scores[g.name].tolist()) if u not in kept[g.name]]
