@@ -5,7 +5,7 @@
 For every model, budget (fraction of block parameters) and seed:
 
 - baselines: each metric alone, calibrated on other text (``out``: five sources) or on text like the test's (``in``), under
-  uniform widths or one global ranking; each as pruned, after the refit, recovered after the refit, and recovered without it;
+  uniform widths or one global ranking; each as pruned, after the refit, and recovered after the refit;
 - ``best fixed``: the best plain recipe among those the search tries first, which knows the search split as the search does;
 - ours (``adapruner``) and its ablations.
 
@@ -44,7 +44,7 @@ from adapruner.pruning.allocation import Allocation
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.lora import LoRAConfig, recover_briefly
-from adapruner.recovery.reconstruction import ReconstructionConfig
+from adapruner.recovery.reconstruction import ReconstructionConfig, record_dense_stream
 from adapruner.search.config import ObjectiveConfig, RerankConfig, SearchConfig
 from adapruner.search.posing import ProblemPoser
 from adapruner.search.space import SearchSpace
@@ -109,9 +109,11 @@ class Setting:
         self.data = self._data(AutoTokenizer.from_pretrained(folder))
         self.windows = self.data.calibration_windows
         self.test = self.data.evaluation_windows["test", 128]
-        self.scratch = Path(tempfile.mkdtemp(prefix="quality-"))
+        self.scratch = Path(arguments.cache or tempfile.mkdtemp(prefix="quality-")) / f"{name}-{seed}"
+        self.scratch.mkdir(parents=True, exist_ok=True)
         self.reconstruction = ReconstructionConfig(ridge=arguments.ridge)
         self._summed: dict[str, Any] = {}
+        self._dense: Any = None
 
     def _data(self, tokenizer: Any) -> PruningDataModule:
         def demo(name: str, split: str) -> TextSource:
@@ -147,8 +149,10 @@ class Setting:
             problem = replace(problem, statistics=statistics)
         return problem, replace(recipe, calibration=CalibrationChoice(weights))
 
-    def treatment(self, reconstruct: bool = True, steps: int | None = None) -> Treatment:
-        """The same for everybody; ``steps`` of recovery."""
+    def treatment(self, reconstruct: bool = True, steps: int | None = None, many: bool = False) -> Treatment:
+        """The same for everybody; ``steps`` of recovery. ``many``: the dense hidden states are kept, for many refits."""
+        if many and self._dense is None:
+            self._dense = record_dense_stream(self.model, self.anatomy, self.windows.input_ids, self.reconstruction)
         count = self.arguments.recovery_steps if steps is None else steps
 
         def build(parameters: Any) -> Any:
@@ -159,22 +163,21 @@ class Setting:
             batches, lora = self.data.train_dataloader(), LoRAConfig(r=16, alpha=32, dropout=0.0)
             return recover_briefly(model, batches, lora, steps=count, build_optimizer=build, seed=self.seed)
 
-        return Treatment.of_windows(self.windows, self.reconstruction if reconstruct else None, recover if count else None)
+        dense = self._dense if many else None
+        return Treatment.of_windows(self.windows, self.reconstruction if reconstruct else None, recover if count else None, dense)
 
     def perplexity(self, model: Any) -> float:
         """On the held-out text."""
         return evaluate_nll(model, self.test, 16).perplexity
 
-    def stages(self, problem: PruningProblem, plan: PruningPlan) -> dict[str, float]:
-        """Perplexity as pruned, reconstructed, recovered, and recovered without the refit."""
+    def stages(self, problem: PruningProblem, plan: PruningPlan, without_refit: bool = True) -> dict[str, float]:
+        """Perplexity as pruned, reconstructed, recovered, and where asked recovered without the refit."""
         values = dict(measure_stages(self.model, problem, plan, self.treatment(), self.perplexity))
-        bare = dict(measure_stages(self.model, problem, plan, self.treatment(reconstruct=False), self.perplexity))
-        return {
-            "perplexity_pruned": values["pruned"],
-            "perplexity_reconstructed": values["reconstructed"],
-            "perplexity_recovered": values["recovered"],
-            "perplexity_recovered_without_reconstruction": bare["recovered"],
-        }
+        found = {f"perplexity_{stage}": values[stage] for stage in ("pruned", "reconstructed", "recovered")}
+        if without_refit:
+            bare = dict(measure_stages(self.model, problem, plan, self.treatment(reconstruct=False), self.perplexity))
+            found["perplexity_recovered_without_reconstruction"] = bare["recovered"]
+        return found
 
     def search(self, problem: PruningProblem, ablation: Ablation) -> Any:
         """A whole search as the callback runs it: trials judged after the local refit, the best few looked at again."""
@@ -190,7 +193,7 @@ class Setting:
             random_sets=0,
             space=ablation.space,
         )
-        again = self.treatment(steps=options.rerank_steps)
+        again = self.treatment(steps=options.rerank_steps, many=True)
         with tempfile.TemporaryDirectory() as folder:
             refit = options.ridge if options.refit else None
             return run_search(self.model, problem, self.data.search_windows, config, Path(folder), {}, refit=refit, treatment=again)
@@ -224,13 +227,14 @@ def _baseline(setting: Setting, problem: PruningProblem, name: str, recipe: Reci
         changes = FLAP_GLOBAL if name == "flap" and allocation == "global" else {"allocation": ways}
         own = replace(recipe, **changes)
         with_text, own = setting.calibrated(problem, own, domain)
-        return {"rows": {f"{name}, {domain}, {allocation}": setting.stages(with_text, make_plan(with_text, own))}}
+        values = setting.stages(with_text, make_plan(with_text, own), without_refit=False)
+        return {"rows": {f"{name}, {domain}, {allocation}": values}}
 
     return measure
 
 
 def _ablation(setting: Setting, problem: PruningProblem, name: str, ablation: Ablation) -> Any:
-    return lambda: {"rows": {name: setting.stages(problem, setting.search(problem, ablation).plan)}}
+    return lambda: {"rows": {name: setting.stages(problem, setting.search(problem, ablation).plan, False)}}
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -271,7 +275,7 @@ def _write(arguments: argparse.Namespace, record: dict[str, Any]) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    shown = {k.replace("_", "-"): v for k, v in vars(arguments).items() if k not in ("json", "only", "skip")}
+    shown = {k.replace("_", "-"): v for k, v in vars(arguments).items() if k not in ("json", "only", "skip", "cache")}
     return {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in shown.items()}
 
 
@@ -281,15 +285,16 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["demo", "larger"], help="demo, larger, or a folder")
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.5, 0.8, 0.2])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--trials", type=int, default=128)
-    parser.add_argument("--samples", type=int, default=40, help="calibration samples of 128 tokens from each of the six sources")
+    parser.add_argument("--trials", type=int, default=96)
+    parser.add_argument("--samples", type=int, default=32, help="calibration samples of 128 tokens from each of the six sources")
     parser.add_argument("--search-samples", type=int, default=64, help="windows of 128 tokens in the search split")
-    parser.add_argument("--test-windows", type=int, default=64, help="held-out windows of 128 tokens")
+    parser.add_argument("--test-windows", type=int, default=48, help="held-out windows of 128 tokens")
     parser.add_argument("--ridge", type=float, default=0.01)
     parser.add_argument("--refit", type=int, default=1, help="1: trials are judged after the local refit; 0: as cut")
-    parser.add_argument("--candidates", type=int, default=8)
+    parser.add_argument("--candidates", type=int, default=6)
     parser.add_argument("--rerank-steps", type=int, default=0, help="optimizer steps of the candidates' short recovery")
-    parser.add_argument("--recovery-steps", type=int, default=15, help="optimizer steps of 8 x 128 tokens")
+    parser.add_argument("--recovery-steps", type=int, default=10, help="optimizer steps of 8 x 128 tokens")
+    parser.add_argument("--cache", help="folder for statistics, so that a run that goes on need not collect them again")
     parser.add_argument("--only", nargs="*", default=[], help="methods to measure")
     parser.add_argument("--skip", nargs="*", default=[], help="methods to leave out, by a part of their name")
     run(parser.parse_args())
