@@ -20,6 +20,8 @@ from adapruner.pruning.surgery import cut_layer, restored
 from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_reconstruct
 
 Value = TypeVar("Value")
+#: A window whose weight is below this part of the largest one is left out of the refit: it would cost time and change nothing.
+_SILENT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,15 @@ def refit_plan(
     weights = problem.calibration.sample_weights(replace(recipe.calibration, seq_len=None))
     if treatment.rows is not None:
         weights = weights[treatment.rows]
+    input_ids = treatment.input_ids
+    heard = (weights > _SILENT * weights.max()).nonzero().flatten()
+    if treatment.dense is None and 0 < len(heard) < len(weights):  # a dense stream is of all windows
+        input_ids, weights = input_ids[heard], weights[heard]
     prune_and_reconstruct(
         model,
         problem.anatomy,
         plan,
-        treatment.input_ids,
+        input_ids,
         config,
         sample_weights=weights,
         progress=progress,

@@ -11,10 +11,11 @@ without early stopping, one after another in turns, so that a busy machine slows
 - ours: recipe -> scores from the cached statistics -> plan -> evaluation at the pruned widths, as the search runs it. The one
   pass that fills the cache is timed and shared out over the trials.
 
-``overhead_over_masked_forward`` is ours against the bare forward pass of a model that is already cut to the same widths.
-``naive_without_graph_seconds`` leaves the graph out of the naive way, as if its index maps were known: the part of the gain
-that is not the graph. Each way is timed on as many of the trials as ``--our-trials``, ``--naive-trials`` and
-``--naive-pool-trials`` say and scaled to all; the file says how many. A file that is there keeps its other models. ``early_stopping_saves`` replays the trials' chunks through the median rule: the part of the evaluation
+``overhead_over_masked_forward`` is ours against the bare forward pass of a model that is already cut to the same
+widths. ``naive_without_graph_seconds`` leaves the graph out of the naive way, as if its index maps were known: the
+part of the gain that is not the graph. Each way is timed on as many of the trials as ``--our-trials``, ``--naive-
+trials`` and ``--naive-pool-trials`` say and scaled to all; the file says how many. A file that is there keeps its
+other models. ``early_stopping_saves`` replays the trials' chunks through the median rule: the part of the evaluation
 that it would have spared.
 """
 

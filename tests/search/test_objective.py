@@ -1,0 +1,106 @@
+"""What a trial is worth: against direct measurements of really pruned models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from adapruner.anatomy.sizes import measure_sizes
+from adapruner.data.windows import TextWindows
+from adapruner.errors import ConfigurationError
+from adapruner.evaluation.cost import count_macs
+from adapruner.evaluation.divergence import collect_top_k, evaluate_divergence_chunks
+from adapruner.evaluation.perplexity import evaluate_nll
+from adapruner.importance.gram import collect_grams
+from adapruner.pipeline import PruningProblem, Recipe, make_plan, part_weights
+from adapruner.pruning.surgery import pruned
+from adapruner.recovery.local import pruned_and_refitted
+from adapruner.search.config import ObjectiveConfig, RerankConfig, SearchConfig
+from adapruner.search.objective import Objective
+from tests.tiny import random_windows
+
+RECIPE = Recipe({"l2": 1.0})
+
+
+def last(objective: Objective, model: Any, problem: PruningProblem, recipe: Recipe = RECIPE) -> float:
+    *_, part = objective.of_plan(model, make_plan(problem, recipe), recipe)
+    return part.value
+
+
+def test_chunks_add_up_to_the_whole(model: Any, problem: PruningProblem, windows: TextWindows) -> None:
+    objective = Objective(model, problem, windows, SearchConfig(batch_size=2, chunks=4), None)
+    parts = list(objective.of_plan(model, make_plan(problem, RECIPE), RECIPE))
+    assert len(parts) == 4
+    with pruned(model, problem.anatomy, make_plan(problem, RECIPE)):
+        assert parts[-1].value == pytest.approx(evaluate_nll(model, windows).nll)
+        assert [p.alone for p in parts] == pytest.approx([evaluate_nll(model, windows.select([i, i + 1])).nll for i in (0, 2, 4, 6)])
+
+
+def test_kl_is_measured_against_the_dense_model(model: Any, problem: PruningProblem, windows: TextWindows) -> None:
+    config = SearchConfig(objective=ObjectiveConfig(measure="kl", top_k=9))
+    value = last(Objective(model, problem, windows, config, None), model, problem)
+    dense = collect_top_k(model, windows, 9)
+    with pruned(model, problem.anatomy, make_plan(problem, RECIPE)):
+        *_, direct = evaluate_divergence_chunks(model, windows, dense)
+    assert value == pytest.approx(direct.value, rel=1e-5)
+    assert value > 0.01
+
+
+def test_the_refit_is_looked_at(model: Any, problem: PruningProblem, windows: TextWindows) -> None:
+    calibration = random_windows(4, 16, seed=1, sources=("books", "code", "wiki"))
+    grams = collect_grams(model, problem.anatomy, calibration, calibration.source_index, 3)
+    with_grams = replace(problem, grams=grams)
+    plan = make_plan(problem, RECIPE)
+    value = last(Objective(model, with_grams, windows, SearchConfig(), 0.02), model, with_grams)
+    with pruned_and_refitted(model, problem.anatomy, plan, grams, part_weights(problem, RECIPE), 0.02):
+        assert value == pytest.approx(evaluate_nll(model, windows).nll)
+    own = replace(RECIPE, ridge=0.5)
+    with pruned_and_refitted(model, problem.anatomy, plan, grams, part_weights(problem, own), 0.5):
+        direct = evaluate_nll(model, windows).nll
+    assert last(Objective(model, with_grams, windows, SearchConfig(), 0.02), model, with_grams, own) == pytest.approx(direct)
+    with pytest.raises(ConfigurationError, match="refit: expected Gram matrices of the calibration pool, got none"):
+        last(Objective(model, problem, windows, SearchConfig(), 0.02), model, problem)
+
+
+def test_the_cost_term_is_the_fraction_left(model: Any, problem: PruningProblem, windows: TextWindows) -> None:
+    plan = make_plan(problem, RECIPE)
+    sized = replace(problem, sizes=measure_sizes(model, problem.anatomy), budget=replace(problem.budget, seq_len=16))
+    plain = last(Objective(model, sized, windows, SearchConfig(), None), model, sized)
+    for what, weight in (("macs", 2.0), ("parameters", 0.5)):
+        objective: Any = ObjectiveConfig(cost=what, cost_weight=weight)  # type: ignore[arg-type]
+        found = Objective(model, sized, windows, SearchConfig(objective=objective), None)
+        if what == "macs":
+            dense = count_macs(model, seq_len=16)
+            with pruned(model, problem.anatomy, plan):
+                left = count_macs(model, seq_len=16) / dense
+        else:
+            left = plan.parameters["pruned"] / plan.parameters["dense"]
+        assert found.cost(plan) == pytest.approx(left, rel=1e-3)
+        assert last(found, model, sized) == pytest.approx(plain + weight * left, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"measure": "mse"}, "search.objective.measure: expected a known measure, got 'mse'"),
+        ({"refit": "sometimes"}, "search.objective.refit: expected a known refit, got 'sometimes'"),
+        ({"cost": "energy"}, "search.objective.cost: expected a known cost, got 'energy'"),
+        ({"top_k": 0}, "search.objective.top_k: expected 1 or more, got 0"),
+        ({"cost_weight": -1.0}, "search.objective.cost_weight: expected a finite number of 0 or more, got -1.0"),
+        ({"pareto": True, "cost_weight": 1.0}, "search.objective: expected pareto or a cost_weight, got both"),
+    ],
+)
+def test_an_objective_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        ObjectiveConfig(**options)
+
+
+def test_a_second_look_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"search\.rerank: expected candidates of 1 or more"):
+        RerankConfig(candidates=0)
+    with pytest.raises(ConfigurationError, match=r"search.rerank.keep: expected a fraction in \(0, 1\], got 0"):
+        RerankConfig(keep=0.0)
+    with pytest.raises(ConfigurationError, match=r"search\.objective\.pareto: expected the sampler tpe, gp or random .*, got cmaes"):
+        SearchConfig(sampler="cmaes", objective=ObjectiveConfig(pareto=True))
