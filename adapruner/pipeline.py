@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapruner.anatomy.latency import LatencyTable
 from adapruner.anatomy.sizes import ModelSizes
 from adapruner.anatomy.units import ModelAnatomy
 from adapruner.calibration.choice import CalibrationChoice
@@ -86,6 +87,8 @@ class PruningProblem:
     """Parameters that bias compensation adds to the model, where it is used."""
     sizes: ModelSizes | None = None
     """Of the dense model, where MACs or memory are counted."""
+    latency: LatencyTable | None = None
+    """Of the device, where the budget is one of latency."""
     grams: GramMatrices | None = None
     """Of the output projections' inputs, one for each source of the pool, where trials are refitted."""
     other_lengths: Mapping[int, tuple[UnitStatistics, CalibrationPool]] = field(default_factory=dict)
@@ -124,7 +127,7 @@ def make_plan(problem: PruningProblem, recipe: Recipe, provenance: Mapping[str, 
     budget, costs = problem.budget, problem.costs
     if recipe.pruned_fraction is not None:
         budget, costs = replace(budget, pruned_fraction=recipe.pruned_fraction), None
-    costs = costs or budget.costs(problem.anatomy, sizes=problem.sizes)
+    costs = costs or budget.costs(problem.anatomy, sizes=problem.sizes, latency=problem.latency)
     kept = allocate(scores, problem.anatomy, budget, recipe.allocation, costs)
     plan = plan_from_kept(problem, kept, recipe.to_dict(), provenance, budget.to_dict(costs))
     if not recipe.bias_compensation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -41,6 +41,20 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=total, note="")
         yield lambda done, note="": progress.update(task, completed=done, note=note)
+
+
+@contextmanager
+def late_progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar that appears with its first step, for work that there may be none of; yields ``advance(done, total, note)``."""
+    with ExitStack() as stack:
+        bar: list[Callable[..., None]] = []
+
+        def advance(done: int, total: int, note: str) -> None:
+            if not bar:
+                bar.append(stack.enter_context(progress_bar(title, total)))
+            bar[0](done, note)
+
+        yield advance
 
 
 def _lines(title: str, total: int) -> Callable[..., None]:

@@ -10,8 +10,8 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from adapruner._version import __version__
 from adapruner.anatomy.fingerprint import fingerprint_model
 from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.anatomy.units import ModelAnatomy
-from adapruner.callbacks.progress import announce, progress_bar
+from adapruner.callbacks.progress import announce, late_progress_bar, progress_bar
 from adapruner.data.calibration_set import make_set
 from adapruner.errors import ConfigurationError, DataError, ModelError
 from adapruner.importance.metrics import find_metric
@@ -33,6 +33,7 @@ from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import prune_model, write_widths
 from adapruner.recovery.reconstruction import ReconstructionConfig
+from adapruner.search.device_latency import meet_on_device
 from adapruner.search.posing import ProblemPoser
 from adapruner.search.study import SearchConfig, SearchOutcome, check_journal, run_search
 from adapruner.search.trials import TrialRecord
@@ -216,14 +217,15 @@ class PruningSearchCallback(Callback):
                 announce(f"takes the plan {self.given_plan.hash} from {self.plan_file}: no search")
             return self.given_plan
         if self.recipe is not None:
-            return make_plan(self.problem, self.recipe, {"seed": self.problem.seed, **self.identity})
+            plan = make_plan(self.problem, self.recipe, {"seed": self.problem.seed, **self.identity})
+            return self._on_device(model, plan, self.recipe)
         from adapruner.callbacks.lora_recovery import short_recovery  # it knows this callback, in its turn
 
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         again = 0 if self.search.rerank is None else self.search.rerank.recovery_steps
         recover = short_recovery(trainer, trainer.lightning_module, again)
         treatment = Treatment.of_windows(data.calibration_windows, self.reconstruction, recover)
-        with self._trial_progress(trainer) as on_trial, _second_look() as on_candidate:
+        with self._trial_progress(trainer) as on_trial, late_progress_bar("best few again") as on_candidate:
             outcome = run_search(
                 model,
                 self.problem,
@@ -239,7 +241,18 @@ class PruningSearchCallback(Callback):
         self.outcome, self.seconds["search"] = outcome, outcome.seconds
         if outcome.resumed:
             announce(f"took {outcome.resumed} of {len(outcome.trials)} trials from the study in {self.folder / 'study.journal'}")
-        return outcome.plan
+        return self._on_device(model, outcome.plan, outcome.recipe)
+
+    def _on_device(self, model: Any, plan: PruningPlan, recipe: Recipe) -> PruningPlan:
+        """A latency budget is met by the clock, not only by the model of it."""
+        if self.problem is None or self.problem.latency is None:
+            return plan
+        found, choice = meet_on_device(model, self.problem, recipe, self.problem.latency)
+        announce(
+            f"latency: {choice.measured_ms:.2f} ms measured, {choice.target_ms:.2f} ms asked for, dense "
+            f"{self.problem.latency.whole_ms:.2f} ms; {choice.rounds} measured plan{'s' if choice.rounds > 1 else ''}"
+        )
+        return replace(found, provenance={**plan.provenance, **found.provenance})
 
     def _identify(self, data: Any, fingerprint: str) -> dict[str, Any]:
         """Everything a trial's value depends on, apart from its own parameters."""
@@ -338,17 +351,3 @@ class PruningSearchCallback(Callback):
             raise ConfigurationError(
                 f"folder: expected a folder that can be written, got {self.folder} ({error.strerror}); choose another"
             ) from error
-
-
-@contextmanager
-def _second_look() -> Iterator[Any]:
-    """A bar that appears with the first candidate, as there may be none."""
-    with ExitStack() as stack:
-        bar: list[Any] = []
-
-        def on_candidate(done: int, total: int, name: str) -> None:
-            if not bar:
-                bar.append(stack.enter_context(progress_bar("best few again", total)))
-            bar[0](done, name)
-
-        yield on_candidate

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from adapruner.anatomy.latency import LatencyTable
 from adapruner.anatomy.sizes import measure_sizes
 from adapruner.anatomy.units import ModelAnatomy
 from adapruner.calibration.clusters import cluster_pools
@@ -20,6 +21,8 @@ from adapruner.importance.statistics import UnitStatistics, collect_statistics
 from adapruner.pipeline import PruningProblem
 from adapruner.pruning.bias_compensation import count_added_biases
 from adapruner.pruning.budget import Budget
+from adapruner.search.device_latency import FILE as LATENCY_FILE
+from adapruner.search.device_latency import read_or_measure_table
 from adapruner.search.evidence import is_first_rank, read_or_collect
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
@@ -46,6 +49,7 @@ class ProblemPoser:
     """Progress bar: title and total -> ``advance(done)``."""
     announce: Callable[[str], None] = field(default=lambda message: None)
     seconds: dict[str, float] = field(default_factory=dict)
+    _table: LatencyTable | None = None
 
     @property
     def lengths(self) -> dict[int, Any]:
@@ -102,17 +106,24 @@ class ProblemPoser:
             costs=costs,
             added_biases=count_added_biases(self.model, self.anatomy),
             sizes=sizes,
+            latency=self._table,
             grams=grams,
             other_lengths=others,
         )
 
-    def _latency(self) -> Any:
+    def _latency(self) -> LatencyTable | None:
         if self.budget.of != "latency":
             return None
         from adapruner.evaluation.latency_table import measure_latency_table
 
-        self.announce("times the dense model and its layers at several widths")
-        return measure_latency_table(self.model, self.anatomy, seq_len=self.budget.seq_len)
+        def measure() -> LatencyTable:
+            self.announce("times the dense model and its layers at several widths")
+            return measure_latency_table(self.model, self.anatomy, seq_len=self.budget.seq_len)
+
+        if self._table is None:
+            key = f"1:{self.fingerprint}:{self.budget.seq_len}"
+            self._table = read_or_measure_table(self.folder / LATENCY_FILE, key, measure, write=is_first_rank())
+        return self._table
 
     def _statistics(self, length: int, needs: frozenset[str], first: bool) -> UnitStatistics:
         windows = self.lengths[length]

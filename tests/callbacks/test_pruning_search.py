@@ -10,8 +10,11 @@ from lightning import Trainer
 from torch import nn
 
 from adapruner.errors import BudgetError, ConfigurationError, DataError, ModelError, PlanError, StudyError
+from adapruner.pipeline import Recipe
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import read_plan
+from adapruner.search.config import ObjectiveConfig
+from adapruner.search.space import SearchSpace
 from adapruner.search.study import SearchConfig
 from tests.callbacks.conftest import FFN, ForeignData, ForeignModule, Run, foreign_trainer, search_callback
 
@@ -168,3 +171,37 @@ def test_the_search_leaves_the_random_state_alone(tmp_path: Path) -> None:
     plan = callback.plan
     callback.setup(trainer, module, "fit")  # once is enough
     assert callback.plan is plan
+
+
+def test_a_fixed_recipe_is_applied_without_a_search(tmp_path: Path) -> None:
+    recipe = Recipe({"flap_wifv": 1.0}, head_reduction="mean", normaliser="standardise", scope="layer", bias_compensation=True)
+    run = fitted(tmp_path, search_callback(recipe=recipe), max_steps=1)
+    assert run.search.outcome is None
+    assert run.search.plan is not None
+    assert run.search.plan.recipe["coefficients"] == {"flap_wifv": 1.0}
+    assert run.search.plan.output_bias
+    assert all(layer.mlp.down_proj.bias is not None for layer in run.module.language.model.layers)
+    assert not (tmp_path / "study.journal").exists()
+    assert read_plan(tmp_path / "plan.json").hash == run.search.plan.hash
+    with pytest.raises(ConfigurationError, match=r"pruning\.recipe: expected a plan or a recipe, got both"):
+        search_callback(recipe=recipe, plan=str(tmp_path / "plan.json"))
+
+
+def test_a_latency_budget_is_measured_on_the_device(tmp_path: Path) -> None:
+    run = fitted(tmp_path, search_callback(budget=Budget(0.1, "latency", seq_len=16), recipe=Recipe({"l2": 1.0})), max_steps=1)
+    assert run.search.plan is not None
+    facts = run.search.plan.provenance["latency"]
+    assert facts["measured_ms"] > 0
+    assert 1 <= facts["rounds"] <= 3
+    assert run.search.plan.budget["of"] == "latency"
+    assert (tmp_path / "latency.json").exists()
+
+
+def test_trials_are_judged_after_the_refit_where_it_fits(tmp_path: Path) -> None:
+    run = fitted(tmp_path, search_callback(), max_steps=1)
+    assert (tmp_path / "grams.safetensors").exists()
+    assert run.search.identity["objective"]["refit"] == pytest.approx(0.01)
+    small = SearchConfig(n_trials=4, space=SearchSpace(metrics=["l2"]), objective=ObjectiveConfig(refit_gib=0.0))
+    other = fitted(tmp_path / "small", search_callback(search=small), max_steps=1)
+    assert other.search.identity["objective"]["refit"] is None
+    assert not (tmp_path / "small" / "grams.safetensors").exists()

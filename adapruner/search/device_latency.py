@@ -1,0 +1,75 @@
+"""A latency budget is met on the device: the winning recipe's plan is timed, the model of latency corrected, the plan made anew."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from adapruner.anatomy.latency import LatencyTable
+from adapruner.errors import ConfigurationError
+from adapruner.evaluation.cost import measure_latency
+from adapruner.pipeline import PruningProblem, Recipe, make_plan
+from adapruner.pruning.latency_rounds import MeasuredChoice, meet_latency
+from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.surgery import pruned
+
+FILE = "latency.json"
+
+
+def read_or_measure_table(file: Path, key: str, measure: Callable[[], LatencyTable], write: bool) -> LatencyTable:
+    """The table of a run folder if it was made for this model and budget, so that a resumed search has the same prices."""
+    try:
+        record = json.loads(file.read_text())
+        if record["key"] == key:
+            return LatencyTable.from_dict(record["table"])
+    except (OSError, ValueError, KeyError, TypeError, ConfigurationError):
+        pass
+    table = measure()
+    if write:
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({"key": key, "table": table.to_dict()}, indent=1) + "\n")
+        temporary.replace(file)
+    return table
+
+
+def meet_on_device(
+    model: nn.Module, problem: PruningProblem, recipe: Recipe, table: LatencyTable, *, rounds: int = 3, repeats: int = 9
+) -> tuple[PruningPlan, MeasuredChoice]:
+    """The recipe's plan at the measured latency, and how near it came. The model is whole again afterwards.
+
+    A plan's time is taken between two of the dense model, so that a machine that slows down slows both.
+
+    Raises:
+        BudgetError: if no plan reaches the target even on paper.
+    """
+    plans: dict[str, PruningPlan] = {}
+
+    def choose(costs: Any) -> dict[str, list[int]]:
+        plan = make_plan(replace(problem, costs=costs), recipe)
+        plans[_key(plan.kept)] = plan
+        return plan.kept
+
+    def forward_ms() -> float:
+        found = measure_latency({"model": model}, table.seq_len, table.batch_size, repeats)
+        return float(found["model"].prefill_ms)
+
+    def measure(kept: dict[str, list[int]]) -> float:
+        before = forward_ms()
+        with pruned(model, problem.anatomy, replace(plans[_key(kept)], output_bias=False)):
+            inside = forward_ms()
+        return table.whole_ms * inside / ((before + forward_ms()) / 2)
+
+    choice = meet_latency(problem.budget, problem.anatomy, table, choose, measure, rounds=rounds)
+    plan = plans[_key(choice.kept)]
+    facts = {"target_ms": choice.target_ms, "measured_ms": choice.measured_ms, "rounds": choice.rounds, "device": asdict(table)["device"]}
+    return replace(plan, provenance={**plan.provenance, "latency": facts}), choice
+
+
+def _key(kept: dict[str, list[int]]) -> str:
+    return json.dumps(sorted(kept.items()))
