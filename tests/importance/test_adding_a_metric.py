@@ -18,6 +18,7 @@ from adapruner.importance.metrics.interface import Evidence
 from adapruner.importance.statistics import collect_statistics
 from adapruner.pipeline import PruningProblem, make_plan
 from adapruner.pruning.budget import Budget
+from adapruner.search.fixed_points import FixedPoints
 from adapruner.search.space import SearchSpace
 from tests.conftest import build_model, build_windows
 
@@ -51,10 +52,10 @@ def test_documented_metric_scores_and_is_searched(metric: Any) -> None:
     oracle = seen[0].square().mean(0).sqrt()  # step 3
     torch.testing.assert_close(metric.score(Evidence(statistics, group, weights))[0], oracle)
     space = SearchSpace(metrics=["l2", "rms_input"])  # step 5
-    assert [name for name, _ in space.fixed_points(["all"])] == ["l2", "rms_input"]
     pool = CalibrationPool(CalibrationGroups(("all",), torch.zeros(5, dtype=torch.long)))
+    assert [name for name, _ in FixedPoints(space, pool).first] == ["l2", "rms_input"]
     problem = PruningProblem(anatomy, statistics, pool, Budget(0.4), "tiny", "f")
-    recipe = space.recipe({"gamma": 0.0, "log_head_multiplier": 0.0}, {"l2": -1.0, "rms_input": 1.0}, None)
+    recipe = space.recipe({"gamma": 0.0, "log_head_multiplier": 0.0, "metric/l2": -1.0, "metric/rms_input": 1.0})
     assert abs(make_plan(problem, recipe).pruned_fraction - 0.4) < 0.002
 
 
