@@ -27,6 +27,7 @@ from adapruner.errors import ConfigurationError
 from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.importance.metrics import find_metric
 from adapruner.report.comparison import baseline_recipes, compare_methods
+from adapruner.search.reranking import to_rows
 from adapruner.search.trials import TrialRecord, to_history
 from adapruner.treatment import Treatment, as_cut, recipe_of
 
@@ -252,10 +253,13 @@ class CompressionReportCallback(Callback):
             "best_value": outcome.best.value,
             "best_trial": outcome.best.trial,
             "best_fixed_value": min(fixed, default=None),
-            "dense_value": self.dense_search_nll,
+            "dense_value": self.dense_search_nll if pruning.search.objective.measure == "nll" else 0.0,
             "recipe": outcome.recipe.to_dict(),
             "history": to_history(outcome.trials),
             "importance": outcome.importance,
+            "judged": _in_words(pruning),
+            "candidates": to_rows(outcome.candidates),
+            "front": [{"trial": t.trial, "value": t.value, "cost": t.cost} for t in outcome.front],
         }
 
     def _recovery_section(self, trainer: Trainer, pruning: PruningSearchCallback) -> dict[str, Any]:
@@ -272,6 +276,24 @@ class CompressionReportCallback(Callback):
                 "history": lora.history,
             },
         }
+
+
+def _in_words(pruning: PruningSearchCallback) -> str:
+    """What a trial's value is."""
+    objective = pruning.search.objective
+    measure = "NLL" if objective.measure == "nll" else "KL from the dense model's predictions"
+    model = "of the model as cut" if pruning.refit is None else "of the model after the local refit"
+    cost = f", plus {objective.cost_weight} times the fraction of {objective.cost} left" if objective.cost_weight else ""
+    return f"{measure} {model}{cost}"
+
+
+def _reached(pruning: PruningSearchCallback) -> float:
+    """Removed fraction of what the budget counts."""
+    plan, problem = pruning.plan, pruning.problem
+    assert plan is not None
+    if problem is None or problem.costs is None or plan.budget["of"] in ("block", "all"):
+        return plan.pruned_fraction
+    return problem.costs.removed_by(plan.kept, problem.anatomy) / problem.costs.whole
 
 
 def _callbacks(trainer: Trainer) -> list[Any]:
@@ -296,7 +318,7 @@ def _model_section(pruning: PruningSearchCallback) -> dict[str, Any]:
         "parameters_dense": plan.parameters["dense"],
         "parameters_pruned": plan.parameters["pruned"],
         "pruned_fraction_target": plan.budget["pruned_fraction"],
-        "pruned_fraction": plan.pruned_fraction,
+        "pruned_fraction": _reached(pruning),
         "budget_of": plan.budget["of"],
         "block_parameters_dense": plan.parameters["block_dense"],
         "block_parameters_pruned": plan.parameters["block_pruned"],

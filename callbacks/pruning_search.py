@@ -91,7 +91,7 @@ class PruningSearchCallback(Callback):
         self.anatomy: ModelAnatomy | None = None
         self.identity: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
-        self._refit: float | None = None
+        self.refit: float | None = None  # strength of the local refit that trials are judged after
         self.folder = Path()
 
     # ---------------------------------------------------------------------------------------------- Lightning's hooks
@@ -170,7 +170,7 @@ class PruningSearchCallback(Callback):
         poser = ProblemPoser(model, anatomy, data, self.budget, name, fingerprint, folder, self.search.seed, size, progress_bar, announce)
         problem = poser.without_evidence()  # an unreachable budget is refused here, before anything heavy
         self.search.space.check_pool(problem.calibration, list(poser.lengths))
-        self._refit = self._refit_strength(poser)
+        self.refit = self._refit_strength(poser)
         self.identity = self._identify(data, fingerprint)
         searches = self.given_plan is None and self.recipe is None
         if searches and trainer.is_global_zero:
@@ -183,7 +183,7 @@ class PruningSearchCallback(Callback):
             needs |= self._needs()
         if self.given_plan is not None and self.given_plan.output_bias:
             needs |= BIAS_NEEDS
-        problem = poser.pose(poser.pools(), needs, self._lengths_needed(), grams=searches and self._refit is not None)
+        problem = poser.pose(poser.pools(), needs, self._lengths_needed(), grams=searches and self.refit is not None)
         self.seconds["statistics"] = sum(poser.seconds.values())
         return problem
 
@@ -234,7 +234,7 @@ class PruningSearchCallback(Callback):
                 self.folder,
                 self.identity,
                 on_trial,
-                refit=self._refit,
+                refit=self.refit,
                 treatment=treatment,
                 on_candidate=on_candidate,
             )
@@ -263,7 +263,7 @@ class PruningSearchCallback(Callback):
             "budget": asdict(self.budget),
             "space": self.search.space.to_dict(),
             "sampler": [self.search.sampler, self.search.order, self.search.seed, self.search.early_stopping, self.search.chunks],
-            "objective": {**asdict(self.search.objective), "refit": self._refit, "refit_gib": None},
+            "objective": {**asdict(self.search.objective), "refit": self.refit, "refit_gib": None},
             "reconstruction": None if self.reconstruction is None else asdict(self.reconstruction),
             "code version": __version__,
         }

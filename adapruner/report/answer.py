@@ -79,12 +79,21 @@ def comparisons(report: Mapping[str, Any]) -> list[Comparison]:
     ]
 
 
+#: What a budget counts, in words: after "of the" and alone.
+COUNTED = {
+    "block": ("block parameters", "the block parameters"),
+    "all": ("model's parameters", "all parameters"),
+    "macs": ("multiply-accumulates", "the multiply-accumulates"),
+    "memory": ("weights' memory", "the weights' memory"),
+    "latency": ("modelled latency", "the modelled latency"),
+}
+
+
 def answer_sentence(report: Mapping[str, Any], arrow: str = "->", times: str = "x") -> str:
     """The result in one sentence: what was removed, perplexity stage by stage, latency."""
     model, cost = report["model"], report.get("cost")
-    counted = "block" if model["budget_of"] == "block" else "model's"
     inall = f"{count_text(model['parameters_dense'])} {arrow} {count_text(model['parameters_pruned'])} in all"
-    parts = [f"Removed {percent_text(model['pruned_fraction'])} of the {counted} parameters ({inall})"]
+    parts = [f"Removed {percent_text(model['pruned_fraction'])} of the {COUNTED[model['budget_of']][0]} ({inall})"]
     path = perplexity_path(report)
     parts.append("perplexity " + f" {arrow} ".join(path) if path else "perplexity not measured")
     if cost and cost["dense"]["latency_ms"] and cost["pruned"]["latency_ms"] is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adapruner.report.answer import answer_sentence, comparisons, left_out
+from adapruner.report.answer import COUNTED, answer_sentence, comparisons, left_out
 from adapruner.report.formats import (
     MISSING,
     TIMES,
@@ -82,7 +82,7 @@ def _header(report: Mapping[str, Any]) -> Markup:
 def _figures(report: Mapping[str, Any]) -> Markup:
     model, cost = report["model"], report.get("cost") or {}
     dense, pruned = cost.get("dense", {}), cost.get("pruned", {})
-    counted = "the block parameters" if model["budget_of"] == "block" else "all parameters"
+    counted = COUNTED[model["budget_of"]][1]
     perplexity, where = _perplexity_figure(report)
     latency = ratio_text(dense.get("latency_ms"), pruned.get("latency_ms"), TIMES)
     latency_words = (

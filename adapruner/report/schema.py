@@ -38,7 +38,7 @@ class Model(TypedDict):
     """What was asked for, in [0, 1)."""
     pruned_fraction: float
     """What was reached, of what ``budget_of`` counts, in [0, 1)."""
-    budget_of: Literal["block", "all"]
+    budget_of: Literal["block", "all", "macs", "memory", "latency"]
     block_parameters_dense: int
     block_parameters_pruned: int
     plan_hash: str
@@ -70,8 +70,27 @@ class Trial(TypedDict):
     seconds: float | None
 
 
-class Search(TypedDict):
-    """The study; every value is NLL in nats per token on the search split."""
+class Candidate(TypedDict):
+    """One of the best few trials at the later stages; values as the search's. ``None``: not measured there."""
+
+    trial: int
+    name: str
+    searched: float | None
+    reconstructed: float | None
+    recovered: float | None
+
+
+class _SearchDetails(TypedDict, total=False):
+    """What a search of an older release lacks."""
+
+    judged: str
+    """What a trial's value is, in words."""
+    candidates: list[Candidate]
+    """The second look at the best few, the winner first."""
+
+
+class Search(_SearchDetails):
+    """The study; every value is NLL (or what ``judged`` says) in nats per token on the search split."""
 
     trials: int
     completed: int

@@ -72,9 +72,23 @@ def search_section(report: Mapping[str, Any]) -> Markup | None:
     table = element("div", element("table", head, element("tbody", *cells)))
     fixed = [t for t in search["history"] if t["name"] != "searched"]
     halves = element("div", table, _fixed_table(fixed), class_="pair") if fixed else table
-    return section(
-        "Search", f"{counts} Vertical axis: NLL in nats per token, masked model, search split.", search_plot(search), element("br"), halves
-    )
+    judged = search.get("judged") or "NLL of the model as cut"
+    words = f"{counts} Vertical axis: {judged}, in nats per token, search split."
+    again = [_candidates_table(search["candidates"])] if search.get("candidates") else []
+    return section("Search", words, search_plot(search), element("br"), halves, *again)
+
+
+def _candidates_table(candidates: Sequence[Mapping[str, Any]]) -> Markup:
+    """The second look at the best few, the winner first."""
+    stages = [s for s in ("searched", "reconstructed", "recovered") if any(c[s] is not None for c in candidates)]
+    names = [f"trial {c['trial']}" if c["name"] == "searched" else c["name"] for c in candidates]
+    rows = [
+        element("tr", element("th", name), *(element("td", nll_text(c[s])) for s in stages))
+        for name, c in zip(names, candidates, strict=True)
+    ]
+    titles = {"searched": "in the search", "reconstructed": "reconstructed", "recovered": "after a short recovery"}
+    head = element("tr", element("th", "the best few again"), *(element("th", titles[s]) for s in stages))
+    return _scrolled(element("table", element("thead", head), element("tbody", *rows)))
 
 
 def _fixed_table(fixed: Sequence[Mapping[str, Any]]) -> Markup:

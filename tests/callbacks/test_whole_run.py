@@ -44,6 +44,9 @@ def test_the_report_has_every_key_that_others_read(report: dict[str, Any], finis
     assert report["recovery"]["lora"]["steps"] == 4
     assert [step for step, _ in report["recovery"]["lora"]["history"]] == [1, 2, 3, 4]
     assert report["calibration"]["samples"] == 8
+    assert report["search"]["judged"] == "NLL of the model after the local refit"
+    assert report["search"]["candidates"][0]["trial"] == report["search"]["best_trial"]
+    assert 1 <= report["calibration"]["effective_samples"] <= 8
 
 
 def test_every_stage_is_measured_on_every_set(report: dict[str, Any]) -> None:

@@ -174,6 +174,21 @@ def test_one_row_one_trial_and_wholly_pruned_layers_are_drawn() -> None:
     assert "Attention units: 0 of 48 kept" in page.text
 
 
+def test_the_second_look_is_a_table() -> None:
+    report = sample_report()
+    assert "the best few again" not in Page(render_page(report)).text
+    report["search"] |= {
+        "judged": "NLL of the model after the local refit",
+        "candidates": [
+            {"trial": 31, "name": "searched", "searched": 4.4012, "reconstructed": 4.3711, "recovered": 4.3507},
+            {"trial": 7, "name": "l2 on wiki", "searched": 4.4512, "reconstructed": 4.3902, "recovered": None},
+        ],
+    }
+    text = Page(render_page(report)).text
+    assert all(words in text for words in ("the best few again", "trial 31", "l2 on wiki", "4.371", "after a short recovery"))
+    assert "NLL of the model after the local refit, in nats per token" in text
+
+
 def test_calibration_shows_clusters_and_spread() -> None:
     report = {**sample_report(), "calibration": searched_calibration()}
     html = render_page(report)

@@ -71,6 +71,8 @@ def test_budget_over_the_whole_model() -> None:
     report["cost"]["pruned"]["latency_ms"] = None
     words = " ".join(printed(report).split())
     assert "of the model's parameters" in words
+    report["model"]["budget_of"] = "macs"
+    assert "of the multiply-accumulates" in " ".join(printed(report).split())
     assert "latency x" not in words
 
 
