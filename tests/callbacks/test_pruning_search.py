@@ -9,7 +9,9 @@ import torch
 from lightning import Trainer
 from torch import nn
 
+from adapruner.anatomy.latency import LatencyTable
 from adapruner.errors import BudgetError, ConfigurationError, DataError, ModelError, PlanError, StudyError
+from adapruner.evaluation import latency_table
 from adapruner.pipeline import Recipe
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import read_plan
@@ -187,7 +189,10 @@ def test_a_fixed_recipe_is_applied_without_a_search(tmp_path: Path) -> None:
         search_callback(recipe=recipe, plan=str(tmp_path / "plan.json"))
 
 
-def test_a_latency_budget_is_measured_on_the_device(tmp_path: Path) -> None:
+def test_a_latency_budget_is_measured_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table is made up, as a model this small takes the same time at any width; the plans are timed."""
+    table = LatencyTable({"attention": 0.2, "ffn": 0.002}, 5.0, 16, 1, "made up")
+    monkeypatch.setattr(latency_table, "measure_latency_table", lambda *_, **__: table)
     run = fitted(tmp_path, search_callback(budget=Budget(0.1, "latency", seq_len=16), recipe=Recipe({"l2": 1.0})), max_steps=1)
     assert run.search.plan is not None
     facts = run.search.plan.provenance["latency"]
