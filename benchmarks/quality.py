@@ -75,6 +75,8 @@ class Ablation:
     space: SearchSpace
     order: str = "joint"
     sampler: str = "tpe"
+    refit: bool = True
+    """Whether trials are judged after the local refit."""
 
 
 def our_space() -> SearchSpace:
@@ -83,7 +85,7 @@ def our_space() -> SearchSpace:
 
 
 def ablations() -> dict[str, Ablation]:
-    """Those of configs/ablations."""
+    """Those of configs/ablations, and a search whose trials are judged as they are cut."""
     whole = our_space()
     still = {"gamma": [0.0, 0.0], "log_head_multiplier": [0.0, 0.0], "depth_slope": [0.0, 0.0], "depth_curve": [0.0, 0.0]}
     return {
@@ -92,6 +94,7 @@ def ablations() -> dict[str, Ablation]:
         "one after the other": Ablation(whole, order="data_first"),
         "random search": Ablation(whole, sampler="random"),
         "no allocation": Ablation(replace(whole, **still)),
+        "judged as cut": Ablation(whole, refit=False),
     }
 
 
@@ -188,14 +191,14 @@ class Setting:
             order=ablation.order,  # type: ignore[arg-type]
             seed=self.seed,
             batch_size=16,
-            objective=ObjectiveConfig(refit="always" if options.refit else "never"),
+            objective=ObjectiveConfig(refit="always" if ablation.refit else "never"),
             rerank=RerankConfig(options.candidates, 0.5, options.rerank_steps),
             random_sets=0,
             space=ablation.space,
         )
         again = self.treatment(steps=options.rerank_steps, many=True)
         with tempfile.TemporaryDirectory() as folder:
-            refit = options.ridge if options.refit else None
+            refit = options.ridge if ablation.refit else None
             return run_search(self.model, problem, self.data.search_windows, config, Path(folder), {}, refit=refit, treatment=again)
 
 
@@ -290,7 +293,6 @@ def main() -> None:
     parser.add_argument("--search-samples", type=int, default=64, help="windows of 128 tokens in the search split")
     parser.add_argument("--test-windows", type=int, default=48, help="held-out windows of 128 tokens")
     parser.add_argument("--ridge", type=float, default=0.01)
-    parser.add_argument("--refit", type=int, default=1, help="1: trials are judged after the local refit; 0: as cut")
     parser.add_argument("--candidates", type=int, default=6)
     parser.add_argument("--rerank-steps", type=int, default=0, help="optimizer steps of the candidates' short recovery")
     parser.add_argument("--recovery-steps", type=int, default=10, help="optimizer steps of 8 x 128 tokens")
