@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import platform
 import shlex
 import sys
 from dataclasses import asdict
@@ -11,25 +10,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
-from adapruner._version import __version__
-from adapruner.calibration.choice import CalibrationChoice
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback, short_recovery
 from adapruner.callbacks.progress import announce, progress_bar
 from adapruner.callbacks.pruned_export import PrunedExportCallback
-from adapruner.callbacks.pruning_search import CALIBRATION_SET, PruningSearchCallback
-from adapruner.data.calibration_set import effective_samples
+from adapruner.callbacks.pruning_search import PruningSearchCallback
+from adapruner.callbacks.report_sections import calibration_section, hardware_in_words, judged_in_words, model_section, package_versions
 from adapruner.errors import ConfigurationError
 from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.importance.metrics import find_metric
 from adapruner.report.comparison import baseline_recipes, compare_methods
 from adapruner.search.reranking import to_rows
 from adapruner.search.trials import TrialRecord, to_history
-from adapruner.treatment import Treatment, as_cut, recipe_of
+from adapruner.treatment import Treatment, as_cut
 
 METHOD = "adapruner"
 
@@ -222,13 +218,13 @@ class CompressionReportCallback(Callback):
             "seed": pruning.search.seed,
             "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": _versions(),
-            "hardware": _hardware(trainer),
-            "model": _model_section(pruning),
+            "versions": package_versions(),
+            "hardware": hardware_in_words(trainer),
+            "model": model_section(pruning),
             "perplexity": self.perplexity,
             "protocol": " ".join(self.protocols),
             "search": self._search_section(pruning),
-            "calibration": _calibration_section(pruning, data),
+            "calibration": calibration_section(pruning, data),
             "recovery": self._recovery_section(trainer, pruning),
             "cost": self.cost,
             "export": next((c.to_report() for c in _callbacks(trainer) if isinstance(c, PrunedExportCallback)), None),
@@ -257,7 +253,7 @@ class CompressionReportCallback(Callback):
             "recipe": outcome.recipe.to_dict(),
             "history": to_history(outcome.trials),
             "importance": outcome.importance,
-            "judged": _in_words(pruning),
+            "judged": judged_in_words(pruning),
             "candidates": to_rows(outcome.candidates),
             "front": [{"trial": t.trial, "value": t.value, "cost": t.cost} for t in outcome.front],
         }
@@ -278,85 +274,9 @@ class CompressionReportCallback(Callback):
         }
 
 
-def _in_words(pruning: PruningSearchCallback) -> str:
-    """What a trial's value is."""
-    objective = pruning.search.objective
-    measure = "NLL" if objective.measure == "nll" else "KL from the dense model's predictions"
-    model = "of the model as cut" if pruning.refit is None else "of the model after the local refit"
-    cost = f", plus {objective.cost_weight} times the fraction of {objective.cost} left" if objective.cost_weight else ""
-    return f"{measure} {model}{cost}"
-
-
-def _reached(pruning: PruningSearchCallback) -> float:
-    """Removed fraction of what the budget counts."""
-    plan, problem = pruning.plan, pruning.problem
-    assert plan is not None
-    if problem is None or problem.costs is None or plan.budget["of"] in ("block", "all"):
-        return plan.pruned_fraction
-    return problem.costs.removed_by(plan.kept, problem.anatomy) / problem.costs.whole
-
-
 def _callbacks(trainer: Trainer) -> list[Any]:
     return trainer.callbacks  # type: ignore[attr-defined,no-any-return]
 
 
 def _count(trials: list[TrialRecord], state: str) -> int:
     return sum(t.state == state for t in trials)
-
-
-def _model_section(pruning: PruningSearchCallback) -> dict[str, Any]:
-    plan = pruning.plan
-    assert plan is not None
-    kinds = ("attention", "ffn")
-    dense = {
-        kind: [plan.units[n] for n in sorted(plan.units, key=lambda n: int(n.split(".")[0])) if n.endswith(f".{kind}")] for kind in kinds
-    }
-    return {
-        "name": plan.model["name"],
-        "model_type": plan.model["model_type"],
-        "layers": len(dense["attention"] or dense["ffn"]),
-        "parameters_dense": plan.parameters["dense"],
-        "parameters_pruned": plan.parameters["pruned"],
-        "pruned_fraction_target": plan.budget["pruned_fraction"],
-        "pruned_fraction": _reached(pruning),
-        "budget_of": plan.budget["of"],
-        "block_parameters_dense": plan.parameters["block_dense"],
-        "block_parameters_pruned": plan.parameters["block_pruned"],
-        "plan_hash": plan.hash,
-        "uniform": plan.is_uniform(),
-        "units": {kind: {"dense": dense[kind], "kept": plan.widths(kind)} for kind in kinds},
-    }
-
-
-def _calibration_section(pruning: PruningSearchCallback, data: Any) -> dict[str, Any] | None:
-    problem, plan = pruning.problem, pruning.plan
-    if problem is None or plan is None:
-        return None
-    choice = recipe_of(plan).calibration
-    given = pruning.outcome is None and pruning.recipe is None  # a plan from elsewhere: its sources need not be this pool's
-    pool = problem.calibration if given else problem.at_length(choice.seq_len)[1]
-    weights = pool.sample_weights(CalibrationChoice() if given else choice)
-    file = pruning.folder / CALIBRATION_SET
-    spread = pruning.outcome.spread if pruning.outcome is not None else None
-    return {
-        "samples": pool.samples,
-        "seq_len": choice.seq_len or int(data.calibration_windows.input_ids.shape[1]),
-        "sources": pool.sources.shares(weights),
-        "effective_samples": effective_samples(weights),
-        **({} if pool.clusters is None else {"clusters": pool.clusters.shares(weights)}),
-        **({"set_file": file.name} if file.is_file() else {}),
-        **({} if spread is None else {"spread": spread.to_dict()}),
-    }
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    packages = ("torch", "lightning", "transformers", "torch-pruning", "optuna", "peft")
-    return {"adapruner": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
-
-
-def _hardware(trainer: Trainer) -> str:
-    device = trainer.strategy.root_device
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    return f"{where}, {trainer.world_size} process{'es' if trainer.world_size > 1 else ''}"

@@ -6,8 +6,6 @@ optimizer. (In ``on_fit_start`` the optimizer would silently hold parameters tha
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from adapruner.anatomy.fingerprint import fingerprint_model
 from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.anatomy.units import ModelAnatomy
 from adapruner.callbacks.progress import announce, late_progress_bar, progress_bar
+from adapruner.callbacks.refusals import check_folder, check_launcher
 from adapruner.data.calibration_set import make_set
 from adapruner.errors import ConfigurationError, DataError, ModelError
 from adapruner.importance.metrics import find_metric
@@ -40,7 +39,6 @@ from adapruner.search.trials import TrialRecord
 from adapruner.treatment import Treatment, recipe_of, refit_plan
 
 CALIBRATION_SET = "calibration_set.json"
-_REFUSED_LAUNCHERS = ("spawn", "fork", "forkserver")
 
 
 class PruningSearchCallback(Callback):
@@ -99,9 +97,9 @@ class PruningSearchCallback(Callback):
         """Search, surgery and reconstruction, once, at the start of ``fit``."""
         if stage != "fit" or self.plan is not None:
             return
-        self._check_launcher(trainer)
+        check_launcher(trainer)
         self.folder = Path(self.folder_name or trainer.default_root_dir)
-        self._check_folder()
+        check_folder(self.folder)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             check = getattr(callback, "check_before_search", None)  # their own setup comes after the search
             if check is not None:
@@ -332,22 +330,3 @@ class PruningSearchCallback(Callback):
             (s["plan"] for s in record.get("callbacks", {}).values() if isinstance(s, dict) and "plan" in s), None
         )
         return None if plan is None else read_plan(plan)
-
-    def _check_launcher(self, trainer: Trainer) -> None:
-        launcher = str(getattr(trainer.strategy, "_start_method", "") or getattr(trainer.strategy.launcher, "_start_method", ""))
-        if launcher in _REFUSED_LAUNCHERS:
-            raise ConfigurationError(
-                f"trainer.strategy: expected a launcher that starts whole processes, got one that uses {launcher!r}; "
-                "choose ddp, or start the processes with torchrun"
-            )
-
-    def _check_folder(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / f".write-test.{os.getpid()}"
-            probe.write_text(json.dumps({}))
-            probe.unlink()
-        except OSError as error:
-            raise ConfigurationError(
-                f"folder: expected a folder that can be written, got {self.folder} ({error.strerror}); choose another"
-            ) from error

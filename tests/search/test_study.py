@@ -221,7 +221,9 @@ def test_the_callers_random_numbers_do_not_decide(
     model: Any, problem: PruningProblem, windows: TextWindows, whole: SearchOutcome, tmp_path: Path
 ) -> None:
     torch.manual_seed(99)
-    same(run_search(model, problem, windows, CONFIG, tmp_path, IDENTITY), whole)
+    outcome = run_search(model, problem, windows, CONFIG, tmp_path, IDENTITY)
+    assert outcome.plan.hash == whole.plan.hash
+    same(outcome, whole)
 
 
 def test_history_and_best_so_far(whole: SearchOutcome) -> None:
