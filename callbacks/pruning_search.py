@@ -24,6 +24,7 @@ from adapruner.anatomy.units import ModelAnatomy
 from adapruner.callbacks.progress import announce, late_progress_bar, progress_bar
 from adapruner.callbacks.refusals import check_folder, check_launcher
 from adapruner.data.calibration_set import make_set
+from adapruner.data.windows import TextWindows
 from adapruner.errors import ConfigurationError, DataError, ModelError
 from adapruner.importance.metrics import find_metric
 from adapruner.pipeline import PruningProblem, Recipe, bias_means, make_plan
@@ -304,6 +305,8 @@ class PruningSearchCallback(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         choice = recipe_of(plan).calibration
         windows = data.calibration_windows if choice.seq_len is None else data.calibration_windows_at[choice.seq_len]
+        if not isinstance(windows, TextWindows):  # a foreign project's own need not know where their text is from
+            return
         weights = problem.at_length(choice.seq_len)[1].sample_weights(choice)
         chosen = make_set(windows, tokenizer, weights, model_name=problem.model_name, model_fingerprint=problem.fingerprint)
         chosen.write(self.folder / CALIBRATION_SET)
