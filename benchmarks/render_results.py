@@ -35,7 +35,7 @@ def merge(files: Iterable[Path]) -> dict[str, Any]:
             if key not in seen:
                 seen.add(key)
                 merged["cells"].append(cell)
-        merged["notes"] += record["notes"]
+        merged["notes"] += [n for n in record["notes"] if n not in merged["notes"]]
         merged["dense"] |= record["dense"]
         merged["settings"].append(record["setting"])
     merged["cells"].sort(key=lambda c: (c["model"], c["budget"], c["method"], c["seed"]))
