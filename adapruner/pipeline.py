@@ -172,9 +172,8 @@ def at_widths(
         refit: relative strength of the local refit from the problem's Gram matrices (the recipe's own goes before it);
             ``None`` leaves the kept weights as they are.
     """
-    means = bias_means(problem, recipe)
     if refit is None:
-        with pruned(model, problem.anatomy, plan, means):
+        with pruned(model, problem.anatomy, plan, bias_means(problem, recipe)):
             yield model
         return
     if problem.grams is None:

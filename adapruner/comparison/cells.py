@@ -15,6 +15,7 @@ from adapruner.comparison.spec import ComparisonSpec, Method
 from adapruner.errors import ConfigurationError
 from adapruner.report.formats import percent_text
 from adapruner.report.record import RECORD_NAME, read_report
+from adapruner.whole_files import write_whole
 
 CELL_NAME = "cell.json"
 LOG_NAME = "log.txt"
@@ -139,16 +140,6 @@ def check_folder(spec: ComparisonSpec, cells: Sequence[Cell]) -> None:
                 f"folder: expected the same {different[0]} as in {file.relative_to(folder)}, got another: the folder belongs to another "
                 "comparison; choose another --folder, or delete what is to be made anew"
             )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """To a temporary name first, so that a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def has_begun(cell: Cell) -> bool:

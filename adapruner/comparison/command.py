@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adapruner.comparison.cells import Cell, check_folder, is_done, lay_out, write_whole
+from adapruner.comparison.cells import Cell, check_folder, is_done, lay_out
 from adapruner.comparison.plot import draw_plot
 from adapruner.comparison.process import FitProcess, only_one
 from adapruner.comparison.progress import Display
@@ -20,6 +20,7 @@ from adapruner.comparison.summary import make_sections, read_rows
 from adapruner.comparison.tables import NAME, Result, print_tables, write_tables
 from adapruner.errors import ConfigurationError
 from adapruner.report.record import read_report
+from adapruner.whole_files import write_whole
 
 CheckFit = Callable[[Mapping[str, Sequence[str]]], None]
 """Method -> arguments of ``fit``: refuses what its parser refuses, before the first cell."""

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapruner.comparison.cells import write_whole
 from adapruner.comparison.summary import Line, Row, Section, Spread
 from adapruner.report.formats import MISSING, percent_text, perplexity_text
+from adapruner.whole_files import write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console

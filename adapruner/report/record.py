@@ -13,6 +13,7 @@ from typing import Any
 from adapruner.errors import ConfigurationError
 from adapruner.report.page import render_page
 from adapruner.report.schema import validate_report
+from adapruner.whole_files import write_whole
 
 RECORD_NAME = "report.json"
 PAGE_NAME = "report.html"
@@ -34,8 +35,8 @@ def write_report(report: Mapping[str, Any], folder: str | Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise ConfigurationError(f"folder: expected a folder, got the file {folder}; give another path") from None
-    _write(folder / RECORD_NAME, text)
-    _write(folder / PAGE_NAME, page)
+    write_whole(folder / RECORD_NAME, text)
+    write_whole(folder / PAGE_NAME, page)
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
@@ -71,12 +72,3 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise ConfigurationError(f"{where}: expected a JSON value, got {type(value).__name__}; convert it to a number or text")
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

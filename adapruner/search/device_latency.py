@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from adapruner.pipeline import PruningProblem, Recipe, make_plan
 from adapruner.pruning.latency_rounds import MeasuredChoice, meet_latency
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import pruned
+from adapruner.whole_files import write_whole
 
 FILE = "latency.json"
 
@@ -32,9 +32,7 @@ def read_or_measure_table(file: Path, key: str, measure: Callable[[], LatencyTab
         pass
     table = measure()
     if write:
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"key": key, "table": table.to_dict()}, indent=1) + "\n")
-        temporary.replace(file)
+        write_whole(file, json.dumps({"key": key, "table": table.to_dict()}, indent=1) + "\n")
     return table
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
 from adapruner.search.trials import TrialRecord
+from adapruner.whole_files import write_whole
 
 
 def pareto_front(trials: list[TrialRecord]) -> list[TrialRecord]:
@@ -44,6 +44,4 @@ def write_front(folder: Path, front: list[tuple[TrialRecord, PruningPlan]]) -> N
                 "plan": str(file.relative_to(folder)),
             }
         )
-    temporary = folder / f".pareto.json.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(rows, indent=2) + "\n")
-    temporary.replace(folder / "pareto.json")
+    write_whole(folder / "pareto.json", json.dumps(rows, indent=2) + "\n")

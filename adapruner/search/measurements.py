@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
+
+from adapruner.whole_files import write_whole
 
 
 class Measurements:
@@ -35,6 +36,4 @@ class Measurements:
         """Remembers a value (``None``: could not be measured); ``write`` on one process only."""
         self.values.setdefault(stage, {})[name] = math.inf if value is None else value
         if write:
-            temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}.tmp")
-            temporary.write_text(json.dumps({"identity": self.identity, "values": self.values}, indent=1))
-            temporary.replace(self.file)
+            write_whole(self.file, json.dumps({"identity": self.identity, "values": self.values}, indent=1))
