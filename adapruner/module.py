@@ -10,12 +10,11 @@ from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.evaluation.perplexity import token_nll
 from adapruner.pruning.plan import PruningPlan, read_plan
-from adapruner.pruning.surgery import prune_model
+from adapruner.pruning.surgery import prune_model, trace_for_plan
 from adapruner.recovery.lora import LoRAConfig, attach_lora, describe_lora
 
 PLAN_KEY = "adapruner_plan"
@@ -130,7 +129,7 @@ class PrunableCausalLM(LightningModule):
         """Prunes the dense model by a plan, in place, and remembers the plan."""
         self.configure_model()
         if self.anatomy is None:
-            self.anatomy = trace_anatomy(self.model)
+            self.anatomy = trace_for_plan(self.model, plan)
         prune_model(self.model, self.anatomy, plan)
         self.plan = plan
 

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from adapruner._version import __version__
 from adapruner.anatomy.fingerprint import fingerprint_model
-from adapruner.anatomy.tracing import trace_anatomy
+from adapruner.anatomy.tracing import AttentionUnits, trace_anatomy
 from adapruner.anatomy.units import ModelAnatomy
 from adapruner.callbacks.progress import announce, late_progress_bar, progress_bar
 from adapruner.callbacks.refusals import check_folder, check_launcher
@@ -31,7 +31,7 @@ from adapruner.pipeline import PruningProblem, Recipe, bias_means, make_plan
 from adapruner.pruning.bias_compensation import NEEDS as BIAS_NEEDS
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan, read_plan
-from adapruner.pruning.surgery import prune_model, write_widths
+from adapruner.pruning.surgery import prune_model, trace_for_plan, write_widths
 from adapruner.recovery.reconstruction import ReconstructionConfig
 from adapruner.search.device_latency import meet_on_device
 from adapruner.search.posing import ProblemPoser
@@ -61,6 +61,8 @@ class PruningSearchCallback(Callback):
         folder: where ``plan.json``, ``trials.csv`` and the journal go; the Trainer's ``default_root_dir`` when empty.
         statistics_batch_size: calibration samples in one forward and backward pass.
         model_attribute: the module's attribute that holds the language model.
+        attention_units: ``kv_group`` removes a KV head with all its query heads, ``query_head`` single query heads, equally
+            many of each KV head. Only where there are several query heads for each KV head does it make a difference.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class PruningSearchCallback(Callback):
         folder: str | None = None,
         statistics_batch_size: int = 8,
         model_attribute: str = "model",
+        attention_units: AttentionUnits = "kv_group",
     ) -> None:
         super().__init__()
         if statistics_batch_size < 1:
@@ -81,7 +84,7 @@ class PruningSearchCallback(Callback):
             raise ConfigurationError(f"pruning.recipe: expected a plan or a recipe, got both ({plan}); leave one out")
         self.budget, self.search, self.reconstruction, self.recipe = budget, search, reconstruction, recipe
         self.plan_file, self.folder_name, self.model_attribute = plan, folder, model_attribute
-        self.statistics_batch_size = statistics_batch_size
+        self.statistics_batch_size, self.attention_units = statistics_batch_size, attention_units
         self.given_plan = None if plan is None else read_plan(plan)
         self.checkpoint: str | None = None  # set by the command line when it resumes
         self.plan: PruningPlan | None = None
@@ -126,8 +129,11 @@ class PruningSearchCallback(Callback):
     def _run(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model = self.language_model(pl_module)
         model.to(trainer.strategy.root_device)
-        anatomy = self.anatomy = trace_anatomy(model)
         resumed = self._plan_of_checkpoint()
+        given = resumed or self.given_plan
+        anatomy = self.anatomy = trace_for_plan(model, given) if given else trace_anatomy(model, self.attention_units)
+        for kind, reason in anatomy.left_whole:
+            announce(f"{kind} stays whole: {reason}")
         if resumed is not None:  # its weights are loaded by the Trainer, after the surgery
             announce(f"takes the plan {resumed.hash} from the checkpoint {self.checkpoint}: no search")
             self.given_plan = resumed
@@ -265,6 +271,7 @@ class PruningSearchCallback(Callback):
             "objective": {**asdict(self.search.objective), "refit": self.refit, "refit_gib": None},
             "reconstruction": None if self.reconstruction is None else asdict(self.reconstruction),
             "code version": __version__,
+            **({} if self.attention_units == "kv_group" else {"attention units": self.attention_units}),
         }
 
     @contextmanager

@@ -12,45 +12,64 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from adapruner.anatomy.units import Kind, Member, ModelAnatomy, UnitGroup, count_parameters
-from adapruner.errors import ModelError
+from adapruner.anatomy.outputs import find_outputs, unprunable_kinds
+from adapruner.anatomy.units import KINDS, Kind, Member, ModelAnatomy, UnitGroup, count_parameters
+from adapruner.errors import ConfigurationError, ModelError
+from adapruner.families import Family, family_of
 
-#: Where the groups are rooted: the last module of the attention and of the FFN, found by its name inside a layer.
-OUTPUT_PROJECTIONS: dict[str, Kind] = {"o_proj": "attention", "down_proj": "ffn"}
+AttentionUnits = Literal["kv_group", "query_head"]
 
 #: Weights over one head's dimensions, the same for all heads: a head goes without touching them (Qwen3, Gemma 3).
 _PER_HEAD_NORMS = ("q_norm.weight", "k_norm.weight")
 _TRACE_SECONDS = 60
+_TO_DO = "write a file for its family (docs/add-a-family.md)"
 
 
-def trace_anatomy(model: Any) -> ModelAnatomy:
+def trace_anatomy(model: Any, attention_units: AttentionUnits = "kv_group") -> ModelAnatomy:
     """The prunable units of a dense Hugging Face causal LM.
 
+    A model of unusual modules (GPT-2's ``Conv1D``) is first put into its linear form, in place: it computes the same.
+
+    Args:
+        model: dense.
+        attention_units: ``kv_group``: a KV head with all its query heads goes as one. ``query_head``: single query heads go,
+            equally many of each KV head; KV heads stay.
+
     Raises:
+        ConfigurationError: if ``attention_units`` is neither.
         ModelError: if the decoder layers or their output projections are not found, if the model does not trace, if
-            the traced index maps are not sound, or if a layer is built differently from the traced one.
+            the traced index maps are not sound, if a layer is built differently from the traced one, or if nothing of the
+            family can be removed exactly.
     """
+    if attention_units not in ("kv_group", "query_head"):
+        raise ConfigurationError(f"attention_units: expected 'kv_group' or 'query_head', got {attention_units!r}; name one of them")
+    family = family_of(str(model.config.model_type))
+    family.linear_form(model)
     path, layers = find_decoder_layers(model)
     copy_of_one = _one_layer_copy(model)
+    family.linear_form(copy_of_one)
     _, traced_layers = find_decoder_layers(copy_of_one)
-    maps = {kind: _trace_group(copy_of_one, root, kind, path) for kind, root in _find_outputs(traced_layers[0])}
-    groups = [
-        _transfer(model, maps[kind], copy_of_one, path, layer)
-        for layer in range(len(layers))
-        for kind in ("attention", "ffn")
-        if kind in maps
-    ]
+    roots = find_outputs(traced_layers[0], family)
+    whole = unprunable_kinds(copy_of_one, family)
+    if roots.keys() <= whole.keys():
+        raise ModelError(f"model: expected something to remove in {type(model).__name__}, got none: {'; '.join(whole.values())}")
+    maps = {kind: _map_group(copy_of_one, root, kind, family, path) for kind, root in roots.items() if kind not in whole}
+    if attention_units == "query_head" and "attention" in maps:
+        maps["attention"] = single_query_heads(maps["attention"], copy_of_one)
+    groups = [_transfer(model, maps[kind], copy_of_one, path, layer) for layer in range(len(layers)) for kind in KINDS if kind in maps]
     return ModelAnatomy(
         groups=tuple(groups),
         model_type=str(model.config.model_type),
         layers=len(layers),
         parameters=count_parameters(model),
         block_parameters=sum(g.units * g.parameters_per_unit for g in groups),
+        left_whole=tuple((kind, reason) for kind, reason in whole.items() if kind in roots),
     )
 
 
@@ -81,30 +100,26 @@ def _one_layer_copy(model: Any) -> nn.Module:
     return twin.float()
 
 
-def _find_outputs(layer: nn.Module) -> list[tuple[Kind, nn.Module]]:
-    found: list[tuple[Kind, nn.Module]] = []
-    for name, module in layer.named_modules():
-        kind = OUTPUT_PROJECTIONS.get(name.rsplit(".", 1)[-1])
-        if kind and isinstance(module, nn.Linear):
-            found.append((kind, module))
-    kinds = [kind for kind, _ in found]
-    if not kinds or len(set(kinds)) != len(kinds):
-        raise ModelError(
-            f"model: expected in every decoder layer one linear layer of each name in {', '.join(OUTPUT_PROJECTIONS)}, "
-            f"got {len(kinds)} of them in {type(layer).__name__}; this family is not supported yet"
-        )
-    return found
+def _map_group(twin: nn.Module, root: tuple[str, Any], kind: Kind, family: Family, path: str) -> UnitGroup:
+    """The group of the copy's only layer: from the family's own map where there is one, else traced."""
+    name, module = root
+    if kind in family.maps:
+        parts = family.maps[kind](twin.config)
+        members = [Member(role, f"{path}.0.{part.module}", 0, torch.tensor(part.rows)) for role, part in parts.items()]
+        members.append(Member(name.rsplit(".", 1)[-1], f"{path}.0.{name}", 1, torch.arange(module.in_features)))
+    else:
+        members = _trace_members(twin, module, kind)
+    return _checked_group(twin, kind, members, module.in_features, getattr(module, "sets", 1))
 
 
-def _trace_group(twin: nn.Module, root: Any, kind: Kind, path: str) -> UnitGroup:
-    """The group of the copy's only layer, with module names of layer 0."""
+def _trace_members(twin: nn.Module, root: Any, kind: Kind) -> list[Member]:
+    """Every linear layer that depends on the root's input channels, the root last; module names are the copy's."""
     import torch_pruning as tp
 
     graph = _dependency_graph(twin)
     names = {module: name for name, module in twin.named_modules()}
-    channels = range(root.in_features)
     with _time_limit(_TRACE_SECONDS, type(twin).__name__):
-        traced = graph.get_pruning_group(root, tp.prune_linear_in_channels, idxs=list(channels))
+        traced = graph.get_pruning_group(root, tp.prune_linear_in_channels, idxs=list(range(root.in_features)))
     members = []
     for dependency, indices in traced:
         module = dependency.target.module
@@ -112,24 +127,47 @@ def _trace_group(twin: nn.Module, root: Any, kind: Kind, path: str) -> UnitGroup
             if any(True for _ in module.parameters(recurse=False)):
                 raise ModelError(
                     f"model: expected only linear layers to depend on {kind} units, got {type(module).__name__} "
-                    f"({names.get(module)}); this family is not supported yet"
+                    f"({names.get(module)}); {_TO_DO}"
                 )
             continue
         dim: Literal[0, 1] = 0 if dependency.handler == tp.prune_linear_out_channels else 1
         name = names[module]
         members.append(Member(name.rsplit(".", 1)[-1], name, dim, torch.tensor(indices, dtype=torch.long)))
-    units = _number_of_units(twin.config, kind, len(channels))
-    members.sort(key=lambda m: (m.dim, _position(root, m), m.module))
-    group = UnitGroup(0, kind, units, len(channels) // units, tuple(members), parameters_per_unit=0)
+    return sorted(members, key=lambda m: (m.dim, _position(root, m), m.module))
+
+
+def _checked_group(twin: nn.Module, kind: Kind, members: list[Member], channels: int, sets: int) -> UnitGroup:
+    units = channels if kind == "ffn" else _key_value_heads(twin.config)
+    head_dim = channels // int(twin.config.num_attention_heads) if kind == "attention" else 0  # type: ignore[union-attr,arg-type]
+    key_value_heads = units if kind == "attention" else 0
+    group = UnitGroup(0, kind, units, channels // units, tuple(members), 0, sets, head_dim, key_value_heads)
     _check_maps(group, twin)
-    per_unit = sum(_parameters_of_unit(twin, m, group) for m in members)
-    return UnitGroup(0, kind, units, group.channels_per_unit, group.members, per_unit)
+    return replace(group, parameters_per_unit=sum(_parameters_of_unit(twin, m, group) for m in members))
+
+
+def single_query_heads(group: UnitGroup, twin: nn.Module) -> UnitGroup:
+    """The same attention with single query heads as units: keys and values stay, so only q and the output are coupled."""
+    if group.channels_per_unit == group.head_dim:  # one query head for each KV head: it is its own group
+        return group
+    shared = tuple(m for m in group.members if m.role in ("k_proj", "v_proj"))
+    kept = tuple(m for m in group.members if m not in shared)
+    heads = group.channels // group.head_dim
+    single = replace(group, units=heads, channels_per_unit=group.head_dim, members=kept, sets=group.key_value_heads, staying=shared)
+    return replace(single, parameters_per_unit=sum(_parameters_of_unit(twin, m, single) for m in kept))
 
 
 def _position(root: nn.Module, member: Member) -> int:
     """q, k, v and gate, up in their usual order: the first is what reduction ``first`` means."""
     order = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
     return order.index(member.role) if member.role in order else len(order)
+
+
+def _key_value_heads(config: Any) -> int:
+    """Falcon counts its KV heads under another name, and in one of its forms has one for all."""
+    if getattr(config, "new_decoder_architecture", None) is False:
+        return 1 if config.multi_query else int(config.num_attention_heads)
+    found = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
+    return int(found or config.num_attention_heads)
 
 
 def _dependency_graph(twin: nn.Module) -> Any:
@@ -146,7 +184,7 @@ def _dependency_graph(twin: nn.Module) -> Any:
             graph.build_dependency(twin, example_inputs=ids, forward_fn=forward, ignored_params=ignored, verbose=False)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"model: expected {type(twin).__name__} to trace, got {reason!r}; this family is not supported yet") from error
+        raise ModelError(f"model: expected {type(twin).__name__} to trace, got {reason!r}; {_TO_DO}") from error
     # rotary embeddings concatenate two halves of one head; read as a concatenation of channels, the group never closes
     for node in graph.module2node.values():
         if node.type == tp.ops.OPTYPE.CONCAT:
@@ -158,34 +196,28 @@ def _dependency_graph(twin: nn.Module) -> Any:
     return graph
 
 
-def _number_of_units(config: Any, kind: Kind, channels: int) -> int:
-    if kind == "ffn":
-        return channels
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-
-
 def _check_maps(group: UnitGroup, twin: nn.Module) -> None:
-    """Every channel mapped, the root by identity, every row covered, and no row shared by two units."""
-    modules = dict(twin.named_modules())
+    """Every channel mapped, the root by identity, every row covered, and no row shared by two units or two fused parts."""
+    modules: dict[str, Any] = dict(twin.named_modules())
     unit_of_channel = torch.arange(group.channels) // group.channels_per_unit
-    sound = group.units * group.channels_per_unit == group.channels
-    sound &= len({m.module for m in group.members}) == len(group.members) > 1
+    sound = group.units * group.channels_per_unit == group.channels and len(group.members) > 1
     sound &= torch.equal(group.output.index, torch.arange(group.channels))
-    for member in group.members:
-        size = modules[member.module].weight.shape[member.dim]
-        if not sound or len(member.index) != group.channels:
-            sound = False
-            break
+    sound &= all(len(m.index) == group.channels for m in group.members)
+    for name, dim in group.tensors if sound else ():
+        size = modules[name].weight.shape[dim]
         owner = torch.full((size,), -1)
-        inside = (member.index >= 0) & (member.index < size)
-        sound &= bool(inside.all())
-        if sound:
+        for member in (m for m in group.members if m.module == name):
+            inside = bool(((member.index >= 0) & (member.index < size)).all())
+            if not inside or bool((owner[member.index] >= 0).any()):
+                sound = False
+                break
             owner[member.index] = unit_of_channel
-            sound &= bool((owner >= 0).all()) and torch.equal(owner[member.index], unit_of_channel)
+            sound &= torch.equal(owner[member.index], unit_of_channel)
+        sound &= bool((owner >= 0).all())
     if not sound:
         raise ModelError(
             f"model: expected every {group.kind} unit of {type(twin).__name__} to own rows of its own in each coupled tensor, "
-            "got an index map that mixes them; this family needs an index map of its own"
+            f"got an index map that mixes them; {_TO_DO}"
         )
 
 
@@ -213,8 +245,9 @@ def _transfer(model: nn.Module, traced: UnitGroup, twin: nn.Module, path: str, l
             raise ModelError(
                 f"model: expected {name} to have a bias exactly if layer 0 has one, got another; give one whose layers are alike"
             )
-        members.append(Member(member.role, name, member.dim, member.index))
-    return UnitGroup(layer, traced.kind, traced.units, traced.channels_per_unit, tuple(members), traced.parameters_per_unit)
+        members.append(replace(member, module=name))
+    staying = tuple(replace(m, module=m.module.replace(f"{path}.0.", f"{path}.{layer}.", 1)) for m in traced.staying)
+    return replace(traced, layer=layer, members=tuple(members), staying=staying)
 
 
 @contextmanager
@@ -225,7 +258,7 @@ def _time_limit(seconds: int, name: str) -> Iterator[None]:
         return
 
     def stop(*_: Any) -> None:
-        raise ModelError(f"model: expected {name} to trace within {seconds} s, got no end; this family needs an index map of its own")
+        raise ModelError(f"model: expected {name} to trace within {seconds} s, got no end; {_TO_DO}")
 
     previous = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)

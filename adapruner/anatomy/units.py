@@ -2,7 +2,8 @@
 
 A *group* is one decoder layer's attention or feed-forward network. Its *channels* are the input channels of its output
 projection (``o_proj``, ``down_proj``). A *unit* is a run of channels that is removed or kept as a whole: under
-multi-head attention a head, under grouped-query attention a KV head with all its query heads, in the FFN one channel.
+multi-head attention a head, under grouped-query attention a KV head with all its query heads (or, where asked for, a single
+query head), in the FFN one channel.
 Every coupled tensor is a *member* of the group and says at which of its rows or columns each channel lives.
 """
 
@@ -24,9 +25,9 @@ class Member:
     """One tensor coupled to a group's channels."""
 
     role: str
-    """Short name, the same in every layer: ``q_proj``, ``down_proj``, ..."""
+    """Short name, the same in every layer: ``q_proj``, ``down_proj``, ... Parts of a fused layer have roles of their own."""
     module: str
-    """Dotted name of the module that owns ``weight`` (and ``bias``)."""
+    """Dotted name of the linear layer that owns ``weight`` (and ``bias``). Fused parts share one and have rows of their own."""
     dim: Literal[0, 1]
     """0: channels are output rows (the bias goes along); 1: channels are input columns."""
     index: Tensor
@@ -58,6 +59,15 @@ class UnitGroup:
     """Every coupled tensor; the output projection is the last."""
     parameters_per_unit: int
     """Parameters that go when one unit goes, biases included."""
+    sets: int = 1
+    """Units come in this many runs of equal length, of which a plan must keep equally many each: the query heads of each KV
+    head, the channels of each expert. 1: any units may go."""
+    head_dim: int = 0
+    """Channels of one query head; 0 for the FFN."""
+    key_value_heads: int = 0
+    """KV heads of the dense layer; 0 for the FFN."""
+    staying: tuple[Member, ...] = ()
+    """Parts fused with a coupled one whose rows all stay: keys and values where single query heads go."""
 
     @property
     def channels(self) -> int:
@@ -68,6 +78,26 @@ class UnitGroup:
     def output(self) -> Member:
         """The output projection (``o_proj``, ``down_proj``)."""
         return self.members[-1]
+
+    @cached_property
+    def tensors(self) -> tuple[tuple[str, Literal[0, 1]], ...]:
+        """(module, dim) of every coupled weight, each once however many fused parts it has; the output projection last."""
+        return tuple(dict.fromkeys((m.module, m.dim) for m in self.members))
+
+    def positions(self, module: str, channels: Tensor) -> Tensor:
+        """Sorted, unique rows or columns that the given channels ``[k]`` have in one coupled weight, over all fused parts."""
+        rows = [m.index[channels] for m in self.members if m.module == module]
+        return torch.unique(torch.cat([*rows, *(m.index for m in self.staying if m.module == module)]))
+
+    def even_units(self, count: int) -> list[int]:
+        """The first units of each set, ``count`` in all, rounded down to equally many in each and at least one."""
+        length, each = self.units // self.sets, max(1, count // self.sets)
+        return [start * length + unit for start in range(self.sets) for unit in range(each)]
+
+    @property
+    def query_head_units(self) -> bool:
+        """Whether a unit is a single query head of a KV head that stays."""
+        return self.kind == "attention" and self.channels_per_unit == self.head_dim and self.units != self.key_value_heads
 
     @property
     def name(self) -> str:
@@ -93,10 +123,16 @@ class ModelAnatomy:
     """Distinct parameters of the whole model (tied tensors counted once)."""
     block_parameters: int
     """Parameters that could be removed if every unit of every group went: the coupled tensors of all groups."""
+    left_whole: tuple[tuple[Kind, str], ...] = ()
+    """Kinds that are not pruned in this family, and why."""
 
     def group(self, layer: int, kind: Kind) -> UnitGroup:
         """The group of one layer; raises ``KeyError`` where the layer has none of this kind."""
         return self._by_key[layer, kind]
+
+    def of_layer(self, layer: int) -> list[UnitGroup]:
+        """The groups of one layer, attention before FFN."""
+        return [self._by_key[layer, kind] for kind in KINDS if (layer, kind) in self._by_key]
 
     @cached_property
     def _by_key(self) -> dict[tuple[int, str], UnitGroup]:

@@ -15,9 +15,12 @@ import torch
 from torch import nn
 
 from adapruner.anatomy.latency import LatencyTable
+from adapruner.anatomy.shapes import layer_shape
 from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.evaluation.mode import evaluation_mode, input_device
+from adapruner.families import family_of
+from adapruner.families.modeling_adapruner import set_attributes
 
 #: Shortest time that one sample of a statement takes, in seconds: short blocks run many times.
 _SAMPLE_SECONDS = 0.01
@@ -127,17 +130,22 @@ def _capture_inputs(model: nn.Module, blocks: dict[Any, str], ids: torch.Tensor)
 def _cut_copy(model: nn.Module, block: str, group: UnitGroup, units: int) -> nn.Module:
     """A copy of the block that has only its first units; what the surgery does, which stands beside this package."""
     twin = copy.deepcopy(model.get_submodule(block))
-    channels = group.channels_of(list(range(units)))
-    for member in group.members:
-        linear: Any = twin.get_submodule(member.module.removeprefix(f"{block}."))
-        positions = member.positions(channels).to(linear.weight.device)
-        linear.weight = nn.Parameter(linear.weight.index_select(member.dim, positions).contiguous(), requires_grad=False)
-        if member.dim == 0:
+    kept = group.even_units(units)
+    channels = group.channels_of(kept)
+    for module, dim in group.tensors:
+        linear: Any = twin.get_submodule(module.removeprefix(f"{block}."))
+        positions = group.positions(module, channels).to(linear.weight.device)
+        linear.weight = nn.Parameter(linear.weight.index_select(dim, positions).contiguous(), requires_grad=False)
+        if dim == 0:
             linear.out_features = len(positions)
             if linear.bias is not None:
                 linear.bias = nn.Parameter(linear.bias[positions], requires_grad=False)
         else:
             linear.in_features = len(positions)
+    inside = block.split(f".{group.layer}.", 1)[-1]
+    shape = layer_shape({group.kind: group}, {group.kind: kept})
+    attributes = family_of(model.config.model_type).attributes(model.config, shape)  # type: ignore[union-attr,arg-type]
+    set_attributes(twin, {"": attributes[inside]} if inside in attributes else {})
     return twin
 
 

@@ -19,8 +19,9 @@ from torch import Tensor
 from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import ConfigurationError, ModelError, nearest
 from adapruner.export.card import model_card
-from adapruner.export.families import family_of
-from adapruner.export.widths import check_widths, choose_config, zero_biases
+from adapruner.export.target import Target, choose_target, dense_twin, linear_twin
+from adapruner.export.widths import check_widths
+from adapruner.families import family_of
 from adapruner.pruning.plan import PruningPlan
 
 MARK = "adapruner"
@@ -73,17 +74,19 @@ def export_model(
         ConfigurationError: if the folder holds something else, or the dtype is unknown.
         PlanError: if the plan is for another model.
         ModelError: if the model is not at the plan's widths, has other biases on its output projections than the plan and
-            the family give it, its family is unknown, or it does not fit the dtype.
+            the family give it, or it does not fit the dtype.
     """
     folder = Path(folder)
     check_folder(folder)
     if dtype is not None and dtype not in _DTYPES:
         raise ConfigurationError(f"dtype: expected the name of a floating point type, got {dtype!r}; {nearest(dtype, _DTYPES)}")
-    family_of(anatomy.model_type)
-    check_widths(model, anatomy, plan)
-    config, stock, notes = choose_config(model, anatomy, plan.output_bias)
-    setattr(config, MARK, {"plan_hash": plan.hash})
-    target = _rebuild(model, anatomy if plan.output_bias else None, config, stock, _DTYPES.get(dtype or ""))
+    family_of(anatomy.model_type).linear_form(model)
+    plan.check(anatomy)
+    check_widths(model, anatomy, plan, linear_twin(model, anatomy))
+    chosen = choose_target(model, anatomy, plan, dense_twin(model, anatomy))
+    target, stock, notes = chosen.model, chosen.stock, chosen.notes
+    setattr(target.config, MARK, {"plan_hash": plan.hash})
+    _fill(chosen, _DTYPES.get(dtype or ""))
     notes += _carry_generation_config(model, target)
     class_name = type(target).__name__
 
@@ -130,32 +133,10 @@ def is_export(folder: Path) -> bool:
     return isinstance(config, dict) and isinstance(config.get(MARK), dict)
 
 
-def _rebuild(model: Any, biased: ModelAnatomy | None, config: Any, stock: bool, dtype: torch.dtype | None) -> Any:
-    """The class the export names, holding the model's tensors. Built on the meta device: what does not fit shows here.
-
-    ``biased``: the anatomy, where biases were added; zero ones then complete what the class wants beside them.
-    """
-    target_class = _target_class(config, stock)
-    with torch.device("meta"):
-        target = target_class(config)
-    zeros = {} if biased is None else zero_biases(model, biased, target.state_dict())
-    try:
-        target.load_state_dict(_state({**model.state_dict(), **zeros}, dtype), strict=True, assign=True)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ModelError(f"model: expected the tensors of {target_class.__name__}, got others ({reason}); merge adapters first") from None
-    target.tie_weights()
-    return target
-
-
-def _target_class(config: Any, stock: bool) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    if stock:
-        return AutoModelForCausalLM._model_mapping[type(config)]
-    from adapruner.export import modeling_adapruner
-
-    return getattr(modeling_adapruner, family_of(config.model_type).pruned_class)
+def _fill(chosen: Target, dtype: torch.dtype | None) -> None:
+    """Gives the class the pruned model's tensors."""
+    chosen.model.load_state_dict(_state(chosen.state, dtype), strict=True, assign=True)
+    chosen.model.tie_weights()
 
 
 def _state(state: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from adapruner.errors import ModelError
-from adapruner.export.families import FAMILIES
 from adapruner.export.folder import MARK, PLAN_FILE, is_export
 from adapruner.pruning.plan import read_plan
 
@@ -62,16 +61,17 @@ def _check_weights(folder: Path) -> None:
 
 
 def _class(config: dict[str, Any]) -> Any:
-    if "per_layer_config" not in config:
-        from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    from adapruner.families import modeling_adapruner
+
+    if "pruned_shapes" not in config:
         return AutoModelForCausalLM
-    from adapruner.export import modeling_adapruner
-
-    family = FAMILIES.get(config.get("model_type", ""))
-    if family is None:
-        raise ModelError(f"folder: expected a family this release knows, got {config.get('model_type')!r}; install a newer adapruner")
-    return getattr(modeling_adapruner, family.pruned_class)
+    name = (config.get("architectures") or [""])[0]
+    try:
+        return getattr(modeling_adapruner, name)
+    except AttributeError:
+        raise ModelError(f"folder: expected a class this release knows, got {name!r}; install a newer adapruner or transformers") from None
 
 
 def _from_pretrained(folder: Path, model_class: Any, dtype: str, device_map: Any) -> Any:

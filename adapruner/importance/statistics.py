@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from adapruner.anatomy.units import Member, ModelAnatomy, UnitGroup
+from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.errors import DataError, ModelError
 from adapruner.importance.inverse_gram import REFIT_STATISTICS, InverseGrams, gram_runs
 from adapruner.importance.summed_gradients import SUMMED_STATISTICS, SummedGradients, layer_runs
@@ -131,19 +131,19 @@ class _Collector:
         self.mask = torch.empty(0)
 
     def weigh(self, model: nn.Module) -> None:
-        for member in (m for g in self.anatomy.groups for m in g.members):
-            weight: Any = model.get_submodule(member.module).weight
+        for module, dim in (t for g in self.anatomy.groups for t in g.tensors):
+            weight: Any = model.get_submodule(module).weight
             wide = weight.detach().float()
-            self.result.weights["l1", member.module] = wide.abs().sum(1 - member.dim).cpu()
-            self.result.weights["l2", member.module] = wide.square().sum(1 - member.dim).cpu()
+            self.result.weights["l1", module] = wide.abs().sum(1 - dim).cpu()
+            self.result.weights["l2", module] = wide.square().sum(1 - dim).cpu()
 
     def hook(self, model: nn.Module) -> Iterator[Any]:
         for group in self.anatomy.groups:
             if not self.needs.isdisjoint({"input_sum", "input_square_sum"}):
                 yield model.get_submodule(group.output.module).register_forward_pre_hook(self._on_input(group))
             if not self.needs.isdisjoint(_FROM_GRADIENTS):
-                for member in group.members:
-                    yield model.get_submodule(member.module).register_forward_hook(self._on_forward(member))
+                for module, dim in group.tensors:
+                    yield model.get_submodule(module).register_forward_hook(self._on_forward(module, dim))
 
     def token_mask(self) -> Tensor:
         """``[batch, seq_len]`` float32 of the batch that is running: 0 where there is padding."""
@@ -211,7 +211,7 @@ class _Collector:
 
         return hook
 
-    def _on_forward(self, member: Member) -> Any:
+    def _on_forward(self, module: str, dim: int) -> Any:
         def hook(linear: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
             inputs = arguments[0]
             weight: Any = linear.weight
@@ -220,15 +220,15 @@ class _Collector:
             def on_gradient(gradient: Tensor) -> None:
                 wide = gradient.float()
                 if "first" in self.needs:
-                    if member.dim == 0:
+                    if dim == 0:
                         linear_part = output.detach().float() - (0 if bias is None else bias.detach().float())
                         first = (linear_part * wide).sum(1)
                     else:
                         first = (inputs.detach().float() * (wide @ weight.detach().float())).sum(1)
-                    self._store(self.result.member, ("first", member.module), first)
+                    self._store(self.result.member, ("first", module), first)
                 if not self.needs.isdisjoint({"first_absolute", "second"}):
-                    for kind, rows in self._elementwise(weight, wide, inputs.detach().float(), member.dim).items():
-                        self._store(self.result.member, (kind, member.module), rows)
+                    for kind, rows in self._elementwise(weight, wide, inputs.detach().float(), dim).items():
+                        self._store(self.result.member, (kind, module), rows)
 
             output.register_hook(on_gradient)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapruner.anatomy.units import Member, ModelAnatomy
+from adapruner.anatomy.units import ModelAnatomy
 
 #: Names under which row sums are kept in ``UnitStatistics.weights``.
 SUMMED_STATISTICS: tuple[str, ...] = ("summed_first", "summed_mix")
@@ -31,13 +31,13 @@ def layer_runs(anatomy: ModelAnatomy, single_batch: bool) -> Iterator[range]:
 
 
 class SummedGradients:
-    """Accumulates G = sum_n g_n / N, and A = sum_n g_n^2 / N where asked for, for the members of some layers.
+    """Accumulates G = sum_n g_n / N, and A = sum_n g_n^2 / N where asked for, for the coupled tensors of some layers.
 
     ``single_batch``: the backward pass that follows is the only one, so every gradient is reduced on the spot.
     """
 
     def __init__(self, anatomy: ModelAnatomy, layers: range, samples: int, needs: frozenset[str], single_batch: bool) -> None:
-        self.members = [m for g in anatomy.groups if g.layer in layers for m in g.members]
+        self.tensors = [t for g in anatomy.groups if g.layer in layers for t in g.tensors]
         self.samples, self.needs, self.single_batch = samples, needs, single_batch
         self.rows: dict[tuple[str, str], Tensor] = {}
         """(statistic, module name) -> ``[rows]`` float32 on the CPU, once reduced."""
@@ -46,43 +46,43 @@ class SummedGradients:
 
     def hook(self, model: nn.Module) -> Iterator[Any]:
         """Registers the hooks; the caller removes the handles."""
-        for member in self.members:
-            yield model.get_submodule(member.module).register_forward_hook(self._on_forward(member))
+        for module, dim in self.tensors:
+            yield model.get_submodule(module).register_forward_hook(self._on_forward(module, dim))
 
     def reduce(self, model: nn.Module) -> None:
         """Turns what was accumulated into row sums and frees it."""
-        for member in self.members:
-            if member.module in self._sums:
-                weight: Any = model.get_submodule(member.module).weight
-                self._reduce(member, weight)
+        for module, dim in self.tensors:
+            if module in self._sums:
+                weight: Any = model.get_submodule(module).weight
+                self._reduce(module, dim, weight)
 
-    def _reduce(self, member: Member, weight: Tensor) -> None:
-        first = self._sums.pop(member.module).mul_(weight.detach().float()).div_(self.samples)
+    def _reduce(self, module: str, dim: int, weight: Tensor) -> None:
+        first = self._sums.pop(module).mul_(weight.detach().float()).div_(self.samples)
         if "summed_first" in self.needs:
-            self.rows["summed_first", member.module] = first.abs().sum(1 - member.dim).cpu()
+            self.rows["summed_first", module] = first.abs().sum(1 - dim).cpu()
         if "summed_mix" in self.needs:
-            second = self._squares.pop(member.module).mul_(weight.detach().float().square()).div_(self.samples)
-            self.rows["summed_mix", member.module] = (first - 0.5 * second).abs().sum(1 - member.dim).cpu()
+            second = self._squares.pop(module).mul_(weight.detach().float().square()).div_(self.samples)
+            self.rows["summed_mix", module] = (first - 0.5 * second).abs().sum(1 - dim).cpu()
 
-    def _on_forward(self, member: Member) -> Callable[..., None]:
+    def _on_forward(self, module: str, dim: int) -> Callable[..., None]:
         def hook(linear: Any, arguments: tuple[Tensor, ...], output: Tensor) -> None:
             inputs = arguments[0].detach()
 
             def on_gradient(gradient: Tensor) -> None:
-                self._add(member, linear.weight.shape, gradient.float(), inputs.float())
+                self._add(module, linear.weight.shape, gradient.float(), inputs.float())
                 if self.single_batch:
-                    self._reduce(member, linear.weight)
+                    self._reduce(module, dim, linear.weight)
 
             output.register_hook(on_gradient)
 
         return hook
 
-    def _add(self, member: Member, shape: torch.Size, gradient: Tensor, inputs: Tensor) -> None:
-        total = self._sums.setdefault(member.module, torch.zeros(shape, device=gradient.device))
+    def _add(self, module: str, shape: torch.Size, gradient: Tensor, inputs: Tensor) -> None:
+        total = self._sums.setdefault(module, torch.zeros(shape, device=gradient.device))
         if "summed_mix" not in self.needs:
             total.addmm_(gradient.flatten(0, 1).T, inputs.flatten(0, 1))
             return
-        squares = self._squares.setdefault(member.module, torch.zeros(shape, device=gradient.device))
+        squares = self._squares.setdefault(module, torch.zeros(shape, device=gradient.device))
         for g, x in zip(gradient, inputs, strict=True):
             one = g.T @ x
             total += one

@@ -35,6 +35,7 @@ from adapruner.pruning.depth_profile import depth_counts, profile_at
 from adapruner.pruning.global_ranking import price_of_units, remove_globally
 from adapruner.pruning.layer_list import listed_counts
 from adapruner.pruning.regular_widths import make_regular
+from adapruner.pruning.tied_sets import slice_units
 from adapruner.pruning.uniform_widths import uniform_counts
 
 METHODS = ("gamma", "uniform", "depth", "list")
@@ -122,7 +123,13 @@ def allocate(
             raise ConfigurationError(
                 f"scores: expected {group.units} finite values for group {group.name}, got others; choose another metric"
             )
-    costs = budget.costs(anatomy) if costs is None else costs
+    slices = slice_units(anatomy, scores, budget.costs(anatomy) if costs is None else costs)
+    return slices.units_of(_allocate(slices.scores, slices.anatomy, budget, allocation, slices.costs))
+
+
+def _allocate(
+    scores: Mapping[str, Tensor], anatomy: ModelAnatomy, budget: Budget, allocation: Allocation, costs: UnitCosts
+) -> dict[str, list[int]]:
     most = budget.most_removed(anatomy)
     free = [g for g in anatomy.groups if not budget.is_protected(g.layer, anatomy.layers)]
     if allocation.method == "gamma":

@@ -11,6 +11,7 @@ from adapruner.anatomy.sizes import ModelSizes, macs_per_unit
 from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import BudgetError, ConfigurationError
 from adapruner.pruning.costs import UnitCosts
+from adapruner.pruning.tied_sets import in_slices
 
 GIB = 2**30
 
@@ -186,8 +187,9 @@ class Budget:
         return {g.name: latency.per_unit_ms[g.kind] for g in anatomy.groups}, latency.whole_ms
 
     def _check_reachable(self, costs: UnitCosts, anatomy: ModelAnatomy) -> None:
-        most = self.most_removed(anatomy)
-        reachable = sum(most[g.name] * costs.per_unit[g.name] for g in anatomy.groups)
+        slices = in_slices(anatomy)
+        most = self.most_removed(slices)
+        reachable = sum(most[s.name] * costs.per_unit[g.name] * g.sets for s, g in zip(slices.groups, anatomy.groups, strict=True))
         if 0 <= costs.remove <= reachable * (1 + 1e-12):
             return
         if self.absolute:

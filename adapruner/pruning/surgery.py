@@ -14,10 +14,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapruner.anatomy.units import Member, ModelAnatomy, UnitGroup
+from adapruner.anatomy.shapes import layer_attributes, layer_shape
+from adapruner.anatomy.tracing import find_decoder_layers, trace_anatomy
+from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.errors import ModelError, PlanError
+from adapruner.families import LayerShape, family_of
+from adapruner.families.modeling_adapruner import set_attributes
 from adapruner.pruning.bias_compensation import add_output_bias, check_means
 from adapruner.pruning.plan import PruningPlan
+
+
+def trace_for_plan(model: Any, plan: PruningPlan) -> ModelAnatomy:
+    """The anatomy whose units a plan is about: KV groups, or single query heads.
+
+    Raises:
+        PlanError: if it fits neither.
+        ModelError: as :func:`adapruner.anatomy.tracing.trace_anatomy`.
+    """
+    anatomy = trace_anatomy(model)
+    if plan.units != {g.name: g.units for g in anatomy.groups}:
+        single = trace_anatomy(model, "query_head")
+        if plan.units == {g.name: g.units for g in single.groups}:
+            return single
+    plan.check(anatomy)
+    return anatomy
 
 
 def prune_model(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan, means: Mapping[str, Tensor] | None = None) -> None:
@@ -58,13 +78,29 @@ def pruned(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan, means: Ma
 @contextmanager
 def restored(model: nn.Module, anatomy: ModelAnatomy) -> Iterator[nn.Module]:
     """Puts every coupled tensor back as it was, whatever the block did to the linear layers; an added bias goes."""
-    linears: list[Any] = [model.get_submodule(m.module) for g in anatomy.groups for m in g.members]
+    linears: list[Any] = [model.get_submodule(module) for g in anatomy.groups for module, _ in g.tensors]
     saved = [(linear, linear.weight, linear.bias, linear.in_features, linear.out_features) for linear in linears]
+    attributes = _attributes_now(model, anatomy)
     try:
         yield model
     finally:
+        for module, name, value in attributes:
+            setattr(module, name, value)
         for linear, weight, bias, inputs, outputs in saved:
             linear.weight, linear.bias, linear.in_features, linear.out_features = weight, bias, inputs, outputs
+
+
+def _attributes_now(model: Any, anatomy: ModelAnatomy) -> list[tuple[Any, str, Any]]:
+    """(module, attribute, value) of all that :func:`cut_layer` sets; what is only set for pruned layers is None."""
+    path, layers = find_decoder_layers(model)
+    found = []
+    for layer in range(len(layers)):
+        kept = {g.name: list(range(g.units)) for g in anatomy.of_layer(layer)}
+        for inside, values in layer_attributes(model.config, anatomy, layer, kept).items():
+            module = model.get_submodule(f"{path}.{layer}.{inside}")
+            names = {"config" if name.startswith("config.") else name for name in values}
+            found += [(module, name, getattr(module, name, None)) for name in names]
+    return found
 
 
 def check_plan(anatomy: ModelAnatomy, plan: PruningPlan, means: Mapping[str, Tensor] | None = None) -> None:
@@ -78,6 +114,12 @@ def check_plan(anatomy: ModelAnatomy, plan: PruningPlan, means: Mapping[str, Ten
     for group in anatomy.groups:
         if not plan.kept[group.name]:
             raise PlanError(f"plan: expected at least one unit to stay in group {group.name}, got none; prune less, or protect the layer")
+        counts = torch.bincount(torch.tensor(plan.kept[group.name]) // (group.units // group.sets), minlength=group.sets)
+        if int(counts.min()) != int(counts.max()):
+            raise PlanError(
+                f"plan: expected equally many units to stay in each of the {group.sets} sets of group {group.name}, got {counts.tolist()}; "
+                "search again"
+            )
     if means is not None:
         check_means(anatomy, plan, means)
 
@@ -88,30 +130,32 @@ def cut_layer(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan, layer:
     With ``plan.output_bias`` the layer's output projections get a bias first, and with ``means`` (checked by
     :func:`check_plan`, see :func:`prune_model`) what the removed units contributed on average is added to it.
     """
-    for group in anatomy.groups:
-        if group.layer != layer:
-            continue
+    groups = anatomy.of_layer(layer)
+    for group in groups:
         kept = plan.kept[group.name]
         if plan.output_bias:  # while the removed columns are still there
-            add_output_bias(_dense_linear(model, group.output), group, kept, None if means is None else means.get(group.name))
+            output = _dense_linear(model, group, group.output.module, 1)
+            add_output_bias(output, group, kept, None if means is None else means.get(group.name))
         if not plan.keeps_all(group):
             _cut_group(model, group, kept)
+    if any(not plan.keeps_all(group) for group in groups):
+        path, _ = find_decoder_layers(model)
+        attributes = layer_attributes(model.config, anatomy, layer, plan.kept)
+        set_attributes(model, {f"{path}.{layer}.{inside}": values for inside, values in attributes.items()})
 
 
 def _cut_group(model: nn.Module, group: UnitGroup, kept: list[int]) -> None:
     channels = group.channels_of(kept)
-    for member in group.members:
-        _cut_linear(_dense_linear(model, member), member.positions(channels), member.dim)
+    for module, dim in group.tensors:
+        _cut_linear(_dense_linear(model, group, module, dim), group.positions(module, channels), dim)
 
 
-def _dense_linear(model: nn.Module, member: Member) -> nn.Linear:
-    linear = model.get_submodule(member.module)
+def _dense_linear(model: nn.Module, group: UnitGroup, module: str, dim: int) -> nn.Linear:
+    linear = model.get_submodule(module)
     if not isinstance(linear, nn.Linear):
-        raise ModelError(
-            f"model: expected {member.module} to be a linear layer, got {type(linear).__name__}; prune before adapters are attached"
-        )
-    if int(member.index.max()) >= linear.weight.shape[member.dim]:
-        raise ModelError(f"model: expected {member.module} to be dense, got shape {tuple(linear.weight.shape)}; it is already pruned")
+        raise ModelError(f"model: expected {module} to be a linear layer, got {type(linear).__name__}; prune before adapters are attached")
+    if max(int(m.index.max()) for m in group.members if m.module == module) >= linear.weight.shape[dim]:
+        raise ModelError(f"model: expected {module} to be dense, got shape {tuple(linear.weight.shape)}; it is already pruned")
     return linear
 
 
@@ -136,13 +180,21 @@ def _cut_parameter(parameter: Tensor, positions: Tensor, dim: int) -> nn.Paramet
 
 
 def write_widths(config: Any, anatomy: ModelAnatomy, plan: PruningPlan) -> None:
-    """Uniform widths go into the configuration; irregular ones stay as they are and are the export's matter."""
-    attention, ffn = plan.widths("attention"), plan.widths("ffn")
-    if attention and len(set(attention)) == 1:
-        per_unit = config.num_attention_heads // anatomy.group(0, "attention").units
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        config.head_dim = head_dim  # no longer hidden_size / heads
-        config.num_key_value_heads = attention[0]
-        config.num_attention_heads = attention[0] * per_unit
-    if ffn and len(set(ffn)) == 1:
-        config.intermediate_size = ffn[0]
+    """Uniform widths go into the configuration where the family has names for them; irregular ones are the export's matter."""
+    family = family_of(anatomy.model_type)
+    shapes = [plan_shape(anatomy, plan, layer) for layer in range(anatomy.layers)]
+    first = shapes[0]
+    heads = {(s.query_heads, s.key_value_heads) for s in shapes}
+    if first.query_heads and len(heads) == 1 and family.head_counts:
+        config.head_dim = first.head_dim  # no longer hidden_size / heads
+        config.num_attention_heads = first.query_heads
+        if hasattr(config, "num_key_value_heads"):
+            config.num_key_value_heads = first.key_value_heads
+    if first.ffn and len({s.ffn for s in shapes}) == 1 and family.ffn_name:
+        setattr(config, family.ffn_name, first.ffn)
+
+
+def plan_shape(anatomy: ModelAnatomy, plan: PruningPlan, layer: int) -> LayerShape:
+    """The widths of one layer under a plan; 0 for a kind the anatomy does not have."""
+    groups = {g.kind: g for g in anatomy.of_layer(layer)}
+    return layer_shape(groups, {kind: plan.kept[g.name] for kind, g in groups.items()})

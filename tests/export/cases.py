@@ -118,7 +118,8 @@ def anatomy_by_hand(model: Any) -> ModelAnatomy:
         ffn = tuple((role, dim, torch.arange(width)) for role, dim in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)))
         for kind, owner, rows, size, count in (("attention", "self_attn", attention, per_unit, units), ("ffn", "mlp", ffn, 1, width)):
             members = tuple(Member(role, f"{prefix}.{owner}.{role}", dim, where) for role, dim, where in rows)
-            groups.append(UnitGroup(index, kind, count, size, members, parameters_per_unit=1))
+            heads = {"head_dim": head_dim, "key_value_heads": units} if kind == "attention" else {}
+            groups.append(UnitGroup(index, kind, count, size, members, parameters_per_unit=1, **heads))
     total = count_parameters(model)
     return ModelAnatomy(tuple(groups), model.config.model_type, len(model.model.layers), total, total // 2)
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -176,7 +175,7 @@ def test_modelling_file_needs_nothing_of_ours(pruned, tmp_path):
     export_model(case.model, None, case.anatomy, case.plan, tmp_path / "out")
     source = (tmp_path / "out" / "modeling_adapruner.py").read_text()
     imports = {line.split()[1] for line in source.splitlines() if line.startswith(("import ", "from "))}
-    assert imports == {"torch", "transformers"}
+    assert imports == {"typing", "torch", "transformers"}
 
 
 def test_card_does_not_tell_where_the_base_model_lay(pruned, tmp_path):
@@ -277,9 +276,6 @@ def test_wrong_arguments_are_refused_before_anything_is_written(pruned, tmp_path
         export_model(other, None, anatomy_by_hand(other), case.plan, tmp_path / "out")
     with pytest.raises(PlanError, match=r"at least one unit to stay in group 1\.attention"):
         export_model(dense, None, case.anatomy, plan_for(dense, case.anatomy, [1, 0, 1], [9] * 3), tmp_path / "out")
-    unknown = dataclasses.replace(case.anatomy, model_type="qwen4")
-    with pytest.raises(ModelError, match=r"got 'qwen4'; did you mean 'qwen[23]'"):
-        export_model(case.model, None, unknown, case.plan, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from adapruner.errors import ModelError, PlanError
-from adapruner.export import modeling_adapruner
 from adapruner.export.folder import export_model
 from adapruner.export.loading import load
+from adapruner.families import modeling_adapruner
 
 from .cases import UNEVEN
 
@@ -87,8 +87,10 @@ def test_a_missing_shard(pruned, tmp_path):
 def test_shapes_other_than_the_configuration_says(exported):
     _, record = exported
     config = json.loads((record.path / "config.json").read_text())
-    where = config["per_layer_config"]["0"] if "per_layer_config" in config else config
-    where["intermediate_size"] += 1
+    if "pruned_shapes" in config:
+        config["pruned_shapes"]["model.layers.0.mlp.up_proj.weight"][0] += 1
+    else:
+        config["intermediate_size"] += 1
     (record.path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"expected the shapes of config\.json, got .* mismatched_keys, first .*mlp"):
         load(record.path)
@@ -135,6 +137,6 @@ def test_a_family_of_a_newer_release(pruned, tmp_path):
     case = pruned("llama", *UNEVEN)
     record = export_model(case.model, None, case.anatomy, case.plan, tmp_path / "out")
     config = json.loads((record.path / "config.json").read_text())
-    (record.path / "config.json").write_text(json.dumps({**config, "model_type": "gemma9"}))
-    with pytest.raises(ModelError, match="got 'gemma9'; install a newer adapruner"):
+    (record.path / "config.json").write_text(json.dumps({**config, "architectures": ["PrunedGemma9ForCausalLM"]}))
+    with pytest.raises(ModelError, match="got 'PrunedGemma9ForCausalLM'; install a newer adapruner"):
         load(record.path)

@@ -1,0 +1,104 @@
+"""What a family has to pass. Each step raises ``AssertionError`` with what went wrong; see ``docs/add-a-family.md``."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from adapruner.anatomy.tracing import AttentionUnits, trace_anatomy
+from adapruner.anatomy.units import ModelAnatomy
+from adapruner.export.folder import ExportRecord, export_model
+from adapruner.pruning.masking import masked
+from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.surgery import prune_model, pruned
+from tests.families.table import VOCABULARY, Row, build
+
+Widths = Literal["uniform", "irregular"]
+
+
+def token_ids(samples: int = 2, length: int = 9) -> torch.Tensor:
+    """``[samples, length]`` random tokens, the same every time."""
+    return torch.randint(3, VOCABULARY, (samples, length), generator=torch.Generator().manual_seed(5))
+
+
+def plan_for(anatomy: ModelAnatomy, widths: Widths, seed: int = 1) -> PruningPlan:
+    """About half of every group, the same in all layers or not; never everything, equally many of each set."""
+    chance, kept = random.Random(seed), {}
+    for group in anatomy.groups:
+        length = group.units // group.sets
+        count = max(1, length // 2) if widths == "uniform" else chance.randint(1, max(1, length - 1))
+        kept[group.name] = sorted(s * length + u for s in range(group.sets) for u in chance.sample(range(length), count))
+    removed = sum((g.units - len(kept[g.name])) * g.parameters_per_unit for g in anatomy.groups)
+    counts = {"dense": anatomy.parameters, "block_dense": anatomy.block_parameters}
+    left = {"pruned": anatomy.parameters - removed, "block_pruned": anatomy.block_parameters - removed}
+    model = {"name": "tiny", "model_type": anatomy.model_type}
+    return PruningPlan(model, kept, {g.name: g.units for g in anatomy.groups}, counts | left, {"pruned_fraction": 0.5, "of": "block"})
+
+
+@torch.no_grad()
+def logits(model: Any, ids: torch.Tensor | None = None) -> torch.Tensor:
+    """``[samples, length, vocabulary]``."""
+    return model(token_ids() if ids is None else ids).logits
+
+
+def check_cut(row: Row, units: AttentionUnits) -> None:
+    """In float64: masked == pruned, inside a block and for good; the block leaves no trace; parameters are counted right."""
+    model = build(row).double()
+    dense = logits(model)
+    anatomy = trace_anatomy(model, units)
+    torch.testing.assert_close(logits(model), dense, rtol=0, atol=1e-12, msg="the linear form computes something else")
+    plan = plan_for(anatomy, "irregular")
+    with masked(model, anatomy, plan):
+        expected = logits(model)
+    assert not torch.allclose(expected, dense, atol=1e-3), "the removed units made no difference"
+    with pruned(model, anatomy, plan):
+        torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-12, msg="pruned in a block is not masked")
+    torch.testing.assert_close(logits(model), dense, rtol=0, atol=1e-12, msg="the dense model did not come back")
+    prune_model(model, anatomy, plan)
+    torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-12, msg="pruned for good is not masked")
+    assert sum(p.numel() for p in model.parameters()) == plan.parameters["pruned"]
+
+
+def check_generation(row: Row) -> None:
+    """Greedy tokens of the pruned model with the cache are those without."""
+    model = build(row)
+    anatomy = trace_anatomy(model)
+    prune_model(model, anatomy, plan_for(anatomy, "irregular"))
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 2, "eos_token_id": None}
+    with_cache, without = (model.generate(token_ids(), use_cache=cache, **options) for cache in (True, False))
+    assert with_cache.tolist() == without.tolist()
+
+
+def export(row: Row, widths: Widths, units: AttentionUnits, folder: Path) -> tuple[ExportRecord, torch.Tensor]:
+    """The exported folder and the logits that it must have."""
+    model = build(row)
+    anatomy = trace_anatomy(model, units)
+    plan = plan_for(anatomy, widths)
+    prune_model(model, anatomy, plan)
+    return export_model(model, None, anatomy, plan, folder), logits(model)
+
+
+def check_recovery(row: Row) -> None:
+    """Adapters attach to the pruned model, a step moves only them, and merged they compute the same."""
+    from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora
+
+    model = build(row)
+    anatomy = trace_anatomy(model)
+    prune_model(model, anatomy, plan_for(anatomy, "irregular"))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    adapted = attach_lora(model, LoRAConfig(r=2, alpha=4, dropout=0.0))
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1)
+    ids = token_ids()
+    for _ in range(2):  # in the first, half of each adapter is zero
+        adapted(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    trained = logits(adapted.eval())
+    merged = merge_lora(adapted)
+    torch.testing.assert_close(logits(merged), trained, rtol=0, atol=1e-5)
+    after = dict(merged.named_parameters())
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
