@@ -32,7 +32,7 @@ from adapruner.pruning.bias_compensation import NEEDS as BIAS_NEEDS
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import prune_model, trace_for_plan, write_widths
-from adapruner.recovery.reconstruction import ReconstructionConfig
+from adapruner.recovery.reconstruction import ReconstructionConfig, fitting_form
 from adapruner.search.device_latency import meet_on_device
 from adapruner.search.posing import ProblemPoser
 from adapruner.search.study import SearchConfig, SearchOutcome, check_journal, run_search
@@ -134,6 +134,7 @@ class PruningSearchCallback(Callback):
         anatomy = self.anatomy = trace_for_plan(model, given) if given else trace_anatomy(model, self.attention_units)
         for kind, reason in anatomy.left_whole:
             announce(f"{kind} stays whole: {reason}")
+        self._fit_reconstruction(trainer, model)
         if resumed is not None:  # its weights are loaded by the Trainer, after the surgery
             announce(f"takes the plan {resumed.hash} from the checkpoint {self.checkpoint}: no search")
             self.given_plan = resumed
@@ -149,6 +150,16 @@ class PruningSearchCallback(Callback):
             plan.save(self.folder / "plan.json")
         self._write_set(trainer, pl_module, plan)
         self._notify(trainer, pl_module, "reconstructed" if self.reconstruction else "pruned")
+
+    def _fit_reconstruction(self, trainer: Trainer, model: Any) -> None:
+        """The local form where the family does not let the sequential one be solved: known before the search, not after it."""
+        data: Any = getattr(trainer, "datamodule", None)
+        if self.reconstruction is None or self.anatomy is None or not hasattr(data, "calibration_windows"):
+            return
+        fitting = fitting_form(model, self.anatomy, data.calibration_windows.input_ids, self.reconstruction)
+        if fitting != self.reconstruction:
+            announce("reconstruction: local, since this family's layers do not simply add attention and FFN to their input")
+        self.reconstruction = fitting
 
     def language_model(self, pl_module: LightningModule) -> Any:
         """The Hugging Face model inside the module, loaded if the module loads late.

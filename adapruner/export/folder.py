@@ -19,6 +19,7 @@ from torch import Tensor
 from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import ConfigurationError, ModelError, nearest
 from adapruner.export.card import model_card
+from adapruner.export.padding import pad_to_uniform
 from adapruner.export.target import Target, choose_target, dense_twin, linear_twin
 from adapruner.export.widths import check_widths
 from adapruner.families import family_of
@@ -55,6 +56,7 @@ def export_model(
     dtype: str | None = None,
     max_shard_size: str | int = "5GB",
     card: dict[str, Any] | None = None,
+    pad: bool = False,
 ) -> ExportRecord:
     """Writes weights (safetensors), configuration, tokenizer, ``plan.json`` and a model card.
 
@@ -69,6 +71,7 @@ def export_model(
         dtype: ``float32``, ``bfloat16`` or ``float16``; None keeps the model's.
         max_shard_size: of one safetensors file, such as ``"5GB"``.
         card: for the model card, see :func:`adapruner.export.card.model_card`.
+        pad: zeros widen every layer to the widest, so that a stock class can hold them; see :mod:`adapruner.export.padding`.
 
     Raises:
         ConfigurationError: if the folder holds something else, or the dtype is unknown.
@@ -83,7 +86,10 @@ def export_model(
     family_of(anatomy.model_type).linear_form(model)
     plan.check(anatomy)
     check_widths(model, anatomy, plan, linear_twin(model, anatomy))
-    chosen = choose_target(model, anatomy, plan, dense_twin(model, anatomy))
+    padded, wide = pad_to_uniform(model, anatomy, plan) if pad else (model, plan)
+    chosen = choose_target(padded, anatomy, wide, dense_twin(model, anatomy))
+    if wide.kept != plan.kept:
+        chosen.notes.append(f"padded with zeros to the widest layer: {_padding(anatomy, plan, wide)} parameters of the file are zeros")
     target, stock, notes = chosen.model, chosen.stock, chosen.notes
     setattr(target.config, MARK, {"plan_hash": plan.hash})
     _fill(chosen, _DTYPES.get(dtype or ""))
@@ -131,6 +137,10 @@ def is_export(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and isinstance(config.get(MARK), dict)
+
+
+def _padding(anatomy: ModelAnatomy, plan: PruningPlan, wide: PruningPlan) -> int:
+    return sum((len(wide.kept[g.name]) - len(plan.kept[g.name])) * g.parameters_per_unit for g in anatomy.groups)
 
 
 def _fill(chosen: Target, dtype: torch.dtype | None) -> None:

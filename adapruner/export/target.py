@@ -16,6 +16,7 @@ from torch import Tensor
 from adapruner.anatomy.shapes import layer_attributes
 from adapruner.anatomy.tracing import find_decoder_layers
 from adapruner.anatomy.units import ModelAnatomy
+from adapruner.errors import ModelError
 from adapruner.export.widths import dense_shape, layer_widths, named_widths, zero_biases
 from adapruner.families import LayerShape, family_of, modeling_adapruner
 from adapruner.pruning.plan import PruningPlan
@@ -97,7 +98,12 @@ def make_config(model: Any, model_type: str, changes: Mapping[str, Any], dropped
     values = {key: value for key, value in model.config.to_dict().items() if key not in (*_NOT_CARRIED, *dropped)} | dict(changes)
     # Training may untie what the configuration calls tied; loading would then drop the output layer.
     values["tie_word_embeddings"] = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    return AutoConfig.for_model(model_type, **values)
+    try:
+        return AutoConfig.for_model(model_type, **values)
+    except ValueError as error:
+        if "Unrecognized model" not in str(error):
+            raise
+        raise ModelError(f"model: expected a family of transformers, got {model_type!r}; save it with its own save_pretrained") from None
 
 
 def build_on_meta(model_class: Any, config: Any) -> Any:
@@ -195,7 +201,13 @@ def _head_dim(said: bool, shape: LayerShape) -> dict[str, int]:
 def _stock_class(config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM._model_mapping[type(config)]
+    try:
+        return AutoModelForCausalLM._model_mapping[type(config)]
+    except KeyError:
+        raise ModelError(
+            f"model: expected a class of transformers, got one with the configuration {type(config).__name__}; "
+            "save it with its own save_pretrained, beside plan.json"
+        ) from None
 
 
 def _refusals() -> tuple[type[Exception], ...]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapruner.anatomy.sequences import in_sequences
 from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.errors import DataError, ModelError
 from adapruner.importance.moments import InputMoments
@@ -161,7 +162,7 @@ class _Collector:
 
     def _on_input(self, group: UnitGroup) -> Any:
         def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            states = arguments[0]
+            states = in_sequences(arguments[0], len(self.parts))
             if group.name not in self.grams:
                 self.grams[group.name] = torch.zeros(self.count, group.channels, group.channels, device=states.device)
                 self.sums[group.name] = torch.zeros(self.count, group.channels, device=states.device)

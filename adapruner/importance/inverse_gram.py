@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapruner.anatomy.sequences import in_sequences
 from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.errors import ModelError
 from adapruner.importance.moments import InputMoments
@@ -68,8 +69,9 @@ class InverseGrams:
 
     def _on_input(self, group: UnitGroup, token_mask: Callable[[], Tensor]) -> Any:
         def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            states = arguments[0]
-            self._moments.setdefault(group.name, InputMoments.empty(group.channels, states.device)).add(states, token_mask())
+            mask = token_mask()
+            states = in_sequences(arguments[0], len(mask))
+            self._moments.setdefault(group.name, InputMoments.empty(group.channels, states.device)).add(states, mask)
 
         return hook
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from adapruner.anatomy.sequences import in_sequences
 from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.errors import DataError, ModelError
 from adapruner.importance.inverse_gram import REFIT_STATISTICS, InverseGrams, gram_runs
@@ -114,7 +115,7 @@ def collect_statistics(
     summed = needs.intersection(SUMMED_STATISTICS)
     for layers in layer_runs(anatomy, single_batch := count <= batch_size) if summed else ():
         gradients = SummedGradients(anatomy, layers, count, summed, single_batch)
-        collector.run(model, windows, batch_size, gradients.hook(model), backward=True)
+        collector.run(model, windows, batch_size, gradients.hook(model, collector.token_mask), backward=True)
         gradients.reduce(model)
         collector.result.weights.update(gradients.rows)
     collector.check()
@@ -205,7 +206,7 @@ class _Collector:
 
     def _on_input(self, group: UnitGroup) -> Any:
         def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            states = arguments[0].detach().float() * self.mask[..., None]
+            states = in_sequences(arguments[0].detach(), len(self.mask)).float() * self.mask[..., None]
             self._store(self.result.inputs, ("input_sum", group.name), states.sum(1))
             self._store(self.result.inputs, ("input_square_sum", group.name), states.square().sum(1))
 
@@ -213,15 +214,16 @@ class _Collector:
 
     def _on_forward(self, module: str, dim: int) -> Any:
         def hook(linear: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            inputs = arguments[0]
+            batch = len(self.mask)
+            inputs = in_sequences(arguments[0], batch)
             weight: Any = linear.weight
             bias: Any = linear.bias
 
             def on_gradient(gradient: Tensor) -> None:
-                wide = gradient.float()
+                wide = in_sequences(gradient, batch).float()
                 if "first" in self.needs:
                     if dim == 0:
-                        linear_part = output.detach().float() - (0 if bias is None else bias.detach().float())
+                        linear_part = in_sequences(output.detach(), batch).float() - (0 if bias is None else bias.detach().float())
                         first = (linear_part * wide).sum(1)
                     else:
                         first = (inputs.detach().float() * (wide @ weight.detach().float())).sum(1)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapruner.anatomy.sequences import in_sequences
 from adapruner.anatomy.units import ModelAnatomy
 
 #: Names under which row sums are kept in ``UnitStatistics.weights``.
@@ -44,10 +45,10 @@ class SummedGradients:
         self._sums: dict[str, Tensor] = {}
         self._squares: dict[str, Tensor] = {}
 
-    def hook(self, model: nn.Module) -> Iterator[Any]:
-        """Registers the hooks; the caller removes the handles."""
+    def hook(self, model: nn.Module, token_mask: Callable[[], Tensor]) -> Iterator[Any]:
+        """Registers the hooks; the caller removes the handles. ``token_mask`` gives the running batch's ``[batch, seq_len]``."""
         for module, dim in self.tensors:
-            yield model.get_submodule(module).register_forward_hook(self._on_forward(module, dim))
+            yield model.get_submodule(module).register_forward_hook(self._on_forward(module, dim, token_mask))
 
     def reduce(self, model: nn.Module) -> None:
         """Turns what was accumulated into row sums and frees it."""
@@ -64,12 +65,13 @@ class SummedGradients:
             second = self._squares.pop(module).mul_(weight.detach().float().square()).div_(self.samples)
             self.rows["summed_mix", module] = (first - 0.5 * second).abs().sum(1 - dim).cpu()
 
-    def _on_forward(self, module: str, dim: int) -> Callable[..., None]:
+    def _on_forward(self, module: str, dim: int, token_mask: Callable[[], Tensor]) -> Callable[..., None]:
         def hook(linear: Any, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            inputs = arguments[0].detach()
+            batch = len(token_mask())
+            inputs = in_sequences(arguments[0].detach(), batch)
 
             def on_gradient(gradient: Tensor) -> None:
-                self._add(module, linear.weight.shape, gradient.float(), inputs.float())
+                self._add(module, linear.weight.shape, in_sequences(gradient, batch).float(), inputs.float())
                 if self.single_batch:
                     self._reduce(module, dim, linear.weight)
 

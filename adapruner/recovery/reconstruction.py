@@ -14,24 +14,26 @@ LLaMA-7B in bfloat16 needs 19.3 GiB in all, so it fits into 24 GB.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adapruner.anatomy.units import ModelAnatomy
+from adapruner.errors import ModelError
 from adapruner.evaluation.mode import evaluation_mode
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import check_plan
 from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.recovery.local import refit_each_layer
 from adapruner.recovery.sequential import Shares, refit_in_sequence
-from adapruner.recovery.streams import DenseStream, choose_windows, record_dense_stream, start
+from adapruner.recovery.streams import DenseStream, choose_windows, has_plain_residual, record_dense_stream, start
 
 #: Every so many of the windows that count are held out where a strength is searched.
 HELD_OUT_EVERY = 8
 
-__all__ = ["DenseStream", "ReconstructionConfig", "prune_and_reconstruct", "reconstruction_gib", "record_dense_stream"]
+__all__ = ["DenseStream", "ReconstructionConfig", "fitting_form", "prune_and_reconstruct", "reconstruction_gib", "record_dense_stream"]
 
 
 @torch.no_grad()
@@ -63,6 +65,9 @@ def prune_and_reconstruct(
         ModelError: if the residual stream is not attention, then FFN, each added to it; or a solution is not finite.
     """
     check_plan(anatomy, plan)
+    if anatomy.left_whole and config.form == "sequential":
+        kind, reason = anatomy.left_whole[0]
+        raise ModelError(f"reconstruction.form: expected 'local' where {kind} stays whole ({reason}), got 'sequential'; see fitting_form")
     picks = choose_windows(len(input_ids), config)
     ids = input_ids[picks]
     if dense is not None:
@@ -74,6 +79,20 @@ def prune_and_reconstruct(
             refit_each_layer(model, anatomy, plan, windows, shares, config, progress)
         else:
             refit_in_sequence(model, anatomy, plan, windows, shares, config, dense, progress)
+
+
+def fitting_form(model: nn.Module, anatomy: ModelAnatomy, input_ids: Tensor, config: ReconstructionConfig) -> ReconstructionConfig:
+    """The configuration, with the local form where the family's layers do not let the sequential one be solved.
+
+    That is where something stands between a projection and the residual stream (norms in Gemma 2, a factor in Granite), and
+    where a kind is left whole, so that its share of the stream is not known.
+
+    Args:
+        input_ids: calibration windows ``[n, seq_len]``; the first is run through the first layer.
+    """
+    if config.form == "local" or has_plain_residual(model, anatomy, input_ids):
+        return config
+    return replace(config, form="local")
 
 
 def _share(weights: Tensor | None, picks: Tensor, config: ReconstructionConfig, device: torch.device) -> Shares:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapruner.anatomy.sequences import in_sequences
 from adapruner.anatomy.tracing import find_decoder_layers
 from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import DataError, ModelError
@@ -42,7 +43,7 @@ class Windows:
         box: list[Tensor] = []
         with stopping_before(projection, box):
             self.call(layer, index, hidden)
-        return box[0]
+        return in_sequences(box[0], len(hidden))
 
 
 @dataclass
@@ -157,7 +158,7 @@ def run_dense(modules: LayerModules, windows: Windows, hidden: Tensor) -> tuple[
     seen: dict[Any, tuple[Tensor, Tensor]] = {}
 
     def record(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        seen[module] = (arguments[0], output)
+        seen[module] = (in_sequences(arguments[0], len(hidden)), in_sequences(output, len(hidden)))
 
     handles = [p.register_forward_hook(record) for p in (modules.o_proj, modules.down_proj) if p is not None]
     try:
@@ -188,12 +189,27 @@ def advance_dense(modules: LayerModules, windows: Windows, hidden: list[Tensor])
 
 def _check_residual(hidden: Tensor, output: Tensor, parts: list[Tensor]) -> None:
     """The refit's targets assume output = input + attention + FFN; a family that adds otherwise is refused."""
-    expected = hidden + sum(parts)
-    if not torch.allclose(expected.float(), output.float(), rtol=1e-2, atol=1e-2 * float(output.float().abs().mean())):
+    if not _adds(hidden, output, parts):
         raise ModelError(
             "reconstruction: expected a layer's output to be its input plus attention plus FFN, got another residual form; "
-            "set pruning.reconstruction to null for this family"
+            "set pruning.reconstruction.form to local for this family"
         )
+
+
+def _adds(hidden: Tensor, output: Tensor, parts: list[Tensor]) -> bool:
+    expected = hidden + sum(parts)
+    return torch.allclose(expected.float(), output.float(), rtol=1e-2, atol=1e-2 * float(output.float().abs().mean()))
+
+
+@torch.no_grad()
+def has_plain_residual(model: nn.Module, anatomy: ModelAnatomy, input_ids: Tensor) -> bool:
+    """Whether a layer adds attention and FFN to its input as they come (not through a norm, nor scaled), by trying the first one."""
+    if anatomy.left_whole:  # what the projection that is not looked at adds to the stream is not known
+        return False
+    with evaluation_mode(model):
+        windows = start(model, input_ids[:1], 1)
+        output, seen = run_dense(next(layer_modules(model, anatomy)), windows, windows.starts[0])
+        return _adds(windows.starts[0], output, [part for _, part in seen.values()])
 
 
 class _Stop(Exception):

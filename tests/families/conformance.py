@@ -102,3 +102,45 @@ def check_recovery(row: Row) -> None:
     after = dict(merged.named_parameters())
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def check_scores(row: Row) -> None:
+    """First-order Taylor rows of every coupled tensor are those of full weight gradients, one sample at a time."""
+    from adapruner.data.windows import TextWindows
+    from adapruner.importance.statistics import collect_statistics
+
+    model, ids = build(row), token_ids()
+    anatomy = trace_anatomy(model)
+    windows = TextWindows(ids, ids.clone(), torch.ones_like(ids), ["text"], torch.zeros(len(ids), dtype=torch.long), [""] * len(ids))
+    found = collect_statistics(model, anatomy, windows, needs=frozenset({"first"})).member
+    for sample in range(len(ids)):
+        model.zero_grad()
+        model(ids[sample : sample + 1], labels=ids[sample : sample + 1]).loss.backward()
+        for module, dim in (tensor for group in anatomy.groups for tensor in group.tensors):
+            weight = model.get_submodule(module).weight
+            expected = (weight * weight.grad).sum(1 - dim).detach()
+            torch.testing.assert_close(
+                found["first", module][sample], expected, rtol=1e-3, atol=1e-5, msg=lambda m, at=module: f"{at}: {m}"
+            )
+
+
+def check_refit(row: Row) -> None:
+    """The closed-form refit brings the pruned model nearer to the dense one on the windows it was solved for.
+
+    In its sequential form where the layers add attention and FFN to their input, else in its local form.
+    """
+    from adapruner.recovery.reconstruction import ReconstructionConfig, fitting_form, prune_and_reconstruct
+
+    ids, distances = token_ids(16), []
+    dense = logits(build(row), ids)
+    for refit in (False, True):
+        model = build(row)
+        anatomy = trace_anatomy(model)
+        plan = plan_for(anatomy, "uniform")
+        if refit:
+            config = fitting_form(model, anatomy, ids, ReconstructionConfig(ridge=0.01))
+            prune_and_reconstruct(model, anatomy, plan, ids, config)
+        else:
+            prune_model(model, anatomy, plan)
+        distances.append(float((logits(model, ids) - dense).square().mean()))
+    assert distances[1] < distances[0]

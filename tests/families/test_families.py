@@ -59,6 +59,16 @@ def test_loaded_without_running_code_of_the_folder(exports: Any, row: Row) -> No
 
 
 @every_row
+def test_scores_are_those_of_full_gradients(row: Row) -> None:
+    conformance.check_scores(row)
+
+
+@every_row
+def test_refit(row: Row) -> None:
+    conformance.check_refit(row)
+
+
+@every_row
 def test_recovery(row: Row) -> None:
     conformance.check_recovery(row)
 
