@@ -29,10 +29,15 @@ NAMES: dict[str, tuple[str, tuple[str, str, str], str, tuple[str, ...], str]] = 
 }
 
 
+#: Model type -> the configuration's name of the feed-forward width, where it is not intermediate_size.
+FFN_WIDTHS = {"opt": "ffn_dim", "gpt2": "n_inner", "falcon": "ffn_hidden_size"}
+
+
 def ffn_width(config: Any) -> int:
     """Channels of the feed-forward network."""
-    names = {"opt": "ffn_dim", "gpt2": "n_inner", "falcon": "ffn_hidden_size"}
-    return 4 * config.hidden_size if config.model_type == "bloom" else getattr(config, names.get(config.model_type, "intermediate_size"))
+    if config.model_type == "bloom":
+        return 4 * config.hidden_size
+    return getattr(config, FFN_WIDTHS.get(config.model_type, "intermediate_size"))
 
 
 def key_value_heads(config: Any) -> int:
