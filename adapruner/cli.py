@@ -1,7 +1,8 @@
 """The command line: ``python train.py`` and ``adapruner`` are this program.
 
-``compare`` is :mod:`adapruner.comparison`; everything else, ``fit`` above all, is :mod:`adapruner.lightning_cli`, which alone
-loads torch. A bare configuration name is looked up in the working directory, then among the shipped ``configs/``.
+``compare`` is :mod:`adapruner.comparison`, ``export`` is :mod:`adapruner.export.command`; everything else, ``fit`` above all, is
+:mod:`adapruner.lightning_cli`. Torch is loaded where there is work for it, not for the help of the first two. A bare
+configuration name is looked up in the working directory, then among the shipped ``configs/``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from adapruner.errors import AdaPrunerError, ConfigurationError, nearest
 
@@ -22,6 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if given[:1] == ["compare"]:
             _compare(given[1:])
+        elif given[:1] == ["export"]:
+            _export(given[1:])
         else:
             _run_lightning(find_configs(given))
     except AdaPrunerError as error:
@@ -39,6 +43,21 @@ def _compare(arguments: list[str]) -> None:
         raise SystemExit(130) from None
     if code:
         raise SystemExit(code)
+
+
+def _export(arguments: list[str]) -> None:
+    from adapruner.export.command import run_export
+
+    run_export(arguments, _open_base)
+
+
+def _open_base(**options: Any) -> Any:
+    """Only where a base model is needed: this is what loads Lightning."""
+    from adapruner.lightning_cli import quiet_libraries
+    from adapruner.module import PrunableCausalLM
+
+    quiet_libraries()
+    return PrunableCausalLM(**options)
 
 
 def _run_lightning(arguments: list[str]) -> None:

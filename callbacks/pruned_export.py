@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +13,46 @@ from lightning import Callback, LightningModule, Trainer
 from adapruner.callbacks.progress import announce
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.errors import ConfigurationError
+from adapruner.export.adapters import ADAPTER_FOLDER, difference_apart, export_either
+from adapruner.export.card import card_of_report, model_card, written_in
 from adapruner.export.folder import ExportRecord, check_folder, export_model
+from adapruner.export.licence import base_licence
+from adapruner.export.options import check_options
+from adapruner.export.staging import staged
+from adapruner.whole_files import write_whole
 
 
 class PrunedExportCallback(Callback):
     """Exports at the end of ``fit``, after the adapters are merged.
+
+    The model card tells what the run measured: put it behind :class:`CompressionReportCallback` in the list.
 
     Args:
         folder: where to; ``model`` in the run folder when empty. An earlier export there is replaced.
         dtype: ``float32``, ``bfloat16`` or ``float16``; the model's own when empty.
         max_shard_size: of one safetensors file.
         verify: load the folder in a fresh process and compare logits.
+        adapters: ``merged`` into the weights, or the LoRA recovery in a ``folder`` of its own, ``adapter`` in the export.
+        pad: widen every layer with zeros to the widest, for engines that know only stock classes.
+        push: upload the folder to the hub under this name, ``user/model``, at the very end. A new repository is private.
     """
 
-    def __init__(self, folder: str | None = None, dtype: str | None = None, max_shard_size: str = "5GB", verify: bool = True) -> None:
+    def __init__(
+        self,
+        folder: str | None = None,
+        dtype: str | None = None,
+        max_shard_size: str = "5GB",
+        verify: bool = True,
+        adapters: str = "merged",
+        pad: bool = False,
+        push: str | None = None,
+    ) -> None:
         super().__init__()
-        if dtype not in (None, "float32", "bfloat16", "float16"):
-            raise ConfigurationError(f"export.dtype: expected float32, bfloat16 or float16, got {dtype!r}; name one of them")
+        check_options(dtype, max_shard_size, adapters, prefix="export.")
         self.folder_name, self.dtype, self.max_shard_size, self.verify = folder, dtype, max_shard_size, verify
+        if pad and adapters == "folder":
+            raise ConfigurationError("export.pad: expected adapters merged, got adapters: folder; leave one of the two out")
+        self.adapters, self.pad, self.push = adapters, pad, push
         self.record: ExportRecord | None = None
         self.difference: float | None = None
 
@@ -38,18 +62,46 @@ class PrunedExportCallback(Callback):
             self.check_before_search(trainer)
 
     def check_before_search(self, trainer: Trainer) -> None:
-        """A folder that cannot be used is refused before the hours of work, not after; the search calls this first."""
+        """What cannot be done is refused before the hours of work, not after; the search calls this first."""
         check_folder(self._folder(trainer))
+        from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
+
+        if self.adapters == "folder" and not any(isinstance(c, LoRARecoveryCallback) for c in _callbacks(trainer)):
+            raise ConfigurationError("export.adapters: expected a run with LoRA recovery for a folder of adapters, got none; give merged")
+        if self.push is not None and trainer.is_global_zero:
+            from adapruner.export.push import check_push
+
+            check_push(self.push)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """With ``adapters: folder``: writes and checks the folder, before recovery merges the adapters."""
+        pruning = self._pruning(trainer)
+        if self.adapters != "folder" or pruning.plan is None or pruning.anatomy is None or not trainer.is_global_zero:
+            return
+        model, folder = getattr(pl_module, pruning.model_attribute), self._folder(trainer)
+        sizes = {"dtype": self.dtype, "max_shard_size": self.max_shard_size}
+        with staged(Path(os.path.abspath(folder))) as new:
+            plain, record = export_either(
+                model, getattr(pl_module, "tokenizer", None), pruning.anatomy, pruning.plan, new, card={}, **sizes
+            )
+        self.record = replace(record, path=folder)
+        announce(f"exported {record.class_name} to {folder}, the adapters to {folder / ADAPTER_FOLDER}")
+        if self.verify:
+            self._check(trainer, plain)
+            self.difference = max(self.difference or 0.0, difference_apart(folder, model, self._tokens(trainer)))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes and checks the folder."""
+        """Writes and checks the folder; where it is there already, its model card gets what was measured since."""
         pruning = self._pruning(trainer)
         if pruning.plan is None or pruning.anatomy is None or not trainer.is_global_zero:
             return
-        from adapruner.export.verification import verify_export
-
         model: Any = getattr(pl_module, pruning.model_attribute)
-        folder = self._folder(trainer)
+        folder, card = self._folder(trainer), self._card(trainer, pl_module)
+        if self.record is not None and self.adapters == "folder":
+            known, card = self.record, {**card, "adapter": ADAPTER_FOLDER}
+            text = model_card(pruning.plan, class_name=known.class_name, stock=known.stock, notes=known.notes, card=card)
+            write_whole(folder / "README.md", text)
+            return
         self.record = export_model(
             model,
             getattr(pl_module, "tokenizer", None),
@@ -58,13 +110,22 @@ class PrunedExportCallback(Callback):
             folder,
             dtype=self.dtype,
             max_shard_size=self.max_shard_size,
+            card=card,
+            pad=self.pad,
         )
         announce(f"exported {self.record.class_name} to {folder}")
         if self.verify:
-            announce("loads the export in a fresh process and compares logits")
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            ids = data.search_windows.input_ids[:1, :64] if data is not None else torch.arange(1, 33)[None]
-            self.difference = verify_export(folder, model, ids)
+            self._check(trainer, model)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Pushes, last of all: a hub that cannot be reached costs nothing that the run has made."""
+        if stage != "fit" or self.push is None or self.record is None or not trainer.is_global_zero:
+            return
+        from adapruner.export.push import push_folder
+
+        plan = self._pruning(trainer).plan
+        assert plan is not None
+        announce(f"pushed to {push_folder(self.record.path, self.push, f'Pruned model, plan {plan.hash}')}")
 
     def to_report(self) -> dict[str, Any] | None:
         """The report's ``export`` section; ``None`` before the export."""
@@ -78,14 +139,55 @@ class PrunedExportCallback(Callback):
             "notes": list(self.record.notes),
         }
 
+    def _check(self, trainer: Trainer, model: Any) -> None:
+        from adapruner.export.verification import verify_export
+
+        announce("loads the export in a fresh process and compares logits")
+        self.difference = verify_export(self._folder(trainer), model, self._tokens(trainer))
+
+    def _tokens(self, trainer: Trainer) -> torch.Tensor:
+        """``[1, t]``: the beginning of the search split."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        ids: torch.Tensor = data.search_windows.input_ids[:1, :64] if data is not None else torch.arange(1, 33)[None]
+        return ids
+
+    def _card(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Licence of the base model, seeds, and what the report measured so far."""
+        from adapruner.callbacks.compression_report import CompressionReportCallback  # it knows this callback, in its turn
+        from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
+
+        pruning = self._pruning(trainer)
+        source = getattr(pl_module, "source", None) or (pruning.plan.model.get("name") if pruning.plan else None)
+        revision = getattr(pl_module, "revision", None)
+        report = next((c for c in _callbacks(trainer) if isinstance(c, CompressionReportCallback)), None)
+        lora = next((c for c in _callbacks(trainer) if isinstance(c, LoRARecoveryCallback)), None)
+        data: Any = getattr(trainer, "datamodule", None)
+        seeds = {
+            "everything": os.environ.get("PL_GLOBAL_SEED"),
+            "data": getattr(data, "seed", None),
+            "search": pruning.search.seed,
+            "recovery": None if lora is None else lora.seed,
+        }
+        measured = {} if report is None else card_of_report(report.to_report(trainer, pl_module))
+        return {
+            **(base_licence(str(source), revision) if source else {}),
+            "revision": revision,
+            **measured,
+            **written_in(self.dtype, measured),
+            "seeds": {name: seed for name, seed in seeds.items() if seed is not None},
+        }
+
     def _folder(self, trainer: Trainer) -> Path:
         if self.folder_name:
             return Path(self.folder_name)
         return Path(self._pruning(trainer).folder_name or trainer.default_root_dir) / "model"
 
     def _pruning(self, trainer: Trainer) -> PruningSearchCallback:
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        found = next((c for c in callbacks if isinstance(c, PruningSearchCallback)), None)
+        found = next((c for c in _callbacks(trainer) if isinstance(c, PruningSearchCallback)), None)
         if found is None:
             raise ConfigurationError("trainer.callbacks: expected a PruningSearchCallback beside PrunedExportCallback, got none; add one")
         return found
+
+
+def _callbacks(trainer: Trainer) -> list[Any]:
+    return trainer.callbacks  # type: ignore[attr-defined,no-any-return]

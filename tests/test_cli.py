@@ -158,16 +158,23 @@ def test_the_main_help_names_the_comparison(capsys: pytest.CaptureFixture[str]) 
     assert "adapruner compare --help" in out
 
 
-def test_help_of_compare_loads_nothing_heavy() -> None:
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("compare", ("--config", "--base", "--methods", "--budgets", "--seeds", "--folder", "--jobs", "-- --pruning.search.n_trials 64")),
+        ("export", ("RUN", "DIR", "--dtype", "--max_shard_size", "--adapters", "--pad", "--gguf", "--push", "--checkpoint", "--no-verify")),
+    ],
+)
+def test_help_of_a_command_beside_fit_loads_nothing_heavy(command: str, options: tuple[str, ...]) -> None:
     code = (
         "import sys\nfrom adapruner.cli import main\n"
-        "try:\n    main(['compare', '--help'])\nexcept SystemExit as ended:\n    assert not ended.code\n"
+        f"try:\n    main(['{command}', '--help'])\nexcept SystemExit as ended:\n    assert not ended.code\n"
         "print(*sorted({'torch', 'numpy', 'lightning', 'transformers', 'optuna', 'matplotlib'} & set(sys.modules)), 'loaded')"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "loaded"
-    for option in ("--config", "--base", "--methods", "--budgets", "--seeds", "--folder", "--jobs", "-- --pruning.search.n_trials 64"):
+    for option in options:
         assert option in done.stdout
 
 
@@ -229,6 +236,38 @@ class _Fails:
         return 3
 
     def end(self) -> None: ...
+
+
+@pytest.mark.slow
+def test_a_fit_of_the_command_line_can_be_exported(capfd: pytest.CaptureFixture[str]) -> None:
+    """A process that loads everything, hence slow: what is tested is that the files of a real run are what export reads."""
+    from transformers import AutoTokenizer
+
+    from adapruner.demo import MODEL_FOLDER
+    from adapruner.export.loading import load
+    from tests.tiny import tiny_llama
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_FOLDER)
+    tokenizer.save_pretrained("my-model")
+    tiny_llama(vocab_size=len(tokenizer), intermediate_size=320).save_pretrained("my-model")
+    options = [
+        "--model.name_or_path=my-model",
+        "--pruning.recipe={coefficients: {l2: 1.0}}",
+        "--trainer.max_steps=1",
+        "--report.compare=[]",
+    ]
+    options += ["--data.calibration.samples_per_source=2", "--data.search.samples=4", "--pruning.reconstruction=null"]
+    options += ["--data.evaluation=[{name: some, source: {name: test, demo: stdlib, split: test}, limit: 2}]", "--report.prompts=[]"]
+    options += ["--data.calibration.sources=[{name: stdlib, demo: stdlib, split: calibration}]", "--recovery.lora.r=2"]
+    options += ["--trainer.default_root_dir=run", "--trainer.logger=null", "--export.verify=false", "--report.compare_recovered=false"]
+    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", "quickstart.yaml", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    main(["export", "run", "out", "--no-verify"])
+    assert "takes the weights of step 1 from run/" in capfd.readouterr().out
+    expected, found = load("run/model").state_dict(), load("out").state_dict()
+    assert expected.keys() == found.keys()
+    assert all((found[name] - tensor).abs().max() < 1e-6 for name, tensor in expected.items())
 
 
 @pytest.mark.slow

@@ -1,0 +1,107 @@
+"""The model of a run, built again: base model, surgery by the plan, weights of a Lightning checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapruner.anatomy.fingerprint import fingerprint_model
+from adapruner.errors import ModelError
+from adapruner.pruning.plan import PruningPlan, read_plan
+from adapruner.pruning.surgery import trace_for_plan
+from adapruner.recovery.lora import LoRAConfig, attach_lora
+
+OpenBase = Callable[..., Any]
+"""``(name_or_path=, dtype=, revision=)`` -> a :class:`adapruner.module.PrunableCausalLM`, nothing loaded yet."""
+
+# What the module calls them; it stands beside this package and cannot be imported. A test holds them equal.
+PLAN_KEY, LORA_KEY = "adapruner_plan", "adapruner_lora"
+_PREFIX = "model."
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A Lightning checkpoint's dictionary; tensors stay on disk until they are used, and no code in the file runs.
+
+    Raises:
+        ModelError: if the file is missing, cut short, holds more than tensors and plain values, or no pruned model.
+    """
+    if file.is_dir():
+        raise ModelError(f"checkpoint: expected one file, got the sharded checkpoint {file}; gather it, or export the run's model folder")
+    try:
+        record = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except FileNotFoundError:
+        raise ModelError(f"checkpoint: expected a file, got none at {file}; give the path of a .ckpt file") from None
+    except Exception as error:  # a damaged pickle can fail in any way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        raise ModelError(
+            f"checkpoint: expected a whole Lightning checkpoint of tensors and plain values, got damage in {file} ({reason}); "
+            "take another with --checkpoint"
+        ) from None
+    weights = record.get("state_dict") if isinstance(record, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ModelError(f"checkpoint: expected the checkpoint of a run, got no weights in {file}; give one that fit wrote")
+    if not isinstance(record.get(PLAN_KEY), dict):
+        raise ModelError(f"checkpoint: expected the checkpoint of a pruned model, got no plan in {file}; give one that fit wrote")
+    return record
+
+
+def check_same_plan(record: Mapping[str, Any], plan: PruningPlan, file: Path) -> None:
+    """Refuses a checkpoint of another plan than the run's.
+
+    Raises:
+        PlanError: if the checkpoint's plan was changed.
+        ModelError: if it is another one.
+    """
+    found = read_plan(record[PLAN_KEY])
+    if found.hash != plan.hash:
+        raise ModelError(f"checkpoint: expected the plan {plan.hash} of the run, got {found.hash} in {file}; give a checkpoint of this run")
+
+
+def rebuild(base: Mapping[str, Any], plan: PruningPlan, record: Mapping[str, Any], open_base: OpenBase) -> Any:
+    """The module at the plan's widths with the checkpoint's weights; adapters are attached where the run had any.
+
+    Args:
+        base: ``name_or_path``, ``dtype`` and ``revision`` of the base model.
+        plan: of the run.
+        record: what :func:`read_checkpoint` gave.
+        open_base: see :data:`OpenBase`.
+
+    Raises:
+        PlanError: if the base model is not the one that the plan was made for.
+        ModelError: if it cannot be loaded, or the weights do not fit.
+    """
+    module = open_base(**base)
+    module.configure_model()
+    module.anatomy = trace_for_plan(module.model, plan)
+    plan.check(module.anatomy, fingerprint_model(module.model))
+    module.apply_plan(plan)
+    if record.get(LORA_KEY) is not None:
+        module.model = attach_lora(module.model, _lora_config(record[LORA_KEY]))
+    _fill(module.model, record["state_dict"])
+    module.model.eval()
+    return module
+
+
+def _lora_config(settings: Any) -> LoRAConfig:
+    try:
+        return LoRAConfig(**settings)
+    except TypeError as error:
+        raise ModelError(f"checkpoint: expected the settings of LoRA, got others ({error}); give a checkpoint that fit wrote") from None
+
+
+def _fill(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    """Every tensor of the model becomes the checkpoint's, of its own precision; tied ones stay tied."""
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    own = {name.removeprefix(_PREFIX): tensor for name, tensor in weights.items() if name.startswith(_PREFIX)}
+    try:
+        model.load_state_dict(own, strict=True, assign=True)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()[:200]
+        raise ModelError(
+            f"checkpoint: expected the tensors of the pruned model, got others ({reason}); give a checkpoint of this run"
+        ) from None
+    if tied:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
