@@ -25,7 +25,10 @@ from adapruner.data.data_module import PruningDataModule
 from adapruner.errors import ConfigurationError
 from adapruner.module import PrunableCausalLM
 
-_EPILOG = "and beside them: adapruner compare runs several methods over budgets and seeds; see adapruner compare --help"
+_EPILOG = (
+    "and beside them: adapruner compare runs several methods over budgets and seeds; adapruner export writes a run's model again; "
+    "see adapruner compare --help, adapruner export --help"
+)
 
 
 def quiet_libraries() -> None:

@@ -9,7 +9,7 @@ import copy
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import ConfigurationError, ModelError, nearest
 from adapruner.export.card import model_card
+from adapruner.export.licence import is_hub_name
 from adapruner.export.padding import pad_to_uniform
 from adapruner.export.target import Target, choose_target, dense_twin, linear_twin
 from adapruner.export.widths import check_widths
@@ -102,7 +103,7 @@ def export_model(
         target.save_pretrained(temporary, max_shard_size=max_shard_size)
         if tokenizer is not None:
             notes += _save_tokenizer(tokenizer, temporary)
-        plan.save(temporary / PLAN_FILE)
+        _without_path(plan).save(temporary / PLAN_FILE)
         (temporary / "README.md").write_text(model_card(plan, class_name=class_name, stock=stock, notes=notes, card=card), encoding="utf-8")
         files = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
         _move_into_place(temporary, folder)
@@ -137,6 +138,12 @@ def is_export(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and isinstance(config.get(MARK), dict)
+
+
+def _without_path(plan: PruningPlan) -> PruningPlan:
+    """Of a base model on someone's disk only the last part of its path goes along; the name is not part of the hash."""
+    name = str(plan.model.get("name") or "")
+    return plan if is_hub_name(name) else replace(plan, model={**plan.model, "name": Path(name).name})
 
 
 def _padding(anatomy: ModelAnatomy, plan: PruningPlan, wide: PruningPlan) -> int:

@@ -42,7 +42,7 @@ def added(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for table in ("NAMES", "FFN_WIDTHS"):
         monkeypatch.setattr(family_maps, table, dict(getattr(family_maps, table)))
     exec(oracle, {"NAMES": family_maps.NAMES, "FFN_WIDTHS": family_maps.FFN_WIDTHS})
-    yield
+    return
 
 
 def test_it_is_left_out(row: Row) -> None:
