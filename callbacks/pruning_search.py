@@ -31,6 +31,7 @@ from adapruner.pipeline import PruningProblem, Recipe, bias_means, make_plan
 from adapruner.pruning.bias_compensation import NEEDS as BIAS_NEEDS
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan, read_plan
+from adapruner.pruning.self_check import check_family
 from adapruner.pruning.surgery import prune_model, trace_for_plan, write_widths
 from adapruner.recovery.reconstruction import ReconstructionConfig, fitting_form
 from adapruner.search.device_latency import meet_on_device
@@ -134,6 +135,7 @@ class PruningSearchCallback(Callback):
         anatomy = self.anatomy = trace_for_plan(model, given) if given else trace_anatomy(model, self.attention_units)
         for kind, reason in anatomy.left_whole:
             announce(f"{kind} stays whole: {reason}")
+        check_family(model, anatomy)
         self._fit_reconstruction(trainer, model)
         if resumed is not None:  # its weights are loaded by the Trainer, after the surgery
             announce(f"takes the plan {resumed.hash} from the checkpoint {self.checkpoint}: no search")

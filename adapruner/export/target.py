@@ -164,7 +164,12 @@ def _own_file(
     if family_of(anatomy.model_type).head_counts and len(widths[0]) > 1:  # the names that transformers itself gives to such widths
         config.allow_global_per_layer_attribute_access = True
         config.per_layer_config = dict(enumerate(widths))
-    target_class = getattr(modeling_adapruner, f"{modeling_adapruner.PREFIX}{type(dense).__name__}")
+    target_class = getattr(modeling_adapruner, f"{modeling_adapruner.PREFIX}{type(dense).__name__}", None)
+    if target_class is None:
+        raise ModelError(
+            f"model: expected a class of transformers for layers of different widths, got {type(dense).__name__}; "
+            "prune with allocation.method uniform, or export with pad"
+        )
     target = build_on_meta(target_class, config)
     return Target(target, state, False, notes)
 

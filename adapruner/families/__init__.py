@@ -11,6 +11,6 @@ A decoder that :mod:`adapruner.anatomy.tracing` reads by itself needs no file he
 """
 
 from adapruner.families.family import Family, LayerShape
-from adapruner.families.registry import family_of, known_families, register
+from adapruner.families.registry import TRIED, family_of, known_families, register
 
-__all__ = ["Family", "LayerShape", "family_of", "known_families", "register"]
+__all__ = ["TRIED", "Family", "LayerShape", "family_of", "known_families", "register"]

@@ -8,6 +8,41 @@ from functools import cache
 
 from adapruner.families.family import Family
 
+#: Model types that the tests take through the whole conformance suite; others are tried on the spot before they are pruned.
+TRIED = frozenset(
+    [
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "phi",
+        "phi3",
+        "opt",
+        "gpt_neox",
+        "bloom",
+        "gpt2",
+        "falcon",
+        "olmo",
+        "olmo2",
+        "olmo3",
+        "smollm3",
+        "granite",
+        "cohere",
+        "cohere2",
+        "starcoder2",
+        "stablelm",
+        "glm4",
+        "helium",
+        "exaone4",
+        "nemotron",
+        "mixtral",
+        "qwen3_moe",
+    ]
+)
+
 _OWN: dict[str, Family] = {}
 _NOT_FAMILIES = {"family", "registry", "index_maps", "modeling_adapruner"}
 
