@@ -5,7 +5,8 @@ No Lightning and no Optuna here: a search, a baseline and a test all run exactly
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -18,10 +19,12 @@ from adapruner.anatomy.sizes import ModelSizes
 from adapruner.anatomy.units import ModelAnatomy
 from adapruner.calibration.choice import CalibrationChoice
 from adapruner.calibration.pool import CalibrationPool
-from adapruner.errors import ConfigurationError
+from adapruner.errors import ConfigurationError, nearest
 from adapruner.importance.gram import GramMatrices
 from adapruner.importance.metrics import find_metric
-from adapruner.importance.mixture import mix_metrics
+from adapruner.importance.mixture import FORMS, mix_metrics
+from adapruner.importance.normalisation import NORMALISERS
+from adapruner.importance.reduction import HEAD_REDUCTIONS, MEMBER_REDUCTIONS
 from adapruner.importance.statistics import UnitStatistics
 from adapruner.pruning.allocation import Allocation, allocate
 from adapruner.pruning.bias_compensation import NEEDS as BIAS_NEEDS
@@ -31,6 +34,15 @@ from adapruner.pruning.costs import UnitCosts
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import pruned
 from adapruner.recovery.local import pruned_and_refitted
+
+#: Fields of a recipe that are a choice among names.
+_KNOWN: dict[str, Sequence[str]] = {
+    "reduction": tuple(MEMBER_REDUCTIONS),
+    "head_reduction": tuple(HEAD_REDUCTIONS),
+    "form": FORMS,
+    "normaliser": tuple(NORMALISERS),
+    "scope": ("model", "layer"),
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,22 @@ class Recipe:
     ridge: float | None = None
     """Strength of the reconstruction, relative to the mean diagonal of the Gram matrix; ``None``: as configured there."""
     allocation: Allocation = field(default_factory=Allocation)
+
+    def __post_init__(self) -> None:
+        if not self.coefficients or not all(0 <= c < math.inf for c in self.coefficients.values()) or not any(self.coefficients.values()):
+            raise ConfigurationError(
+                f"recipe.coefficients: expected metrics with weights of 0 or more, one above 0, got {self.coefficients}; give l2: 1.0"
+            )
+        for name in self.coefficients:
+            find_metric(name)
+        for argument, known in _KNOWN.items():
+            value = getattr(self, argument)
+            if value not in known:
+                raise ConfigurationError(f"recipe.{argument}: expected a known {argument}, got {value!r}; {nearest(str(value), known)}")
+        if self.pruned_fraction is not None and not 0 <= self.pruned_fraction < 1:
+            raise ConfigurationError(f"recipe.pruned_fraction: expected a number in [0, 1), got {self.pruned_fraction}; leave it null")
+        if self.ridge is not None and not 0 < self.ridge < math.inf:
+            raise ConfigurationError(f"recipe.ridge: expected a positive number, got {self.ridge}; leave it null")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""

@@ -17,10 +17,16 @@ def layer_shape(groups: Mapping[Kind, UnitGroup], kept: Mapping[Kind, list[int]]
     if attention is not None:
         heads = [int(c) // attention.head_dim for c in attention.channels_of(kept["attention"])[:: attention.head_dim]]
         key_value_heads = attention.key_value_heads if attention.query_head_units else len(kept["attention"])
-    channels = 0 if ffn is None else len(kept["ffn"]) * ffn.channels_per_unit // ffn.sets
+    channels, experts = (0, 0) if ffn is None else _ffn_widths(ffn, len(kept["ffn"]))
     head_dim = 0 if attention is None else attention.head_dim
-    experts = 0 if ffn is None or ffn.sets == 1 else ffn.sets
     return LayerShape(len(heads), key_value_heads, head_dim, channels, tuple(heads), experts)
+
+
+def _ffn_widths(ffn: UnitGroup, kept: int) -> tuple[int, int]:
+    """Channels of the FFN, or of one expert, and the number of experts, which is 0 where there is no mixture."""
+    if ffn.expert_units:
+        return ffn.channels_per_unit, kept
+    return kept * ffn.channels_per_unit // ffn.sets, 0 if ffn.sets == 1 else ffn.sets
 
 
 def layer_attributes(config: Any, anatomy: ModelAnatomy, layer: int, kept: Mapping[str, list[int]]) -> dict[str, dict[str, Any]]:

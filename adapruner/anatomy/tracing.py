@@ -22,8 +22,10 @@ from adapruner.anatomy.outputs import find_outputs, unprunable_kinds
 from adapruner.anatomy.units import KINDS, Kind, Member, ModelAnatomy, UnitGroup, count_parameters
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.families import Family, family_of
+from adapruner.families.wide_experts import LinearRouter
 
 AttentionUnits = Literal["kv_group", "query_head"]
+FfnUnits = Literal["channel", "expert"]
 
 #: Weights over one head's dimensions, the same for all heads: a head goes without touching them (Qwen3, Gemma 3).
 _PER_HEAD_NORMS = ("q_norm.weight", "k_norm.weight")
@@ -31,7 +33,7 @@ _TRACE_SECONDS = 60
 _TO_DO = "write a file for its family (docs/add-a-family.md)"
 
 
-def trace_anatomy(model: Any, attention_units: AttentionUnits = "kv_group") -> ModelAnatomy:
+def trace_anatomy(model: Any, attention_units: AttentionUnits = "kv_group", ffn_units: FfnUnits = "channel") -> ModelAnatomy:
     """The prunable units of a dense Hugging Face causal LM.
 
     A model of unusual modules (GPT-2's ``Conv1D``) is first put into its linear form, in place: it computes the same.
@@ -40,15 +42,19 @@ def trace_anatomy(model: Any, attention_units: AttentionUnits = "kv_group") -> M
         model: dense.
         attention_units: ``kv_group``: a KV head with all its query heads goes as one. ``query_head``: single query heads go,
             equally many of each KV head; KV heads stay.
+        ffn_units: ``channel``: single channels go, in a mixture of experts equally many of each. ``expert``: whole experts go,
+            with their rows of the router.
 
     Raises:
-        ConfigurationError: if ``attention_units`` is neither.
+        ConfigurationError: if ``attention_units`` or ``ffn_units`` is none of these, or the model has no experts for them.
         ModelError: if the decoder layers or their output projections are not found, if the model does not trace, if
             the traced index maps are not sound, if a layer is built differently from the traced one, or if nothing of the
             family can be removed exactly.
     """
     if attention_units not in ("kv_group", "query_head"):
         raise ConfigurationError(f"attention_units: expected 'kv_group' or 'query_head', got {attention_units!r}; name one of them")
+    if ffn_units not in ("channel", "expert"):
+        raise ConfigurationError(f"ffn_units: expected 'channel' or 'expert', got {ffn_units!r}; name one of them")
     family = family_of(str(model.config.model_type))
     family.linear_form(model)
     path, layers = find_decoder_layers(model)
@@ -62,6 +68,8 @@ def trace_anatomy(model: Any, attention_units: AttentionUnits = "kv_group") -> M
     maps = {kind: _map_group(copy_of_one, root, kind, family, path) for kind, root in roots.items() if kind not in whole}
     if attention_units == "query_head" and "attention" in maps:
         maps["attention"] = single_query_heads(maps["attention"], copy_of_one)
+    if ffn_units == "expert":
+        maps["ffn"] = whole_experts(maps.get("ffn"), copy_of_one)
     groups = [_transfer(model, maps[kind], copy_of_one, path, layer) for layer in range(len(layers)) for kind in KINDS if kind in maps]
     return ModelAnatomy(
         groups=tuple(groups),
@@ -154,6 +162,26 @@ def single_query_heads(group: UnitGroup, twin: nn.Module) -> UnitGroup:
     heads = group.channels // group.head_dim
     single = replace(group, units=heads, channels_per_unit=group.head_dim, members=kept, sets=group.key_value_heads, staying=shared)
     return replace(single, parameters_per_unit=sum(_parameters_of_unit(twin, m, single) for m in kept))
+
+
+def whole_experts(group: UnitGroup | None, twin: nn.Module) -> UnitGroup:
+    """The same mixture with whole experts as units; a token's choice has to stay possible.
+
+    Raises:
+        ConfigurationError: if there is no mixture.
+    """
+    routers = [(name, module) for name, module in twin.named_modules() if isinstance(module, LinearRouter)]
+    if group is None or len(routers) != 1:
+        raise ConfigurationError(
+            f"ffn_units: expected 'channel' for {type(twin).__name__}, got 'expert'; it has no experts, name 'channel'"
+        )
+    name, chooser = routers[0]
+    length = group.units // group.sets
+    router = Member("router", f"{name}.router", 0, torch.arange(group.channels) // length)
+    members = (*group.members[:-1], router, group.output)
+    whole = replace(group, units=group.sets, channels_per_unit=length, members=members, sets=1, at_least=chooser.top_k)
+    _check_maps(whole, twin)
+    return replace(whole, parameters_per_unit=sum(_parameters_of_unit(twin, m, whole) for m in members))
 
 
 def _position(root: nn.Module, member: Member) -> int:

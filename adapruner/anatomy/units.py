@@ -3,7 +3,7 @@
 A *group* is one decoder layer's attention or feed-forward network. Its *channels* are the input channels of its output
 projection (``o_proj``, ``down_proj``). A *unit* is a run of channels that is removed or kept as a whole: under
 multi-head attention a head, under grouped-query attention a KV head with all its query heads (or, where asked for, a single
-query head), in the FFN one channel.
+query head), in the FFN one channel, or in a mixture of experts, where asked for, a whole expert.
 Every coupled tensor is a *member* of the group and says at which of its rows or columns each channel lives.
 """
 
@@ -16,8 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["attention", "ffn"]
-KINDS: tuple[Kind, ...] = ("attention", "ffn")
+from adapruner.anatomy.kinds import KINDS, Kind
+
+__all__ = ["KINDS", "Kind", "Member", "ModelAnatomy", "UnitGroup", "count_parameters"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,8 @@ class UnitGroup:
     """KV heads of the dense layer; 0 for the FFN."""
     staying: tuple[Member, ...] = ()
     """Parts fused with a coupled one whose rows all stay: keys and values where single query heads go."""
+    at_least: int = 1
+    """Fewest units that have to stay: as many experts as a token chooses."""
 
     @property
     def channels(self) -> int:
@@ -90,14 +93,19 @@ class UnitGroup:
         return torch.unique(torch.cat([*rows, *(m.index for m in self.staying if m.module == module)]))
 
     def even_units(self, count: int) -> list[int]:
-        """The first units of each set, ``count`` in all, rounded down to equally many in each and at least one."""
-        length, each = self.units // self.sets, max(1, count // self.sets)
+        """The first units of each set, ``count`` in all, rounded down to equally many in each and at least as many as have to stay."""
+        length, each = self.units // self.sets, max(-(-self.at_least // self.sets), count // self.sets)
         return [start * length + unit for start in range(self.sets) for unit in range(each)]
 
     @property
     def query_head_units(self) -> bool:
         """Whether a unit is a single query head of a KV head that stays."""
         return self.kind == "attention" and self.channels_per_unit == self.head_dim and self.units != self.key_value_heads
+
+    @property
+    def expert_units(self) -> bool:
+        """Whether a unit is a whole expert: all its channels, and its row of the router."""
+        return any(member.role == "router" for member in self.members)
 
     @property
     def name(self) -> str:

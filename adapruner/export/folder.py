@@ -19,6 +19,7 @@ from torch import Tensor
 from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import ConfigurationError, ModelError, nearest
 from adapruner.export.card import model_card
+from adapruner.export.expert_widths import has_uneven_experts
 from adapruner.export.licence import is_hub_name
 from adapruner.export.padding import pad_to_uniform
 from adapruner.export.target import Target, choose_target, dense_twin, linear_twin
@@ -92,6 +93,8 @@ def export_model(
     if wide.kept != plan.kept:
         chosen.notes.append(f"padded with zeros to the widest layer: {_padding(anatomy, plan, wide)} parameters of the file are zeros")
     target, stock, notes = chosen.model, chosen.stock, chosen.notes
+    if has_uneven_experts(target.config):
+        notes.append("experts have widths that are no multiples of 8: loading needs experts_implementation='eager', or adapruner.load")
     setattr(target.config, MARK, {"plan_hash": plan.hash})
     _fill(chosen, _DTYPES.get(dtype or ""))
     notes += _carry_generation_config(model, target)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adapruner.errors import ModelError
+from adapruner.export.expert_widths import has_uneven_experts
 from adapruner.export.folder import MARK, PLAN_FILE, is_export
 from adapruner.pruning.plan import read_plan
 
@@ -81,6 +82,8 @@ def _from_pretrained(folder: Path, model_class: Any, dtype: str, device_map: Any
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         options = {"dtype": dtype, "device_map": device_map, "use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+        if has_uneven_experts(config):
+            options["experts_implementation"] = "eager"
         if "auto_map" in config.to_dict():
             del config.auto_map  # or an Auto class would ask to run the folder's code
         model, info = model_class.from_pretrained(folder, config=config, ignore_mismatched_sizes=True, **options)

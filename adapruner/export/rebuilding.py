@@ -17,7 +17,7 @@ from adapruner.recovery.lora import LoRAConfig, attach_lora
 OpenBase = Callable[..., Any]
 """``(name_or_path=, dtype=, revision=)`` -> a :class:`adapruner.module.PrunableCausalLM`, nothing loaded yet."""
 
-# What the module calls them; it stands beside this package and cannot be imported. A test holds them equal.
+# What the module calls them; it stands above this package and cannot be imported. A test holds them equal.
 PLAN_KEY, LORA_KEY = "adapruner_plan", "adapruner_lora"
 _PREFIX = "model."
 

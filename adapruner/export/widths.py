@@ -82,10 +82,9 @@ def layer_widths(config: Any, anatomy: ModelAnatomy, plan: PruningPlan) -> list[
 
 def named_widths(config: Any, anatomy: ModelAnatomy, shape: LayerShape) -> Widths:
     """A shape in the configuration's own names, as far as it has them."""
-    name = family_of(anatomy.model_type).ffn_name
+    family = family_of(anatomy.model_type)
     values = {"num_attention_heads": shape.query_heads, "num_key_value_heads": shape.key_value_heads}
-    if name:
-        values[name] = shape.ffn
+    values |= {name: value for name, value in ((family.ffn_name, shape.ffn), (family.experts_name, shape.experts)) if name}
     return {key: value for key, value in values.items() if value and hasattr(config, key)}
 
 

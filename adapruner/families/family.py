@@ -81,6 +81,8 @@ class Family:
     # The export.
     ffn_name: str | None = "intermediate_size"
     """The configuration's name of the feed-forward width; None where it has none."""
+    experts_name: str | None = None
+    """The configuration's name of the number of experts, the one that is saved; None where there are none."""
     head_counts: bool = True
     """Whether the stock class takes any number of heads, given ``head_dim`` (its refusals aside)."""
     layers_name: str = "num_hidden_layers"

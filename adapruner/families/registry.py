@@ -39,12 +39,14 @@ TRIED = frozenset(
         "exaone4",
         "nemotron",
         "mixtral",
+        "qwen2_moe",
+        "olmoe",
         "qwen3_moe",
     ]
 )
 
 _OWN: dict[str, Family] = {}
-_NOT_FAMILIES = {"family", "registry", "index_maps", "modeling_adapruner"}
+_NOT_FAMILIES = {"family", "registry", "index_maps", "modeling_adapruner", "wide_experts"}
 
 
 def register(family: Family) -> Family:

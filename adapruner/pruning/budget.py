@@ -111,13 +111,16 @@ class Budget:
         """Whether a layer must stay whole."""
         return layer < self.protect_first or layer >= layers - self.protect_last
 
-    def smallest_width(self, units: int) -> int:
+    def smallest_width(self, units: int, at_least: int = 1) -> int:
         """Units of a group that stay at the least."""
-        return max(1, -(-int(units * self.keep_at_least * 1000) // 1000))
+        return max(at_least, -(-int(units * self.keep_at_least * 1000) // 1000))
 
     def most_removed(self, anatomy: ModelAnatomy) -> dict[str, int]:
         """Group name -> units that may go at the most: none in a protected layer."""
-        return {g.name: 0 if self.is_protected(g.layer, anatomy.layers) else g.units - self.smallest_width(g.units) for g in anatomy.groups}
+        return {
+            g.name: 0 if self.is_protected(g.layer, anatomy.layers) else g.units - self.smallest_width(g.units, g.at_least)
+            for g in anatomy.groups
+        }
 
     def costs(self, anatomy: ModelAnatomy, *, sizes: ModelSizes | None = None, latency: LatencyTable | None = None) -> UnitCosts:
         """What each unit costs and how much has to go, in what the budget counts.
@@ -132,8 +135,10 @@ class Budget:
 
         Raises:
             BudgetError: if no plan can remove as much; the message has what is reachable.
-            ConfigurationError: if sizes or the latency table are needed and missing, or the table is for another length.
+            ConfigurationError: if sizes or the latency table are needed and missing, the table is for another length, or more
+                layers are protected than there are.
         """
+        self._check_layers(anatomy.layers)
         per_unit, whole = self._count(anatomy, sizes, latency)
         argument = self.absolute or "pruned_fraction"
         dense = float(anatomy.parameters) if self.of == "block" else whole
@@ -185,6 +190,18 @@ class Budget:
         if missing:
             raise ConfigurationError(f"latency: expected ms per unit of {missing[0]}, got none; measure the table on this model")
         return {g.name: latency.per_unit_ms[g.kind] for g in anatomy.groups}, latency.whole_ms
+
+    def _check_layers(self, layers: int) -> None:
+        for name in ("protect_first", "protect_last"):
+            if getattr(self, name) > layers:
+                raise ConfigurationError(
+                    f"budget.{name}: expected at most the model's {layers} layers, got {getattr(self, name)}; protect fewer"
+                )
+        if self.protect_first + self.protect_last >= layers and (self.absolute or self.pruned_fraction):
+            raise BudgetError(
+                f"budget.protect_first, budget.protect_last: expected one of the model's {layers} layers to prune, "
+                f"got {self.protect_first} and {self.protect_last} protected; protect fewer"
+            )
 
     def _check_reachable(self, costs: UnitCosts, anatomy: ModelAnatomy) -> None:
         slices = in_slices(anatomy)

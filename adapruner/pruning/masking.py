@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from adapruner.anatomy.units import ModelAnatomy, UnitGroup
+from adapruner.errors import PlanError
 from adapruner.pruning.bias_compensation import check_means
+from adapruner.pruning.depth import skipped_layers
 from adapruner.pruning.plan import PruningPlan
 
 
@@ -26,13 +28,15 @@ def masked(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan, means: Ma
         means: group name -> ``[channels]``, as in :func:`adapruner.pruning.surgery.prune_model`.
 
     Raises:
-        PlanError: if the plan was made for a model with other groups, or adds no bias for the means.
+        PlanError: if the plan was made for a model with other groups, adds no bias for the means, or leaves fewer experts than
+            a token chooses.
         DataError: if a group that loses units has no finite means of its channels.
     """
     plan.check(anatomy)
     if means is not None:
         check_means(anatomy, plan, means)
     with ExitStack() as hooks:
+        hooks.enter_context(skipped_layers(model, depth_of(plan)))
         for group in anatomy.groups:
             if not plan.keeps_all(group):
                 linear = model.get_submodule(group.output.module)
@@ -40,7 +44,32 @@ def masked(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan, means: Ma
                 filling = torch.zeros(group.channels) if means is None else means[group.name].cpu().where(mask == 0, 0.0)
                 handle = linear.register_forward_pre_hook(_fill_channels(mask, filling))
                 hooks.callback(handle.remove)
+                for router in _routers(model, group, plan):
+                    hooks.enter_context(router.choosing_among(plan.kept[group.name]))
         yield model
+
+
+def _routers(model: nn.Module, group: UnitGroup, plan: PruningPlan) -> list[Any]:
+    """What has to choose among the kept experts, where these are the units: without, some tokens would choose a zero."""
+    if not group.expert_units:
+        return []
+    if len(plan.kept[group.name]) < group.at_least:
+        raise PlanError(
+            f"plan: expected at least {group.at_least} experts to stay in group {group.name}, as many as a token chooses, "
+            f"got {len(plan.kept[group.name])}; prune less"
+        )
+    return [model.get_submodule(m.module.rpartition(".")[0]) for m in group.members if m.role == "router"]
+
+
+def depth_of(plan: PruningPlan) -> list[int]:
+    """The layers to skip; a narrower stream has no mask, since the norms' means run over other channels then.
+
+    Raises:
+        PlanError: if the plan removes hidden channels.
+    """
+    if plan.kept_hidden is not None:
+        raise PlanError("plan: expected all hidden channels to stay in a masked model, got a plan that removes some; prune instead")
+    return plan.removed_layers
 
 
 def channel_mask(group: UnitGroup, kept: list[int]) -> Tensor:

@@ -10,14 +10,21 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adapruner.anatomy.units import KINDS, ModelAnatomy, UnitGroup
+from adapruner.anatomy.kinds import KINDS
 from adapruner.errors import PlanError
 
+if TYPE_CHECKING:
+    from adapruner.anatomy.units import ModelAnatomy, UnitGroup
+
 PLAN_VERSION = 1
+
+#: Fields that a record has only where they are used -> their unused value.
+_OPTIONAL: dict[str, Any] = {"output_bias": False, "removed_layers": [], "kept_hidden": None}
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,11 @@ class PruningPlan:
     output_bias: bool = False
     """Every output projection (o_proj, down_proj) of the pruned model has a bias, zero where nothing made up for removed
     units; see :mod:`adapruner.pruning.bias_compensation`."""
+    removed_layers: list[int] = field(default_factory=list)
+    """Sorted indices of the decoder layers that go as a whole, in the dense model's numbering. In ``kept`` their groups keep
+    all units; in ``parameters`` they are gone. See :mod:`adapruner.pruning.depth`."""
+    kept_hidden: list[int] | None = None
+    """Sorted hidden channels that stay; ``None``: all. See :mod:`adapruner.pruning.hidden_width`."""
     version: int = PLAN_VERSION
 
     @property
@@ -52,10 +64,14 @@ class PruningPlan:
 
     @property
     def hash(self) -> str:
-        """16 hex digits over the model's fingerprint, the kept units and added biases: equal exactly when the surgery is."""
+        """16 hex digits over the model's fingerprint and all that stays and is added: equal exactly when the surgery is."""
         record = [self.version, self.model.get("fingerprint"), sorted(self.kept.items())]
-        if self.output_bias:  # plans without have the hash they had before there was the switch
+        if self.output_bias:  # plans without have the hash they had before there was the switch; so below
             record.append("output_bias")
+        if self.removed_layers:
+            record.append(["removed_layers", self.removed_layers])
+        if self.kept_hidden is not None:
+            record.append(["kept_hidden", self.kept_hidden])
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()[:16]
 
     def keeps_all(self, group: UnitGroup) -> bool:
@@ -63,19 +79,30 @@ class PruningPlan:
         return len(self.kept[group.name]) == group.units
 
     def widths(self, kind: str) -> list[int]:
-        """Number of kept units per layer, for one kind."""
-        names = sorted((n for n in self.kept if n.endswith(f".{kind}")), key=lambda n: int(n.split(".")[0]))
-        return [len(self.kept[n]) for n in names]
+        """Number of kept units per layer of the dense model, for one kind; 0 in a removed layer."""
+        layers = sorted(_layer_of(n) for n in self.kept if n.endswith(f".{kind}"))
+        return [0 if layer in self.removed_layers else len(self.kept[f"{layer}.{kind}"]) for layer in layers]
 
     def is_uniform(self) -> bool:
-        """Whether every layer keeps the same number of units of each kind."""
-        return all(len(set(self.widths(kind))) <= 1 for kind in KINDS)
+        """Whether every layer that stays keeps the same number of units of each kind."""
+        counts = {kind: {len(self.kept[n]) for layer in self.kept_layers() if (n := f"{layer}.{kind}") in self.kept} for kind in KINDS}
+        return all(len(found) <= 1 for found in counts.values())
+
+    def kept_layers(self) -> list[int]:
+        """Indices of the decoder layers that stay, in the dense model's numbering: entry j is layer j of the pruned model."""
+        return sorted({_layer_of(name) for name in self.units} - set(self.removed_layers))
+
+    @property
+    def has_moves(self) -> bool:
+        """Whether whole layers or hidden channels go."""
+        return bool(self.removed_layers) or self.kept_hidden is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types only; a checkpoint carries this. ``output_bias`` is there only when true: version 1 was without."""
+        """JSON types only; a checkpoint carries this. What a plan makes no use of is not there: the first plans were without."""
         record = {**asdict(self), "hash": self.hash}
-        if not self.output_bias:
-            del record["output_bias"]
+        for name, unused in _OPTIONAL.items():
+            if record[name] == unused:
+                del record[name]
         return record
 
     def save(self, path: str | Path) -> None:
@@ -89,7 +116,7 @@ class PruningPlan:
         """Refuses a plan made for another model.
 
         Raises:
-            PlanError: if groups, unit counts or the fingerprint differ.
+            PlanError: if groups, unit counts or the fingerprint differ, or no layer is left.
         """
         expected = {g.name: g.units for g in anatomy.groups}
         if self.units != expected:
@@ -97,6 +124,11 @@ class PruningPlan:
             raise PlanError(
                 f"plan: expected units {expected.get(different)} in group {different!r} of this model, "
                 f"got {self.units.get(different)}; the plan was made for {self.model.get('name')!r}: give that model, or search again"
+            )
+        if self.removed_layers and not set(self.removed_layers) < set(range(anatomy.layers)):
+            raise PlanError(
+                f"plan: expected removed_layers to be some of this model's {anatomy.layers} layers and not all, "
+                f"got {self.removed_layers}; search again"
             )
         if fingerprint and self.model.get("fingerprint") not in (None, fingerprint):
             raise PlanError(
@@ -135,10 +167,6 @@ def _validated(record: Any, name: str) -> PruningPlan:
             raise PlanError(
                 f"{name}: expected the field {key!r} to be an object, got {record.get(key)!r}; restore the file or search again"
             )
-    if type(record.get("output_bias", False)) is not bool:
-        raise PlanError(
-            f"{name}: expected output_bias to be true or false, got {record['output_bias']!r}; restore the file or search again"
-        )
     for key in ("dense", "pruned", "block_dense", "block_pruned"):
         got = record["parameters"].get(key)
         if type(got) is not int or got < 1:  # a bool is an int to isinstance
@@ -147,7 +175,10 @@ def _validated(record: Any, name: str) -> PruningPlan:
         raise PlanError(f"{name}: expected 'kept' and 'units' to name the same groups, got others; restore the file or search again")
     for group, kept in record["kept"].items():
         _check_kept(name, group, kept, record["units"][group])
-    plan = PruningPlan(**{key: record[key] for key in fields}, output_bias=record.get("output_bias", False))
+    _check_optional(name, record)
+    plan = PruningPlan(
+        **{key: record[key] for key in fields}, **{key: record.get(key, deepcopy(unused)) for key, unused in _OPTIONAL.items()}
+    )
     if record.get("hash") != plan.hash:
         raise PlanError(f"{name}: expected hash {plan.hash}, got {record.get('hash')!r}: the plan was changed; restore it or search again")
     return plan
@@ -164,3 +195,34 @@ def _check_kept(name: str, group: str, kept: Any, units: Any) -> None:
         raise PlanError(
             f"{name}: expected kept.{group} to be sorted unit indices below {units}, got others; restore the file or search again"
         )
+
+
+def _check_optional(name: str, record: Mapping[str, Any]) -> None:
+    """Added biases, removed layers and kept hidden channels, where a record has them; its groups are known to be sound."""
+    if type(record.get("output_bias", False)) is not bool:
+        raise PlanError(
+            f"{name}: expected output_bias to be true or false, got {record['output_bias']!r}; restore the file or search again"
+        )
+    layers, hidden = record.get("removed_layers", []), record.get("kept_hidden")
+    known = {_layer_of(group) for group in record["units"]}
+    if not _are_indices(layers) or (layers and not set(layers) < known):
+        raise PlanError(
+            f"{name}: expected removed_layers to be some, sorted, of the {len(known)} layers and not all, got others; "
+            "restore the file or search again"
+        )
+    for group in record["units"]:
+        if _layer_of(group) in layers and len(record["kept"][group]) != record["units"][group]:
+            raise PlanError(
+                f"{name}: expected kept.{group} of a removed layer to have all units, got fewer; restore the file or search again"
+            )
+    if hidden is not None and not (hidden and _are_indices(hidden)):
+        raise PlanError(f"{name}: expected kept_hidden to be sorted channel indices, or null, got others; restore the file or search again")
+
+
+def _are_indices(values: Any) -> bool:
+    """Whether this is a list of different integers from 0 on, sorted."""
+    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values) and values == sorted(set(values))
+
+
+def _layer_of(group: str) -> int:
+    return int(group.split(".")[0])

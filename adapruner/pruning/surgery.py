@@ -15,33 +15,40 @@ import torch
 from torch import Tensor, nn
 
 from adapruner.anatomy.shapes import layer_attributes, layer_shape
-from adapruner.anatomy.tracing import find_decoder_layers, trace_anatomy
+from adapruner.anatomy.tracing import AttentionUnits, FfnUnits, find_decoder_layers, trace_anatomy
 from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.errors import ModelError, PlanError
 from adapruner.families import LayerShape, family_of
 from adapruner.families.modeling_adapruner import set_attributes
 from adapruner.pruning.bias_compensation import add_output_bias, check_means
+from adapruner.pruning.moves import apply_moves, check_moves, moved
 from adapruner.pruning.plan import PruningPlan
 
 
 def trace_for_plan(model: Any, plan: PruningPlan) -> ModelAnatomy:
-    """The anatomy whose units a plan is about: KV groups, or single query heads.
+    """The anatomy whose units a plan is about: KV groups, or single query heads; channels, or whole experts.
 
     Raises:
-        PlanError: if it fits neither.
+        PlanError: if it fits none.
         ModelError: as :func:`adapruner.anatomy.tracing.trace_anatomy`.
     """
     anatomy = trace_anatomy(model)
-    if plan.units != {g.name: g.units for g in anatomy.groups}:
-        single = trace_anatomy(model, "query_head")
-        if plan.units == {g.name: g.units for g in single.groups}:
-            return single
+    others: list[tuple[AttentionUnits, FfnUnits]] = [("query_head", "channel")]
+    if any(group.sets > 1 for group in anatomy.groups):
+        others += [("kv_group", "expert"), ("query_head", "expert")]
+    for units in others if plan.units != _unit_counts(anatomy) else ():
+        if plan.units == _unit_counts(other := trace_anatomy(model, *units)):
+            return other
     plan.check(anatomy)
     return anatomy
 
 
+def _unit_counts(anatomy: ModelAnatomy) -> dict[str, int]:
+    return {group.name: group.units for group in anatomy.groups}
+
+
 def prune_model(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan, means: Mapping[str, Tensor] | None = None) -> None:
-    """Removes, in place, every unit the plan does not keep.
+    """Removes, in place, every unit the plan does not keep, then the hidden channels and whole layers that it takes out.
 
     Weights become new, contiguous parameters that require gradients as the old ones did; the configuration gets the new
     widths where they are the same in all layers. Biases that the plan adds are the export's matter there.
@@ -53,12 +60,15 @@ def prune_model(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan, mean
     Raises:
         PlanError: if the plan was made for a model with other groups, or empties a layer, or adds no bias for the means.
         DataError: if a group that loses units has no finite means of its channels.
-        ModelError: if a module is not the dense linear layer that the anatomy describes.
+        ModelError: if a module is not the dense linear layer that the anatomy describes, or the family cannot do without the
+            layers or hidden channels.
     """
     check_plan(anatomy, plan, means)
+    check_moves(model, plan)
     for layer in range(anatomy.layers):
         cut_layer(model, anatomy, plan, layer, means)
     write_widths(model.config, anatomy, plan)
+    apply_moves(model, plan)
 
 
 @contextmanager
@@ -69,10 +79,12 @@ def pruned(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan, means: Ma
     never a copy of the model. ``means`` and errors as in :func:`prune_model`.
     """
     check_plan(anatomy, plan, means)
+    check_moves(model, plan)
     with restored(model, anatomy):
         for layer in range(anatomy.layers):
             cut_layer(model, anatomy, plan, layer, means)
-        yield model
+        with moved(model, plan):
+            yield model
 
 
 @contextmanager
@@ -114,12 +126,22 @@ def check_plan(anatomy: ModelAnatomy, plan: PruningPlan, means: Mapping[str, Ten
     for group in anatomy.groups:
         if not plan.kept[group.name]:
             raise PlanError(f"plan: expected at least one unit to stay in group {group.name}, got none; prune less, or protect the layer")
+        if len(plan.kept[group.name]) < group.at_least:
+            raise PlanError(
+                f"plan: expected at least {group.at_least} experts to stay in group {group.name}, as many as a token chooses, "
+                f"got {len(plan.kept[group.name])}; prune less, or protect the layer"
+            )
         counts = torch.bincount(torch.tensor(plan.kept[group.name]) // (group.units // group.sets), minlength=group.sets)
         if int(counts.min()) != int(counts.max()):
             raise PlanError(
                 f"plan: expected equally many units to stay in each of the {group.sets} sets of group {group.name}, got {counts.tolist()}; "
                 "search again"
             )
+    mixture = next((g for g in anatomy.groups if g.expert_units or (g.kind == "ffn" and g.sets > 1)), None)
+    if plan.output_bias and mixture is not None:
+        raise PlanError(
+            f"plan: expected no output_bias for a mixture of experts (group {mixture.name}), got true; prune without bias_compensation"
+        )
     if means is not None:
         check_means(anatomy, plan, means)
 
@@ -182,7 +204,7 @@ def _cut_parameter(parameter: Tensor, positions: Tensor, dim: int) -> nn.Paramet
 def write_widths(config: Any, anatomy: ModelAnatomy, plan: PruningPlan) -> None:
     """Uniform widths go into the configuration where the family has names for them; irregular ones are the export's matter."""
     family = family_of(anatomy.model_type)
-    shapes = [plan_shape(anatomy, plan, layer) for layer in range(anatomy.layers)]
+    shapes = [plan_shape(anatomy, plan, layer) for layer in range(anatomy.layers) if layer not in plan.removed_layers]
     first = shapes[0]
     heads = {(s.query_heads, s.key_value_heads) for s in shapes}
     if first.query_heads and len(heads) == 1 and family.head_counts:
@@ -192,6 +214,8 @@ def write_widths(config: Any, anatomy: ModelAnatomy, plan: PruningPlan) -> None:
             config.num_key_value_heads = first.key_value_heads
     if first.ffn and len({s.ffn for s in shapes}) == 1 and family.ffn_name:
         setattr(config, family.ffn_name, first.ffn)
+    if first.experts and len({s.experts for s in shapes}) == 1 and family.experts_name:
+        setattr(config, family.experts_name, first.experts)
 
 
 def plan_shape(anatomy: ModelAnatomy, plan: PruningPlan, layer: int) -> LayerShape:

@@ -15,7 +15,7 @@ from tests.families import conformance
 from tests.families.table import ROWS, build
 
 BY_NAME = {row.name: row for row in ROWS}
-NAMES = ["Llama 3, TinyLlama", "Qwen2", "Phi-3, Phi-4", "Gemma 2", "OLMo 2", "Starcoder2"]
+NAMES = ["Llama 3, TinyLlama", "Qwen2", "Phi-3, Phi-4", "Gemma 2", "OLMo 2", "Starcoder2", "Mixtral"]
 
 
 def irregular(name: str, units: Any = "kv_group") -> tuple[Any, Any, Any]:

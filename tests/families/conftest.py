@@ -23,7 +23,9 @@ from transformers import AutoModelForCausalLM
 folders, ids = json.loads(open(sys.argv[1]).read()), load_file(sys.argv[2])["ids"]
 found = {}
 for folder, stock in folders.items():
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=not stock).eval()
+    config = json.loads(open(folder + "/config.json").read())
+    experts = {"experts_implementation": "eager"} if "num_experts" in config or "num_local_experts" in config else {}
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=not stock, **experts).eval()
     with torch.no_grad():
         found[folder] = model(ids).logits.contiguous()
 assert "adapruner" not in sys.modules

@@ -29,6 +29,12 @@ class Row:
 
 _GROUPED = {"num_key_value_heads": 2}
 _HEAD = {"num_key_value_heads": 2, "head_dim": 8}
+_EAGER = {"experts_implementation": "eager"}  # the stock default needs float32 or less, and aligned widths
+_FEW = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, **_EAGER}
+_EXPERTS = (
+    "equally many channels go from each expert, or whole experts (`ffn_units: expert`); every expert computes every token while the "
+    "model is being pruned, so that costs more; widths that are no multiple of 16 bytes need `experts_implementation: eager`"
+)
 _NO_HEAD_DIM = "its configuration derives the head width from the number of heads, so removed heads need the modelling file"
 
 ROWS: tuple[Row, ...] = (
@@ -97,6 +103,10 @@ ROWS: tuple[Row, ...] = (
     Row("Helium", "helium", _HEAD, stock=False, note=_NO_HEAD_DIM),
     Row("EXAONE 4", "exaone4", _GROUPED),
     Row("Nemotron", "nemotron", _GROUPED),
+    Row("Mixtral", "mixtral", {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, **_EAGER}, note=_EXPERTS),
+    Row("Qwen2-MoE", "qwen2_moe", {**_GROUPED, **_FEW, "shared_expert_intermediate_size": 16}, note=_EXPERTS),
+    Row("Qwen3-MoE", "qwen3_moe", {**_HEAD, **_FEW}, note=_EXPERTS),
+    Row("OLMoE", "olmoe", {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2, **_EAGER}, ("ffn",), note=_EXPERTS),
 )
 
 COMMON: dict[str, Any] = {

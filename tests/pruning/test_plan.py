@@ -62,9 +62,42 @@ def test_output_bias_is_written_and_hashed_only_when_true(tmp_path: Any) -> None
             read_plan(changed)
 
 
+def test_layers_and_hidden_channels_are_written_and_hashed_only_when_used(tmp_path: Any) -> None:
+    assert not {"removed_layers", "kept_hidden"} & set(PLAN.to_dict())
+    assert read_plan({**PLAN.to_dict(), "removed_layers": [], "kept_hidden": None}) == PLAN
+    whole = {"1.attention": [0, 1, 2, 3], "1.ffn": [0, 1, 2, 3, 4]}
+    plans = [
+        replace(PLAN, kept={**PLAN.kept, **whole}),
+        replace(PLAN, kept={**PLAN.kept, **whole}, removed_layers=[1]),
+        replace(PLAN, kept={**PLAN.kept, **whole}, kept_hidden=[1]),
+        replace(PLAN, kept_hidden=[0, 2, 3]),
+        replace(PLAN, kept_hidden=[0, 2, 4], output_bias=True),
+    ]
+    assert len({plan.hash for plan in [PLAN, *plans]}) == 6
+    for plan in plans:
+        plan.save(tmp_path / "plan.json")
+        assert read_plan(tmp_path / "plan.json") == plan
+    assert [plan.has_moves for plan in plans] == [False, True, True, True, True]
+    short = plans[1]
+    assert short.kept_layers() == [0]
+    assert short.widths("ffn") == [3, 0]
+    assert short.is_uniform()
+    assert not plans[0].is_uniform()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"removed_layers": [2]}, r"expected removed_layers to be some, sorted, of the 2 layers and not all, got others"),
+        ({"removed_layers": [0, 1]}, r"expected removed_layers to be some, sorted, of the 2 layers and not all"),
+        ({"removed_layers": [True]}, r"expected removed_layers to be some, sorted, of the 2 layers and not all"),
+        ({"removed_layers": None}, r"expected removed_layers to be some, sorted, of the 2 layers and not all"),
+        ({"removed_layers": [1]}, r"expected kept\.1\.attention of a removed layer to have all units, got fewer; restore"),
+        ({"kept_hidden": []}, r"expected kept_hidden to be sorted channel indices, or null, got others; restore"),
+        ({"kept_hidden": [2, 1]}, r"expected kept_hidden to be sorted channel indices, or null"),
+        ({"kept_hidden": [0, -1]}, r"expected kept_hidden to be sorted channel indices, or null"),
+        ({"kept_hidden": 3}, r"expected kept_hidden to be sorted channel indices, or null"),
+        ({"kept_hidden": [1, 2]}, r"the plan was changed; restore it or search again"),
         ({"output_bias": 1}, r"expected output_bias to be true or false, got 1; restore the file"),
         ({"output_bias": None}, r"expected output_bias to be true or false, got None; restore the file"),
         ({"version": 9}, r"expected version 1, got 9"),
@@ -105,6 +138,8 @@ def test_a_plan_is_checked_against_a_model(tiny_model: Any) -> None:
     replace(plan, model={"name": "tiny"}).check(anatomy, "beef")  # a plan without a fingerprint goes by its groups
     with pytest.raises(PlanError, match=r"expected a plan for the model with fingerprint beef, got one for 'tiny' \(f00d\)"):
         plan.check(anatomy, "beef")
+    with pytest.raises(PlanError, match=r"expected removed_layers to be some of this model's 3 layers and not all, got \[3\]"):
+        replace(plan, removed_layers=[3]).check(anatomy)
     with pytest.raises(PlanError, match=r"expected units 4 in group '2\.attention' of this model, got None"):
         plan_of(trace_anatomy(tiny_model("llama", num_hidden_layers=2)), {}).check(anatomy)
 
@@ -132,7 +167,7 @@ JSON = st.recursive(
 
 
 @settings(max_examples=200, deadline=None)
-@given(key=st.sampled_from([*sorted(PLAN.to_dict()), "output_bias"]), value=JSON, biased=st.booleans())
+@given(key=st.sampled_from([*sorted(PLAN.to_dict()), "output_bias", "removed_layers", "kept_hidden"]), value=JSON, biased=st.booleans())
 def test_any_change_is_refused_or_harmless(key: str, value: Any, biased: bool) -> None:
     """Whatever stands in a field: a one-line PlanError, or a plan that cuts exactly the same units."""
     plan = replace(PLAN, output_bias=biased)
@@ -142,3 +177,4 @@ def test_any_change_is_refused_or_harmless(key: str, value: Any, biased: bool) -
         read, message = plan, str(caught)
     assert "\n" not in message
     assert (read.kept, read.units, read.output_bias) == (plan.kept, plan.units, biased)
+    assert (read.removed_layers, read.kept_hidden) == ([], None)
