@@ -3,6 +3,8 @@
 ======================================== ===================================================================
 :class:`PruningSearchCallback`           searches the recipe and prunes the model before the first step
 :class:`LoRARecoveryCallback`            puts LoRA adapters on the pruned model, merges them at the end
+:class:`RecoveryCheckpointCallback`      keeps the last state of recovery, for a run that was ended
+:class:`ZeroShotEvaluationCallback`      scores dense, pruned and recovered model on zero-shot tasks
 :class:`CompressionReportCallback`       measures dense against pruned, writes the JSON and the page
 :class:`PrunedExportCallback`            writes the Hugging Face folder
 ======================================== ===================================================================
@@ -27,8 +29,17 @@ if TYPE_CHECKING:
     from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
     from adapruner.callbacks.pruned_export import PrunedExportCallback
     from adapruner.callbacks.pruning_search import PruningSearchCallback
+    from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback
+    from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
 
-__all__ = ["CompressionReportCallback", "LoRARecoveryCallback", "PrunedExportCallback", "PruningSearchCallback"]
+__all__ = [
+    "CompressionReportCallback",
+    "LoRARecoveryCallback",
+    "PrunedExportCallback",
+    "PruningSearchCallback",
+    "RecoveryCheckpointCallback",
+    "ZeroShotEvaluationCallback",
+]
 
 #: Public name -> the module that defines it; imported on first use.
 _LAZY = {
@@ -36,6 +47,8 @@ _LAZY = {
     "LoRARecoveryCallback": "adapruner.callbacks.lora_recovery",
     "PrunedExportCallback": "adapruner.callbacks.pruned_export",
     "PruningSearchCallback": "adapruner.callbacks.pruning_search",
+    "RecoveryCheckpointCallback": "adapruner.callbacks.recovery_checkpoint",
+    "ZeroShotEvaluationCallback": "adapruner.callbacks.zero_shot_evaluation",
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import shlex
 import sys
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,25 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback, short_recovery
+from adapruner.callbacks.metrics import log_report
 from adapruner.callbacks.progress import announce, progress_bar
 from adapruner.callbacks.pruned_export import PrunedExportCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
-from adapruner.callbacks.report_sections import calibration_section, hardware_in_words, judged_in_words, model_section, package_versions
+from adapruner.callbacks.report_memory import ReportMemory
+from adapruner.callbacks.report_sections import (
+    EvaluatedText,
+    calibration_section,
+    cost_section,
+    hardware_in_words,
+    model_section,
+    package_versions,
+    search_section,
+)
+from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
 from adapruner.errors import ConfigurationError
 from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.importance.metrics import find_metric
-from adapruner.report.comparison import baseline_recipes, compare_methods
-from adapruner.search.reranking import to_rows
-from adapruner.search.trials import TrialRecord, to_history
+from adapruner.report.comparison import baseline_recipes
 from adapruner.treatment import Treatment, as_cut
 
 METHOD = "adapruner"
@@ -45,6 +53,8 @@ class CompressionReportCallback(Callback):
         prompts: texts that the dense and the final model continue, for the page.
         latency_seq_len: tokens in the timed forward pass.
         latency_repeats: timed rounds.
+        speed_batches: batch sizes at which dense and pruned model are timed side by side, prefill and decoding; empty for none.
+        speed_seq_lens: lengths in tokens of these, each with each batch size; ``latency_seq_len`` when empty.
         name: of the run; the run folder's name when empty.
         folder: where the report goes; the search's folder when empty.
     """
@@ -58,27 +68,34 @@ class CompressionReportCallback(Callback):
         prompts: list[str] | None = None,
         latency_seq_len: int = 128,
         latency_repeats: int = 20,
+        speed_batches: list[int] | None = None,
+        speed_seq_lens: list[int] | None = None,
         name: str | None = None,
         folder: str | None = None,
     ) -> None:
         super().__init__()
-        for argument, value in (("batch_size", batch_size), ("latency_seq_len", latency_seq_len), ("latency_repeats", latency_repeats)):
-            if value < 1:
-                raise ConfigurationError(f"report.{argument}: expected 1 or more, got {value}; give a positive number")
+        sizes = [("batch_size", batch_size, 1), ("latency_seq_len", latency_seq_len, 1), ("latency_repeats", latency_repeats, 1)]
+        swept = [*(("speed_batches", b, 1) for b in speed_batches or ()), *(("speed_seq_lens", n, 2) for n in speed_seq_lens or ())]
+        for argument, value, least in (*sizes, *swept):
+            if value < least:
+                raise ConfigurationError(f"report.{argument}: expected {least} or more, got {value}; give a larger number")
         self.compared_metrics = list(compare or [])  # the search collects what these need, too
         for metric in self.compared_metrics:
             find_metric(metric)
         self.recipes = baseline_recipes(self.compared_metrics, list(compare_allocations or ["uniform"]))
         self.compare_recovered, self.batch_size, self.prompts = compare_recovered, batch_size, list(prompts or [])
         self.latency_seq_len, self.latency_repeats = latency_seq_len, latency_repeats
+        self.speed_batches, self.speed_seq_lens = list(speed_batches or []), list(speed_seq_lens or [latency_seq_len])
         self.name, self.folder_name = name, folder
         self.perplexity: list[dict[str, Any]] = []
         self.protocols: list[str] = []
+        self.texts: dict[tuple[str, int], EvaluatedText] = {}
         self.generations: list[dict[str, str]] = []
         self.dense_config: Any = None
         self.dense_search_nll: float | None = None
         self.cost: dict[str, Any] | None = None
         self._pruning: PruningSearchCallback | None = None
+        self._memory = ReportMemory()
         self._complete = False
 
     # ------------------------------------------------------------------------------------------------------ measuring
@@ -109,9 +126,15 @@ class CompressionReportCallback(Callback):
         model = pruning.language_model(pl_module)
         with isolate_rng():
             if stage == "dense":
+                depends_on = {"batch size": self.batch_size, "recovered too": self.compare_recovered}
+                self._memory = ReportMemory.of_run(trainer, pruning, depends_on)
                 self._measure_dense(trainer, pl_module, model, pruning)
             else:
-                self._add(METHOD, stage, self._measure(trainer, model))
+                self._add(METHOD, stage, self._memory.measure(METHOD, stage, lambda: self._measure(trainer, model)))
+
+    def knows_stage(self, trainer: Trainer, stage: str) -> bool:
+        """Whether an earlier attempt measured the plan at this stage, so that the model need not be brought there again."""
+        return self._memory.recall(METHOD, stage) is not None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures the final model; the export follows, then :meth:`teardown` writes."""
@@ -126,7 +149,9 @@ class CompressionReportCallback(Callback):
                 for row, text in zip(self.generations, self._generate(pl_module, model), strict=True):
                     row["recovered"] = text
             if self.dense_config is not None:
-                self.cost = self._measure_cost(model)
+                announce("times the dense and the pruned model in turns")
+                swept = (self.speed_batches, self.speed_seq_lens)
+                self.cost = cost_section(self.dense_config, model, self.latency_seq_len, self.latency_repeats, *swept)
         self._complete = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -140,6 +165,7 @@ class CompressionReportCallback(Callback):
         folder = Path(self.folder_name or self._pruning.folder)
         record = self.to_report(trainer, pl_module)
         write_report(record, folder)
+        log_report(trainer.loggers, record, trainer.global_step)
         print_report(record)
         announce(f"report: {folder / 'report.html'}")
         self._complete = False
@@ -151,13 +177,13 @@ class CompressionReportCallback(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.dense_config = copy.deepcopy(model.config)
         self.dense_search_nll = evaluate_nll(model, data.search_windows, self.batch_size).nll
-        self._add("dense", "dense", self._measure(trainer, model))
+        self._add("dense", "dense", self._measure(trainer, model))  # again in each attempt: it gives the protocols, too
         if self.prompts:
             texts = self._generate(pl_module, model)
             self.generations = [{"prompt": p, "dense": t, "recovered": ""} for p, t in zip(self.prompts, texts, strict=True)]
         if pruning.reconstruction is not None:  # else the stage after the surgery is this one
             with as_cut(model, problem, plan):
-                self._add(METHOD, "pruned", self._measure(trainer, model))
+                self._add(METHOD, "pruned", self._memory.measure(METHOD, "pruned", lambda: self._measure(trainer, model)))
         treatment = Treatment.of_windows(data.calibration_windows, pruning.reconstruction, self._recovery(trainer, pl_module))
         stages = 1 + (treatment.reconstruction is not None) + (treatment.recover is not None)
         recipes = dict(self.recipes)
@@ -166,7 +192,7 @@ class CompressionReportCallback(Callback):
             recipes["best fixed"] = recipe
             self.protocols.append(f"Best fixed: the best recipe tried before the search, {trial.name}, in one global ranking.")
         with progress_bar("comparison", stages * len(recipes)) as advance:
-            measured = compare_methods(model, problem, recipes, treatment, lambda m: self._measure(trainer, m))
+            measured = self._memory.compare(model, problem, recipes, treatment, lambda m: self._measure(trainer, m))
             for done, (method, stage, values) in enumerate(measured, start=1):
                 if stage == "skipped":
                     announce(f"comparison: {method} cannot meet this budget with its widths, left out")
@@ -182,13 +208,16 @@ class CompressionReportCallback(Callback):
             result = evaluate_nll(model, windows, self.batch_size)
             values[name, window] = result.perplexity
             protocol = describe_protocol(name, window, len(windows.input_ids), result.tokens)
+            self.texts[name, window] = EvaluatedText(protocol, result.tokens, result.text_bytes)
             if protocol not in self.protocols:
                 self.protocols.append(protocol)
         return values
 
     def _add(self, method: str, stage: str, values: dict[tuple[str, int], float]) -> None:
         for (name, window), value in values.items():
-            self.perplexity.append({"stage": stage, "method": method, "dataset": name, "window": window, "value": value})
+            bits = self.texts[name, window].bits_per_byte(value)
+            row = {"stage": stage, "method": method, "dataset": name, "window": window, "value": value}
+            self.perplexity.append(row if bits is None else {**row, "bits_per_byte": bits})
 
     def _recovery(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         """The run's own recovery as a function of a model; ``None`` where methods are not compared after it."""
@@ -198,15 +227,6 @@ class CompressionReportCallback(Callback):
         from adapruner.evaluation.generation import generate_text
 
         return generate_text(model, pl_module.tokenizer, self.prompts)
-
-    def _measure_cost(self, model: nn.Module) -> dict[str, Any]:
-        from adapruner.evaluation.cost import compare_cost, cost_protocol, dense_twin
-
-        announce("times the dense and the pruned model in turns")
-        parameter = next(model.parameters())
-        sizes = {"seq_len": self.latency_seq_len, "repeats": self.latency_repeats}
-        costs = compare_cost(dense_twin(self.dense_config, parameter.dtype, parameter.device), model, **sizes)
-        return {**{name: asdict(cost) for name, cost in costs.items()}, "protocol": cost_protocol(model, **sizes)}
 
     # ---------------------------------------------------------------------------------------------------- the record
     def to_report(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -223,7 +243,9 @@ class CompressionReportCallback(Callback):
             "model": model_section(pruning),
             "perplexity": self.perplexity,
             "protocol": " ".join(self.protocols),
-            "search": self._search_section(pruning),
+            "protocols": [{"dataset": name, "window": window, "words": text.protocol} for (name, window), text in self.texts.items()],
+            "zero_shot": next((c.to_report() for c in _callbacks(trainer) if isinstance(c, ZeroShotEvaluationCallback)), None),
+            "search": search_section(pruning, self.dense_search_nll),
             "calibration": calibration_section(pruning, data),
             "recovery": self._recovery_section(trainer, pruning),
             "cost": self.cost,
@@ -233,30 +255,6 @@ class CompressionReportCallback(Callback):
 
     def _lora(self, trainer: Trainer) -> LoRARecoveryCallback | None:
         return next((c for c in _callbacks(trainer) if isinstance(c, LoRARecoveryCallback)), None)
-
-    def _search_section(self, pruning: PruningSearchCallback) -> dict[str, Any] | None:
-        outcome = pruning.outcome
-        if outcome is None:
-            return None
-        fixed = [t.value for t in outcome.trials if t.name != "searched" and t.state == "complete" and t.value is not None]
-        return {
-            "trials": len(outcome.trials),
-            "completed": _count(outcome.trials, "complete"),
-            "stopped_early": _count(outcome.trials, "pruned"),
-            "resumed": outcome.resumed,
-            "seconds_total": outcome.seconds + pruning.seconds.get("statistics", 0.0),
-            "seconds_statistics": pruning.seconds.get("statistics", 0.0),
-            "best_value": outcome.best.value,
-            "best_trial": outcome.best.trial,
-            "best_fixed_value": min(fixed, default=None),
-            "dense_value": self.dense_search_nll if pruning.search.objective.measure == "nll" else 0.0,
-            "recipe": outcome.recipe.to_dict(),
-            "history": to_history(outcome.trials),
-            "importance": outcome.importance,
-            "judged": judged_in_words(pruning),
-            "candidates": to_rows(outcome.candidates),
-            "front": [{"trial": t.trial, "value": t.value, "cost": t.cost} for t in outcome.front],
-        }
 
     def _recovery_section(self, trainer: Trainer, pruning: PruningSearchCallback) -> dict[str, Any]:
         lora, refit = self._lora(trainer), pruning.reconstruction
@@ -276,7 +274,3 @@ class CompressionReportCallback(Callback):
 
 def _callbacks(trainer: Trainer) -> list[Any]:
     return trainer.callbacks  # type: ignore[attr-defined,no-any-return]
-
-
-def _count(trials: list[TrialRecord], state: str) -> int:
-    return sum(t.state == state for t in trials)

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from lightning import Trainer
+from torch import nn
 
 from adapruner._version import __version__
 from adapruner.calibration.choice import CalibrationChoice
 from adapruner.callbacks.pruning_search import CALIBRATION_SET, PruningSearchCallback
 from adapruner.data.calibration_set import effective_samples
+from adapruner.search.reranking import to_rows
+from adapruner.search.trials import TrialRecord, to_history
 from adapruner.treatment import recipe_of
+
+
+@dataclass(frozen=True)
+class EvaluatedText:
+    """One held-out set at one window, whatever model is measured on it."""
+
+    protocol: str
+    tokens: int
+    """Predicted ones."""
+    text_bytes: int | None
+    """UTF-8 bytes that they stand for, where known."""
+
+    def bits_per_byte(self, perplexity: float) -> float | None:
+        """What a perplexity on this text is in bits per byte: comparable between tokenizers. ``None`` where bytes are not known."""
+        return math.log2(perplexity) * self.tokens / self.text_bytes if self.text_bytes else None
 
 
 def judged_in_words(pruning: PruningSearchCallback) -> str:
@@ -58,6 +79,33 @@ def model_section(pruning: PruningSearchCallback) -> dict[str, Any]:
     }
 
 
+def search_section(pruning: PruningSearchCallback, dense_nll: float | None) -> dict[str, Any] | None:
+    """The study; ``None`` without a search. ``dense_nll``: of the dense model on the search split, in nats per token."""
+    outcome = pruning.outcome
+    if outcome is None:
+        return None
+    fixed = [t.value for t in outcome.trials if t.name != "searched" and t.state == "complete" and t.value is not None]
+    return {
+        "trials": len(outcome.trials),
+        "completed": _count(outcome.trials, "complete"),
+        "stopped_early": _count(outcome.trials, "pruned"),
+        "resumed": outcome.resumed,
+        "world_size": pruning.identity.get("world size"),
+        "seconds_total": outcome.seconds + pruning.seconds.get("statistics", 0.0),
+        "seconds_statistics": pruning.seconds.get("statistics", 0.0),
+        "best_value": outcome.best.value,
+        "best_trial": outcome.best.trial,
+        "best_fixed_value": min(fixed, default=None),
+        "dense_value": dense_nll if pruning.search.objective.measure == "nll" else 0.0,
+        "recipe": outcome.recipe.to_dict(),
+        "history": to_history(outcome.trials),
+        "importance": outcome.importance,
+        "judged": judged_in_words(pruning),
+        "candidates": to_rows(outcome.candidates),
+        "front": [{"trial": t.trial, "value": t.value, "cost": t.cost} for t in outcome.front],
+    }
+
+
 def calibration_section(pruning: PruningSearchCallback, data: Any) -> dict[str, Any] | None:
     """Which samples spoke, and how much it matters which; ``None`` without a problem."""
     problem, plan = pruning.problem, pruning.plan
@@ -80,6 +128,40 @@ def calibration_section(pruning: PruningSearchCallback, data: Any) -> dict[str, 
     }
 
 
+def cost_section(
+    dense_config: Any, model: nn.Module, seq_len: int, repeats: int, batches: Sequence[int] = (), seq_lens: Sequence[int] = ()
+) -> dict[str, Any]:
+    """What the dense and the pruned model cost, measured now and side by side, the dense one with random weights.
+
+    Args:
+        dense_config: the dense model's configuration.
+        model: the pruned model.
+        seq_len: tokens of the timed forward.
+        repeats: timed rounds.
+        batches: sizes for the sweep over batch and length; empty for none.
+        seq_lens: lengths for it.
+    """
+    from adapruner.evaluation.cost import compare_cost, cost_protocol, dense_twin
+    from adapruner.evaluation.speed import measure_speed, peak_memory_gib, prefill_energy_j, speed_protocol, speed_rows
+
+    parameter = next(model.parameters())
+    models = {"dense": dense_twin(dense_config, parameter.dtype, parameter.device), "pruned": model}
+    costs = compare_cost(models["dense"], model, seq_len, repeats=repeats)
+    section: dict[str, Any] = {
+        name: {
+            **asdict(costs[name]),
+            "peak_memory_gib": peak_memory_gib(models[name], seq_len),
+            "prefill_energy_j": prefill_energy_j(models[name], seq_len),
+        }
+        for name in models
+    }
+    section["protocol"] = cost_protocol(model, seq_len=seq_len, repeats=repeats)
+    if batches:
+        points = measure_speed(models, batches, seq_lens, repeats)
+        section["sweep"] = {"rows": speed_rows(points), "protocol": speed_protocol(seq_lens, repeats)}
+    return section
+
+
 def package_versions() -> dict[str, str]:
     """Of adapruner, Python and the libraries that decide a result."""
     from importlib.metadata import version
@@ -93,3 +175,7 @@ def hardware_in_words(trainer: Trainer) -> str:
     device = trainer.strategy.root_device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     return f"{where}, {trainer.world_size} process{'es' if trainer.world_size > 1 else ''}"
+
+
+def _count(trials: list[TrialRecord], state: str) -> int:
+    return sum(t.state == state for t in trials)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from adapruner.data.calibration_set import CalibrationSet, read_set
 from adapruner.data.leaks import SHORT_CHARACTERS, check_disjoint
+from adapruner.data.prompts import prompt_loader, read_prompts
+from adapruner.data.resumable import ResumableLoader, SharedOrder
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
 from adapruner.data.sources import Document, TextSource, check_source, draw_documents, read_documents
 from adapruner.data.windows import TextWindows, joined_windows, pad_instructions, sample_windows
-from adapruner.errors import ConfigurationError, DataError
+from adapruner.errors import ConfigurationError, DataError, check_all
 
 __all__ = ["CalibrationData", "EvaluationSet", "PruningDataModule", "RecoveryData", "SearchData"]
 
@@ -37,11 +40,12 @@ class PruningDataModule(LightningDataModule):
         search: the objective's text; also what ``val_dataloader`` serves.
         recovery: training text, or null when nothing is trained.
         evaluation: held-out sets, or null.
-        batch_size: windows in a batch.
+        batch_size: windows in a batch, of one rank.
         num_workers: processes per loader; the windows are in memory, so 0 is usually best.
         seed: decides which windows are drawn, and their order in training.
         tokenizer: name or folder; null takes the ``tokenizer`` of the Trainer's module.
         allow_leak: let sets share documents.
+        prompts: for ``predict``: a file with one prompt a line, or .jsonl with ``prompt`` in each row.
 
     Raises:
         ConfigurationError: if a number is out of range, a name stands twice, or calibration has both sources and a given set.
@@ -68,6 +72,7 @@ class PruningDataModule(LightningDataModule):
         seed: int = 0,
         tokenizer: str | None = None,
         allow_leak: bool = False,
+        prompts: str | None = None,
     ) -> None:
         super().__init__()
         self.calibration, self.search, self.recovery = calibration, search, recovery
@@ -75,6 +80,7 @@ class PruningDataModule(LightningDataModule):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.tokenizer_name, self.allow_leak = tokenizer, allow_leak
         self.tokenizer_object: Any = None
+        self.prompts = None if prompts is None else read_prompts(prompts)
         self._ready = False
         self._short: set[str] = set()
         self._check()
@@ -109,7 +115,7 @@ class PruningDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Builds all sets, whatever the stage; a second call does nothing."""
-        if self._ready:
+        if self._ready or stage == "predict":  # prompts are all that it needs
             return
         tokenizer = self._find_tokenizer()
         s, r = self.search, self.recovery
@@ -130,12 +136,17 @@ class PruningDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """Recovery windows, shuffled by ``seed``: ``input_ids``, ``attention_mask``, ``labels``, each ``[batch, seq_len]``.
 
+        ``batch_size`` is that of one rank. The loader's state is kept in checkpoints: a resumed run goes on with the next batch.
+
         Raises:
             ConfigurationError: if there is no recovery data.
         """
         if self.recovery_windows is None:
             raise ConfigurationError("data.recovery: expected data to train on, got null; give recovery sources or do not fit")
-        return self._loader(self.recovery_windows, generator=torch.Generator().manual_seed(self.seed))
+        strategy: Any = None if self.trainer is None else self.trainer.strategy
+        place = getattr(strategy, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
+        order = SharedOrder(self.recovery_windows, self.batch_size, self.seed, place["num_replicas"], place["rank"])
+        return self._loader(self.recovery_windows, order)
 
     def val_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """The search split, in order."""
@@ -145,15 +156,21 @@ class PruningDataModule(LightningDataModule):
         """One loader per entry of ``evaluation_windows``, in its order."""
         return [self._loader(windows) for windows in self.evaluation_windows.values()]
 
-    def _loader(self, windows: TextWindows, generator: torch.Generator | None = None) -> DataLoader[dict[str, torch.Tensor]]:
-        return DataLoader(
-            cast("Dataset[dict[str, torch.Tensor]]", windows),
+    def predict_dataloader(self) -> DataLoader[str]:
+        """The prompts, one at a time; none where there are none."""
+        return prompt_loader(self.prompts or [])
+
+    def _loader(self, windows: TextWindows, order: SharedOrder | None = None) -> DataLoader[dict[str, torch.Tensor]]:
+        kind: Any = DataLoader if order is None else ResumableLoader
+        loader: DataLoader[dict[str, torch.Tensor]] = kind(
+            windows,
             batch_size=self.batch_size,
-            shuffle=generator is not None,
-            generator=generator,
+            sampler=order,
+            generator=None if order is None else torch.Generator().manual_seed(self.seed),  # else it draws from everyone's
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
+        return loader
 
     def _find_tokenizer(self) -> Any:
         if self.tokenizer_object is None and self.tokenizer_name is not None:
@@ -252,22 +269,18 @@ class PruningDataModule(LightningDataModule):
         for item in self.evaluation:
             sizes += [(f"evaluation.{item.name}.windows", window, 2) for window in item.windows]
             sizes.append((f"evaluation.{item.name}.limit", item.limit, 1))
-        for name, value, least in sizes:
-            if value is not None and (type(value) is not int or value < least):
-                raise ConfigurationError(f"data.{name}: expected a whole number >= {least}, got {value!r}; correct it")
-        self._check_calibration()
+        checks: list[Callable[[], object]] = [partial(_check_size, *size) for size in sizes]
+        checks.append(self._check_calibration)
         roles: list[tuple[str, list[TextSource]]] = [("search", s.sources)]
-        roles += [("calibration", c.sources)] if c.given_set is None else []
+        roles += [("calibration", c.sources)] if c.given_set is None and c.sources else []
         roles += [("recovery", r.sources)] if r is not None else []
         for role, sources in roles:
-            _check_names(f"data.{role}.sources", [source.name for source in sources])
+            checks.append(partial(_check_names, f"data.{role}.sources", [source.name for source in sources]))
         if self.evaluation:
-            _check_names("data.evaluation", [item.name for item in self.evaluation])
+            checks.append(partial(_check_names, "data.evaluation", [item.name for item in self.evaluation]))
         for item in self.evaluation:
-            _check_names(f"data.evaluation.{item.name}.windows", [str(window) for window in item.windows])
-        self._check_streams()
-        for source in self._all_sources():
-            check_source(source)
+            checks.append(partial(_check_names, f"data.evaluation.{item.name}.windows", [str(window) for window in item.windows]))
+        check_all(*checks, self._check_streams, *(partial(check_source, source) for source in self._all_sources()))
 
     def _check_calibration(self) -> None:
         c = self.calibration
@@ -291,6 +304,11 @@ class PruningDataModule(LightningDataModule):
             if source.streaming and source.documents is None:
                 remedy = "set documents" if role == "evaluation" else "set documents or recovery.samples"
                 raise ConfigurationError(f"data.{role}: expected a limit for the streamed source {source.name!r}, got none; {remedy}")
+
+
+def _check_size(name: str, value: int | None, least: int) -> None:
+    if value is not None and (type(value) is not int or value < least):
+        raise ConfigurationError(f"data.{name}: expected a whole number >= {least}, got {value!r}; correct it")
 
 
 def _check_names(argument: str, names: list[str]) -> None:

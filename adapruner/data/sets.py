@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from adapruner.data.sources import TextSource
+from adapruner.errors import ConfigurationError, nearest
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,67 @@ class RecoveryData:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Held-out text whose perplexity is reported."""
+    """Held-out text whose perplexity is reported: any text by its ``source``, or one of :data:`KNOWN_SETS` by its name alone.
+
+    Raises:
+        ConfigurationError: if there is no source and the name is not a known one, or a source and a path.
+    """
 
     name: str
-    """The name in tables."""
-    source: TextSource
-    """Where the text comes from."""
+    """The name in tables. Without a source: ``wikitext2`` (test), ``ptb`` (validation) or ``c4`` (the first 1,100 documents of the
+    validation split)."""
+    source: TextSource = None  # type: ignore[assignment]  # filled in for known names, so that nobody meets None
+    """Where the text comes from; may be left out for a known name."""
     windows: list[int] = field(default_factory=lambda: [128])
-    """Window lengths in tokens; the set is measured once with each."""
+    """Window lengths in tokens; the set is measured once with each. The usual ones are 128 (LLM-Pruner) and 2048."""
     limit: int | None = None
     """Keep only the first so many windows of each length; null for all."""
+    path: str | None = None
+    """Of a known set: the file or folder that has its rows, instead of the hub."""
+
+    def __post_init__(self) -> None:
+        if self.source is not None and self.path is not None:
+            raise ConfigurationError(f"data.evaluation.{self.name}.path: expected none with a source, got {self.path!r}; set source.path")
+        if self.source is None:
+            object.__setattr__(self, "source", known_source(self.name, self.path))
+
+
+#: The sets of the literature. WikiText2 and PTB as LLM-Pruner (arXiv 2305.11627) reads them; C4 is the part that GPTQ (arXiv
+#: 2210.17323) and its successors take. PTB's own repository still rests on a loading script: its parquet branch does not.
+KNOWN_SETS: dict[str, TextSource] = {
+    "wikitext2": TextSource(name="wikitext2", hub="Salesforce/wikitext", config="wikitext-2-raw-v1", split="test"),
+    "ptb": TextSource(
+        name="ptb",
+        hub="ptb-text-only/ptb_text_only",
+        config="penn_treebank",
+        split="validation",
+        revision="refs/convert/parquet",
+        column="sentence",
+    ),
+    "c4": TextSource(name="c4", hub="allenai/c4", config="en", split="validation", documents=1100, streaming=True),
+}
+
+
+def known_source(name: str, path: str | None = None) -> TextSource:
+    """Where one of :data:`KNOWN_SETS` is read from.
+
+    Args:
+        name: of the set.
+        path: a file or folder with the same rows (.parquet, .jsonl, .json, .txt); ``None`` for the hub. Files with columns have the
+            hub's (``sentence`` in PTB, ``text`` in the others).
+
+    Raises:
+        ConfigurationError: if the name is unknown.
+
+    >>> known_source("c4", "c4/validation.jsonl").documents
+    1100
+    """
+    if name not in KNOWN_SETS:
+        raise ConfigurationError(
+            f"data.evaluation.{name}: expected a source, or a known name without one, got neither; {nearest(name, KNOWN_SETS)}"
+        )
+    source = KNOWN_SETS[name]
+    if path is None:
+        return source
+    plain = Path(path).name.removesuffix(".gz").endswith((".txt", ".md"))
+    return TextSource(name=name, path=path, column="text" if plain else source.column, documents=source.documents)

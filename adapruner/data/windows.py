@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from adapruner.data.sources import Document
+from adapruner.data.text_bytes import predicted_bytes, tokenise_with_ends
 from adapruner.errors import ConfigurationError, DataError
 
 #: The label of a token that no loss counts (PyTorch's ``ignore_index``).
@@ -44,6 +45,8 @@ class TextWindows:
     """``[n]`` int64: each window's source."""
     document_hashes: list[str]
     """Per window, the hashes of the documents that contribute to it, separated by spaces."""
+    text_bytes: Tensor | None = None
+    """``[n]`` int64: UTF-8 bytes of each window's predicted text, where known: for bits per byte."""
 
     def __post_init__(self) -> None:
         shape, rows = tuple(self.input_ids.shape), len(self.input_ids)
@@ -88,7 +91,8 @@ class TextWindows:
         chosen = torch.as_tensor(indices, dtype=torch.long)
         hashes = [self.document_hashes[i] for i in chosen.tolist()]
         rows = (self.input_ids[chosen], self.labels[chosen], self.attention_mask[chosen])
-        return TextWindows(*rows, list(self.source_names), self.source_index[chosen], hashes)
+        text_bytes = None if self.text_bytes is None else self.text_bytes[chosen]
+        return TextWindows(*rows, list(self.source_names), self.source_index[chosen], hashes, text_bytes)
 
     @staticmethod
     def concatenate(parts: Sequence[TextWindows]) -> TextWindows:
@@ -227,14 +231,17 @@ def joined_windows(documents: Iterable[Document], tokenizer: Any, window: int, l
     """
     _check_sizes(window=window, limit=limit)
     read = list(documents)
-    ids = torch.tensor(tokenizer("\n\n".join(d.text for d in read))["input_ids"], dtype=torch.long)
+    tokens, ends = tokenise_with_ends("\n\n".join(d.text for d in read), tokenizer)
+    ids = torch.tensor(tokens, dtype=torch.long)
     if len(ids) < window:
         raise DataError(
             f"documents: expected at least one window of {window} tokens, got {len(ids)} tokens; give more text or a smaller window"
         )
     rows = ids[: len(ids) // window * window].view(-1, window)[:limit]
     hashes = " ".join(dict.fromkeys(d.hash for d in read if d.text.strip()))
-    return _full_windows(rows, "+".join(dict.fromkeys(d.source for d in read)), [hashes] * len(rows))
+    windows = _full_windows(rows, "+".join(dict.fromkeys(d.source for d in read)), [hashes] * len(rows))
+    windows.text_bytes = None if ends is None else predicted_bytes(ends[: rows.numel()], window)
+    return windows
 
 
 def padded_rows(rows: Sequence[tuple[Sequence[int], int]], tokenizer: Any, seq_len: int) -> tuple[Tensor, Tensor, Tensor]:

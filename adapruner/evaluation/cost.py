@@ -69,14 +69,14 @@ def count_macs(model: nn.Module, seq_len: int, batch: int = 1) -> int:
         ConfigurationError: if ``seq_len`` or ``batch`` is not positive, or ``seq_len`` is beyond the model's positions.
         ModelError: if attention runs in a kernel that cannot be counted.
     """
-    _check_sizes(model, seq_len, batch)
+    check_sizes(model, seq_len, batch)
     implementation = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if implementation not in (None, "eager", "sdpa"):
         raise ModelError(
             f"model: expected attn_implementation 'eager' or 'sdpa', got {implementation!r}, whose operations cannot be counted; "
             "load the model with attn_implementation='sdpa'"
         )
-    ids = _random_ids(model, batch, seq_len)
+    ids = random_ids(model, batch, seq_len)
     with evaluation_mode(model), FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
         model(input_ids=ids, use_cache=False)
     return int(counter.get_total_flops()) // 2
@@ -112,13 +112,13 @@ def measure_latency(
         if value < 1:
             raise ConfigurationError(f"{argument}: expected a positive integer, got {value}; give 1 or more")
     for model in models.values():
-        _check_sizes(model, seq_len, batch, shortest=2)
+        check_sizes(model, seq_len, batch, shortest=2)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    with _cpu_threads(threads):
+    with cpu_threads(threads):
         for _ in range(WARM_UP_ROUNDS + repeats):
             for name, model in models.items():
                 with evaluation_mode(model):
-                    times[name].append((_time_prefill(model, seq_len, batch), _time_decode(model, seq_len)))
+                    times[name].append((time_prefill(model, seq_len, batch), time_decode(model, seq_len)))
     return {name: _summary(pairs[WARM_UP_ROUNDS:]) for name, pairs in times.items()}
 
 
@@ -173,7 +173,7 @@ def cost_protocol(model: nn.Module, seq_len: int = 128, batch: int = 1, repeats:
         where += f" with {_plural(threads or torch.get_num_threads(), 'thread')}"
     return (
         f"{where}, {dtype}, torch {torch.__version__}: MACs of the matrix products of one forward over {batch} x {seq_len} tokens, "
-        f"logits of every position; latency of that forward and of one of the last {_decoded(seq_len)} of {seq_len} tokens decoded "
+        f"logits of every position; latency of that forward and of one of the last {decoded_tokens(seq_len)} of {seq_len} tokens decoded "
         f"with a cache at batch 1, models in turns, median of {_plural(repeats, 'round')} after {WARM_UP_ROUNDS} of warm-up; "
         "weight memory of distinct tensors"
     )
@@ -209,17 +209,21 @@ def _grouped_product_flops(rows: torch.Size, weights: torch.Size, *_: Any, **__:
     return 2 * math.prod(rows) * weights[-1]
 
 
-def _time_prefill(model: nn.Module, seq_len: int, batch: int) -> float:
-    ids = _random_ids(model, batch, seq_len)
+def time_prefill(model: nn.Module, seq_len: int, batch: int) -> float:
+    """Milliseconds of one forward over ``[batch, seq_len]`` tokens, once; use inside :func:`evaluation_mode`."""
+    ids = random_ids(model, batch, seq_len)
     start = _clock(ids.device)
     model(input_ids=ids, use_cache=False)
     return _clock(ids.device) - start
 
 
-def _time_decode(model: nn.Module, seq_len: int) -> float:
-    """Milliseconds per token. The whole context stays within ``seq_len``, which the model is known to have positions for."""
-    tokens = _decoded(seq_len)
-    ids = _random_ids(model, 1, seq_len - tokens)
+def time_decode(model: nn.Module, seq_len: int, batch: int = 1) -> float:
+    """Milliseconds per token of each of ``batch`` sequences, once; use inside :func:`evaluation_mode`.
+
+    The whole context stays within ``seq_len``, which the model is known to have positions for.
+    """
+    tokens = decoded_tokens(seq_len)
+    ids = random_ids(model, batch, seq_len - tokens)
     steps = greedy_tokens(model, ids)
     next(steps)
     start = _clock(ids.device)
@@ -228,7 +232,8 @@ def _time_decode(model: nn.Module, seq_len: int) -> float:
     return (_clock(ids.device) - start) / tokens
 
 
-def _decoded(seq_len: int) -> int:
+def decoded_tokens(seq_len: int) -> int:
+    """How many of the last tokens are decoded one by one."""
     return min(DECODED_TOKENS, seq_len // 2)
 
 
@@ -252,7 +257,8 @@ def _interquartile_range(values: tuple[float, ...]) -> float:
 
 
 @contextmanager
-def _cpu_threads(threads: int | None) -> Iterator[None]:
+def cpu_threads(threads: int | None) -> Iterator[None]:
+    """So many CPU threads inside the block; ``None`` leaves them as they are."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if threads is None else threads)
     try:
@@ -261,14 +267,19 @@ def _cpu_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _random_ids(model: nn.Module, batch: int, seq_len: int) -> Tensor:
+def random_ids(model: nn.Module, batch: int, seq_len: int) -> Tensor:
     """The same ids ``[batch, seq_len]`` every time, from a generator of their own."""
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     ids = torch.randint(vocabulary, (batch, seq_len), generator=torch.Generator().manual_seed(0))
     return ids.to(input_device(model))
 
 
-def _check_sizes(model: nn.Module, seq_len: int, batch: int, shortest: int = 1) -> None:
+def check_sizes(model: nn.Module, seq_len: int, batch: int, shortest: int = 1) -> None:
+    """Refuses what the model has no positions for.
+
+    Raises:
+        ConfigurationError: if ``batch`` is not positive, or ``seq_len`` is too short or beyond the model's positions.
+    """
     if batch < 1:
         raise ConfigurationError(f"batch: expected a positive integer, got {batch}; give 1 or more")
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)

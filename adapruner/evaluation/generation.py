@@ -30,19 +30,29 @@ def generate_text(model: nn.Module, tokenizer: Any, prompts: list[str], max_new_
     """
     if max_new_tokens < 1:
         raise ConfigurationError(f"max_new_tokens: expected a positive integer, got {max_new_tokens}; give 1 or more")
-    encoded = [tokenizer(prompt, return_tensors="pt")["input_ids"].long() for prompt in prompts]
-    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    for prompt, ids in zip(prompts, encoded, strict=True):
-        if ids.numel() == 0:
-            raise DataError(f"prompts: expected at least one token in each, got none from {prompt!r}; give some text")
-        if positions is not None and ids.shape[1] + max_new_tokens > positions:
-            raise ConfigurationError(
-                f"max_new_tokens: expected at most {positions - ids.shape[1]} after a prompt of {ids.shape[1]} tokens, "
-                f"got {max_new_tokens}; shorten the prompt or generate less"
-            )
-    stop = _stop_tokens(model, tokenizer)
+    encoded = [encode_prompt(model, tokenizer, prompt, max_new_tokens) for prompt in prompts]
+    stop = stop_tokens(model, tokenizer)
     with evaluation_mode(model):
         return [_continuation(model, tokenizer, ids, max_new_tokens, stop) for ids in encoded]
+
+
+def encode_prompt(model: nn.Module, tokenizer: Any, prompt: str, max_new_tokens: int) -> Tensor:
+    """Token ids ``[1, t]`` of a prompt that the model has room to continue.
+
+    Raises:
+        DataError: if it has no tokens.
+        ConfigurationError: if the text could outgrow the model's positions.
+    """
+    ids: Tensor = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
+    if ids.numel() == 0:
+        raise DataError(f"prompts: expected at least one token in each, got none from {prompt!r}; give some text")
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if positions is not None and ids.shape[1] + max_new_tokens > positions:
+        raise ConfigurationError(
+            f"max_new_tokens: expected at most {positions - ids.shape[1]} after a prompt of {ids.shape[1]} tokens, got {max_new_tokens}; "
+            "shorten the prompt or generate less"
+        )
+    return ids
 
 
 def greedy_tokens(model: nn.Module, input_ids: Tensor) -> Iterator[Tensor]:
@@ -77,7 +87,8 @@ def _decode(tokenizer: Any, tokens: list[int]) -> str:
     return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def _stop_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
+def stop_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
+    """Ids of the tokens that end a text."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
     return {token for token in [*listed, tokenizer.eos_token_id] if token is not None}

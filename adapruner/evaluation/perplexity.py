@@ -129,7 +129,8 @@ def evaluate_nll(model: nn.Module, windows: Windows, batch_size: int = 8, progre
     Args:
         model: a causal language model of Hugging Face's kind. It is evaluated in evaluation mode without gradients;
             its mode is restored.
-        windows: ``input_ids``, ``labels`` and ``attention_mask``, each ``[n, t]``.
+        windows: ``input_ids``, ``labels`` and ``attention_mask``, each ``[n, t]``; with ``text_bytes`` ``[n]``, the result has
+            bits per byte too.
         batch_size: windows in one forward.
         progress: called with (windows done, windows in all) after every forward.
 
@@ -155,9 +156,10 @@ def evaluate_nll_chunks(
 
     def measure(rows: slice) -> NLLResult:
         total, tokens = token_nll(batch_logits(model, windows, rows), windows.labels[rows])
-        return NLLResult(total.item(), tokens)
+        return NLLResult(total.item(), tokens, None if text_bytes is None else int(text_bytes[rows].sum()))
 
-    return in_chunks(model, windows, batch_size, chunks, measure, NLLResult(0.0, 0), progress)
+    text_bytes: Tensor | None = getattr(windows, "text_bytes", None)
+    return in_chunks(model, windows, batch_size, chunks, measure, NLLResult(0.0, 0, None if text_bytes is None else 0), progress)
 
 
 def in_chunks(

@@ -146,5 +146,5 @@ def left_out(report: Mapping[str, Any]) -> list[str]:
     recovery = report.get("recovery")
     if recovery:
         missing += [name for key, name in (("reconstruction", "reconstruction"), ("lora", "LoRA recovery")) if not recovery[key]]
-    names = {"generations": "generated text", "search": "search (skipped)", "recovery": "recovery (off)"}
+    names = {"zero_shot": "zero-shot tasks", "generations": "generated text", "search": "search (skipped)", "recovery": "recovery (off)"}
     return [names.get(name, name) for name in missing]

@@ -63,6 +63,11 @@ def memory_text(gib: float | None) -> str:
     return f"{_three_digits(gib)} GiB" if gib >= 0.1 else f"{_three_digits(1024 * gib)} MiB"
 
 
+def energy_text(joules: float | None) -> str:
+    """Energy in J to three digits."""
+    return MISSING if joules is None else f"{_three_digits(joules)} J"
+
+
 def ratio_text(dense: float | None, pruned: float | None, times: str = "x") -> str:
     """Pruned over dense: ``x0.71``."""
     return MISSING if not dense or pruned is None else f"{times}{pruned / dense:.2f}"

@@ -31,6 +31,7 @@ from adapruner.report.sections import (
     recipe_section,
     recovery_section,
     search_section,
+    zero_shot_section,
 )
 from adapruner.report.style import STYLE
 
@@ -46,6 +47,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         "main",
         _header(report),
         comparison_section(report),
+        zero_shot_section(report),
         search_section(report),
         layers_section(report),
         _side_by_side(calibration_section(report), importance_section(report)),

@@ -12,10 +12,10 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from adapruner.errors import ConfigurationError
+from adapruner.report.measured import Cost, Perplexity, Stage, TextProtocol, ZeroShot
 
-Stage = Literal["dense", "pruned", "reconstructed", "recovered"]
 STAGES: tuple[Stage, ...] = ("dense", "pruned", "reconstructed", "recovered")
-SECTIONS = ("perplexity", "search", "calibration", "recovery", "cost", "export", "generations")
+SECTIONS = ("perplexity", "zero_shot", "search", "calibration", "recovery", "cost", "export", "generations")
 """Sections that a report may lack and that are then named as left out."""
 
 
@@ -48,17 +48,6 @@ class Model(TypedDict):
     """``attention`` and ``ffn``."""
 
 
-class Perplexity(TypedDict):
-    """One measurement. ``None`` stands for a value that was not finite."""
-
-    stage: Stage
-    method: str
-    dataset: str
-    window: int
-    """Tokens per window."""
-    value: float | None
-
-
 class Trial(TypedDict):
     """One trial of the search. ``name`` is ``searched``, or the fixed recipe that was tried."""
 
@@ -87,6 +76,8 @@ class _SearchDetails(TypedDict, total=False):
     """What a trial's value is, in words."""
     candidates: list[Candidate]
     """The second look at the best few, the winner first."""
+    world_size: int | None
+    """Ranks in lockstep: another number asks other trials. ``None``: machines shared the study through a storage."""
 
 
 class Search(_SearchDetails):
@@ -170,23 +161,6 @@ class Recovery(TypedDict):
     lora: Lora | None
 
 
-class ModelCost(TypedDict):
-    """Cost of one model; ``None`` where it was not measured."""
-
-    parameters: int
-    macs: float | None
-    latency_ms: float | None
-    weight_memory_gib: float | None
-
-
-class Cost(TypedDict):
-    """Cost before and after, measured under the same protocol."""
-
-    dense: ModelCost
-    pruned: ModelCost
-    protocol: str
-
-
 Export = TypedDict(  # "class" is a key of the file and a keyword of Python, so this one is written as a call.
     "Export",
     {"path": str, "class": str, "stock": bool, "max_abs_logit_difference": float | None, "notes": list[str]},
@@ -208,7 +182,10 @@ class _Later(TypedDict, total=False):
 
     perplexity: list[Perplexity] | None
     protocol: str | None
-    """How perplexity was measured."""
+    """How perplexity was measured, all sets in one text."""
+    protocols: list[TextProtocol] | None
+    """The same for each set, to stand beside its numbers."""
+    zero_shot: ZeroShot | None
     search: Search | None
     calibration: Calibration | None
     recovery: Recovery | None
@@ -255,6 +232,10 @@ def validate_report(report: Mapping[str, Any]) -> None:
         if key in seen:
             raise _wrong("report.perplexity", "one value per stage, method, dataset and window", f"two for {key}")
         seen.add(key)
+    scores = [(row["stage"], row["task"], row["metric"]) for row in (report.get("zero_shot") or {}).get("rows", ())]
+    twice = next((score for score in scores if scores.count(score) > 1), None)
+    if twice is not None:
+        raise _wrong("report.zero_shot.rows", "one value per stage, task and metric", f"two for {twice}")
 
 
 _WORDS: dict[Any, tuple[Any, str]] = {

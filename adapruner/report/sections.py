@@ -9,6 +9,7 @@ from typing import Any
 from adapruner.report.answer import Comparison, calibration_sentence, comparisons, spread_sentence
 from adapruner.report.formats import MISSING, TIMES, duration_text, nll_text, percent_text, perplexity_text, ratio_text, value_text
 from adapruner.report.markup import Markup, element
+from adapruner.report.measurements import SPEED_COLUMNS, bits_sentence, ideal_sentence, score_rows, speed_rows, text_protocol
 from adapruner.report.plots import bars_plot, layers_plot, loss_plot, perplexity_plot, search_plot, spread_plot
 from adapruner.report.table import COST_ROWS
 
@@ -28,9 +29,12 @@ def comparison_section(report: Mapping[str, Any]) -> Markup | None:
     if not parts:
         return None
     words = "Every method on the same text. Lower is better; the dashed line is the dense model."
-    blocks = [
-        element("div", element("h3", part.title), perplexity_plot(part), _comparison_table(part), class_="comparison") for part in parts
-    ]
+    blocks = []
+    for part in parts:
+        notes = [element("p", note, class_="note") for note in (bits_sentence(report, part), text_protocol(report, part)) if note]
+        blocks.append(
+            element("div", element("h3", part.title), perplexity_plot(part), _comparison_table(part), *notes, class_="comparison")
+        )
     return section("Comparison", words, *blocks)
 
 
@@ -50,6 +54,15 @@ def _comparison_table(comparison: Comparison) -> Markup:
         own = row is comparison.own and len(comparison.rows) > 1
         rows.append(element("tr", element("th", row.method), *cells, class_="own" if own else None))
     return _scrolled(element("table", element("thead", head), element("tbody", *rows)))
+
+
+def zero_shot_section(report: Mapping[str, Any]) -> Markup | None:
+    """Every task and metric by stage."""
+    tasks = report.get("zero_shot")
+    if not tasks:
+        return None
+    stages, rows = score_rows(tasks)
+    return section("Zero-shot tasks", f"Higher is better. {tasks['protocol']}.", _text_table(("task", *stages), [(n, *t) for n, t in rows]))
 
 
 def search_section(report: Mapping[str, Any]) -> Markup | None:
@@ -173,16 +186,16 @@ def cost_section(report: Mapping[str, Any]) -> Markup | None:
         return None
     dense, pruned = cost["dense"], cost["pruned"]
     rows = [
-        element(
-            "tr",
-            element("th", name),
-            *(element("td", t) for t in (text(dense[key]), text(pruned[key]), ratio_text(dense[key], pruned[key], TIMES))),
-        )
+        (name, text(dense.get(key)), text(pruned.get(key)), ratio_text(dense.get(key), pruned.get(key), TIMES))
         for name, key, text in COST_ROWS
-        if dense[key] is not None or pruned[key] is not None
+        if dense.get(key) is not None or pruned.get(key) is not None
     ]
-    head = element("tr", *(element("th", name) for name in ("", "dense", "pruned", "ratio")))
-    return section("Cost", cost["protocol"] or None, _scrolled(element("table", element("thead", head), element("tbody", *rows))))
+    ideal, sweep = ideal_sentence(cost, TIMES), cost.get("sweep")
+    parts = [_text_table(("", "dense", "pruned", "ratio"), rows), ideal and element("p", ideal, class_="note")]
+    for what, title in (("prefill", "Prefill"), ("decode", "Decoding")) if sweep else ():
+        parts += [element("h3", f"{title}, tokens per second"), _text_table(SPEED_COLUMNS, speed_rows(sweep, what, TIMES))]
+    parts += [element("p", sweep["protocol"], class_="note")] if sweep else []
+    return section("Cost", cost["protocol"] or None, *parts)
 
 
 def export_section(report: Mapping[str, Any]) -> Markup | None:
@@ -245,6 +258,13 @@ def protocol_section(report: Mapping[str, Any]) -> Markup:
 
 def _facts(rows: Sequence[tuple[str, Any]]) -> Markup:
     return element("table", element("tbody", *(element("tr", element("th", n), element("td", v)) for n, v in rows)), class_="facts")
+
+
+def _text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+    """A table of texts, the first column its labels."""
+    body = [element("tr", element("th", label), *(element("td", text) for text in texts)) for label, *texts in rows]
+    first = element("thead", element("tr", *(element("th", name) for name in head)))
+    return _scrolled(element("table", first, element("tbody", *body)))
 
 
 def _scrolled(table: Markup) -> Markup:

@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from adapruner.report.answer import Comparison, answer_sentence, calibration_sentence, comparisons, left_out, spread_sentence
-from adapruner.report.formats import MISSING, count_text, memory_text, milliseconds_text, nll_text, perplexity_text, ratio_text
+from adapruner.report.formats import (
+    MISSING,
+    count_text,
+    energy_text,
+    memory_text,
+    milliseconds_text,
+    nll_text,
+    perplexity_text,
+    ratio_text,
+)
+from adapruner.report.measurements import SPEED_COLUMNS, bits_sentence, ideal_sentence, score_rows, speed_rows, text_protocol
 from adapruner.report.schema import validate_report
 
 if TYPE_CHECKING:
@@ -30,14 +40,17 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     console.print(Text(answer_sentence(report), style="bold"))
     for comparison in comparisons(report):
         caption = "* lowest of its column; rows in the order of their last stage" if len(comparison.rows) > 1 else None
-        _print_table(console, f"Perplexity on {comparison.title} (lower is better)", _comparison_table(comparison), caption)
+        notes = (caption, bits_sentence(report, comparison), text_protocol(report, comparison))
+        _print_table(console, f"Perplexity on {comparison.title} (lower is better)", _comparison_table(comparison), *notes)
+    if report.get("zero_shot"):
+        _print_table(console, "Zero-shot tasks (higher is better)", _score_table(report["zero_shot"]), report["zero_shot"]["protocol"])
     if report.get("search"):
         console.print()
         console.print(Text(search_line(report["search"])))
     for line in calibration_lines(report.get("calibration") or {}):
         console.print(Text(line))
     if report.get("cost"):
-        _print_table(console, "Cost", _cost_table(report["cost"]), report["cost"]["protocol"])
+        _print_cost(console, report["cost"])
     if report.get("export"):
         console.print()
         for line in export_lines(report["export"]):
@@ -73,15 +86,26 @@ def export_lines(export: Mapping[str, Any]) -> list[str]:
     return [f"Exported to {export['path']}: {export['class']}, {loads}; {checked}.", *(f"- {note}" for note in export["notes"])]
 
 
-def _print_table(console: Console, title: str, table: Table, caption: str | None) -> None:
-    """Title and caption are printed on their own: inside the table they would be wrapped to its width."""
+def _print_cost(console: Console, cost: Mapping[str, Any]) -> None:
+    _print_table(console, "Cost", _cost_table(cost), ideal_sentence(cost), cost["protocol"])
+    sweep: Any = cost.get("sweep")
+    for what, title in (("prefill", "Prefill"), ("decode", "Decoding")) if sweep else ():
+        table = _table(SPEED_COLUMNS[0], SPEED_COLUMNS[1:])
+        for row in speed_rows(sweep, what):
+            table.add_row(*row)
+        _print_table(console, f"{title}, tokens per second", table, sweep["protocol"] if what == "decode" else None)
+
+
+def _print_table(console: Console, title: str, table: Table, *captions: str | None) -> None:
+    """Title and captions are printed on their own: inside the table they would be wrapped to its width."""
     from rich.text import Text
 
     console.print()
     console.print(Text(title, style="bold"))
     console.print(table)
-    if caption:
-        console.print(Text(caption, style="dim"))
+    for caption in captions:
+        if caption:
+            console.print(Text(caption, style="dim"))
 
 
 def _table(first: str, others: tuple[str, ...]) -> Table:
@@ -119,12 +143,20 @@ def _cell(comparison: Comparison, value: float | None, stage: str) -> Text:
     return Text(f"{perplexity_text(value)}{'*' if best else ' '}", style="bold" if best else "")
 
 
+def _score_table(zero_shot: Mapping[str, Any]) -> Table:
+    stages, rows = score_rows(zero_shot)
+    table = _table("task", tuple(stages))
+    for label, texts in rows:
+        table.add_row(label, *texts)
+    return table
+
+
 def _cost_table(cost: Mapping[str, Any]) -> Table:
     dense, pruned = cost["dense"], cost["pruned"]
     table = _table("", ("dense", "pruned", "ratio"))
     for label, key, text in COST_ROWS:
-        if dense[key] is not None or pruned[key] is not None:
-            table.add_row(label, text(dense[key]), text(pruned[key]), ratio_text(dense[key], pruned[key]))
+        if dense.get(key) is not None or pruned.get(key) is not None:
+            table.add_row(label, text(dense.get(key)), text(pruned.get(key)), ratio_text(dense.get(key), pruned.get(key)))
     return table
 
 
@@ -132,5 +164,8 @@ COST_ROWS = (
     ("parameters", "parameters", count_text),
     ("MACs", "macs", count_text),
     ("latency", "latency_ms", milliseconds_text),
+    ("per decoded token", "decode_ms", milliseconds_text),
     ("weight memory", "weight_memory_gib", memory_text),
+    ("peak memory", "peak_memory_gib", memory_text),
+    ("energy", "prefill_energy_j", energy_text),
 )

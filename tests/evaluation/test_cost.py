@@ -112,7 +112,7 @@ def test_weight_memory_counts_persistent_buffers_only() -> None:
 def test_latencies_are_positive_and_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     dense, pruned = llama(), llama(intermediate_size=16)
     order: list[str] = []
-    timed = cost._time_prefill
+    timed = cost.time_prefill
 
     def spy(model: nn.Module, seq_len: int, batch: int) -> float:
         order.append("dense" if model is dense else "pruned")
@@ -121,7 +121,7 @@ def test_latencies_are_positive_and_taken_in_turns(monkeypatch: pytest.MonkeyPat
         assert not model.training
         return timed(model, seq_len, batch)
 
-    monkeypatch.setattr(cost, "_time_prefill", spy)
+    monkeypatch.setattr(cost, "time_prefill", spy)
     dense.train()
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     latencies = measure_latency({"dense": dense, "pruned": pruned}, seq_len=12, repeats=3, threads=1)

@@ -31,6 +31,7 @@ def sample_report() -> dict[str, Any]:
         "model": _model(),
         "perplexity": _perplexity(),
         "protocol": "Sliding windows without overlap, token-weighted mean NLL, test split, bf16 weights, fp32 log-softmax.",
+        "zero_shot": _zero_shot(),
         "search": _search(),
         "calibration": {
             "samples": 256,
@@ -113,6 +114,51 @@ def _perplexity() -> list[dict[str, Any]]:
             for stage, value in zip(("pruned", "reconstructed", "recovered"), values, strict=True):
                 rows.append({"stage": stage, "method": method, "dataset": dataset, "window": window, "value": round(value * factor, 3)})
     return rows
+
+
+def _zero_shot() -> dict[str, Any]:
+    rows = []
+    for stage, task, metric, value in (
+        ("dense", "boolq", "acc", 0.7318),
+        ("dense", "piqa", "acc", 0.7835),
+        ("dense", "piqa", "acc_norm", 0.7912),
+        ("recovered", "boolq", "acc", 0.6624),
+        ("recovered", "piqa", "acc", 0.7742),
+        ("recovered", "piqa", "acc_norm", 0.7802),
+    ):
+        rows.append({"stage": stage, "task": task, "metric": metric, "value": value, "stderr": 0.0083, "documents": 1838, "shots": 0})
+    return {"rows": rows, "protocol": "lm-eval 0.4.13, 0 examples before a question"}
+
+
+def measured_cost() -> dict[str, Any]:
+    """The cost section of a run on a device that tells everything, swept over two sizes; the dense model does not fit the larger."""
+    cost = sample_report()["cost"]
+    dense, pruned = _speed(8.0, 2.0), _speed(6.0, 1.6)
+    return {
+        **cost,
+        "dense": {**cost["dense"], "decode_ms": 2.0, "peak_memory_gib": 0.5, "prefill_energy_j": 1.25},
+        "pruned": {**cost["pruned"], "decode_ms": 1.6, "peak_memory_gib": 0.4, "prefill_energy_j": 0.75},
+        "sweep": {
+            "rows": [
+                {"batch": 1, "seq_len": 128, "dense": dense, "pruned": pruned, "ideal": 0.668},
+                {"batch": 64, "seq_len": 2048, "dense": None, "pruned": dict(pruned), "ideal": 0.668},
+            ],
+            "protocol": "Tokens per second, median of 10 rounds",
+        },
+    }
+
+
+def _speed(prefill_ms: float, decode_ms: float) -> dict[str, Any]:
+    return {
+        "prefill_ms": prefill_ms,
+        "prefill_iqr_ms": 0.1,
+        "prefill_tokens_per_s": 128_000 / prefill_ms,
+        "decode_ms": decode_ms,
+        "decode_iqr_ms": 0.1,
+        "decode_tokens_per_s": 1000 / decode_ms,
+        "peak_memory_gib": None,
+        "prefill_energy_j": None,
+    }
 
 
 def _search() -> dict[str, Any]:

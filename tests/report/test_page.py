@@ -9,10 +9,11 @@ from adapruner.report.markup import VOID
 from adapruner.report.page import render_page
 from adapruner.report.schema import SECTIONS
 
-from .sample import FINAL, sample_report, searched_calibration
+from .sample import FINAL, measured_cost, sample_report, searched_calibration
 
 SECTION_TITLES = {
     "perplexity": "Comparison",
+    "zero_shot": "Zero-shot tasks",
     "search": "Search",
     "calibration": "Calibration",
     "recovery": "Recovery",
@@ -70,6 +71,7 @@ def test_holds_every_method_and_figure() -> None:
         assert figure in page.text
     assert page.headings == [
         "Comparison",
+        "Zero-shot tasks",
         "Search",
         "What is kept",
         "Calibration",
@@ -130,8 +132,9 @@ def test_a_missing_section_is_left_out_and_named(section: str) -> None:
     del report[section]
     page = Page(render_page(report))
     assert SECTION_TITLES[section] not in page.headings
-    assert len(page.headings) == 11 - (3 if section == "search" else 1)
-    words = {"generations": "generated text", "search": "search (skipped)", "recovery": "recovery (off)"}.get(section, section)
+    assert len(page.headings) == 12 - (3 if section == "search" else 1)
+    said = {"generations": "generated text", "search": "search (skipped)", "recovery": "recovery (off)", "zero_shot": "zero-shot tasks"}
+    words = said.get(section, section)
     assert f"Not in this report: {words}." in page.text
 
 
@@ -210,3 +213,18 @@ def test_a_spread_without_width_is_said_not_drawn() -> None:
     page = Page(render_page(report))
     assert "Same recipe with 2 random sets of 1 sample: not finite" in page.text
     assert "Same recipe with random samples" not in page.text
+
+
+def test_measurements_are_tables_with_their_notes() -> None:
+    report = {**sample_report(), "cost": measured_cost()}
+    report["protocols"] = [{"dataset": "c4", "window": 512, "words": "c4: cut so and so."}]
+    for row in report["perplexity"]:
+        row["bits_per_byte"] = 0.9
+    html = render_page(report).replace("\N{MULTIPLICATION SIGN}", "x")
+    page = Page(html)
+    assert "<tr><th>piqa, acc_norm</th><td>0.7912 ± 0.0083</td><td>0.7802 ± 0.0083</td></tr>" in html
+    assert "c4: cut so and so." in page.text
+    assert "Bits per byte: dense 0.9000, pruned 0.9000, reconstructed 0.9000, recovered 0.9000." in page.text
+    assert "<tr><th>energy</th><td>1.25 J</td><td>0.75 J</td><td>x0.60</td></tr>" in html
+    assert "<tr><th>1 x 128</th><td>16,000/s</td><td>21,333/s</td><td>x0.75</td><td>x0.67</td></tr>" in html
+    assert "Tokens per second, median of 10 rounds" in page.text

@@ -5,7 +5,7 @@ import pytest
 from adapruner.errors import ConfigurationError
 from adapruner.report.schema import SECTIONS, validate_report
 
-from .sample import sample_report, searched_calibration
+from .sample import measured_cost, sample_report, searched_calibration
 
 
 def _set(report: dict[str, Any], path: str, value: Any) -> None:
@@ -55,6 +55,21 @@ def test_refuses_two_values_for_one_cell() -> None:
         validate_report(report)
 
 
+def test_refuses_two_scores_for_one_cell() -> None:
+    report = sample_report()
+    report["zero_shot"]["rows"].append(dict(report["zero_shot"]["rows"][0], value=1.0))
+    with pytest.raises(ConfigurationError, match=r"one value per stage, task and metric, got .*two for \('dense', 'boolq', 'acc'\)"):
+        validate_report(report)
+
+
+def test_a_sweep_is_checked_to_its_last_number() -> None:
+    report = {**sample_report(), "cost": measured_cost()}
+    validate_report(report)
+    report["cost"]["sweep"]["rows"][1]["pruned"]["decode_ms"] = "fast"
+    with pytest.raises(ConfigurationError, match=r"^report\.cost\.sweep\.rows\[1\]\.pruned\.decode_ms: expected a number, got 'fast'"):
+        validate_report(report)
+
+
 @pytest.mark.parametrize("absent", ["missing", "none"])
 def test_every_later_section_may_be_absent(absent: str) -> None:
     report = sample_report()
@@ -67,7 +82,7 @@ def test_every_later_section_may_be_absent(absent: str) -> None:
 
 
 def test_unknown_keys_are_allowed() -> None:
-    assert validate_report({**sample_report(), "zero_shot": {"arc_easy": 0.5}}) is None
+    assert validate_report({**sample_report(), "leaderboard": {"arc_easy": 0.5}}) is None
 
 
 def test_calibration_may_say_more_and_is_checked_where_it_does() -> None:

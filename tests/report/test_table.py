@@ -7,7 +7,7 @@ from adapruner.report.answer import spread_sentence
 from adapruner.report.schema import SECTIONS
 from adapruner.report.table import print_report
 
-from .sample import FINAL, sample_report, searched_calibration
+from .sample import FINAL, measured_cost, sample_report, searched_calibration
 
 
 def printed(report: dict, width: int = 80) -> str:
@@ -54,7 +54,8 @@ def test_rows_are_sorted_by_their_last_stage() -> None:
 def test_missing_sections_are_named(section: str) -> None:
     report = sample_report()
     report[section] = None
-    words = {"generations": "generated text", "search": "search (skipped)", "recovery": "recovery (off)"}.get(section, section)
+    said = {"generations": "generated text", "search": "search (skipped)", "recovery": "recovery (off)", "zero_shot": "zero-shot tasks"}
+    words = said.get(section, section)
     assert f"Not in this report: {words}." in printed(report)
 
 
@@ -110,3 +111,51 @@ def test_spreads_at_the_edges(spread: dict, words: str) -> None:
     assert sentence is not None
     assert words in sentence
     assert spread_sentence({}) is None
+
+
+def test_tasks_have_a_row_for_each_metric_and_means_of_what_all_have() -> None:
+    text = printed(sample_report())
+    rows = {" ".join(line.split()[:-6]): line.split()[-6:] for line in text.splitlines() if "±" in line}
+    assert rows["boolq, acc"] == ["0.7318", "±", "0.0083", "0.6624", "±", "0.0083"]
+    assert rows["piqa, acc_norm"] == ["0.7912", "±", "0.0083", "0.7802", "±", "0.0083"]
+    means = {" ".join(line.split()[:-2]): line.split()[-2:] for line in text.splitlines() if "mean of 2" in line}
+    assert means["mean of 2, acc"] == [f"{(0.7318 + 0.7835) / 2:.4f}", f"{(0.6624 + 0.7742) / 2:.4f}"]
+    assert means["mean of 2, acc_norm or acc"] == [f"{(0.7318 + 0.7912) / 2:.4f}", f"{(0.6624 + 0.7802) / 2:.4f}"]
+    assert "lm-eval 0.4.13, 0 examples" in text
+
+
+def test_a_task_that_a_stage_lacks_has_no_mean() -> None:
+    report = sample_report()
+    report["zero_shot"]["rows"] = [r for r in report["zero_shot"]["rows"] if (r["stage"], r["task"]) != ("recovered", "boolq")]
+    report["zero_shot"]["rows"][0]["stderr"] = None
+    text = printed(report)
+    line = next(line for line in text.splitlines() if "mean of 2, acc " in line)
+    assert line.split()[-1] == "\N{EN DASH}"
+    assert next(line for line in text.splitlines() if "boolq, acc" in line).split()[-2:] == ["0.7318", "\N{EN DASH}"]
+
+
+def test_bits_per_byte_and_the_protocol_stand_beneath_their_numbers() -> None:
+    report = sample_report()
+    assert "Bits per byte" not in printed(report)
+    report["protocols"] = [{"dataset": "c4", "window": 512, "words": "c4: cut so and so."}]
+    for row in report["perplexity"]:
+        if row["dataset"] == "c4" and row["method"] in ("dense", "adapruner", "l2"):
+            row["bits_per_byte"] = {"dense": 0.91, "pruned": 1.02, "reconstructed": 0.97, "recovered": 0.95}[row["stage"]]
+    wikitext, c4 = " ".join(printed(report).split("Cost")[0].split()).split("Perplexity on c4")
+    assert "Bits per byte: dense 0.9100, pruned 1.0200, reconstructed 0.9700, recovered 0.9500. c4: cut so and so." in c4
+    assert "Bits per byte" not in wikitext
+
+
+def test_cost_shows_the_ideal_and_the_sweep_in_80_columns() -> None:
+    report = {**sample_report(), "cost": measured_cost()}
+    text = printed(report)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "Latency x0.71; if nothing but MACs counted, x0.67." in text
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "peak memory 0.50 GiB 0.40 GiB x0.80" in lines
+    assert "energy 1.25 J 0.75 J x0.60" in lines
+    assert "1 x 128 16,000/s 21,333/s x0.75 x0.67" in lines
+    assert "1 x 128 500/s 625/s x0.80 x0.67" in lines
+    assert "64 x 2,048 \N{EN DASH} 21,333/s \N{EN DASH} x0.67" in lines
+    del report["cost"]["sweep"], report["cost"]["dense"]["peak_memory_gib"], report["cost"]["pruned"]["peak_memory_gib"]
+    assert "peak memory" not in printed(report)

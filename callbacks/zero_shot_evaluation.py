@@ -1,0 +1,110 @@
+"""Scores the dense, the pruned and the recovered model on zero-shot tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
+from adapruner.callbacks.progress import announce
+from adapruner.callbacks.pruning_search import PruningSearchCallback
+from adapruner.errors import ConfigurationError
+from adapruner.evaluation.zero_shot import TaskScore, ZeroShotTasks, describe_zero_shot, load_tasks, score_tasks
+
+
+class ZeroShotEvaluationCallback(Callback):
+    """Zero-shot tasks by lm-eval (``pip install adapruner[eval]``): what ``fit`` makes of them is in the report, ``test`` prints them.
+
+    Put it after :class:`LoRARecoveryCallback` in the list, so that the recovered model is scored with its adapters merged. All
+    ranks score, each its share of the documents. The module must have a ``tokenizer``.
+
+    Args:
+        tasks: names of tasks or groups of lm-eval or of ``task_folder``; ``seven`` stands for BoolQ, PIQA, HellaSwag, WinoGrande,
+            ARC-easy, ARC-challenge and OpenBookQA. Empty: nothing is scored.
+        limit: only the first so many documents of each task.
+        num_fewshot: solved examples before each question; the tasks' own number, most often 0, when empty.
+        batch_size: requests in one forward pass.
+        task_folder: a folder with task files (YAML) of one's own.
+        dense: score the dense model too.
+        model_attribute: the module's attribute that holds the language model.
+    """
+
+    def __init__(
+        self,
+        tasks: list[str] | None = None,
+        limit: int | None = None,
+        num_fewshot: int | None = None,
+        batch_size: int = 8,
+        task_folder: str | None = None,
+        dense: bool = True,
+        model_attribute: str = "model",
+    ) -> None:
+        super().__init__()
+        for name, value in (("limit", 1 if limit is None else limit), ("batch_size", batch_size)):
+            if value < 1:
+                raise ConfigurationError(f"zero_shot.{name}: expected 1 or more, got {value}; give a positive number")
+        self.tasks, self.limit, self.num_fewshot, self.batch_size = list(tasks or []), limit, num_fewshot, batch_size
+        self.task_folder, self.dense, self.model_attribute = task_folder, dense, model_attribute
+        self.scores: dict[str, list[TaskScore]] = {}
+        """By stage, in the order in which they were scored."""
+        self._loaded: ZeroShotTasks | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Reads the tasks at the start of ``fit`` and ``test``."""
+        if stage in ("fit", "test"):
+            self.check_before_search(trainer)
+
+    def check_before_search(self, trainer: Trainer) -> None:
+        """Called by the search before any work: a missing package, task or download is refused before the hours, not after."""
+        if self.tasks and self._loaded is None:
+            if getattr(trainer.lightning_module, "tokenizer", None) is None:
+                got = type(trainer.lightning_module).__name__
+                raise ConfigurationError(f"zero_shot.tasks: expected a module with a tokenizer, got {got} without one; give it one")
+            self._loaded = load_tasks(self.tasks, self.task_folder, self.num_fewshot)
+
+    def on_pruning_stage(self, trainer: Trainer, pl_module: LightningModule, stage: str, pruning: PruningSearchCallback) -> None:
+        """Called by the search on all ranks: at ``dense``, and after the surgery."""
+        if stage != "dense" or self.dense:
+            self._score(pl_module, pruning.model_attribute, stage)
+
+    def knows_stage(self, trainer: Trainer, stage: str) -> bool:
+        """Whether the model need not be brought to this stage for its scores."""
+        return not self.tasks or stage in self.scores
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The recovered model, where there was a recovery."""
+        callbacks: Sequence[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        searched = next((c for c in callbacks if isinstance(c, PruningSearchCallback)), None)
+        if searched is None or any(isinstance(c, LoRARecoveryCallback) for c in callbacks):
+            self._score(pl_module, self.model_attribute if searched is None else searched.model_attribute, "recovered")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Whatever model the module holds: of a checkpoint, of an exported folder, or a dense one."""
+        stage = "dense" if getattr(pl_module, "plan", None) is None else "recovered"
+        self._score(pl_module, self.model_attribute, stage)
+
+    def to_report(self) -> dict[str, Any] | None:
+        """The report's ``zero_shot`` section; ``None`` where nothing was scored."""
+        if not self.scores:
+            return None
+        rows = [{"stage": stage, **asdict(score)} for stage, scores in self.scores.items() for score in scores]
+        everything = [score for scores in self.scores.values() for score in scores]
+        return {"rows": rows, "protocol": describe_zero_shot(everything, self.limit, self.batch_size)}
+
+    def _score(self, pl_module: Any, attribute: str, stage: str) -> None:
+        if self._loaded is None:
+            return
+        announce(f"scores the {stage} model on {', '.join(self.tasks)}")
+        model = getattr(pl_module, attribute, None)
+        if model is None:
+            got = type(pl_module).__name__
+            raise ConfigurationError(f"zero_shot.model_attribute: expected the language model in {got}.{attribute}, got none; name it")
+        with isolate_rng():
+            scores = score_tasks(model, pl_module.tokenizer, self._loaded, self.limit, self.batch_size)
+        self.scores[stage] = scores
+        said = [f"{score.task} {score.metric} {score.value:.4f}" for score in scores if score.value is not None]
+        announce(f"zero-shot, {stage}: {', '.join(said)}")
