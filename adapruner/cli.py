@@ -1,12 +1,14 @@
 """The command line: ``python train.py`` and ``adapruner`` are this program.
 
-``compare`` is :mod:`adapruner.comparison`, ``export`` is :mod:`adapruner.export.command`; everything else, ``fit`` above all, is
-:mod:`adapruner.lightning_cli`. Torch is loaded where there is work for it, not for the help of the first two. A bare
-configuration name is looked up in the working directory, then among the shipped ``configs/``.
+``compare`` is :mod:`adapruner.comparison`, ``export`` is :mod:`adapruner.export.command`, ``inspect`` is
+:mod:`adapruner.inspection.command`; everything else, ``fit`` above all, is :mod:`adapruner.lightning_cli`. Torch is loaded where
+there is work for it, not for ``inspect`` and not for the help of the other two. A bare configuration name is looked up in the
+working directory, then among the shipped ``configs/``.
 """
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,8 @@ from adapruner.errors import AdaPrunerError, ConfigurationError, nearest
 
 CONFIGS = Path(__file__).parent / "configs"
 _CONFIG_FLAGS = ("--config", "-c")
+_NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_GOES_ON = "the same command goes on where it stopped"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,10 +30,18 @@ def main(arguments: list[str] | None = None) -> None:
             _compare(given[1:])
         elif given[:1] == ["export"]:
             _export(given[1:])
+        elif given[:1] == ["inspect"]:
+            _inspect(given[1:])
         else:
             _run_lightning(find_configs(given))
     except AdaPrunerError as error:
         print(f"adapruner: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        what = f"{error.strerror}{f' at {error.filename}' if error.filename else ''}"
+        print(f"adapruner: error: folder: expected room and the right to write, got {what}; make room, {_GOES_ON}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -49,6 +61,12 @@ def _export(arguments: list[str]) -> None:
     from adapruner.export.command import run_export
 
     run_export(arguments, _open_base)
+
+
+def _inspect(arguments: list[str]) -> None:
+    from adapruner.inspection.command import run_inspect
+
+    run_inspect(arguments)
 
 
 def _open_base(**options: Any) -> Any:

@@ -1,6 +1,6 @@
-"""Everything but ``compare``: LightningCLI with four named callbacks.
+"""Everything but ``compare``: LightningCLI with five named callbacks.
 
-``--pruning``, ``--recovery``, ``--report`` and ``--export`` are options of their own, so that every one is
+``--pruning``, ``--recovery``, ``--checkpoint``, ``--report`` and ``--export`` are options of their own, so that every one is
 ``--pruning.search.n_trials 8`` and not a place in a list.
 """
 
@@ -8,26 +8,36 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
+from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback, _InstantiatorFn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from adapruner.arguments import Refusals, collecting, make_plainly, one_line, refused
 from adapruner.callbacks.compression_report import CompressionReportCallback
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
+from adapruner.callbacks.preflight import check_callbacks, no_empty_folders
+from adapruner.callbacks.progress import announce
 from adapruner.callbacks.pruned_export import PrunedExportCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
+from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback, find_checkpoint, settings_of
+from adapruner.callbacks.refusals import check_folder
+from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
 from adapruner.data.data_module import PruningDataModule
-from adapruner.errors import ConfigurationError
+from adapruner.errors import ConfigurationError, together
+from adapruner.evaluation_commands import EvaluationCommands
 from adapruner.module import PrunableCausalLM
 
 _EPILOG = (
     "and beside them: adapruner compare runs several methods over budgets and seeds; adapruner export writes a run's model again; "
-    "see adapruner compare --help, adapruner export --help"
+    "adapruner inspect prints a run's plan and results; see adapruner compare --help, adapruner export --help, adapruner inspect --help"
 )
 
 
@@ -54,10 +64,10 @@ class SaveRunConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """At the start of ``fit``."""
         if stage == "fit":
-            self.check_before_search(trainer)
+            self.on_search_accepted(trainer)
 
-    def check_before_search(self, trainer: Trainer) -> None:
-        """Called by the search before any work, so that a killed run has its configuration; the first rank writes."""
+    def on_search_accepted(self, trainer: Trainer) -> None:
+        """Called by the search once nothing is left to refuse, so that a killed run has its configuration; the first rank writes."""
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
@@ -72,29 +82,93 @@ class SaveRunConfig(SaveConfigCallback):
             ) from None
 
 
-class PruningCLI(LightningCLI):
-    """LightningCLI over :class:`PrunableCausalLM` and :class:`PruningDataModule`, with the four callbacks as options."""
+class PruningCLI(EvaluationCommands, LightningCLI):
+    """LightningCLI over :class:`PrunableCausalLM` and :class:`PruningDataModule`, with the five callbacks as options."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """``--pruning``, ``--recovery``, ``--report``, ``--export``; in the order in which they must run."""
+        """``--pruning``, ``--recovery``, ``--checkpoint``, ``--report``, ``--export``; in the order in which they must run."""
         parser.add_lightning_class_args(PruningSearchCallback, "pruning")
         parser.add_lightning_class_args(LoRARecoveryCallback, "recovery")
+        parser.add_lightning_class_args(RecoveryCheckpointCallback, "checkpoint")
+        parser.add_lightning_class_args(ZeroShotEvaluationCallback, "zero_shot")
         parser.add_lightning_class_args(CompressionReportCallback, "report")
         parser.add_lightning_class_args(PrunedExportCallback, "export")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """What the parser refuses is one line, with the nearest option."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            known = {action.dest for action in self._subcommand_parsers["fit"]._actions}
+            raise refused(str(error), known) from None
+
+    def _add_instantiators(self) -> None:
+        """As Lightning has them, but one that refuses its options does not keep the others from refusing theirs."""
+        self._refusals = Refusals()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Lightning itself calls what the parser deprecates
+            for key, kind in (("model", LightningModule), ("data", LightningDataModule)):
+                self.parser.add_instantiator(collecting(_InstantiatorFn(cli=self, key=key), self._refusals), kind)
+            self.parser.add_instantiator(collecting(make_plainly, self._refusals), object)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Behind the sections: what these refused is raised here; the Trainer's own refusals become one line."""
+        if self._refusals:
+            raise together(self._refusals)
+        self._refusals.closed = True
+        given = self._get(self.config_init, "trainer").get("callbacks") or []
+        named = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
+        check_callbacks([*(given if isinstance(given, list) else [given]), *named])
+        with one_line("trainer", (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)):
+            return super().instantiate_trainer(**kwargs)
+
+    def fit(self, model: LightningModule, **options: Any) -> None:
+        """``Trainer.fit``; what is refused leaves no folder behind."""
+        folder = Path(self.trainer.default_root_dir)
+        with no_empty_folders(folder), one_line("trainer", (MisconfigurationException,)):
+            check_folder(folder)  # loggers are about to make theirs in it
+            self.trainer.fit(model, **options)
+
     def before_fit(self) -> None:
-        """A resumed run takes its plan from the checkpoint it resumes from."""
+        """A run takes its plan from the checkpoint that it is told to resume from, or goes on from its folder's last one."""
         checkpoint = self.config.fit.get("ckpt_path")
         for callback in getattr(self.trainer, "callbacks"):  # noqa: B009
             if isinstance(callback, PruningSearchCallback) and checkpoint:
                 callback.checkpoint = str(checkpoint)
+            if isinstance(callback, RecoveryCheckpointCallback):
+                callback.settings = settings_of(self.config.fit.as_dict())
+                if callback.resume and not checkpoint:
+                    self._go_on(find_checkpoint(Path(self.trainer.default_root_dir), callback.settings))
+
+    def _go_on(self, checkpoint: Path | None) -> None:
+        """The plan comes from the study, as before the run was ended; the weights from here."""
+        if checkpoint is not None:
+            announce(f"recovery goes on from {checkpoint}")
+            self.config_init.fit["ckpt_path"] = str(checkpoint)
+            for callback in getattr(self.trainer, "callbacks"):  # noqa: B009
+                if isinstance(callback, PruningSearchCallback):
+                    callback.weights_follow = True
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
+        """Lightning refuses a callback that keeps checkpoints where the Trainer is told to keep none."""
+        if config.get("enable_checkpointing") is False:
+            callbacks = [c for c in callbacks if not isinstance(c, RecoveryCheckpointCallback)]
+        return super()._instantiate_trainer(config, callbacks)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's hyperparameters overrule the command line; here the command line counts."""
 
 
 def build_cli(arguments: list[str]) -> PruningCLI:
-    """Parses and runs."""
+    """Parses and runs. A run that a scheduler ends says so, with the exit code of a process that SIGTERM ended."""
+    try:
+        return _build_cli(arguments)
+    except SIGTERMException:  # a SystemExit without a code: it would pass for success
+        announce("ended by SIGTERM, its last step kept; the same command goes on from there")
+        raise SystemExit(128 + signal.SIGTERM) from None
+
+
+def _build_cli(arguments: list[str]) -> PruningCLI:
     return PruningCLI(
         PrunableCausalLM,
         PruningDataModule,
@@ -102,7 +176,6 @@ def build_cli(arguments: list[str]) -> PruningCLI:
         auto_configure_optimizers=False,
         seed_everything_default=0,
         args=None if arguments == sys.argv[1:] else arguments,
-        # No abbreviations: --model.name would quietly be taken for --model.name_or_path.
         parser_kwargs=_parser_options(),
     )
 
@@ -118,11 +191,9 @@ def make_fit_parser() -> Any:
             raise Made
 
     command_line = ParserOnly.__new__(ParserOnly)
-    options = _parser_options()
-    options["exit_on_error"] = False  # subcommands take it from here
     try:
         command_line.__init__(  # type: ignore[misc]
-            PrunableCausalLM, PruningDataModule, auto_configure_optimizers=False, args=["fit"], parser_kwargs=options
+            PrunableCausalLM, PruningDataModule, auto_configure_optimizers=False, args=["fit"], parser_kwargs=_parser_options()
         )
     except Made:
         return command_line._subcommand_parsers["fit"]
@@ -135,17 +206,16 @@ def check_fit(methods: Mapping[str, Sequence[str]]) -> None:
     Raises:
         ConfigurationError: naming the method whose arguments are refused.
     """
-    from argparse import ArgumentError
-
     parser = make_fit_parser()
     for method, arguments in methods.items():
         try:
             parser.parse_args(list(arguments)[1:])
         except ArgumentError as error:
-            raise ConfigurationError(f"methods: expected arguments that fit understands, got for {method}: {error}; correct them") from None
+            reason = refused(str(error), {action.dest for action in parser._actions})
+            raise ConfigurationError(f"methods: expected arguments that fit understands, got for {method}: {reason}") from None
 
 
 def _parser_options() -> dict[str, Any]:
-    """No abbreviations: ``--model.name`` would quietly be taken for ``--model.name_or_path``."""
+    """No abbreviations: ``--model.name`` would quietly be taken for ``--model.name_or_path``. Errors are raised, to be made one line."""
     subcommands = {name: {"allow_abbrev": False} for name in PruningCLI.subcommands()}
-    return {"prog": "adapruner", "allow_abbrev": False, "epilog": _EPILOG, **subcommands}
+    return {"prog": "adapruner", "allow_abbrev": False, "exit_on_error": False, "epilog": _EPILOG, **subcommands}

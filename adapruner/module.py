@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning import LightningModule
@@ -12,10 +12,13 @@ from torch import Tensor
 
 from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import ConfigurationError, ModelError
-from adapruner.evaluation.perplexity import token_nll
+from adapruner.evaluation.perplexity import NLLResult, token_nll
+from adapruner.evaluation.streaming import Decoding, stream_text
+from adapruner.export.exported import ExportedModel, open_export
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import prune_model, trace_for_plan
 from adapruner.recovery.lora import LoRAConfig, attach_lora, describe_lora
+from adapruner.recovery.sharding import ShardedModel, token_share
 
 PLAN_KEY = "adapruner_plan"
 LORA_KEY = "adapruner_lora"
@@ -27,11 +30,25 @@ def _adamw(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
 
 
+class TextListener(Protocol):
+    """Is told what a model writes."""
+
+    def begin(self, prompt: str) -> None:
+        """A prompt is about to be continued."""
+
+    def write(self, piece: str) -> None:
+        """The next characters."""
+
+    def end(self) -> None:
+        """The continuation is whole."""
+
+
 class PrunableCausalLM(LightningModule):
     """Any decoder-only Hugging Face causal language model, ready to be pruned and recovered.
 
     Args:
-        name_or_path: hub name or local folder; ``demo`` is the small model that comes with adapruner.
+        name_or_path: hub name or local folder; ``demo`` is the small model that comes with adapruner. A folder that adapruner exported
+            is loaded as :func:`adapruner.load` does, without running code from it.
         dtype: ``auto`` (as saved), ``float32``, ``bfloat16`` or ``float16``.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ...; the library's choice when empty.
         revision: branch, tag or commit on the hub.
@@ -40,6 +57,7 @@ class PrunableCausalLM(LightningModule):
         scheduler: called with the optimizer; stepped after every optimizer step.
         warmup_steps: optimizer steps of linear warm-up; the scheduler begins after them.
         gradient_checkpointing: trade compute for activation memory while training.
+        generation: how ``predict`` continues its prompts.
 
     The model is loaded in :meth:`configure_model`, which callbacks may call early; it is idempotent.
     """
@@ -55,21 +73,30 @@ class PrunableCausalLM(LightningModule):
         scheduler: LRSchedulerCallable | None = None,
         warmup_steps: int = 0,
         gradient_checkpointing: bool = False,
+        generation: Decoding = Decoding(),
     ) -> None:
         super().__init__()
         if dtype not in _DTYPES:
             raise ConfigurationError(f"model.dtype: expected one of {', '.join(_DTYPES)}, got {dtype!r}; name one of them")
         if warmup_steps < 0:
             raise ConfigurationError(f"model.warmup_steps: expected 0 or more, got {warmup_steps}; give 0 for no warm-up")
-        self.save_hyperparameters(ignore=["optimizer", "scheduler"])
+        self.save_hyperparameters(ignore=["optimizer", "scheduler", "generation"])
         self.name_or_path, self.dtype_name, self.attn_implementation = name_or_path, dtype, attn_implementation
         self.revision, self.trust_remote_code = revision, trust_remote_code
         self.optimizer, self.scheduler, self.warmup_steps = optimizer, scheduler, warmup_steps
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing, self.generation = gradient_checkpointing, generation
         self.model: Any = None
         self.anatomy: ModelAnatomy | None = None
         self.plan: PruningPlan | None = None
+        self.exported: ExportedModel | None = None
+        """Set where ``name_or_path`` is an export: what was pruned before."""
+        self.measured: dict[int, NLLResult] = {}
+        """Loader -> result of the last ``validate`` or ``test``, over all processes."""
+        self.listener: TextListener | None = None
+        """Is told what ``predict`` writes, as it comes."""
+        self._sums: dict[int, list[tuple[Tensor, int]]] = {}
         self._tokenizer: Any = None
+        self._sharded: ShardedModel | None = None
 
     @property
     def source(self) -> str:
@@ -96,30 +123,56 @@ class PrunableCausalLM(LightningModule):
         return self._tokenizer
 
     def configure_model(self) -> None:
-        """Loads the dense model, once.
+        """Loads the model, once: the dense one, or an export.
 
         Raises:
             ModelError: if the folder or hub name cannot be loaded.
         """
         if self.model is not None:
             return
+        self.exported = open_export(self.source, self.dtype_name, self.attn_implementation)
+        self.model = self._load_dense() if self.exported is None else self.exported.model
+        self.model.train()  # it loads in evaluation mode
+        if self.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.model.enable_input_require_grads()
+
+    def setup(self, stage: str) -> None:
+        """Under FSDP2 (``ModelParallelStrategy``) shards the model: callbacks, and so the surgery, come before this hook."""
+        if stage == "fit" and self.device_mesh is not None and self._sharded is None:
+            self.configure_model()
+            self._sharded = ShardedModel(self.model, self.device_mesh["data_parallel"])
+
+    def on_train_end(self) -> None:
+        """A sharded model becomes whole again, on every rank, for whoever merges, measures and exports it."""
+        if self._sharded is not None:
+            self.model, self._sharded = self._sharded.whole(), None
+
+    def _load_dense(self) -> Any:
         from transformers import AutoModelForCausalLM
 
         dtype = "auto" if self.dtype_name == "auto" else getattr(torch, self.dtype_name)
         options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": self.trust_remote_code, "use_safetensors": True}
         if self.attn_implementation:
             options["attn_implementation"] = self.attn_implementation
-        self.model = self._load(AutoModelForCausalLM, "model", **options).train()  # it loads in evaluation mode
-        if self.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            self.model.enable_input_require_grads()
+        model, found = self._load(AutoModelForCausalLM, "model", output_loading_info=True, **options)
+        if found["missing_keys"]:
+            name, more = sorted(found["missing_keys"])[0], len(found["missing_keys"]) - 1
+            raise ModelError(
+                f"model.name_or_path: expected every tensor of {type(model).__name__} in {self.name_or_path!r}, got none for {name}"
+                f"{f' and {more} more' if more else ''}: they would be random; restore the checkpoint"
+            )
+        return model
 
     def _load(self, factory: Any, what: str, **options: Any) -> Any:
+        from safetensors import SafetensorError
+
         local = Path(self.source).exists()
         try:
             return factory.from_pretrained(self.source, revision=None if local else self.revision, **options)
-        except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            reason = " ".join(lines) if lines[0].rstrip().endswith(":") else lines[0]
             raise ModelError(
                 f"model.name_or_path: expected a {what} to load from {self.name_or_path!r}, got {reason[:200]!r}; "
                 "give a local folder with config.json and safetensors, or a hub name this machine can reach"
@@ -139,22 +192,63 @@ class PrunableCausalLM(LightningModule):
         return logits
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Mean NLL per counted token of the batch; labels of -100 (padding, prompts) do not count."""
+        """Mean NLL per counted token of the batch; labels of -100 (padding, prompts) do not count.
+
+        Of several ranks each weighs by its tokens, so that they train together what one would with their batches joined.
+        """
         loss: Tensor = self.model(**batch, use_cache=False).loss
         self.log("train_loss", loss, prog_bar=True)
-        return loss
+        return loss * token_share(batch["labels"])
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Logs ``val_nll`` (nats per token, weighted by tokens)."""
-        self._log_nll(batch, "val_nll")
+        self._log_nll(batch, "val_nll", dataloader_idx)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Logs ``test_nll`` per evaluation set."""
-        self._log_nll(batch, "test_nll")
+        self._log_nll(batch, "test_nll", dataloader_idx)
 
-    def _log_nll(self, batch: dict[str, Tensor], name: str) -> None:
+    def _log_nll(self, batch: dict[str, Tensor], name: str, loader: int) -> None:
         total, tokens = token_nll(self(batch["input_ids"], batch.get("attention_mask")), batch["labels"])
+        self._sums.setdefault(loader, []).append((total, tokens))
         self.log(name, (total / max(1, tokens)).float(), batch_size=max(1, tokens), prog_bar=True, sync_dist=True)
+
+    def on_validation_epoch_start(self) -> None:
+        """Sums begin at nothing."""
+        self._sums = {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Fills :attr:`measured`: sums in float64 where logged means are of single precision."""
+        self.measured = {loader: self._over_processes(parts) for loader, parts in self._sums.items()}
+
+    def on_test_epoch_start(self) -> None:
+        """As for validation."""
+        self.on_validation_epoch_start()
+
+    def on_test_epoch_end(self) -> None:
+        """As for validation."""
+        self.on_validation_epoch_end()
+
+    def _over_processes(self, parts: list[tuple[Tensor, int]]) -> NLLResult:
+        sums = torch.stack([torch.stack([total, total.new_tensor(tokens)]) for total, tokens in parts]).sum(dim=0)
+        nll_sum, tokens = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        return NLLResult(nll_sum, int(tokens))
+
+    def predict_step(self, batch: list[str], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, str]]:
+        """Continues every prompt of the batch, as :attr:`generation` says; :attr:`listener` hears it token by token."""
+        return [{"prompt": prompt, "continuation": self._continuation(prompt)} for prompt in batch]
+
+    def _continuation(self, prompt: str) -> str:
+        listener, pieces = self.listener, []
+        if listener is not None:
+            listener.begin(prompt)
+        for piece in stream_text(self.model, self.tokenizer, prompt, self.generation):
+            pieces.append(piece)
+            if listener is not None:
+                listener.write(piece)
+        if listener is not None:
+            listener.end()
+        return "".join(pieces)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over everything that requires a gradient now, with warm-up and the scheduler."""
@@ -179,10 +273,24 @@ class PrunableCausalLM(LightningModule):
             checkpoint[LORA_KEY] = describe_lora(self.model)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Prunes a still dense model by the checkpoint's plan and puts its adapters on, so that the weights fit."""
+        """Prunes a still dense model by the checkpoint's plan and puts its adapters on, so that the weights fit.
+
+        Raises:
+            ModelError: if the model was pruned by another plan already.
+        """
         record = checkpoint.get(PLAN_KEY)
         self.configure_model()
-        if record is not None and self.plan is None:
-            self.apply_plan(read_plan(record))
+        if record is not None:
+            self._cut_for(read_plan(record))
         if checkpoint.get(LORA_KEY) is not None and not hasattr(self.model, "peft_config"):
             self.model = attach_lora(self.model, LoRAConfig(**checkpoint[LORA_KEY])).train()
+
+    def _cut_for(self, plan: PruningPlan) -> None:
+        done = self.plan or (None if self.exported is None else self.exported.plan)
+        if done is not None and done.hash == plan.hash:
+            return
+        if self.plan is not None:
+            raise ModelError(
+                f"ckpt_path: expected a checkpoint of the plan {self.plan.hash}, got one of {plan.hash}; give one of the two, not both"
+            )
+        self.apply_plan(plan)

@@ -155,13 +155,28 @@ def test_overlays_are_laid_over_the_base(capsys: pytest.CaptureFixture[str]) -> 
 def test_the_main_help_names_the_comparison(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    assert "adapruner compare --help" in out
+    for command in ("compare", "export", "inspect"):
+        assert f"adapruner {command} --help" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("compare", ("--config", "--base", "--methods", "--budgets", "--seeds", "--folder", "--jobs", "-- --pruning.search.n_trials 64")),
+        (
+            "compare",
+            (
+                "--config",
+                "--base",
+                "--methods",
+                "--budgets",
+                "--seeds",
+                "--folder",
+                "--against",
+                "--jobs",
+                "-- --pruning.search.n_trials 64",
+            ),
+        ),
+        ("inspect", ("RUN", "--json", "plan.json")),
         ("export", ("RUN", "DIR", "--dtype", "--max_shard_size", "--adapters", "--pad", "--gguf", "--push", "--checkpoint", "--no-verify")),
     ],
 )

@@ -10,11 +10,15 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
+from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import ConfigurationError, ModelError
+from adapruner.evaluation.perplexity import evaluate_nll
+from adapruner.export.adapters import export_either
 from adapruner.module import PLAN_KEY, PrunableCausalLM
 from adapruner.pipeline import Recipe, make_plan
 from adapruner.pruning.plan import PruningPlan
-from tests.tiny import pose_problem, random_windows, save_tiny, tiny_llama
+from adapruner.recovery.lora import LoRAConfig, attach_lora
+from tests.tiny import pose_problem, random_windows, save_tiny, tiny_llama, word_tokenizer
 
 BATCH = {
     "input_ids": torch.tensor([[0, 10, 11, 12, 13, 2], [0, 20, 21, 22, 23, 24]]),
@@ -152,3 +156,48 @@ def test_a_checkpoint_carries_its_plan_and_loads_into_a_new_module(folder: Path,
     assert fresh.model.model.layers[1].mlp.down_proj.in_features == plan.widths("ffn")[1] < 160
     with torch.no_grad():
         assert torch.equal(fresh.eval()(BATCH["input_ids"]), module.eval()(BATCH["input_ids"]))
+
+
+def test_an_export_is_opened_without_its_code_and_with_its_adapters(folder: Path, tmp_path: Path, plan: PruningPlan) -> None:
+    dense = tiny_llama()
+    anatomy = trace_anatomy(dense)
+    module = PrunableCausalLM(str(folder), dtype="float32")
+    module.apply_plan(plan)
+    adapted = attach_lora(module.model, LoRAConfig(r=2, alpha=4, dropout=0.0))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    export_either(adapted, word_tokenizer(), anatomy, plan, tmp_path / "out", card={})
+    (tmp_path / "out" / "modeling_adapruner.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    again = PrunableCausalLM(str(tmp_path / "out"), attn_implementation="eager")
+    again.configure_model()
+    assert again.exported is not None
+    assert again.exported.plan.hash == plan.hash
+    assert again.plan is None  # its checkpoints are not of a dense model and this plan
+    assert again.model.config._attn_implementation == "eager"
+    assert again.tokenizer("w1")["input_ids"] == word_tokenizer()("w1")["input_ids"]
+    with torch.no_grad():
+        expected = adapted.eval()(input_ids=BATCH["input_ids"]).logits
+        torch.testing.assert_close(again.eval()(BATCH["input_ids"]), expected, atol=1e-4, rtol=1e-4)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_of_another_plan_is_refused(folder: Path, plan: PruningPlan) -> None:
+    module = PrunableCausalLM(str(folder))
+    module.apply_plan(plan)
+    other = make_plan(pose_problem(tiny_llama(), random_windows(2, 12, seed=1)), Recipe({"random": 1.0}))
+    assert other.hash != plan.hash
+    with pytest.raises(ModelError, match=rf"ckpt_path: expected a checkpoint of the plan {plan.hash}, got one of {other.hash}"):
+        module.on_load_checkpoint({PLAN_KEY: other.to_dict()})
+
+
+def test_sums_over_batches_are_kept_in_double(folder: Path, tmp_path: Path) -> None:
+    windows = random_windows(7, 12, seed=4)
+    module = PrunableCausalLM(str(folder), dtype="float32")
+    quiet_trainer(tmp_path).test(module, [DataLoader(windows, batch_size=b) for b in (2, 3)], verbose=False)  # type: ignore[arg-type]
+    expected = evaluate_nll(module.model, windows)
+    assert sorted(module.measured) == [0, 1]
+    for result in module.measured.values():
+        assert result.tokens == expected.tokens
+        assert result.nll_sum == pytest.approx(expected.nll_sum, rel=1e-7)

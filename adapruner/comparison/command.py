@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from adapruner.comparison.cells import Cell, check_folder, is_done, lay_out
+from adapruner.comparison.costs import read_cost
+from adapruner.comparison.pareto import write_pareto
 from adapruner.comparison.plot import draw_plot
 from adapruner.comparison.process import FitProcess, only_one
 from adapruner.comparison.progress import Display
@@ -27,7 +30,8 @@ CheckFit = Callable[[Mapping[str, Sequence[str]]], None]
 
 _DESCRIPTION = """\
 Compare methods over budgets and seeds: every method at every budget with every seed is one fit in its own folder,
-FOLDER/METHOD/BUDGET/seed-N. Then one table with mean and spread (comparison.md, .csv, .json) and one plot (.svg, .png).
+FOLDER/METHOD/BUDGET/seed-N. Then one table with mean, spread and paired differences (comparison.md, .csv, .json), one plot (.svg,
+.png), and a Pareto plot of perplexity against parameters and latency (comparison.pareto.svg, .png, .json).
 
 Killed and started again, it runs only what is missing, and a run that was cut short goes on where it stopped.
 A failed cell is named in the table, the others go on, and the exit code is 1.
@@ -38,7 +42,8 @@ examples:
   adapruner compare --base quickstart.yaml --methods {BASE_METHOD} baselines/l2.yaml ablations/data-only.yaml \\
                     --budgets 0.2 0.5 --seeds 0 1 2 --folder runs/compare -- --pruning.search.n_trials 64
 
-A method is a configuration laid over the base; "{BASE_METHOD}" is the base alone. Differences are taken to the first method.
+A method is a configuration laid over the base; "{BASE_METHOD}" is the base alone. Differences are taken to the first method, or to that of
+--against, at the same budget and seed.
 Everything behind -- goes to every fit. The exported models are deleted after each cell, unless --keep_models.
 """
 
@@ -60,6 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--budgets", nargs="+", metavar="FRACTION", help="pruned fractions, each in [0, 1)")
     add("--seeds", nargs="+", metavar="N", help="of data, search and recovery alike (default: 0 1 2)")
     add("--folder", metavar="DIR", help="where everything goes (default: runs/compare)")
+    add("--against", metavar="METHOD", help="the method that differences are taken to, by its name in the table (default: the first)")
     add("--jobs", metavar="N", help="cells at a time; they share the processor cores and the accelerator (default: 1)")
     add("--keep_models", action="store_true", default=None, help="keep the exported model of every cell")
     return parser
@@ -79,12 +85,18 @@ def run_compare(arguments: Sequence[str], find_config: FindConfig, check_fit: Ch
     """
     spec = make_spec(_values(arguments, find_config), find_config)
     cells = lay_out(spec)
+    made = not Path(spec.folder).exists()
     check_folder(spec, cells)
+    if check_fit is not None and not all(map(is_done, cells)):
+        try:
+            check_fit({cell.method: cell.arguments for cell in cells})
+        except BaseException:
+            if made:  # what is refused leaves nothing behind
+                shutil.rmtree(spec.folder, ignore_errors=True)
+            raise
     with only_one(spec.folder):
         write_whole(spec.folder / f"{NAME}.yaml", to_yaml(spec))
         done = sum(map(is_done, cells))
-        if done < len(cells) and check_fit is not None:
-            check_fit({cell.method: cell.arguments for cell in cells})
         with _terminated_is_interrupted(), Display(len(cells), done) as display:
             display.announce(done)
             outcomes = run_cells(
@@ -92,7 +104,7 @@ def run_compare(arguments: Sequence[str], find_config: FindConfig, check_fit: Ch
             )
         result = collect(spec, cells, outcomes)
         write_tables(result, spec.folder)
-        drawn = draw_plot(result, spec.folder)
+        drawn = [*draw_plot(result, spec.folder), *write_pareto(result, spec.folder)]
     print_tables(result)
     print(f"adapruner: comparison: {', '.join(str(path) for path in (spec.folder / f'{NAME}.md', *drawn))}")
     return 1 if result.failures else 0
@@ -107,8 +119,10 @@ def collect(spec: ComparisonSpec, cells: Sequence[Cell], outcomes: Mapping[Cell,
     methods = tuple(position)
     failures = tuple((c.method, c.budget, c.seed, str(outcomes[c].failure)) for c in ordered if outcomes[c].failure is not None)
     protocol = read_report(done[0].folder).get("protocol", "") if done else ""
-    sections = tuple(make_sections(rows, methods, spec.budgets))
-    return Result(methods, spec.budgets, spec.seeds, rows, sections, failures, len(cells) - len(outcomes), protocol)
+    sections = tuple(make_sections(rows, methods, spec.budgets, spec.against))
+    costs = tuple(read_cost(cell) for cell in done)
+    missing = len(cells) - len(outcomes)
+    return Result(methods, spec.budgets, spec.seeds, rows, sections, failures, missing, protocol, spec.against, costs)
 
 
 def to_yaml(spec: ComparisonSpec) -> str:
@@ -122,6 +136,7 @@ def to_yaml(spec: ComparisonSpec) -> str:
         "seeds": list(spec.seeds),
         "folder": str(spec.folder),
         "options": list(spec.options),
+        "against": spec.against,
         "jobs": spec.jobs,
         "keep_models": spec.keep_models,
     }

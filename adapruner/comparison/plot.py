@@ -17,7 +17,7 @@ MARKERS = "osD^vPX<"
 DASHES = ("-", "--", ":")
 LOG_FROM = 3.0
 """Perplexities that span more than this factor are drawn on a log axis."""
-_STYLE = {"svg.hashsalt": "adapruner", "svg.fonttype": "path", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+STYLE = {"svg.hashsalt": "adapruner", "svg.fonttype": "path", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def draw_plot(result: Result, folder: Path) -> list[Path]:
@@ -32,7 +32,7 @@ def draw_plot(result: Result, folder: Path) -> list[Path]:
     columns = min(2, len(sections))
     rows = -(-len(sections) // columns)
     height = 1.1 + 0.3 * len(result.methods) if single else 3.6
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6 * columns + (0.6 if single else 1.9), max(2.2, height) * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
         for axis, section in zip(axes.flat, sections, strict=False):
@@ -42,7 +42,7 @@ def draw_plot(result: Result, folder: Path) -> list[Path]:
         if not single:
             handles, labels = axes.flat[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside right upper", frameon=False)
-        return [_save(figure, folder / f"{NAME}.{kind}", kind) for kind in ("svg", "png")]
+        return [save_figure(figure, folder / f"{NAME}.{kind}", kind) for kind in ("svg", "png")]
 
 
 def _draw_lines(axis: Any, section: Section, result: Result) -> None:
@@ -56,7 +56,7 @@ def _draw_lines(axis: Any, section: Section, result: Result) -> None:
             yerr=[s.deviation or 0.0 for _, s in points],
             label=method,
             linestyle=DASHES[number // len(COLOURS) % len(DASHES)],
-            **_look(number),
+            **look(number),
         )
     if section.dense is not None and math.isfinite(section.dense.mean):
         axis.axhline(section.dense.mean, color="0.45", linewidth=1, linestyle=(0, (4, 3)), label="dense")
@@ -70,7 +70,7 @@ def _draw_rows(axis: Any, section: Section, result: Result) -> None:
     for number, line in enumerate(lines):
         spread = _last(line)
         if spread is not None and math.isfinite(spread.mean):
-            axis.errorbar([spread.mean], [number], xerr=[spread.deviation or 0.0], linestyle="", **_look(number))
+            axis.errorbar([spread.mean], [number], xerr=[spread.deviation or 0.0], linestyle="", **look(number))
     if section.dense is not None and math.isfinite(section.dense.mean):
         axis.axvline(section.dense.mean, color="0.45", linewidth=1, linestyle=(0, (4, 3)))
         axis.annotate("dense", (section.dense.mean, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", color="0.35")
@@ -98,7 +98,8 @@ def _finish(axis: Any, scale: Any, section: Section, result: Result) -> None:
     axis.set_title(f"{section.dataset}, {section.window:,} tokens{what}{seeds}", fontsize=10, loc="left", pad=16 if what else 6)
 
 
-def _look(number: int) -> dict[str, Any]:
+def look(number: int) -> dict[str, Any]:
+    """Colour and marker of the method of this number."""
     return {
         "color": COLOURS[number % len(COLOURS)],
         "marker": MARKERS[number % len(MARKERS)],
@@ -120,7 +121,8 @@ def _values(section: Section) -> list[float]:
     return [s.mean for s in [*spreads, *([section.dense] if section.dense and spreads else [])] if math.isfinite(s.mean) and s.mean > 0]
 
 
-def _save(figure: Any, path: Path, kind: str) -> Path:
+def save_figure(figure: Any, path: Path, kind: str) -> Path:
+    """Written whole; the same figure, the same bytes."""
     image = io.BytesIO()
     # No date and no version: the same table gives the same picture.
     figure.savefig(image, format=kind, dpi=160, metadata={"Date": None, "Creator": None} if kind == "svg" else {"Software": None})

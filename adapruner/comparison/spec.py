@@ -14,7 +14,7 @@ from adapruner.errors import ConfigurationError, nearest
 BASE_METHOD = "adapruner"
 """The method that is the base configuration alone."""
 
-KEYS = ("base", "methods", "budgets", "seeds", "folder", "options", "jobs", "keep_models")
+KEYS = ("base", "methods", "budgets", "seeds", "folder", "options", "against", "jobs", "keep_models")
 OWNED = {
     "config": "methods",
     "c": "methods",
@@ -52,13 +52,15 @@ class ComparisonSpec:
 
     base: Path
     methods: tuple[Method, ...]
-    """The first is the one that differences are taken to."""
+    """In the order of the table."""
     budgets: tuple[float, ...]
     """Pruned fractions, each in [0, 1)."""
     seeds: tuple[int, ...]
     folder: Path
     options: tuple[str, ...] = ()
     """Further arguments of every ``fit``."""
+    against: str | None = None
+    """Name of the method that differences are taken to; the first one when empty."""
     jobs: int = 1
     """Cells at a time."""
     keep_models: bool = False
@@ -113,7 +115,10 @@ def make_spec(values: Mapping[str, Any], find_config: FindConfig) -> ComparisonS
     _refuse_repeats("seeds", seeds)
     methods = _find_methods(_listed(values["methods"]), base, find_config)
     folder = Path(str(values.get("folder") or "runs/compare")).absolute()
-    return ComparisonSpec(base, methods, budgets, seeds, folder, read_options(values.get("options") or ()), jobs, keep)
+    against, names = values.get("against"), [method.name for method in methods]
+    if against is not None and against not in names:
+        raise ConfigurationError(f"against: expected a method of the comparison, got {against!r}; {nearest(str(against), names)}")
+    return ComparisonSpec(base, methods, budgets, seeds, folder, read_options(values.get("options") or ()), against, jobs, keep)
 
 
 def _find_methods(names: Sequence[Any], base: Path, find_config: FindConfig) -> tuple[Method, ...]:

@@ -1,4 +1,4 @@
-"""The table's mathematics: mean and spread over seeds, and the paired difference to the first method."""
+"""The table's mathematics: mean and spread over seeds, and paired differences to one method."""
 
 from __future__ import annotations
 
@@ -43,6 +43,17 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Paired:
+    """Perplexity minus another method's at the same budget, dataset and stage, seed by seed."""
+
+    spread: Spread
+    lower: int
+    """Seeds at which it is lower than the other's."""
+    by_seed: dict[int, float | None]
+    """``None``: one of the two is not finite."""
+
+
+@dataclass(frozen=True)
 class Line:
     """One method at one budget on one dataset."""
 
@@ -50,8 +61,18 @@ class Line:
     budget: float
     stages: dict[str, Spread]
     """Stage -> perplexity."""
-    difference: Spread | None
-    """Perplexity at the last stage minus the first method's, seed by seed; ``None`` for that method itself."""
+    differences: dict[str, Paired]
+    """Stage -> difference to the method that all are compared with; nothing for that method itself."""
+
+    @property
+    def paired(self) -> Paired | None:
+        """At the last stage that both have."""
+        return list(self.differences.values())[-1] if self.differences else None
+
+    @property
+    def difference(self) -> Spread | None:
+        """Mean and spread of :attr:`paired`."""
+        return None if self.paired is None else self.paired.spread
 
 
 @dataclass(frozen=True)
@@ -102,19 +123,23 @@ def summarise(values: Iterable[float | None]) -> Spread:
     return Spread(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None, len(numbers))
 
 
-def make_sections(rows: Sequence[Row], methods: Sequence[str], budgets: Sequence[float]) -> list[Section]:
-    """One section per dataset and window, in the order of the rows. Seeds without a result are left out."""
-    sections = []
+def make_sections(rows: Sequence[Row], methods: Sequence[str], budgets: Sequence[float], against: str | None = None) -> list[Section]:
+    """One section per dataset and window, in the order of the rows. Seeds without a result are left out.
+
+    Args:
+        against: the method that differences are taken to; the first one when empty.
+    """
+    sections, other = [], against or methods[0]
     for dataset, window in dict.fromkeys((row.dataset, row.window) for row in rows):
         own = [row for row in rows if (row.dataset, row.window) == (dataset, window)]
         dense = [row.perplexity for row in {r.seed: r for r in own if r.stage == "dense"}.values()]
         lines = []
         for budget in budgets:
-            first = _by_stage(own, methods[0], budget)
+            theirs = _by_stage(own, other, budget)
             for method in methods:
                 values = _by_stage(own, method, budget)
-                difference = None if method == methods[0] else _difference(values, first)
-                lines.append(Line(method, budget, {stage: summarise(seeds.values()) for stage, seeds in values.items()}, difference))
+                differences = {} if method == other else _differences(values, theirs)
+                lines.append(Line(method, budget, {stage: summarise(seeds.values()) for stage, seeds in values.items()}, differences))
         sections.append(Section(dataset, window, summarise(dense) if dense else None, tuple(lines)))
     return sections
 
@@ -126,13 +151,16 @@ def _by_stage(rows: Iterable[Row], method: str, budget: float) -> dict[str, dict
     return {stage: seeds for stage, seeds in stages.items() if seeds}
 
 
-def _difference(values: Mapping[str, Mapping[int, float | None]], first: Mapping[str, Mapping[int, float | None]]) -> Spread | None:
-    """At the last stage that both have, over the seeds that both have."""
-    shared = [stage for stage in STAGES if stage in values and stage in first]
-    if not shared:
-        return None
-    ours, theirs = values[shared[-1]], first[shared[-1]]
-    pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
-    if not pairs:
-        return None
-    return summarise(None if a is None or b is None else a - b for a, b in pairs)
+def _differences(values: Mapping[str, Mapping[int, float | None]], theirs: Mapping[str, Mapping[int, float | None]]) -> dict[str, Paired]:
+    """At every stage that both have, over the seeds that both have."""
+    found: dict[str, Paired] = {}
+    for stage in (stage for stage in STAGES if stage in values and stage in theirs):
+        seeds = sorted(values[stage].keys() & theirs[stage].keys())
+        by_seed = {seed: _minus(values[stage][seed], theirs[stage][seed]) for seed in seeds}
+        if by_seed:
+            found[stage] = Paired(summarise(by_seed.values()), sum(d is not None and d < 0 for d in by_seed.values()), by_seed)
+    return found
+
+
+def _minus(ours: float | None, theirs: float | None) -> float | None:
+    return None if ours is None or theirs is None else ours - theirs

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapruner.comparison.summary import Line, Row, Section, Spread
+from adapruner.comparison.costs import CostRow
+from adapruner.comparison.summary import Line, Paired, Row, Section, Spread
 from adapruner.report.formats import MISSING, percent_text, perplexity_text
 from adapruner.whole_files import write_whole
 
@@ -36,6 +37,15 @@ class Result:
     """Cells not yet run."""
     protocol: str = ""
     """How perplexity was measured, in the reports' words."""
+    other: str | None = None
+    """The method that differences are taken to; the first one when empty."""
+    costs: tuple[CostRow, ...] = ()
+    """Times among them differ from run to run: they are in the Pareto plot and beside it, not in these tables."""
+
+    @property
+    def against(self) -> str:
+        """The method that differences are taken to."""
+        return self.other or self.methods[0]
 
 
 def write_tables(result: Result, folder: Path) -> None:
@@ -51,6 +61,7 @@ def to_json(result: Result) -> str:
         "methods": list(result.methods),
         "budgets": list(result.budgets),
         "seeds": list(result.seeds),
+        "against": result.against,
         "protocol": result.protocol,
         "rows": [asdict(row) for row in result.rows],
         "summary": [_plain(section) for section in result.sections],
@@ -73,12 +84,13 @@ def to_markdown(result: Result) -> str:
     """One table per dataset and window; the best mean of each budget and stage is bold."""
     parts = []
     for section in result.sections:
-        header = ["removed", "method", *section.stages, f"against {result.methods[0]}", "seeds"]
+        header = ["removed", "method", *section.stages, f"against {result.against}", "lower", "seeds"]
         parts.append(f"## Perplexity on {section.dataset}, window of {section.window:,} tokens\n")
         parts.append(f"| {' | '.join(header)} |\n| ---: | :--- |{' ---: |' * (len(header) - 2)}")
         for line in section.lines:
             cells = [f"**{text}**" if best else text for text, best in stage_cells(section, line)]
-            row = [percent_text(line.budget), line.method, *cells, difference_text(line.difference), _seeds(line, result)]
+            paired = [difference_text(line.difference), lower_text(line.paired)]
+            row = [percent_text(line.budget), line.method, *cells, *paired, _seeds(line, result)]
             parts.append(f"| {' | '.join(row)} |")
         parts.append(f"\n{caption(section, result)}\n")
     parts += [f"{result.protocol}\n"] if result.protocol else []
@@ -100,7 +112,7 @@ def print_tables(result: Result, console: Console | None = None) -> None:
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("removed", justify="right")
         table.add_column("method", overflow="fold")
-        for name in (*section.stages, f"against {result.methods[0]}", "seeds"):
+        for name in (*section.stages, f"against {result.against}", "lower", "seeds"):
             table.add_column(name, justify="right")
         for line in section.lines:
             first = line.method == result.methods[0]
@@ -108,7 +120,8 @@ def print_tables(result: Result, console: Console | None = None) -> None:
                 table.add_section()
             cells = [Text(f"{t}{'*' if best else ' '}", style="bold" if best else "") for t, best in stage_cells(section, line)]
             removed = percent_text(line.budget) if first else ""
-            table.add_row(removed, line.method, *cells, difference_text(line.difference), _seeds(line, result))
+            paired = (difference_text(line.difference), lower_text(line.paired))
+            table.add_row(removed, line.method, *cells, *paired, _seeds(line, result))
         console.print()
         console.print(Text(f"Perplexity on {section.dataset}, window of {section.window:,} tokens (lower is better)", style="bold"))
         console.print(table)
@@ -152,13 +165,22 @@ def difference_text(spread: Spread | None) -> str:
     return mean if spread.deviation is None else f"{mean} ± {_as_fine_as(spread.deviation, spread.mean)}"
 
 
+def lower_text(paired: Paired | None) -> str:
+    """At how many of the shared seeds a method is lower.
+
+    >>> lower_text(Paired(Spread(-1.0, 2.0, 3), 2, {0: -1.0, 1: -3.0, 2: 1.0}))
+    '2 of 3'
+    """
+    return MISSING if paired is None else f"{paired.lower} of {paired.spread.seeds}"
+
+
 def caption(section: Section, result: Result) -> str:
     """How to read a section."""
     dense = "" if section.dense is None else f"Dense: {perplexity_text(section.dense.mean)}. "
     spread = (
         "Mean ± sample standard deviation over seeds; " if len(result.seeds) > 1 else "One seed: nothing here says how far chance goes; "
     )
-    return f"{dense}{spread}the difference to {result.methods[0]} is taken seed by seed, at the last stage."
+    return f"{dense}{spread}the difference to {result.against} is taken seed by seed, at the last stage."
 
 
 def remarks(result: Result) -> list[str]:
@@ -187,7 +209,12 @@ def _plain(section: Section) -> dict[str, Any]:
 
     def line(value: Line) -> Mapping[str, Any]:
         stages = {stage: spread(s) for stage, s in value.stages.items()}
-        return {"method": value.method, "budget": value.budget, "stages": stages, "difference": spread(value.difference)}
+        differences = {
+            stage: {**(spread(p.spread) or {}), "lower": p.lower, "by_seed": {str(seed): d for seed, d in p.by_seed.items()}}
+            for stage, p in value.differences.items()
+        }
+        ends = {"difference": spread(value.difference), "differences": differences}
+        return {"method": value.method, "budget": value.budget, "stages": stages, **ends}
 
     return {
         "dataset": section.dataset,

@@ -40,6 +40,7 @@ def test_options_of_a_file_become_arguments() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"against": "l3"}, r"^against: expected a method of the comparison, got 'l3'; Known: adapruner, l2"),
         ({"base": None}, r"^base: expected at least one, got none; give --base"),
         ({"methods": []}, r"^methods: expected at least one"),
         ({"budgets": []}, r"^budgets: expected at least one"),

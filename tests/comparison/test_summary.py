@@ -13,7 +13,7 @@ from adapruner.comparison.cells import lay_out
 from adapruner.comparison.command import collect
 from adapruner.comparison.plot import draw_plot
 from adapruner.comparison.schedule import run_cells
-from adapruner.comparison.summary import Row, Spread, make_sections, summarise
+from adapruner.comparison.summary import Paired, Row, Spread, make_sections, summarise
 from adapruner.comparison.tables import Result, print_tables, to_csv, to_json, to_markdown, write_tables
 from adapruner.report.formats import MISSING
 
@@ -47,6 +47,25 @@ def test_the_difference_is_paired_by_seed() -> None:
     assert section.best(0.5, "pruned") == 42.0
 
 
+def test_differences_are_taken_to_the_method_that_is_named_at_every_stage() -> None:
+    rows = [row("a", s, v) for s, v in ((0, 40.0), (1, 44.0), (2, None))] + [row("b", s, v) for s, v in ((0, 41.0), (1, 42.0), (2, 50.0))]
+    rows += [row("a", 0, 30.0, "recovered"), row("b", 0, 32.0, "recovered")]
+    (section,) = make_sections(rows, ["a", "b"], [0.5], against="b")
+    first, second = section.lines
+    assert second.differences == {}
+    assert first.differences["pruned"].by_seed == {0: -1.0, 1: 2.0, 2: None}
+    assert first.differences["pruned"].lower == 1
+    assert first.paired == Paired(Spread(-2.0, None, 1), 1, {0: -2.0})
+    assert first.difference == Spread(-2.0, None, 1)
+    result = Result(("a", "b"), (0.5,), (0, 1, 2), tuple(rows), (section,), other="b")
+    assert "| against b | lower |" in to_markdown(result)
+    assert "the difference to b is taken seed by seed" in to_markdown(result)
+    record = json.loads(to_json(result), parse_constant=lambda name: pytest.fail(name))
+    assert record["against"] == "b"
+    pruned = record["summary"][0]["lines"][0]["differences"]["pruned"]
+    assert pruned == {"mean": None, "deviation": None, "seeds": 3, "lower": 1, "by_seed": {"0": -1.0, "1": 2.0, "2": None}}
+
+
 def test_the_difference_is_at_the_last_stage_and_over_shared_seeds() -> None:
     rows = [row("a", 0, 40.0), row("a", 0, 35.0, "recovered"), row("a", 1, 41.0), row("a", 1, 36.0, "recovered")]
     rows += [row("b", 1, 50.0), row("b", 1, 38.0, "recovered"), row("b", 2, 90.0), row("b", 2, 80.0, "recovered")]
@@ -77,13 +96,13 @@ def test_the_table_against_numbers_by_hand(tmp_path: Path) -> None:
     text = to_markdown(result_of(tmp_path))
     lines = text.splitlines()
     assert lines[0] == "## Perplexity on text, window of 128 tokens"
-    assert lines[2] == "| removed | method | pruned | recovered | against adapruner | seeds |"
+    assert lines[2] == "| removed | method | pruned | recovered | against adapruner | lower | seeds |"
     # recovered at 0.2: 30 + 0.2 * (10, 14, 12) = 32, 32.8, 32.4: mean 32.4, deviation 0.4
-    assert f"| 20.0 % | adapruner | **42.00 ± 2.00** | **32.40 ± 0.40** | {MISSING} | 3 |" in lines
+    assert f"| 20.0 % | adapruner | **42.00 ± 2.00** | **32.40 ± 0.40** | {MISSING} | {MISSING} | 3 |" in lines
     # l2: 36, 35.6, 37: mean 36.2, deviation sqrt(0.52) = 0.72; against adapruner 4, 2.8, 4.6: mean 3.8, sqrt(0.84) = 0.92
-    assert "| 20.0 % | l2 | 61.00 ± 3.61 | 36.20 ± 0.72 | +3.80 ± 0.92 | 3 |" in lines
+    assert "| 20.0 % | l2 | 61.00 ± 3.61 | 36.20 ± 0.72 | +3.80 ± 0.92 | 0 of 3 | 3 |" in lines
     # random at 0.5: 215, 265, 315; against 35, 37, 36: 180, 228, 279: mean 229, deviation sqrt((49^2 + 1 + 50^2) / 2) = 49.5
-    assert "| 50.0 % | random | 500.0 ± 100.0 | 265.0 ± 50.0 | +229.0 ± 49.5 | 3 |" in lines
+    assert "| 50.0 % | random | 500.0 ± 100.0 | 265.0 ± 50.0 | +229.0 ± 49.5 | 0 of 3 | 3 |" in lines
     assert "Dense: 30.00. Mean ± sample standard deviation over seeds; the difference to adapruner" in text
     assert "Sliding windows" in text  # the protocol stands beside the numbers
     assert len(lines) == 2 + 2 + 6 + 4
@@ -147,8 +166,8 @@ def test_what_is_not_finite_is_said_and_is_valid_json() -> None:
     result = Result(("a", "b"), (0.5,), (0, 1), rows, sections, (), 3)
     json.loads(to_json(result), parse_constant=lambda name: pytest.fail(name))
     text = to_markdown(result)
-    assert f"| 50.0 % | a | not finite | {MISSING} | 2 |" in text
-    assert "| 50.0 % | b | 51.00 ± 1.41 | not finite | 2 |" in text
+    assert f"| 50.0 % | a | not finite | {MISSING} | {MISSING} | 2 |" in text
+    assert "| 50.0 % | b | 51.00 ± 1.41 | not finite | 0 of 2 | 2 |" in text
     assert "- 3 cells are not done yet" in text
 
 
@@ -163,7 +182,7 @@ def test_nothing_at_all_is_an_empty_table_and_no_plot(tmp_path: Path) -> None:
 def test_the_plot_names_every_method(tmp_path: Path, budgets: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     from adapruner.comparison import plot
 
-    monkeypatch.setitem(plot._STYLE, "svg.fonttype", "none")
+    monkeypatch.setitem(plot.STYLE, "svg.fonttype", "none")
     result = result_of(tmp_path, budgets=budgets)
     svg = draw_plot(result, tmp_path)[0].read_text()
     for word in ("adapruner", "l2", "random", "dense", "perplexity, recovered, log scale"):

@@ -1,0 +1,114 @@
+"""What ``validate`` and ``test`` say: perplexity of each set, and how it was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from adapruner.evaluation.perplexity import NLLResult, describe_protocol
+from adapruner.report.formats import MISSING, nll_text, perplexity_text
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One set at one window."""
+
+    name: str
+    window: int
+    """Tokens."""
+    result: NLLResult
+    protocol: str
+
+
+class EvaluationTableCallback(Callback):
+    """Logs ``test/perplexity/SET/WINDOW`` (or ``validate/...``) and prints a table at the end of ``validate`` and ``test``.
+
+    The module must keep ``measured``, loader -> :class:`NLLResult` (:class:`adapruner.PrunableCausalLM` does), the data module
+    ``evaluation_windows`` and ``search_windows``. In a ``fit`` it does nothing.
+
+    Args:
+        model: what is measured, in words, for the title.
+    """
+
+    def __init__(self, model: str = "the model") -> None:
+        super().__init__()
+        self.model = model
+        self.rows: list[Measured] = []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Of ``validate``; what ``fit`` validates is its own matter."""
+        if trainer.state.fn == "validate":
+            self._take("validate", trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Of ``test``."""
+        self._take("test", trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """The table: after the progress bar, which would be drawn over it."""
+        if stage in ("validate", "test") and self.rows:
+            print_measured(self.rows, self.model)
+
+    def _take(self, command: str, trainer: Trainer, pl_module: LightningModule) -> None:
+        measured: dict[int, NLLResult] = getattr(pl_module, "measured", {})
+        names = _sets(getattr(trainer, "datamodule", None), command)
+        self.rows = [
+            _measured(*names[loader], result, command) if loader < len(names) else Measured(f"set {loader}", 0, result, "")
+            for loader, result in sorted(measured.items())
+        ]
+        values = {f"{command}/perplexity/{row.name}/{row.window}": row.result.perplexity for row in self.rows}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+
+
+@rank_zero_only
+def print_measured(rows: list[Measured], model: str) -> None:
+    """One line a set, the protocol below."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("set", overflow="fold")
+    bytes_known = any(row.result.bits_per_byte is not None for row in rows)
+    for name in ("window", "perplexity", "NLL per token", *(["bits per byte"] if bytes_known else []), "tokens"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        bits = row.result.bits_per_byte
+        per_byte = [MISSING if bits is None else f"{bits:.4f}"] if bytes_known else []
+        window = f"{row.window:,}" if row.window else MISSING
+        numbers = (perplexity_text(row.result.perplexity), nll_text(row.result.nll), *per_byte, f"{row.result.tokens:,}")
+        table.add_row(row.name, window, *numbers)
+    console = Console()
+    console.print()
+    console.print(Text(f"Perplexity of {model} (lower is better)", style="bold"), soft_wrap=True)
+    console.print(table)
+    for row in rows:
+        if row.protocol:
+            console.print(Text(row.protocol, style="dim"), soft_wrap=True)
+
+
+def _sets(data: Any, command: str) -> list[tuple[str, int, Any]]:
+    """Name, window and windows of each loader."""
+    if command == "test":
+        return [(name, window, windows) for (name, window), windows in getattr(data, "evaluation_windows", {}).items()]
+    windows = getattr(data, "search_windows", None)
+    return [] if windows is None else [("search split", int(windows.input_ids.shape[1]), windows)]
+
+
+def _measured(name: str, window: int, windows: Any, result: NLLResult, command: str) -> Measured:
+    count = len(windows.input_ids)
+    text_bytes = getattr(windows, "text_bytes", None)
+    if text_bytes is not None:
+        result = NLLResult(result.nll_sum, result.tokens, int(text_bytes.sum()))
+    if command == "test":
+        return Measured(name, window, result, describe_protocol(name, window, count, result.tokens))
+    protocol = (
+        f"{name}: {count} windows of {window} tokens drawn from its sources, mean NLL over {result.tokens} predictions in all, log-softmax "
+        "in fp32; recipes are chosen on this text: what is reported is measured by test, on text held out"
+    )
+    return Measured(name, window, result, protocol)
