@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from adapruner.callbacks.pruning_search import PruningSearchCallback
-from adapruner.errors import ConfigurationError
+from adapruner.errors import ConfigurationError, ModelError
 from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora, recover_briefly
 
 
@@ -32,6 +32,7 @@ class LoRARecoveryCallback(Callback):
         self.lora, self.seed, self.model_attribute = lora, seed, model_attribute
         self.history: list[tuple[int, float]] = []
         self.seconds = 0.0
+        self._started: float | None = None
         self._attached = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -53,27 +54,65 @@ class LoRARecoveryCallback(Callback):
         """Training time is counted from here."""
         self._started = time.monotonic()
 
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        """A loss that is no number would make every weight one: refused before it does.
+
+        Raises:
+            ModelError: naming the step.
+        """
+        if not bool(torch.isfinite(loss.detach()).all()):
+            raise ModelError(
+                f"recovery: expected a finite loss, got {float(loss.detach())} after {trainer.global_step} optimizer steps; "
+                "lower the learning rate, set trainer.gradient_clip_val, or train in bfloat16 or float32"
+            )
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
+        """The same for gradients; where losses are scaled (``16-mixed``), the scaler passes over such a step by itself.
+
+        Raises:
+            ModelError: naming the first parameter and the step.
+        """
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return
+        named = [(name, p.grad) for name, p in pl_module.named_parameters() if p.grad is not None]
+        norms = torch._foreach_norm([gradient for _, gradient in named]) if named else []
+        if named and not bool(torch.isfinite(torch.stack([n.float() for n in norms])).all()):
+            bad = next((name for name, gradient in named if not bool(torch.isfinite(gradient).all())), None)
+            if bad is not None:  # a norm may overflow where no gradient does
+                raise ModelError(
+                    f"recovery: expected finite gradients, got inf or nan in {bad} after {trainer.global_step} optimizer steps; "
+                    "lower the learning rate, or train in bfloat16 or float32"
+                )
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Keeps the recovery curve for the report."""
+        """Keeps the recovery curve for the report, over all ranks."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if isinstance(loss, torch.Tensor):
-            self.history.append((trainer.global_step, float(loss.detach())))
+            self.history.append((trainer.global_step, float(trainer.strategy.reduce(loss.detach(), reduce_op="mean"))))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Training time ends here."""
-        self.seconds = time.monotonic() - self._started
+        if self._started is not None:
+            self.seconds += time.monotonic() - self._started
+            self._started = None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Merges the adapters; nothing of them is left in the module."""
+        """Merges the adapters, after callbacks that need them apart; nothing of them is left in the module."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            listener = getattr(callback, "before_merge", None)  # a resumed run that had ended has no end of training
+            if listener is not None:
+                listener(trainer, pl_module)
         setattr(pl_module, self.model_attribute, merge_lora(getattr(pl_module, self.model_attribute)))
 
     def state_dict(self) -> dict[str, Any]:
-        """The recovery curve so far."""
-        return {"history": [list(row) for row in self.history]}
+        """The recovery curve so far, and the seconds it took."""
+        running = time.monotonic() - self._started if self._started is not None else 0.0
+        return {"history": [list(row) for row in self.history], "seconds": self.seconds + running}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with the curve of the checkpoint."""
         self.history = [(int(step), float(loss)) for step, loss in state_dict.get("history", [])]
+        self.seconds = float(state_dict.get("seconds", 0.0))
 
 
 def short_recovery(trainer: Trainer, pl_module: LightningModule, steps: int) -> Callable[[torch.nn.Module], torch.nn.Module] | None:

@@ -73,8 +73,8 @@ class PrunedExportCallback(Callback):
 
             check_push(self.push)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """With ``adapters: folder``: writes and checks the folder, before recovery merges the adapters."""
+    def before_merge(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """With ``adapters: folder``: writes and checks the folder; called by recovery, which then merges the adapters."""
         pruning = self._pruning(trainer)
         if self.adapters != "folder" or pruning.plan is None or pruning.anatomy is None or not trainer.is_global_zero:
             return

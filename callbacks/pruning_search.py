@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +20,32 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from adapruner._version import __version__
 from adapruner.anatomy.fingerprint import fingerprint_model
-from adapruner.anatomy.tracing import AttentionUnits, trace_anatomy
+from adapruner.anatomy.tracing import AttentionUnits, FfnUnits, trace_anatomy
 from adapruner.anatomy.units import ModelAnatomy
+from adapruner.calibration.pool import CalibrationPool
+from adapruner.callbacks.preflight import accept, check_callbacks, check_checkpoint, check_fit, check_question
 from adapruner.callbacks.progress import announce, late_progress_bar, progress_bar
-from adapruner.callbacks.refusals import check_folder, check_launcher
+from adapruner.callbacks.refusals import check_folder, check_launcher, check_whole
+from adapruner.callbacks.within_moves import Start, Within, check_beside, find_start
 from adapruner.data.calibration_set import make_set
 from adapruner.data.windows import TextWindows
-from adapruner.errors import ConfigurationError, DataError, ModelError
+from adapruner.errors import ConfigurationError, DataError, ModelError, check_all
 from adapruner.importance.metrics import find_metric
 from adapruner.pipeline import PruningProblem, Recipe, bias_means, make_plan
 from adapruner.pruning.bias_compensation import NEEDS as BIAS_NEEDS
 from adapruner.pruning.budget import Budget
+from adapruner.pruning.moves import MoveOptions, apply_moves
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.self_check import check_family
 from adapruner.pruning.surgery import prune_model, trace_for_plan, write_widths
 from adapruner.recovery.reconstruction import ReconstructionConfig, fitting_form
-from adapruner.search.device_latency import meet_on_device
+from adapruner.search.device_latency import measured_before, meet_on_device
 from adapruner.search.posing import ProblemPoser
+from adapruner.search.ranks import Ranks
 from adapruner.search.study import SearchConfig, SearchOutcome, check_journal, run_search
 from adapruner.search.trials import TrialRecord
 from adapruner.treatment import Treatment, recipe_of, refit_plan
+from adapruner.whole_files import clear_leftovers
 
 CALIBRATION_SET = "calibration_set.json"
 
@@ -64,6 +71,12 @@ class PruningSearchCallback(Callback):
         model_attribute: the module's attribute that holds the language model.
         attention_units: ``kv_group`` removes a KV head with all its query heads, ``query_head`` single query heads, equally
             many of each KV head. Only where there are several query heads for each KV head does it make a difference.
+        ffn_units: ``channel`` removes single channels, in a mixture of experts equally many of each; ``expert`` removes whole experts
+            with their rows of the router.
+        remove_layers: whole decoder layers to remove before the search of units, those of the lowest Block Influence. They count
+            towards the budget; layers that it protects stay.
+        hidden_fraction: fraction of hidden channels to remove before the search of units, for Llama, Mistral, Qwen2 and Qwen3.
+            They count towards the budget; protected layers lose them too.
     """
 
     def __init__(
@@ -77,18 +90,26 @@ class PruningSearchCallback(Callback):
         statistics_batch_size: int = 8,
         model_attribute: str = "model",
         attention_units: AttentionUnits = "kv_group",
+        ffn_units: FfnUnits = "channel",
+        remove_layers: int = 0,
+        hidden_fraction: float = 0.0,
     ) -> None:
         super().__init__()
         if statistics_batch_size < 1:
             raise ConfigurationError(f"pruning.statistics_batch_size: expected 1 or more, got {statistics_batch_size}; give 8")
         if plan is not None and recipe is not None:
             raise ConfigurationError(f"pruning.recipe: expected a plan or a recipe, got both ({plan}); leave one out")
+        self.moves = MoveOptions(remove_layers, hidden_fraction)
+        check_beside(self.moves, budget, search.space, recipe)
         self.budget, self.search, self.reconstruction, self.recipe = budget, search, reconstruction, recipe
         self.plan_file, self.folder_name, self.model_attribute = plan, folder, model_attribute
-        self.statistics_batch_size, self.attention_units = statistics_batch_size, attention_units
+        self.statistics_batch_size, self.attention_units, self.ffn_units = statistics_batch_size, attention_units, ffn_units
         self.given_plan = None if plan is None else read_plan(plan)
         self.checkpoint: str | None = None  # set by the command line when it resumes
-        self.plan: PruningPlan | None = None
+        self.weights_follow = False  # likewise, where it goes on from the run's own checkpoint
+        self.plan: PruningPlan | None = None  # about the dense model
+        self.plan_within: PruningPlan | None = None  # the same, for the model that `problem` is about
+        self.start: Start | None = None
         self.outcome: SearchOutcome | None = None
         self.problem: PruningProblem | None = None
         self.anatomy: ModelAnatomy | None = None
@@ -102,13 +123,10 @@ class PruningSearchCallback(Callback):
         """Search, surgery and reconstruction, once, at the start of ``fit``."""
         if stage != "fit" or self.plan is not None:
             return
-        check_launcher(trainer)
         self.folder = Path(self.folder_name or trainer.default_root_dir)
-        check_folder(self.folder)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            check = getattr(callback, "check_before_search", None)  # their own setup comes after the search
-            if check is not None:
-                check(trainer)
+        self._check_before_loading(trainer)
+        if trainer.is_global_zero:
+            clear_leftovers(self.folder)
         with isolate_rng():
             self._run(trainer, pl_module)
 
@@ -129,36 +147,44 @@ class PruningSearchCallback(Callback):
     # ------------------------------------------------------------------------------------------------------ the stages
     def _run(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model = self.language_model(pl_module)
+        check_whole(model)
         model.to(trainer.strategy.root_device)
+        check_fit(trainer, pl_module, model)
         resumed = self._plan_of_checkpoint()
         given = resumed or self.given_plan
-        anatomy = self.anatomy = trace_for_plan(model, given) if given else trace_anatomy(model, self.attention_units)
+        anatomy = self.anatomy = trace_for_plan(model, given) if given else trace_anatomy(model, self.attention_units, self.ffn_units)
         for kind, reason in anatomy.left_whole:
             announce(f"{kind} stays whole: {reason}")
         check_family(model, anatomy)
-        self._fit_reconstruction(trainer, model)
         if resumed is not None:  # its weights are loaded by the Trainer, after the surgery
             announce(f"takes the plan {resumed.hash} from the checkpoint {self.checkpoint}: no search")
             self.given_plan = resumed
-        self.problem = self._pose_problem(trainer, pl_module, model, anatomy)
-        plan = self._find_plan(trainer, model)
-        plan.check(anatomy, self.problem.fingerprint)
-        plan = trainer.strategy.broadcast(plan)
-        self.plan = plan
+        start = self.start = find_start(trainer, model, anatomy, self.moves, self.budget, self.given_plan, self.statistics_batch_size)
+        with start.entered(model) as within:
+            self._fit_reconstruction(trainer, model, within.anatomy)
+            self.problem = self._pose_problem(trainer, pl_module, model, within)
+            plan = self._find_plan(trainer, model, within.given)
+            if self.problem.latency is not None:  # every rank timed its own device: the first one's clock counts
+                plan = trainer.strategy.broadcast(plan)
+            Ranks().check_same_plan(plan.hash)
+            plan.check(within.anatomy, self.problem.fingerprint)
+        self.plan_within, self.plan = plan, start.lifted(plan)
         self._notify(trainer, pl_module, "dense")
+        apply_moves(model, start.moves)
         self._cut(trainer, model, plan)
+        plan = self.plan
         self._remember(pl_module, plan)
         if trainer.is_global_zero:
             plan.save(self.folder / "plan.json")
         self._write_set(trainer, pl_module, plan)
         self._notify(trainer, pl_module, "reconstructed" if self.reconstruction else "pruned")
 
-    def _fit_reconstruction(self, trainer: Trainer, model: Any) -> None:
+    def _fit_reconstruction(self, trainer: Trainer, model: Any, anatomy: ModelAnatomy) -> None:
         """The local form where the family does not let the sequential one be solved: known before the search, not after it."""
         data: Any = getattr(trainer, "datamodule", None)
-        if self.reconstruction is None or self.anatomy is None or not hasattr(data, "calibration_windows"):
+        if self.reconstruction is None or not hasattr(data, "calibration_windows"):
             return
-        fitting = fitting_form(model, self.anatomy, data.calibration_windows.input_ids, self.reconstruction)
+        fitting = fitting_form(model, anatomy, data.calibration_windows.input_ids, self.reconstruction)
         if fitting != self.reconstruction:
             announce("reconstruction: local, since this family's layers do not simply add attention and FFN to their input")
         self.reconstruction = fitting
@@ -178,21 +204,27 @@ class PruningSearchCallback(Callback):
             )
         return model
 
-    def _pose_problem(self, trainer: Trainer, pl_module: LightningModule, model: Any, anatomy: Any) -> PruningProblem:
+    def _pose_problem(self, trainer: Trainer, pl_module: LightningModule, model: Any, within: Within) -> PruningProblem:
         data: Any = getattr(trainer, "datamodule", None)
         missing = [n for n in ("calibration_windows", "search_windows") if not hasattr(data, n)]
         if missing:
             raise DataError(f"data: expected a data module with {missing[0]}, got {type(data).__name__}; use adapruner.PruningDataModule")
         name = str(getattr(pl_module, "name_or_path", "") or getattr(model.config, "_name_or_path", "") or type(model).__name__)
         fingerprint, folder, size = fingerprint_model(model), self.folder, self.statistics_batch_size
-        poser = ProblemPoser(model, anatomy, data, self.budget, name, fingerprint, folder, self.search.seed, size, progress_bar, announce)
-        problem = poser.without_evidence()  # an unreachable budget is refused here, before anything heavy
-        self.search.space.check_pool(problem.calibration, list(poser.lengths))
+        seed, anatomy, budget = self.search.seed, within.anatomy, within.budget
+        poser = ProblemPoser(model, anatomy, data, budget, name, fingerprint, folder, seed, size, progress_bar, announce)
+        pool = CalibrationPool.of_windows(data.calibration_windows)
+        check_all(
+            lambda: check_question(poser, within.given, self.recipe, self.search.space),  # an unreachable budget is refused here
+            lambda: self.search.space.check_pool(pool, list(poser.lengths)),
+        )
+        problem = poser.without_evidence()
         self.refit = self._refit_strength(poser)
         self.identity = self._identify(data, fingerprint)
         searches = self.given_plan is None and self.recipe is None
-        if searches and trainer.is_global_zero:
-            check_journal(self.folder, self.identity)
+        if searches:
+            Ranks().first_does(check_journal, self.folder, self.identity, self.search.storage)
+        accept(trainer)
         compared = [m for c in trainer.callbacks for m in getattr(c, "compared_metrics", ())]  # type: ignore[attr-defined]
         if self.given_plan is not None and not compared and not self.given_plan.output_bias:
             return problem
@@ -228,12 +260,12 @@ class PruningSearchCallback(Callback):
             return None
         return self.reconstruction.ridge if self.reconstruction is not None else ReconstructionConfig().ridge
 
-    def _find_plan(self, trainer: Trainer, model: Any) -> PruningPlan:
+    def _find_plan(self, trainer: Trainer, model: Any, given: PruningPlan | None) -> PruningPlan:
         assert self.problem is not None
-        if self.given_plan is not None:
+        if self.given_plan is not None and given is not None:
             if self.plan_file is not None:
                 announce(f"takes the plan {self.given_plan.hash} from {self.plan_file}: no search")
-            return self.given_plan
+            return given
         if self.recipe is not None:
             plan = make_plan(self.problem, self.recipe, {"seed": self.problem.seed, **self.identity})
             return self._on_device(model, plan, self.recipe)
@@ -265,6 +297,10 @@ class PruningSearchCallback(Callback):
         """A latency budget is met by the clock, not only by the model of it."""
         if self.problem is None or self.problem.latency is None:
             return plan
+        earlier = measured_before(self.folder / "plan.json", plan, self.identity)
+        if earlier is not None:
+            announce(f"latency: takes the plan {earlier.hash} that was timed before, from {self.folder / 'plan.json'}")
+            return earlier
         found, choice = meet_on_device(model, self.problem, recipe, self.problem.latency)
         announce(
             f"latency: {choice.measured_ms:.2f} ms measured, {choice.target_ms:.2f} ms asked for, dense "
@@ -285,6 +321,9 @@ class PruningSearchCallback(Callback):
             "reconstruction": None if self.reconstruction is None else asdict(self.reconstruction),
             "code version": __version__,
             **({} if self.attention_units == "kv_group" else {"attention units": self.attention_units}),
+            **({} if self.ffn_units == "channel" else {"ffn units": self.ffn_units}),
+            **({"layers and hidden channels": asdict(self.moves)} if self.moves else {}),
+            **({} if self.search.storage else {"world size": Ranks().size}),  # lockstep asks other trials on more ranks
         }
 
     @contextmanager
@@ -307,7 +346,7 @@ class PruningSearchCallback(Callback):
     def _cut(self, trainer: Trainer, model: Any, plan: PruningPlan) -> None:
         assert self.problem is not None
         anatomy, started = self.problem.anatomy, time.monotonic()
-        if self.reconstruction is None:
+        if self.reconstruction is None or self._refit_is_known(trainer):
             prune_model(model, anatomy, plan, bias_means(self.problem, recipe_of(plan)))
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -316,6 +355,12 @@ class PruningSearchCallback(Callback):
             refit_plan(model, self.problem, plan, treatment, advance)
         write_widths(model.config, anatomy, plan)
         self.seconds["reconstruction"] = time.monotonic() - started
+
+    def _refit_is_known(self, trainer: Trainer) -> bool:
+        """Whether a checkpoint brings the weights, and nobody has to measure the refit: then the widths are enough."""
+        listeners = [c for c in trainer.callbacks if hasattr(c, "on_pruning_stage")]  # type: ignore[attr-defined]
+        known = all(hasattr(c, "knows_stage") and c.knows_stage(trainer, "reconstructed") for c in listeners)
+        return bool(trainer.strategy.broadcast(self.weights_follow and known))
 
     def _write_set(self, trainer: Trainer, pl_module: LightningModule, plan: PruningPlan) -> None:
         """The samples that chose the units, with their text: ready for another run or another model."""
@@ -343,12 +388,28 @@ class PruningSearchCallback(Callback):
                 listener(trainer, pl_module, stage, self)
 
     # ------------------------------------------------------------------------------------------------- early refusals
+    def _check_before_loading(self, trainer: Trainer) -> None:
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        theirs = [getattr(c, "check_before_search", None) for c in callbacks]  # their own setup comes after the search
+        check_all(
+            lambda: check_launcher(trainer),
+            lambda: check_callbacks(callbacks),
+            lambda: check_checkpoint(self.checkpoint),
+            *(partial(check, trainer) for check in theirs if check is not None),
+        )
+        check_folder(self.folder)  # it makes the folder: not where anything else is refused
+
     def _plan_of_checkpoint(self) -> PruningPlan | None:
-        if self.checkpoint is None or not Path(self.checkpoint).is_file():
+        if self.checkpoint is None:
+            return None
+        file = Path(self.checkpoint)
+        if file.is_dir():
+            file = file / "meta.pt"  # of a sharded checkpoint, everything but tensors
+        if not file.is_file():
             return None
         from adapruner.module import PLAN_KEY
 
-        record = torch.load(self.checkpoint, map_location="cpu", mmap=True, weights_only=True)
+        record = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         plan = record.get(PLAN_KEY) or next(
             (s["plan"] for s in record.get("callbacks", {}).values() if isinstance(s, dict) and "plan" in s), None
         )

@@ -7,14 +7,17 @@ import os
 from pathlib import Path
 
 from lightning import Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch import nn
 
-from adapruner.errors import ConfigurationError
+from adapruner.errors import ConfigurationError, ModelError
+from adapruner.recovery.sharding import is_sharded
 
 _REFUSED_LAUNCHERS = ("spawn", "fork", "forkserver")
 
 
 def check_launcher(trainer: Trainer) -> None:
-    """Launchers that copy the process after the model was built break after the surgery.
+    """Launchers that copy the process after the model was built break after the surgery; some strategies cannot give it back whole.
 
     Raises:
         ConfigurationError: if the Trainer has such a one.
@@ -24,6 +27,29 @@ def check_launcher(trainer: Trainer) -> None:
         raise ConfigurationError(
             f"trainer.strategy: expected a launcher that starts whole processes, got one that uses {launcher!r}; "
             "choose ddp, or start the processes with torchrun"
+        )
+    if isinstance(trainer.strategy, FSDPStrategy) or getattr(trainer.strategy, "zero_stage_3", False):
+        raise ConfigurationError(
+            f"trainer.strategy: expected one that gives the model back whole, got {type(trainer.strategy).__name__}; choose ddp, or "
+            "lightning.pytorch.strategies.ModelParallelStrategy (FSDP2)"
+        )
+    if isinstance(trainer.strategy, ModelParallelStrategy) and trainer.strategy._tensor_parallel_size != 1:
+        got = trainer.strategy._tensor_parallel_size
+        raise ConfigurationError(
+            f"trainer.strategy.tensor_parallel_size: expected 1, got {got}; set it to 1, and data_parallel_size to the number of processes"
+        )
+
+
+def check_whole(model: nn.Module) -> None:
+    """A model that its module sharded while loading it cannot be cut any more.
+
+    Raises:
+        ModelError: if some parameter is spread over ranks.
+    """
+    if is_sharded(model):
+        raise ModelError(
+            "configure_model: expected it to build the whole model, got one that is sharded before the surgery; shard it in the "
+            "module's setup, which comes after the callbacks'"
         )
 
 
@@ -37,7 +63,7 @@ def check_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write-test.{os.getpid()}"
         probe.write_text(json.dumps({}))
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigurationError(
             f"folder: expected a folder that can be written, got {folder} ({error.strerror}); choose another"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -104,6 +105,9 @@ class SearchConfig:
     random_sets: int = 8
     """Random sets of samples that the winner is compared with, to say how much the choice of samples matters; 0: none. Each
     costs a trial."""
+    storage: str | None = None
+    """URL of a storage through which unconnected machines work on one study, such as ``postgresql://user@host/name`` or
+    ``grpc://host:13000``; null: the journal in the run folder. See docs/scaling.md for what it can promise."""
     space: SearchSpace = field(default_factory=SearchSpace)
     """What is searched."""
 
@@ -111,6 +115,10 @@ class SearchConfig:
         for name in ("n_trials", "batch_size", "chunks", "max_failures"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"search.{name}: expected 1 or more, got {getattr(self, name)}; give a positive number")
+        if self.storage is not None and not re.fullmatch(r"grpc://[^/@]+:\d+|(?!grpc)[\w+]+://.+", self.storage):
+            raise ConfigurationError(
+                f"search.storage: expected a URL such as sqlite:///study.db or grpc://host:13000, got {self.storage!r}; correct it"
+            )
         if self.random_sets < 0:
             raise ConfigurationError(f"search.random_sets: expected 0 or more, got {self.random_sets}; give 0 for none")
         for argument, known in (("sampler", SAMPLERS), ("early_stopping", STOPPERS), ("order", ORDERS)):

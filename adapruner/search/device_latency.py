@@ -11,11 +11,11 @@ from typing import Any
 from torch import nn
 
 from adapruner.anatomy.latency import LatencyTable
-from adapruner.errors import ConfigurationError
+from adapruner.errors import ConfigurationError, PlanError
 from adapruner.evaluation.cost import measure_latency
 from adapruner.pipeline import PruningProblem, Recipe, make_plan
 from adapruner.pruning.latency_rounds import MeasuredChoice, meet_latency
-from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import pruned
 from adapruner.whole_files import write_whole
 
@@ -67,6 +67,17 @@ def meet_on_device(
     plan = plans[_key(choice.kept)]
     facts = {"target_ms": choice.target_ms, "measured_ms": choice.measured_ms, "rounds": choice.rounds, "device": asdict(table)["device"]}
     return replace(plan, provenance={**plan.provenance, "latency": facts}), choice
+
+
+def measured_before(file: Path, plan: PruningPlan, identity: dict[str, Any]) -> PruningPlan | None:
+    """The plan that an earlier attempt at this very question timed and kept: the clock would not say the same twice."""
+    try:
+        found = read_plan(file)
+    except PlanError:
+        return None
+    asked, answered = ({"recipe": p.recipe, **{k: p.provenance.get(k) for k in identity}} for p in (plan, found))
+    same = json.loads(json.dumps(asked)) == json.loads(json.dumps(answered))
+    return found if same and found.provenance.get("latency") is not None else None
 
 
 def _key(kept: dict[str, list[int]]) -> str:

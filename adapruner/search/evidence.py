@@ -5,18 +5,23 @@ A rerun over the same model and samples reads the files instead of running the m
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from adapruner.errors import ConfigurationError
+from adapruner.search.ranks import Ranks
+from adapruner.whole_files import temporary_beside
+
 Tensors = dict[str, Tensor]
 
 
 def read_or_collect(file: Path, key: str, collect: Callable[[], Tensors], write: bool) -> tuple[Tensors, bool]:
     """The tensors of ``file`` if it was written under this key, else what ``collect`` gives, kept there for the next time.
+
+    Of several ranks, which must all call it, the first one reads; the others get its tensors, or collect with it.
 
     Args:
         key: everything the tensors depend on.
@@ -25,22 +30,40 @@ def read_or_collect(file: Path, key: str, collect: Callable[[], Tensors], write:
     Returns:
         The tensors, and whether they came from the file.
     """
+    ranks = Ranks()
+    found = _read(file, key) if ranks.rank == 0 else None
+    names = ranks.from_first(None if found is None else list(found))
+    if names is not None:
+        return {name: ranks.from_first(None if found is None else found[name]) for name in names}, True
+    tensors = collect()
+    ranks.first_does(_keep if write else None, file, key, tensors)
+    return tensors, False
+
+
+def _read(file: Path, key: str) -> Tensors | None:
     from safetensors import safe_open
-    from safetensors.torch import save_file
 
     try:
         with safe_open(file, "pt") as opened:
             if (opened.metadata() or {}).get("key") == key:
-                return {name: opened.get_tensor(name) for name in opened.keys()}, True  # noqa: SIM118
+                return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except Exception:  # absent or damaged: collected again
         pass
-    tensors = collect()
-    if write:
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, {"key": key})
-        temporary.chmod(0o644)  # safetensors writes for the owner alone
-        temporary.replace(file)
-    return tensors, False
+    return None
+
+
+def _keep(file: Path, key: str, tensors: Tensors) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        with temporary_beside(file) as temporary:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, {"key": key})
+            temporary.chmod(0o644)  # safetensors writes for the owner alone
+            temporary.replace(file)
+    except (OSError, SafetensorError) as error:  # a full disk is the one or the other
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigurationError(f"folder: expected to write {file}, got {reason}; make room there or choose another folder") from error
 
 
 def is_first_rank() -> bool:

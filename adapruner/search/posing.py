@@ -16,14 +16,15 @@ from adapruner.anatomy.sizes import measure_sizes
 from adapruner.anatomy.units import ModelAnatomy
 from adapruner.calibration.clusters import cluster_pools
 from adapruner.calibration.pool import CalibrationGroups, CalibrationPool
-from adapruner.importance.gram import GramMatrices, collect_grams, gram_gib
-from adapruner.importance.statistics import UnitStatistics, collect_statistics
+from adapruner.importance.gram import GramMatrices, gram_gib
+from adapruner.importance.statistics import UnitStatistics
 from adapruner.pipeline import PruningProblem
 from adapruner.pruning.bias_compensation import count_added_biases
 from adapruner.pruning.budget import Budget
 from adapruner.search.device_latency import FILE as LATENCY_FILE
 from adapruner.search.device_latency import read_or_measure_table
 from adapruner.search.evidence import is_first_rank, read_or_collect
+from adapruner.search.shared_evidence import share_grams, share_statistics
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
 
@@ -132,8 +133,7 @@ class ProblemPoser:
 
         def collect() -> Any:
             with self._progress("statistics", len(windows.input_ids)) as advance:
-                found = collect_statistics(self.model, self.anatomy, windows, needs=needs, batch_size=self.batch_size, progress=advance)
-            return found.to_tensors()
+                return share_statistics(self.model, self.anatomy, windows, needs, self.batch_size, advance)
 
         return UnitStatistics.from_tensors(self._kept("statistics", file, key, collect))
 
@@ -144,10 +144,7 @@ class ProblemPoser:
         def collect() -> Any:
             with self._progress("Gram matrices", len(windows.input_ids)) as advance:
                 parts = len(pool.sources.names)
-                found = collect_grams(
-                    self.model, self.anatomy, windows, pool.sources.index, parts, batch_size=self.batch_size, progress=advance
-                )
-            return found.to_tensors()
+                return share_grams(self.model, self.anatomy, windows, pool.sources.index, parts, self.batch_size, advance)
 
         return GramMatrices.from_tensors(self._kept("Gram matrices", self.folder / "grams.safetensors", key, collect))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
+
+from adapruner.errors import AdaPrunerError, PlanError, StudyError
 
 
 class Ranks:
@@ -30,3 +33,37 @@ class Ranks:
         boxes: list[Any] = [None] * self.size
         dist.all_gather_object(boxes, value)
         return boxes
+
+    def first_does(self, action: Callable[..., Any] | None, *arguments: Any) -> Any:
+        """Rank 0 acts, every rank gets the result; an error there is raised everywhere instead of leaving the others waiting.
+
+        Args:
+            action: only rank 0's is called; it alone needs one.
+        """
+        result, error = None, None
+        if action is not None and self.rank == 0:
+            try:
+                result = action(*arguments)
+            except Exception as caught:
+                if self.size == 1:
+                    raise
+                known = isinstance(caught, AdaPrunerError)
+                error = caught if known else StudyError(f"search: expected rank 0 to keep the study, got {type(caught).__name__}: {caught}")
+        result, error = self.from_first((result, error))
+        if error is not None:
+            raise error
+        return result
+
+    def check_same_plan(self, plan_hash: str) -> None:
+        """Every rank says which plan it is about to cut by.
+
+        Raises:
+            PlanError: on every rank, if they are not all the same.
+        """
+        hashes = self.gather(plan_hash)
+        other = next((rank for rank, found in enumerate(hashes) if found != hashes[0]), None)
+        if other is not None:
+            raise PlanError(
+                f"plan: expected one plan on all {self.size} ranks, got {hashes[0]} on rank 0 and {hashes[other]} on rank {other}; "
+                "give all machines the same plan file, model and data"
+            )

@@ -8,6 +8,7 @@ asks for exactly the parameters of an uninterrupted one.
 from __future__ import annotations
 
 import math
+import socket
 import time
 import warnings
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from adapruner.pruning.plan import PruningPlan
 from adapruner.search.config import SearchConfig
 from adapruner.search.fixed_points import SEARCHED, FixedPoints
 from adapruner.search.front import pareto_front, pick_from_front, write_front
-from adapruner.search.journal import KILLED, check_journal, fail_killed, open_study
+from adapruner.search.journal import KILLED, OWNER, SEAL, check_journal, fail_killed, open_study, seal_of
 from adapruner.search.objective import Objective
 from adapruner.search.random_samples import measure_spread
 from adapruner.search.ranks import Ranks
@@ -97,21 +98,20 @@ def run_search(
         study = _Study(config, problem, folder, identity)
         return len(study.done())
 
-    resumed = _on_first(ranks, start_study if ranks.rank == 0 else None)
+    resumed = ranks.first_does(start_study)
     done = resumed
     while done < config.n_trials:
-        asked = _on_first(ranks, study.ask if study else None, done, min(ranks.size, config.n_trials - done))
+        asked = ranks.first_does(study.ask if study else None, done, min(ranks.size, config.n_trials - done))
         value: Any = None
         if ranks.rank < len(asked):
             stop = study.should_stop if study and ranks.size == 1 else None
             value = _evaluate(model, problem, objective, asked[ranks.rank], stop)
         values = ranks.gather(value)[: len(asked)]
-        records, best = _on_first(ranks, study.tell if study else None, values)
-        done += len(records)
+        records, best, done = ranks.first_does(study.tell if study else None, values)
         if on_trial:
             for record in records:
                 on_trial(record, best)
-    trials, importance = _on_first(ranks, study.outcome if study else None)
+    trials, importance = ranks.first_does(study.outcome if study else None)
     front = pareto_front(trials) if config.objective.pareto else []
     best, candidates = _choose(model, problem, objective, trials, front, folder, identity, treatment, on_candidate)
     fixed = best_of([t for t in trials if t.name != SEARCHED])
@@ -151,23 +151,6 @@ def _choose(
     return next(t for t in trials if t.trial == found[0].trial), found
 
 
-def _on_first(ranks: Ranks, action: Callable[..., Any] | None, *arguments: Any) -> Any:
-    """Rank 0 acts, every rank gets the result; an error there is raised everywhere instead of leaving the others waiting."""
-    result, error = None, None
-    if action is not None:
-        try:
-            result = action(*arguments)
-        except Exception as caught:
-            if ranks.size == 1:
-                raise
-            known = isinstance(caught, AdaPrunerError)
-            error = caught if known else StudyError(f"search: expected rank 0 to keep the study, got {type(caught).__name__}: {caught}")
-    result, error = ranks.from_first((result, error))
-    if error is not None:
-        raise error
-    return result
-
-
 def _evaluate(
     model: nn.Module,
     problem: PruningProblem,
@@ -193,6 +176,8 @@ def _evaluate(
                 break
         else:
             result["state"] = "complete" if math.isfinite(result["value"]) else "failed"
+            if result["state"] == "failed":
+                result["error"] = f"a value of {result['value']} on the search split"
     except (AdaPrunerError, ValueError, ArithmeticError, RuntimeError) as error:  # out of memory is a RuntimeError
         result["error"] = str(error).splitlines()[0] if str(error) else type(error).__name__
     return {**result, "seconds": time.monotonic() - started}
@@ -212,9 +197,10 @@ class _Study:
         self.fixed = FixedPoints(config.space, problem.calibration)
         self.pending: list[Any] = []
         folder.mkdir(parents=True, exist_ok=True)
-        self.study = open_study(folder, identity, 2 if config.objective.pareto else 1)
+        self.study = open_study(folder, identity, 2 if config.objective.pareto else 1, config.storage)
         self.study.pruner = make_stopper(config, startup=max(8, len(self.fixed)))
-        fail_killed(self.study)
+        self.owner = "" if config.storage is None else f"{socket.gethostname()}:{folder.resolve()}"
+        fail_killed(self.study, self.owner)
 
     def done(self) -> list[Any]:
         """Finished trials in order, those of a killed process left out."""
@@ -226,6 +212,8 @@ class _Study:
     def ask(self, done: int, count: int) -> list[dict[str, Any]]:
         """Parameters of the next trials; fewer than asked for where the next fixed point waits for a value."""
         finished, asked = self.records(), []
+        if self.owner:  # others' trials are running
+            done = sum(KILLED not in t.user_attrs for t in self.study.get_trials(deepcopy=False))
         self.pending = []
         for index in range(done, done + min(count, self.fixed.limit(done))):
             fixed = self.fixed.at(index, finished)
@@ -237,6 +225,8 @@ class _Study:
             trial = self.study.ask()
             self.config.space.suggest(trial, self.problem.calibration)
             trial.set_user_attr("name", name)
+            if self.owner:
+                trial.set_user_attr(OWNER, self.owner)
             self.pending.append(trial)
             asked.append({"name": name, "params": dict(trial.params)})
         return asked
@@ -259,7 +249,8 @@ class _Study:
             warnings.simplefilter("ignore")  # that few pairs say little to a rank test
             return step < self.config.chunks - 1 and bool(self.pending[0].should_prune())
 
-    def tell(self, values: list[dict[str, Any]]) -> tuple[list[TrialRecord], TrialRecord | None]:
+    def tell(self, values: list[dict[str, Any]]) -> tuple[list[TrialRecord], TrialRecord | None, int]:
+        """Records of these trials, the best of all, and how many are finished."""
         from optuna.trial import TrialState
 
         states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -271,7 +262,9 @@ class _Study:
                 trial.set_user_attr("value", result["value"])  # of a stopped trial Optuna keeps none
             state = states[result["state"]]
             told = [result["value"], result["cost"]] if self.config.objective.pareto else result["value"]
-            self.study.tell(trial, told if state == TrialState.COMPLETE else None, state=state)
+            told = told if state == TrialState.COMPLETE else None
+            trial.set_user_attr(SEAL, seal_of(state.name, trial.params, told, result["plan_hash"]))
+            self.study.tell(trial, told, state=state)
         done = self.done()
         failed = [t for t in done if t.state == TrialState.FAIL]
         if len(failed) >= self.config.max_failures:
@@ -279,9 +272,9 @@ class _Study:
                 f"search: expected fewer than {self.config.max_failures} failed trials, got {len(failed)}, the last with "
                 f"{failed[-1].user_attrs.get('error')!r}; mend that and start again, finished trials are kept"
             )
-        records = self.records()
+        records, own = self.records(), {t.number for t in self.pending}
         write_csv(records, self.folder)
-        return records[-len(values) :], best_of(records)
+        return [r for r, t in zip(records, done, strict=True) if t.number in own], best_of(records), len(done)
 
     def outcome(self) -> tuple[list[TrialRecord], dict[str, float]]:
         records = self.records()

@@ -200,6 +200,9 @@ def test_a_latency_budget_is_measured_on_the_device(tmp_path: Path, monkeypatch:
     assert 1 <= facts["rounds"] <= 3
     assert run.search.plan.budget["of"] == "latency"
     assert (tmp_path / "latency.json").exists()
+    again = fitted(tmp_path, search_callback(budget=Budget(0.1, "latency", seq_len=16), recipe=Recipe({"l2": 1.0})), max_steps=1)
+    assert again.search.plan is not None
+    assert again.search.plan.provenance == run.search.plan.provenance  # not timed again: a checkpoint has this very plan
 
 
 def test_trials_are_judged_after_the_refit_where_it_fits(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import csv
 import math
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from adapruner.pipeline import PruningProblem, Recipe, make_plan
 from adapruner.pruning.surgery import pruned
 from adapruner.search.objective import Objective, Part
 from adapruner.search.space import SearchSpace
-from adapruner.search.study import SearchConfig, SearchOutcome, run_search
+from adapruner.search.study import SearchConfig, SearchOutcome, check_journal, run_search
 from adapruner.search.trials import TrialRecord, best_of, to_history
 
 METRICS = ["l1", "l2", "gate_fisher"]
@@ -250,3 +251,41 @@ def test_history_and_best_so_far(whole: SearchOutcome) -> None:
 def test_a_search_that_cannot_be_run_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         SearchConfig(**options)
+
+
+def test_machines_that_share_a_storage_work_on_one_study(
+    model: Any, problem: PruningProblem, windows: TextWindows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    config = SearchConfig(n_trials=8, batch_size=8, space=SearchSpace(metrics=["l2", "gate_fisher"]), storage=storage, random_sets=0)
+    evaluate, calls, other = Objective.of_plan, iter(range(100)), []
+
+    def in_between(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == 2:  # a second machine comes and does the rest, while the first is in its third trial
+            other.append(run_search(copy.deepcopy(model), problem, windows, config, tmp_path / "second", {"model": "x"}))
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(Objective, "of_plan", in_between)
+    first = run_search(model, problem, windows, config, tmp_path / "first", {"model": "x"})
+    assert other[0].resumed == 2
+    assert len(other[0].trials) == 8
+    assert len(first.trials) == 9  # the one that was running is not lost
+    assert all(t.state != "failed" for t in first.trials)
+    assert len({str(sorted(t.params.items())) for t in first.trials}) == 9
+    assert not list(tmp_path.rglob("study.journal"))
+    with pytest.raises(StudyError, match=r"search: expected the study in sqlite:.*study.db to have the same model \(x\), got y"):
+        run_search(model, problem, windows, config, tmp_path / "third", {"model": "y"})
+
+
+@pytest.mark.parametrize("url", ["study.db", "grpc://host", "grpc:host:1"])
+def test_a_storage_that_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"search.storage: expected a URL such as sqlite:///study.db .*, got '"):
+        SearchConfig(storage=url)
+
+
+def test_a_storage_that_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/missing/study.db"
+    expected = r"search.storage: expected a storage at sqlite:.*, got .*; correct the URL, or start it"
+    with pytest.raises(StudyError, match=expected) as caught:
+        check_journal(tmp_path, {}, url)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,70 @@
+"""Recovery over several ranks: the model's parameters sharded after the surgery (FSDP2), and every token counted alike."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class ShardedModel:
+    """A model whose parameters are spread over the ranks of a mesh, layer by layer, until it is asked for as a whole.
+
+    Made after the surgery and the adapters, before the optimizer, on every rank alike.
+
+    Args:
+        model: changed in place: its parameters become ``DTensor``.
+        mesh: one-dimensional, over the ranks that share the data.
+    """
+
+    def __init__(self, model: nn.Module, mesh: Any) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        self.model = model
+        self._frame = _with_parameters(model, lambda name, p: torch.empty_like(p, device="meta"))
+        for layer in _longest_list(model):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
+    def whole(self) -> nn.Module:
+        """An ordinary model with the present parameters, on every rank: all ranks must ask. The sharded one can be forgotten."""
+        values = {name: p.full_tensor() if hasattr(p, "full_tensor") else p for name, p in self.model.named_parameters()}
+        return _with_parameters(self._frame, lambda name, p: values[name].detach())
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether some parameter is spread over ranks."""
+    return any(hasattr(p, "full_tensor") for p in model.parameters())
+
+
+def token_share(labels: Tensor) -> Tensor | float:
+    """This rank's number of counted tokens over the mean of all ranks: a factor for its loss.
+
+    Ranks average their gradients; with it the average is that of the tokens, as in one process, not one of averages. All ranks
+    must call it; 1 in a single process.
+
+    Args:
+        labels: ``[batch, seq_len]``, -100 where not counted.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1.0
+    own = (labels[:, 1:] != -100).sum().float()
+    total = own.clone()
+    dist.all_reduce(total)
+    return own * dist.get_world_size() / total
+
+
+def _with_parameters(model: nn.Module, value: Callable[[str, Any], Tensor]) -> nn.Module:
+    """A copy with other parameters, tied where the model's are, without ever copying these."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(value(name, p), p.requires_grad) for name, p in model.named_parameters()}
+    return copy.deepcopy(model, memo)
+
+
+def _longest_list(model: nn.Module) -> Iterator[nn.Module]:
+    """The decoder's layers."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    yield from max(lists, key=len, default=())

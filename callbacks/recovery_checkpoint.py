@@ -1,0 +1,158 @@
+"""Keeps recovery's last state on disk, so that a run that was ended at any moment goes on by the same command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from adapruner.callbacks.progress import announce
+from adapruner.errors import ConfigurationError
+from adapruner.whole_files import clear_leftovers, temporary_beside
+
+FILE = Path("checkpoints") / "last.ckpt"
+_SETTINGS = "settings"
+#: Options of the Trainer that decide what recovery computes; where and on how much it runs may change.
+_TRAINER = ("precision", "max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
+
+
+class RecoveryCheckpointCallback(Checkpoint):
+    """Writes ``checkpoints/last.ckpt`` in the run folder: every so many steps, at the end, and when a scheduler ends the run.
+
+    On the command line a run whose folder holds such a checkpoint, written under the same settings, goes on from it.
+
+    Args:
+        every_n_steps: optimizer steps between two; what a kill can cost at most.
+        resume: go on from a checkpoint that an earlier run of the same settings left.
+    """
+
+    def __init__(self, every_n_steps: int = 50, resume: bool = True) -> None:
+        super().__init__()
+        if every_n_steps < 1:
+            raise ConfigurationError(f"checkpoint.every_n_steps: expected 1 or more, got {every_n_steps}; give 50")
+        self.every_n_steps, self.resume = every_n_steps, resume
+        self.settings: dict[str, str] = {}  # set by the command line
+        self.file = FILE
+        self._saved = -1
+        self._random: Any = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """From here on every checkpoint of this Trainer is whole or not there."""
+        if stage != "fit":
+            return
+        self.file = Path(trainer.default_root_dir) / FILE
+        if trainer.is_global_zero and self.file.parent.is_dir():
+            clear_leftovers(self.file.parent)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFileIO()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Dropout goes on where it was."""
+        self._saved = trainer.global_step
+        if self._random is not None:
+            _set_random_state(self._random)
+            self._random = None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After every ``every_n_steps``-th optimizer step."""
+        if trainer.global_step % self.every_n_steps == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The end, so that a kill while measuring or exporting costs no step; Lightning overlooks a SIGTERM in the last one."""
+        self._save(trainer)
+        if trainer.received_sigterm:
+            raise SIGTERMException
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """A scheduler's SIGTERM comes through between two batches: nothing is lost."""
+        if isinstance(exception, SIGTERMException):
+            self._save(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Settings and the state of random numbers."""
+        return {_SETTINGS: dict(self.settings), "random": _random_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps it for the start of training."""
+        self._random = state_dict.get("random")
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.global_step == self._saved or getattr(trainer, "fast_dev_run", False) or trainer.sanity_checking:
+            return
+        self._saved = trainer.global_step
+        trainer.save_checkpoint(self.file)
+
+
+class WholeFileIO(TorchCheckpointIO):
+    """Checkpoints of one file, written beside their place and moved there: a kill leaves the old one or the new one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Raises:
+        ConfigurationError: if there is no room, or no right to write.
+        """
+        if "://" in str(path):
+            return super().save_checkpoint(checkpoint, path, storage_options)
+        file = Path(path)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with temporary_beside(file) as temporary:
+                torch.save(checkpoint, temporary)
+                temporary.replace(file)
+        except (OSError, RuntimeError) as error:  # a full disk is the one or the other
+            reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
+            raise ConfigurationError(
+                f"checkpoint: expected to write {file}, got {reason}; make room, the same command goes on from the one before"
+            ) from error
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Group of the command line's options -> hash, of everything that decides what recovery computes."""
+    groups: dict[str, Any] = {name: config.get(name) for name in ("seed_everything", "model", "data", "pruning", "recovery")}
+    trainer: Mapping[str, Any] = config.get("trainer") or {}
+    groups["trainer"] = {name: trainer.get(name) for name in _TRAINER}
+    return {name: sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16] for name, value in groups.items()}
+
+
+def find_checkpoint(folder: Path, settings: Mapping[str, str]) -> Path | None:
+    """The run's last checkpoint, if it was written under these settings; else ``None``, and a line that says why."""
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    known = _settings_in(file)
+    if known is None:
+        announce(f"recovery starts anew: {file} does not say what settings it was written under (--ckpt_path {file} goes on all the same)")
+        return None
+    different = sorted(name for name in {*known, *settings} if known.get(name) != settings.get(name))
+    if different:
+        announce(f"recovery starts anew: {file} was written under other settings ({', '.join(different)})")
+        return None
+    return file
+
+
+def _settings_in(file: Path) -> dict[str, str] | None:
+    try:
+        record = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        found = record["callbacks"][RecoveryCheckpointCallback().state_key][_SETTINGS]
+    except Exception:  # a damaged pickle can fail in any way
+        return None
+    return found if isinstance(found, dict) and found else None
+
+
+def _random_state() -> dict[str, Any]:
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    return {"cpu": torch.get_rng_state(), "cuda": devices}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if state["cuda"] and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])

@@ -1,0 +1,53 @@
+"""Launchers and strategies that cannot work after a surgery, refused in one line before any work."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from torch import nn
+
+from adapruner.callbacks.refusals import check_launcher, check_whole
+from adapruner.errors import ConfigurationError, ModelError
+
+
+def trainer_with(strategy: Any) -> Any:
+    return SimpleNamespace(strategy=strategy)
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
+def test_launchers_that_copy_the_process(method: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"trainer.strategy: expected a launcher that .*, got one that uses '{method}'; choose"):
+        check_launcher(trainer_with(DDPStrategy(start_method=method)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy(), SimpleNamespace(launcher=None, zero_stage_3=True)])
+def test_strategies_that_do_not_give_the_model_back(strategy: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"trainer.strategy: expected one that gives the model back whole, got \w+; choose ddp"):
+        check_launcher(trainer_with(strategy))
+
+
+@pytest.mark.parametrize("size", ["auto", 2])
+def test_tensor_parallelism(size: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"trainer.strategy.tensor_parallel_size: expected 1, got {size}; set it to 1"):
+        check_launcher(trainer_with(ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=size)))
+
+
+def test_what_works_passes() -> None:
+    for strategy in (DDPStrategy(), SingleDeviceStrategy(), ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)):
+        check_launcher(trainer_with(strategy))
+    check_whole(nn.Linear(2, 2))
+
+
+def test_a_model_that_is_sharded_too_early() -> None:
+    class Spread(torch.nn.Parameter):
+        def full_tensor(self) -> Any:
+            return self.data
+
+    model = nn.Linear(2, 2)
+    model.weight = Spread(torch.zeros(2, 2))
+    with pytest.raises(ModelError, match=r"configure_model: expected it to build the whole model, got one that is sharded before"):
+        check_whole(model)

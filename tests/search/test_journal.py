@@ -1,0 +1,73 @@
+"""What a killed writer leaves of the journal, and what a search makes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapruner.errors import ConfigurationError, StudyError
+from adapruner.search.evidence import read_or_collect
+from adapruner.search.journal import FILE, SEAL, check_journal, fail_killed, open_study, seal_of
+
+IDENTITY = {"model": "f00d"}
+
+
+def test_killed_while_the_journal_was_made(tmp_path: Path) -> None:
+    """Optuna makes the file, then the study: an empty journal is none, and so is half of its first line."""
+    for content in ("", '{"op_code": 0, "worker'):
+        (tmp_path / FILE).write_text(content)
+        check_journal(tmp_path, IDENTITY)
+        assert open_study(tmp_path, IDENTITY, 1).user_attrs == {"identity": IDENTITY}
+        (tmp_path / FILE).unlink()
+
+
+def test_killed_while_it_held_the_lock(tmp_path: Path) -> None:
+    """Optuna would wait half a minute for the dead process to give it back."""
+    open_study(tmp_path, IDENTITY, 1)
+    (tmp_path / f"{FILE}.lock").symlink_to(FILE)
+    study = open_study(tmp_path, IDENTITY, 1)
+    study.ask()
+    assert not (tmp_path / f"{FILE}.lock").is_symlink()
+
+
+def test_a_trial_that_was_changed_on_disk_is_refused(tmp_path: Path) -> None:
+    study = open_study(tmp_path, IDENTITY, 1)
+    trial = study.ask()
+    trial.suggest_float("gamma", 0.0, 1.0)
+    trial.set_user_attr("plan_hash", "ab")
+    trial.set_user_attr(SEAL, seal_of("COMPLETE", trial.params, 2.25, "ab"))
+    study.tell(trial, 2.25)
+    assert len(open_study(tmp_path, IDENTITY, 1).trials) == 1
+    journal = tmp_path / FILE
+    journal.write_text(journal.read_text().replace("2.25", "1.25"))
+    with pytest.raises(StudyError, match=r"expected a sound journal in .*, got damage \(trial 0 was changed\); move it away"):
+        open_study(tmp_path, IDENTITY, 1)
+
+
+def test_a_trial_that_was_running_is_put_aside(tmp_path: Path) -> None:
+    study = open_study(tmp_path, IDENTITY, 1)
+    study.ask()
+    fail_killed(study)
+    again = open_study(tmp_path, IDENTITY, 1)
+    assert [t.state.name for t in again.trials] == ["FAIL"]
+    assert all(json.loads(line) for line in (tmp_path / FILE).read_text().splitlines())
+
+
+def test_statistics_on_a_full_disk_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import safetensors.torch
+    from safetensors import SafetensorError
+
+    def full(tensors: object, file: Path, metadata: object) -> None:
+        Path(file).write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    file = tmp_path / "statistics.safetensors"
+    with pytest.raises(
+        ConfigurationError, match=r"folder: expected to write .*statistics.safetensors, got .*No space left on device.*; make"
+    ):
+        read_or_collect(file, "key", lambda: {"a": torch.ones(2)}, write=True)
+    assert not list(tmp_path.iterdir())
