@@ -7,7 +7,7 @@ The command line prints them without a traceback; anything else that escapes is 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 
 class AdaPrunerError(Exception):
@@ -51,3 +51,35 @@ def nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(names)}"
+
+
+def refusals_of(*checks: Callable[[], object]) -> list[AdaPrunerError]:
+    """What independent checks refuse: all of them are called, whatever the others say."""
+    found: list[AdaPrunerError] = []
+    for check in checks:
+        try:
+            check()
+        except AdaPrunerError as error:
+            found.append(error)
+    return found
+
+
+def together(errors: Sequence[AdaPrunerError]) -> AdaPrunerError:
+    """One error as it is, several as one whose line has them all.
+
+    >>> together([DataError("a: expected 1, got 2; give 1"), BudgetError("b: expected 3, got 4; give 3")])
+    ConfigurationError('2 things to mend: (1) a: expected 1, got 2; give 1 (2) b: expected 3, got 4; give 3')
+    """
+    distinct = list({str(error): error for error in errors}.values())
+    if len(distinct) == 1:
+        return distinct[0]
+    listed = " ".join(f"({number}) {error}" for number, error in enumerate(distinct, start=1))
+    kinds = {type(error) for error in distinct}
+    return (kinds.pop() if len(kinds) == 1 else ConfigurationError)(f"{len(distinct)} things to mend: {listed}")
+
+
+def check_all(*checks: Callable[[], object]) -> None:
+    """Calls independent checks and raises what they refuse, together."""
+    errors = refusals_of(*checks)
+    if errors:
+        raise together(errors)

@@ -30,6 +30,7 @@ from torch.nn.functional import cross_entropy
 from adapruner.anatomy.sequences import in_sequences
 from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.errors import DataError, ModelError
+from adapruner.importance.finiteness import first_not_finite
 from adapruner.importance.inverse_gram import REFIT_STATISTICS, InverseGrams, gram_runs
 from adapruner.importance.summed_gradients import SUMMED_STATISTICS, SummedGradients, layer_runs
 
@@ -122,6 +123,14 @@ def collect_statistics(
     return collector.result
 
 
+class _NotFinite(Exception):
+    """A sample whose loss is inf or nan."""
+
+    def __init__(self, sample: int, loss: float) -> None:
+        super().__init__(sample)
+        self.sample, self.loss = sample, loss
+
+
 class _Collector:
     """Holds the hooks' targets while a batch runs through the model."""
 
@@ -161,6 +170,23 @@ class _Collector:
         progress: Callable[[int], None] | None = None,
     ) -> None:
         """One pass over the pool with these hooks, which are removed afterwards."""
+        try:
+            self._run(model, windows, batch_size, handles, backward, progress)
+        except _NotFinite as found:  # looked into without the hooks
+            row, device = slice(found.sample, found.sample + 1), next(model.parameters()).device
+            layer = first_not_finite(model, windows.input_ids[row].to(device), windows.attention_mask[row].to(device))
+            got = f"{found.loss} on sample {found.sample}, not finite from {layer} on"
+            raise ModelError(f"calibration: expected a finite loss, got {got}; use bfloat16 or float32") from None
+
+    def _run(
+        self,
+        model: nn.Module,
+        windows: Windows,
+        batch_size: int,
+        handles: Iterable[Any],
+        backward: bool,
+        progress: Callable[[int], None] | None,
+    ) -> None:
         count = len(windows.input_ids)
         with quiet(model), torch.set_grad_enabled(backward), ExitStack() as hooks:
             for handle in handles:
@@ -184,9 +210,7 @@ class _Collector:
         losses = cross_entropy(logits[:, :-1].float().transpose(1, 2), labels, reduction="none").sum(1) / counts
         if not bool(torch.isfinite(losses).all()):
             bad = rows.start + int((~torch.isfinite(losses)).nonzero()[0])
-            raise ModelError(
-                f"calibration: expected a finite loss, got {losses[bad - rows.start].item()} on sample {bad}; use bfloat16 or float32"
-            )
+            raise _NotFinite(bad, float(losses[bad - rows.start]))
         self.result.loss[rows] = losses.detach().float().cpu()
         if backward:
             losses.sum().backward()
@@ -195,8 +219,9 @@ class _Collector:
         for tables in (self.result.member, self.result.inputs, self.result.weights):
             for (kind, owner), values in tables.items():
                 if not bool(torch.isfinite(values).all()):
+                    sample = f" on sample {int((~torch.isfinite(values)).any(1).nonzero()[0])}" if values.ndim == 2 else ""
                     raise ModelError(
-                        f"calibration: expected finite statistics, got inf or nan in {kind!r} of {owner}; use bfloat16 or float32"
+                        f"calibration: expected finite statistics, got inf or nan in {kind!r} of {owner}{sample}; use bfloat16 or float32"
                     )
 
     def _store(self, table: dict[tuple[str, str], Tensor], key: tuple[str, str], values: Tensor) -> None:

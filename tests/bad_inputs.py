@@ -1,0 +1,229 @@
+"""Everything that a run refuses before it works: what is wrong, and what the user is told.
+
+Each row starts from the good inputs of :func:`tests.spoilt.make_workspace` and spoils one thing. ``tests/test_bad_input.py`` runs
+them, ``tests/write_errors_page.py`` makes ``docs/errors.md`` of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.spoilt import (
+    config,
+    cut,
+    file_in_place_of_the_run_folder,
+    foreign_export_folder,
+    foreign_journal,
+    foreign_plan,
+    gone,
+    json_field,
+    larger_vocabulary,
+    no_tokenizer,
+    other_tokenizer,
+    overflowing,
+    overflowing_in_float16,
+    plan_of_other_weights,
+    tensors,
+    text,
+    too_large_for_float16,
+    with_nan,
+    without_a_tensor,
+)
+
+
+@dataclass(frozen=True)
+class BadInput:
+    """One thing that is wrong."""
+
+    name: str
+    """In the page, and in the test's name."""
+    message: str
+    """Regular expression that the one line on stderr matches."""
+    arguments: tuple[str, ...] = ()
+    """Behind ``adapruner fit --config base.yaml``; for another command, all of them."""
+    spoil: Callable[[Path], None] | None = None
+    """What is done to the good files first."""
+    command: str = "fit"
+
+
+_ONE_SOURCE = "[{name: books, path: texts/rows.jsonl}]"
+_PLAN = ("--pruning.plan=plan.json",)
+_EXPORT = "export"
+_COMPARE = "compare"
+
+ROWS: dict[str, tuple[BadInput, ...]] = {
+    "The command line and the configuration": (
+        BadInput("an unknown option", r"pruning\.search\.n_trails: .* did you mean pruning\.search\.n_trials\?", ("--pruning.search.n_trails=3",)),
+        BadInput(
+            "two unknown options",
+            r"2 things to mend: \(1\) recovery\.lora\.rank: .* \(2\) trainer\.max_step: .*trainer\.max_steps\?",
+            ("--recovery.lora.rank=3", "--trainer.max_step=4"),
+        ),
+        BadInput("an unknown option in a file", r"pruning\.search\.n_trails: .* did you mean pruning\.search\.n_trials", spoil=config("n_trials", "n_trails")),
+        BadInput("an unknown section in a file", r"prunning\.\S+: .* did you mean pruning\.", spoil=config("pruning:", "prunning:")),
+        BadInput("an unknown option of a source", r"data\.calibration.*: expected options of TextSource, got 'pth'; did you mean 'path'", spoil=config("path: texts/c", "pth: texts/c")),
+        BadInput("an option that is missing", r"data\.\S*name: expected a value, got none", spoil=config("name: search, ", "")),
+        BadInput("no configuration at all", r"^data\.search\.sources: expected a value, got none", ("fit", "--model.name_or_path=model"), command=""),
+        BadInput("a word for a number", r"pruning\.search\.n_trials: expected a whole number, got 'many'", ("--pruning.search.n_trials=many",)),
+        BadInput("a number for a section", r"pruning\.budget: expected options in YAML, got '0\.3'", ("--pruning.budget=0.3",)),
+        BadInput("damaged YAML", r"--config: expected options in YAML, got .*line 2", spoil=text("base.yaml", "model: [\n - {")),
+        BadInput("a file that is no configuration", r"--config: expected options in YAML, got just text", spoil=text("base.yaml", "just text")),
+        BadInput("an unknown configuration", r"--config: .* got 'quickstrat\.yaml'; did you mean 'quickstart\.yaml'", ("fit", "--config", "quickstrat.yaml"), command=""),
+        BadInput("an unknown command", r"command: expected .* got 'fitt'; did you mean 'fit'\?", ("fitt", "--config", "base.yaml"), command=""),
+        BadInput("an option of an older release", r"pruning\.extra_metrics: expected an option of this release, .* give report\.compare", ("--pruning.extra_metrics=[l1]",)),
+        BadInput(
+            "a value of an older release",
+            r"early_stopping: expected a value of this release, got True, .* give median",
+            spoil=config("n_trials: 2", "n_trials: 2, early_stopping: true"),
+        ),
+        BadInput("an unknown optimizer", r"model\.optimizer: expected a class of torch\.optim, got 'AdamWW'; did you mean torch\.optim\.AdamW\?", ("--model.optimizer=torch.optim.AdamWW",)),
+        BadInput("an optimizer's option out of range", r"model\.optimizer.*Invalid learning rate: -1", ("--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=-1")),
+        BadInput("an option that the Trainer refuses", r"trainer: .*max_steps", ("--trainer.max_steps=-5",)),
+        BadInput("an unknown precision", r"trainer\.precision: expected a known precision, got 'fp17'", ("--trainer.precision=fp17",)),
+        BadInput("an accelerator that is not there", r"trainer: expected options that it takes, got: .*torch_xla", ("--trainer.accelerator=tpu",)),
+        BadInput(
+            "the same callback twice",
+            r"trainer\.callbacks: expected one PruningSearchCallback, got 2",
+            ("--trainer.callbacks=[{class_path: adapruner.callbacks.PruningSearchCallback}]",),
+        ),
+        BadInput(
+            "errors in several sections",
+            r"4 things to mend: .*budget\.pruned_fraction.*search\.n_trials.*model\.dtype.*data\.seed",
+            ("--pruning.search.n_trials=0", "--pruning.budget.pruned_fraction=20", "--model.dtype=float8", "--data.seed=-1"),
+        ),
+    ),
+    "Numbers and names": (
+        BadInput("a fraction above 1", r"budget\.pruned_fraction: expected a number in \[0, 1\), got 20\.0; give 0\.2", ("--pruning.budget.pruned_fraction=20",)),
+        BadInput("a negative fraction", r"budget\.pruned_fraction: expected a number in \[0, 1\), got -0\.1", ("--pruning.budget.pruned_fraction=-0.1",)),
+        BadInput("no trials", r"search\.n_trials: expected 1 or more, got 0", ("--pruning.search.n_trials=0",)),
+        BadInput("an unknown metric in the search", r"metric: .* got 'talyor_second'; did you mean 'taylor_second'", ("--pruning.search.space.metrics=[talyor_second]",)),
+        BadInput("an unknown metric in the report", r"metric: .* got 'wanda'; did you mean 'wanda_sp'", ("--report.compare=[wanda]",)),
+        BadInput("an unknown metric in a recipe", r"metric: .* got 'taylr_mix'; did you mean 'taylor_mix'", ("--pruning.recipe={coefficients: {taylr_mix: 1.0}}",)),
+        BadInput("an unknown sampler", r"pruning\.search\.sampler: .* got 'tpee'; did you mean 'tpe'", ("--pruning.search.sampler=tpee",)),
+        BadInput("an unknown reduction in a recipe", r"recipe\.reduction: .* got 'summ'; did you mean 'sum'", ("--pruning.recipe={coefficients: {l2: 1.0}, reduction: summ}",)),
+        BadInput("an unknown normaliser", r"search\.space\.normalisers: .* got 'men'; did you mean 'mean'", ("--pruning.search.space.normalisers=[men]",)),
+        BadInput("bounds upside down", r"search\.space\.gamma: expected \[low, high\] with low <= high", ("--pruning.search.space.gamma=[1, 0]",)),
+        BadInput("two budgets", r"budget: expected at most one absolute target", ("--pruning.budget.parameters_left=9000", "--pruning.budget.weight_memory_gib=1")),
+        BadInput("a plan and a recipe", r"pruning\.recipe: expected a plan or a recipe, got both", (*_PLAN, "--pruning.recipe={coefficients: {l2: 1.0}}")),
+        BadInput("dropout of 1", r"lora\.dropout: expected a number in \[0, 1\), got 1\.0", ("--recovery.lora.dropout=1.0",)),
+        BadInput("rank 0", r"lora: expected r and alpha of 1 or more, got 0", ("--recovery.lora.r=0",)),
+        BadInput("a negative ridge", r"reconstruction\.ridge: expected a positive number, got -1", ("--pruning.reconstruction.ridge=-1",)),
+        BadInput("an unknown export dtype", r"export\.dtype: .* got 'float17'; did you mean 'float1", ("--export.dtype=float17",)),
+        BadInput("a shard size without a unit", r"export\.max_shard_size: expected a size such as 2GB, got '5'", ("--export.max_shard_size=5",)),
+        BadInput("an unknown dtype of the model", r"model\.dtype: expected one of auto, .* got 'float8'", ("--model.dtype=float8",)),
+        BadInput("a batch of nothing", r"data\.batch_size: expected a whole number >= 1, got 0", ("--data.batch_size=0",)),
+        BadInput(
+            "two bad numbers in the data",
+            r"2 things to mend: \(1\) data\.calibration\.seq_len: .* \(2\) data\.search\.samples: ",
+            ("--data.calibration.seq_len=1", "--data.search.samples=0"),
+        ),
+    ),
+    "The budget and the model": (
+        BadInput("a budget that no plan reaches", r"budget\.pruned_fraction: expected at most 0\.\d+ of block parameters", ("--pruning.budget.pruned_fraction=0.99",)),
+        BadInput("an absolute budget that no plan reaches", r"budget\.parameters_left: expected a target from \d+ to \d+ parameters", ("--pruning.budget.parameters_left=10",)),
+        BadInput("more protected layers than there are", r"budget\.protect_first: expected at most the model's 3 layers, got 7", ("--pruning.budget.protect_first=7",)),
+        BadInput("all layers protected", r"budget\.protect_first, budget\.protect_last: expected one of the model's 3 layers", ("--pruning.budget.protect_first=2", "--pruning.budget.protect_last=1")),
+        BadInput(
+            "a list for another number of layers",
+            r"allocation\.ffn: expected 3 fractions, one for each layer, got 2",
+            ("--pruning.recipe={coefficients: {l2: 1.0}, allocation: {method: list, ffn: [0.3, 0.3]}}",),
+        ),
+        BadInput("a search for more than can go", r"budget\.pruned_fraction: expected at most 0\.\d+", ("--pruning.search.space.pruned_fraction=[0.2, 0.99]",)),
+        BadInput("adapters on a layer that is not there", r"recovery\.lora\.target_modules: .* got 'v_porj'; did you mean 'v_proj'", ("--recovery.lora.target_modules=[q_proj, v_porj]",)),
+        BadInput("a model that is not there", r"model\.name_or_path: expected a tokenizer to load from './no-model'", ("--model.name_or_path=./no-model",)),
+        BadInput("a model without its configuration", r"model\.name_or_path: expected a ", spoil=gone("model/config.json")),
+        BadInput("a model without its weights", r"model\.name_or_path: expected a model to load from 'model'", spoil=gone("model/model.safetensors")),
+        BadInput("weights cut short", r"model\.name_or_path: expected a model to load from 'model'", spoil=cut("model/model.safetensors")),
+        BadInput("weights with a tensor missing", r"expected every tensor of LlamaForCausalLM in 'model', got none for model\.layers\.1\.mlp\.up_proj\.weight", spoil=tensors(without_a_tensor)),
+        BadInput("a model that is no language model", r"model\.name_or_path: expected a model to load", spoil=json_field("model/config.json", "model_type", "vit")),
+        BadInput("a weight that is not a number", r"model: expected finite weights, got nan in model\.layers\.1\.mlp\.up_proj\.weight", spoil=tensors(with_nan)),
+        BadInput("a weight too large for float16", r"got inf in model\.layers\.2\.mlp\.up_proj\.weight; .*float16", ("--model.dtype=float16",), tensors(too_large_for_float16)),
+        BadInput(
+            "activations that overflow in float16",
+            r"expected finite activations, got inf or nan from model\.layers\.1\.mlp\S* on, on calibration sample 0 in float16; give --model\.dtype bfloat16",
+            ("--model.dtype=float16",),
+            tensors(overflowing_in_float16),
+        ),
+        BadInput("activations that overflow", r"expected finite activations, .*model\.layers\.1\.mlp\S* on, on calibration sample 0 in float32", spoil=tensors(overflowing)),
+        BadInput("an unknown attention implementation", r"model\.name_or_path: expected a model to load .*attn_implementation", ("--model.attn_implementation=flash_attention_9",)),
+    ),
+    "Text and tokenizer": (
+        BadInput("text that is not there", r"source 'books': path: expected a file or a folder, got 'texts/gone\.txt'", spoil=config("texts/calibration", "texts/gone")),
+        BadInput(
+            "three files that are not there",
+            r"3 things to mend: .*'books'.*'search'.*'test'",
+            spoil=lambda folder: [gone(f"texts/{name}.txt")(folder) for name in ("calibration", "search", "test")] and None,
+        ),
+        BadInput("empty text", r"source 'books': expected documents with text in texts/calibration\.txt, got none", spoil=text("texts/calibration.txt", "")),
+        BadInput("blank text", r"source 'books': expected documents with text in", spoil=text("texts/calibration.txt", "\n \n\n \n")),
+        BadInput("too little calibration text", r"data, calibration, source 'books': documents: expected 4 windows of 16 tokens", spoil=text("texts/calibration.txt", "w1 w2 w3 " * 8)),
+        BadInput("too little text to measure on", r"data, test: documents: expected at least one window of 32 tokens, got 9", spoil=text("texts/test.txt", "w1 w2 w3 " * 3)),
+        BadInput("text that is not UTF-8", r"expected a readable UTF-8 or parquet file", spoil=lambda folder: (folder / "texts/calibration.txt").write_bytes(b"\xff\xfe\xfa" * 99) and None),
+        BadInput("an unknown kind of file", r"source 'books': path: expected one of \.txt, .* got 'plan\.docx'", ("--data.calibration.sources=[{name: books, path: plan.docx}]",), text("plan.docx", "x")),
+        BadInput("a missing column", r"source 'books': expected a column 'text' in 'rows\.jsonl', got the columns body", (f"--data.calibration.sources={_ONE_SOURCE}",), text("texts/rows.jsonl", '{"body": "w1"}\n')),
+        BadInput("a number for text", r"expected text in column 'text', got int in row 0", (f"--data.calibration.sources={_ONE_SOURCE}",), text("texts/rows.jsonl", '{"text": 3}\n')),
+        BadInput("damaged rows", r"expected one JSON object a line, got .* line 2", (f"--data.calibration.sources={_ONE_SOURCE}",), text("texts/rows.jsonl", '{"text": "w1"}\n{"tex\n')),
+        BadInput("an unknown source of the demo", r"expected a demo source, got 'stdlb'; did you mean 'stdlib'", spoil=config("path: texts/search.txt", "demo: stdlb, split: search")),
+        BadInput("a source in two places at once", r"expected exactly one of hub, path and demo, got path and demo", spoil=config("path: texts/search.txt", "path: texts/search.txt, demo: stdlib")),
+        BadInput("the same name twice", r"data\.calibration\.sources: expected one or more entries, each once", ("--data.calibration.sources=[{name: a, path: texts}, {name: a, path: texts}]",)),
+        BadInput("no sources", r"data\.calibration: expected exactly one of sources and given_set, got neither", ("--data.calibration.sources=[]",)),
+        BadInput("an unknown source in a recipe", r"source_weights: expected a calibration source, got 'boks'; did you mean 'books'", ("--pruning.recipe={coefficients: {l2: 1.0}, calibration: {source_weights: {boks: 1.0}}}",)),
+        BadInput("more samples than the pool has", r"search\.space\.subset_sizes: expected at most 4 samples, got 64", ("--pruning.search.space.subset_sizes=[64]",)),
+        BadInput("a length that the pool was not cut at", r"search\.space\.seq_lens: expected lengths of the pool \(16\), got 64", ("--pruning.search.space.seq_lens=[64]",)),
+        BadInput("more clusters than samples", r"data\.calibration\.clusters: expected at most one per sample \(4\), got 8", ("--data.calibration.clusters=8",)),
+        BadInput("calibration text in the evaluation set", r"expected calibration and evaluation 'test' to share no document, got \d+ in both; .* allow_leak: true", spoil=config("texts/test.txt", "texts/calibration.txt")),
+        BadInput("recovery text in the evaluation set", r"expected recovery and evaluation 'test' to share no document", spoil=config("texts/test.txt", "texts/recovery.txt")),
+        BadInput("calibration text in the search split", r"expected calibration and search to share no document", spoil=config("texts/search.txt", "texts/calibration.txt")),
+        BadInput("sequences longer than the model takes", r"data\.search\.seq_len: expected at most the model's 20 positions, got 24", ("--data.search.seq_len=24", "--data.evaluation=[]"), json_field("model/config.json", "max_position_embeddings", 20)),
+        BadInput(
+            "several sets longer than the model takes",
+            r"data\.calibration\.seq_len, .*data\.evaluation\.test\.windows, report\.latency_seq_len: expected at most the model's 12 positions, got 32",
+            spoil=json_field("model/config.json", "max_position_embeddings", 12),
+        ),
+        BadInput("tokens that the model does not have", r"data\.calibration\.seq_len: expected tokens below the model's 96, got 103: the tokenizer does not match", spoil=larger_vocabulary),
+        BadInput("a tokenizer of another model", r"data\.tokenizer: expected the model's vocabulary, got another in 'other'", ("--data.tokenizer=other",), other_tokenizer),
+        BadInput("a tokenizer that is not there", r"data\.tokenizer: expected a tokenizer in './none'", ("--data.tokenizer=./none",)),
+        BadInput("a model without a tokenizer", r"model\.name_or_path: expected a tokenizer to load from 'model'", spoil=no_tokenizer),
+        BadInput("nothing to train on", r"data\.recovery: expected data to train on, got null", ("--data.recovery=null",)),
+        BadInput("a calibration set that is not there", r"calibration set gone\.json: expected a readable file", ("--data.calibration.sources=[]", "--data.calibration.given_set=gone.json")),
+        BadInput("a calibration set of another version", r"calibration set set\.json: expected version 1, got 0", ("--data.calibration.sources=[]", "--data.calibration.given_set=set.json"), text("set.json", '{"version": 0}')),
+    ),
+    "Plans, journals and folders": (
+        BadInput("a plan that is not there", r"plan gone\.json: expected a readable file, got No such file", ("--pruning.plan=gone.json",)),
+        BadInput("a damaged plan", r"plan plan\.json: expected JSON, got damage", _PLAN, cut("plan.json")),
+        BadInput("an old version of the plan", r"plan plan\.json: expected version \S+, got 0; search again", _PLAN, json_field("plan.json", "version", 0)),
+        BadInput("a plan changed by hand", r"plan plan\.json: expected hash .* the plan was changed", _PLAN, json_field("plan.json", "hash", "0123")),
+        BadInput("a plan for a model of another shape", r"plan: expected units 160 in group '\d\.ffn' of this model, got 96", _PLAN, foreign_plan),
+        BadInput("a plan for other weights", r"plan: expected a plan for the model with fingerprint \w+, got one for", _PLAN, plan_of_other_weights),
+        BadInput("a damaged journal", r"search: expected a sound journal in run/study\.journal, got damage", spoil=text("run/study.journal", "no journal\n")),
+        BadInput("a journal of another search", r"search: expected the study in run/study\.journal to have the same .*choose another run folder", spoil=foreign_journal),
+        BadInput("a checkpoint that is not there", r"ckpt_path: expected a checkpoint, got 'gone\.ckpt', which does not exist", ("--ckpt_path=gone.ckpt",)),
+        BadInput("a damaged checkpoint", r"ckpt_path: expected a whole Lightning checkpoint, got damage in 'bad\.ckpt'", ("--ckpt_path=bad.ckpt",), text("bad.ckpt", "PK half")),
+        BadInput("a file where the run folder should be", r"folder: expected a folder that can be written, got run ", spoil=file_in_place_of_the_run_folder),
+        BadInput("an export over other files", r"expected .*mine", ("--export.folder=mine",), foreign_export_folder),
+    ),
+    "The other commands": (
+        BadInput("export of no run", r"run: expected the folder of a run, or an export, got no folder at gone", ("gone", "out"), command=_EXPORT),
+        BadInput("export of a folder that is no run", r"run: expected a run with plan\.json, got texts without it", ("texts", "out"), command=_EXPORT),
+        BadInput("an unknown dtype of an export", r"dtype: expected float32, bfloat16 or float16, got 'float8'", ("run", "out", "--dtype", "float8"), command=_EXPORT),
+        BadInput("export without a folder", r"export: expected adapruner export RUN DIR", ("run",), command=_EXPORT),
+        BadInput("an unknown option of export", r"export: expected .* got unrecognized arguments: --half", ("run", "out", "--half"), command=_EXPORT),
+        BadInput("a comparison of nothing", r"base: expected at least one, got none", (), command=_COMPARE),
+        BadInput("an unknown method", r"got 'baselines/l3\.yaml'; did you mean 'baselines/l2\.yaml'", ("--base", "base.yaml", "--methods", "baselines/l3.yaml", "--budgets", "0.2", "--seeds", "0"), command=_COMPARE),
+        BadInput(
+            "an unknown option in a comparison",
+            r"methods: .* pruning\.search\.n_trails: .* did you mean pruning\.search\.n_trials",
+            ("--base", "base.yaml", "--methods", "adapruner", "--budgets", "0.2", "--seeds", "0", "--folder", "all", "--", "--pruning.search.n_trails=3"),
+            command=_COMPARE,
+        ),
+    ),
+}  # fmt: skip
+
+
+def command_of(row: BadInput) -> list[str]:
+    """The whole command line, behind ``adapruner``."""
+    if row.command == "fit":
+        return ["fit", "--config", "base.yaml", *row.arguments]
+    return [*([row.command] if row.command else []), *row.arguments]
