@@ -28,11 +28,12 @@ from adapruner.callbacks.progress import announce
 from adapruner.callbacks.pruned_export import PrunedExportCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback, find_checkpoint, settings_of
-from adapruner.callbacks.refusals import check_folder
+from adapruner.callbacks.refusals import check_folder, check_launcher
 from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
 from adapruner.data.data_module import PruningDataModule
 from adapruner.errors import ConfigurationError, together
 from adapruner.evaluation_commands import EvaluationCommands
+from adapruner.export.exported import check_can_be_pruned
 from adapruner.module import PrunableCausalLM
 
 _EPILOG = (
@@ -124,6 +125,7 @@ class PruningCLI(EvaluationCommands, LightningCLI):
 
     def fit(self, model: LightningModule, **options: Any) -> None:
         """``Trainer.fit``; what is refused leaves no folder behind."""
+        check_can_be_pruned(getattr(model, "source", ""))
         folder = Path(self.trainer.default_root_dir)
         with no_empty_folders(folder), one_line("trainer", (MisconfigurationException,)):
             check_folder(folder)  # loggers are about to make theirs in it
@@ -131,6 +133,7 @@ class PruningCLI(EvaluationCommands, LightningCLI):
 
     def before_fit(self) -> None:
         """A run takes its plan from the checkpoint that it is told to resume from, or goes on from its folder's last one."""
+        check_launcher(self.trainer)  # one that copies the process would fail before any callback is asked
         checkpoint = self.config.fit.get("ckpt_path")
         for callback in getattr(self.trainer, "callbacks"):  # noqa: B009
             if isinstance(callback, PruningSearchCallback) and checkpoint:

@@ -80,7 +80,8 @@ def test_every_row_is_on_the_page() -> None:
     lines = PAGE.read_text(encoding="utf-8").splitlines()
     told = {cells[1]: cells[2] for cells in (re.split(r" ?(?<!\\)\| ?", line) for line in lines) if len(cells) == 4}
     for row in ALL:
-        assert re.search(row.message, told.get(row.name, "").strip("` ").replace("\\|", "|")), f"python -m tests.write_errors_page: {row.name}"
+        message = told.get(row.name, "").strip("` ").replace("\\|", "|")
+        assert re.search(row.message, message), f"python -m tests.write_errors_page: {row.name}"
     assert len(told.keys() - {"", "---", "input"}) in (len(ALL), len(ALL) + 1)
 
 

@@ -126,7 +126,7 @@ def test_a_resumed_run_reads_the_plan_from_its_checkpoint(monkeypatch: pytest.Mo
 
     callback, command_line = PruningSearchCallback(), lightning_cli.PruningCLI.__new__(lightning_cli.PruningCLI)
     command_line.config = SimpleNamespace(fit={"ckpt_path": "some/step.ckpt"})  # type: ignore[assignment]
-    command_line.trainer = SimpleNamespace(callbacks=[object(), callback])  # type: ignore[assignment]
+    command_line.trainer = SimpleNamespace(callbacks=[object(), callback], strategy=SimpleNamespace(launcher=None))  # type: ignore[assignment]
     command_line.before_fit()
     assert callback.checkpoint == "some/step.ckpt"
 

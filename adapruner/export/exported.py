@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapruner.errors import ModelError
+from adapruner.errors import ConfigurationError, ModelError
 from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter
 from adapruner.export.folder import PLAN_FILE, is_export
 from adapruner.export.loading import load
@@ -49,3 +50,19 @@ def open_export(source: str | Path, dtype: str = "auto", attn_implementation: st
     if (folder / ADAPTER_FOLDER).is_dir():
         model = merge_lora(attach_adapter(model, folder / ADAPTER_FOLDER))
     return ExportedModel(model, read_plan(folder / PLAN_FILE))
+
+
+def check_can_be_pruned(source: str | Path) -> None:
+    """Refuses an export whose layers have widths of their own: the anatomy of one layer would not be that of the others.
+
+    Raises:
+        ConfigurationError: if it is one.
+    """
+    folder = Path(source)
+    if not folder.is_dir() or not is_export(folder):
+        return
+    if "pruned_shapes" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        raise ConfigurationError(
+            f"model.name_or_path: expected a model with equally wide layers to prune, got the export {folder} with layers of different "
+            "widths; give the dense model, or export with --pad"
+        )

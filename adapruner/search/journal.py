@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,9 @@ def _open_storage(url: str) -> Any:
     except ImportError:
         raise StudyError(f"search.storage: expected the package grpcio for {url}, got none; pip install grpcio protobuf") from None
     host, _, port = url.removeprefix("grpc://").rpartition(":")
-    proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
     proxy.wait_server_ready(timeout=30)
     return proxy
 

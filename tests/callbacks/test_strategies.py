@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 from torch import nn
 
 from adapruner.callbacks.refusals import check_launcher, check_whole
+from adapruner.cli import main
 from adapruner.errors import ConfigurationError, ModelError
 
 
@@ -22,6 +24,15 @@ def trainer_with(strategy: Any) -> Any:
 def test_launchers_that_copy_the_process(method: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"trainer.strategy: expected a launcher that .*, got one that uses '{method}'; choose"):
         check_launcher(trainer_with(DDPStrategy(start_method=method)))  # type: ignore[arg-type]
+
+
+def test_the_command_line_refuses_them_before_it_starts_processes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["--trainer.strategy", "ddp_spawn", "--trainer.devices", "2", "--trainer.default_root_dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["fit", "--config", "quickstart.yaml", "--trainer.logger", "false", *options])
+    said = capfd.readouterr().err
+    assert "trainer.strategy: expected a launcher that starts whole processes, got one that uses 'spawn'" in said
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("strategy", [FSDPStrategy(), SimpleNamespace(launcher=None, zero_stage_3=True)])
