@@ -32,6 +32,7 @@ from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
 from adapruner.errors import ConfigurationError
 from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.importance.metrics import find_metric
+from adapruner.pruning.moves import moved
 from adapruner.report.comparison import baseline_recipes
 from adapruner.treatment import Treatment, as_cut
 
@@ -171,9 +172,10 @@ class CompressionReportCallback(Callback):
         self._complete = False
 
     def _measure_dense(self, trainer: Trainer, pl_module: LightningModule, model: Any, pruning: PruningSearchCallback) -> None:
-        problem, plan = pruning.problem, pruning.plan
+        problem, plan, start = pruning.problem, pruning.plan_within, pruning.start
         assert problem is not None
         assert plan is not None
+        assert start is not None
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.dense_config = copy.deepcopy(model.config)
         self.dense_search_nll = evaluate_nll(model, data.search_windows, self.batch_size).nll
@@ -181,6 +183,13 @@ class CompressionReportCallback(Callback):
         if self.prompts:
             texts = self._generate(pl_module, model)
             self.generations = [{"prompt": p, "dense": t, "recovered": ""} for p, t in zip(self.prompts, texts, strict=True)]
+        with moved(model, start.moves):  # plan and problem are about what is left of layers and hidden channels
+            self._measure_others(trainer, pl_module, model, pruning, problem, plan)
+
+    def _measure_others(
+        self, trainer: Trainer, pl_module: LightningModule, model: Any, pruning: PruningSearchCallback, problem: Any, plan: Any
+    ) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if pruning.reconstruction is not None:  # else the stage after the surgery is this one
             with as_cut(model, problem, plan):
                 self._add(METHOD, "pruned", self._memory.measure(METHOD, "pruned", lambda: self._measure(trainer, model)))

@@ -16,6 +16,7 @@ from adapruner._version import __version__
 from adapruner.calibration.choice import CalibrationChoice
 from adapruner.callbacks.pruning_search import CALIBRATION_SET, PruningSearchCallback
 from adapruner.data.calibration_set import effective_samples
+from adapruner.pruning.budget import Budget
 from adapruner.search.reranking import to_rows
 from adapruner.search.trials import TrialRecord, to_history
 from adapruner.treatment import recipe_of
@@ -51,7 +52,11 @@ def _reached(pruning: PruningSearchCallback) -> float:
     assert plan is not None
     if problem is None or problem.costs is None or plan.budget["of"] in ("block", "all"):
         return plan.pruned_fraction
-    return problem.costs.removed_by(plan.kept, problem.anatomy) / problem.costs.whole
+    assert pruning.plan_within is not None
+    start, left = pruning.start, problem.costs.left_by(pruning.plan_within.kept, problem.anatomy)
+    if start is None or start.sizes is None or plan.budget["of"] == "latency":
+        return 1.0 - left / problem.costs.whole
+    return 1.0 - left / Budget(0.0, plan.budget["of"], seq_len=pruning.budget.seq_len).costs(start.dense, sizes=start.sizes).whole
 
 
 def model_section(pruning: PruningSearchCallback) -> dict[str, Any]:

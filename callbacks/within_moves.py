@@ -21,9 +21,6 @@ from adapruner.pruning.moves import MoveOptions, Moves, choose_moves, lift_plan,
 from adapruner.pruning.plan import PruningPlan
 from adapruner.search.space import SearchSpace
 
-#: Callbacks that cannot follow a plan with removed layers or hidden channels yet.
-_NOT_YET = ("CompressionReportCallback", "PrunedExportCallback")
-
 
 @dataclass(frozen=True)
 class Start:
@@ -109,13 +106,6 @@ def find_start(
     """
     if not (given.has_moves if given is not None else options):
         return Start(anatomy, budget, given=given)
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    deaf = next((type(c).__name__ for c in callbacks if type(c).__name__ in _NOT_YET), None)
-    if deaf:
-        raise ConfigurationError(
-            f"trainer.callbacks: expected none that measures or exports beside removed layers or hidden channels, got {deaf}; "
-            "leave it out, or keep remove_layers and hidden_fraction at 0"
-        )
     fingerprint, sizes = fingerprint_model(model), measure_sizes(model, anatomy)
     if given is not None:
         given.check(anatomy, fingerprint)

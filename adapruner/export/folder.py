@@ -25,6 +25,7 @@ from adapruner.export.padding import pad_to_uniform
 from adapruner.export.target import Target, choose_target, dense_twin, linear_twin
 from adapruner.export.widths import check_widths
 from adapruner.families import family_of
+from adapruner.pruning.moves import anatomy_within, restrict_plan
 from adapruner.pruning.plan import PruningPlan
 
 MARK = "adapruner"
@@ -87,6 +88,10 @@ def export_model(
         raise ConfigurationError(f"dtype: expected the name of a floating point type, got {dtype!r}; {nearest(dtype, _DTYPES)}")
     family_of(anatomy.model_type).linear_form(model)
     plan.check(anatomy)
+    whole = plan  # what is written; from here on layers are numbered as in the pruned model
+    if plan.has_moves:
+        anatomy = anatomy_within(anatomy, plan)
+        plan = restrict_plan(plan, anatomy)
     check_widths(model, anatomy, plan, linear_twin(model, anatomy))
     padded, wide = pad_to_uniform(model, anatomy, plan) if pad else (model, plan)
     chosen = choose_target(padded, anatomy, wide, dense_twin(model, anatomy))
@@ -95,7 +100,7 @@ def export_model(
     target, stock, notes = chosen.model, chosen.stock, chosen.notes
     if has_uneven_experts(target.config):
         notes.append("experts have widths that are no multiples of 8: loading needs experts_implementation='eager', or adapruner.load")
-    setattr(target.config, MARK, {"plan_hash": plan.hash})
+    setattr(target.config, MARK, {"plan_hash": whole.hash})
     _fill(chosen, _DTYPES.get(dtype or ""))
     notes += _carry_generation_config(model, target)
     class_name = type(target).__name__
@@ -106,8 +111,10 @@ def export_model(
         target.save_pretrained(temporary, max_shard_size=max_shard_size)
         if tokenizer is not None:
             notes += _save_tokenizer(tokenizer, temporary)
-        _without_path(plan).save(temporary / PLAN_FILE)
-        (temporary / "README.md").write_text(model_card(plan, class_name=class_name, stock=stock, notes=notes, card=card), encoding="utf-8")
+        _without_path(whole).save(temporary / PLAN_FILE)
+        (temporary / "README.md").write_text(
+            model_card(whole, class_name=class_name, stock=stock, notes=notes, card=card), encoding="utf-8"
+        )
         files = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
         _move_into_place(temporary, folder)
     finally:

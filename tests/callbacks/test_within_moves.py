@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from adapruner.anatomy.units import count_parameters
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.errors import BudgetError, ConfigurationError
+from adapruner.export.loading import load
 from adapruner.pipeline import Recipe
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import read_plan
@@ -118,5 +120,13 @@ def test_what_cannot_be_had_together(tmp_path: Path) -> None:
         search_callback(remove_layers=-1)
     with pytest.raises(BudgetError, match=r"expected at least the 0\.\d+ that removed layers and hidden channels come to, got 0\.2"):
         Run(tmp_path / "small", [search_callback(**{**MOVES, "budget": Budget(0.2)})], max_steps=1)
-    with pytest.raises(ConfigurationError, match=r"trainer\.callbacks: expected none that measures or exports beside removed layers"):
-        Run(tmp_path / "all", all_callbacks(**MOVES), max_steps=1)
+
+
+def test_report_and_export_follow_the_moves(tmp_path: Path) -> None:
+    Run(tmp_path / "all", all_callbacks(**MOVES), max_steps=1)
+    report = json.loads((tmp_path / "all" / "report.json").read_text())
+    plan = read_plan(tmp_path / "all" / "plan.json")
+    exported = load(tmp_path / "all" / "model")
+    assert report["model"]["parameters_pruned"] == plan.parameters["pruned"] == exported.num_parameters()
+    assert exported.config.num_hidden_layers == 3 - len(plan.removed_layers)
+    assert read_plan(tmp_path / "all" / "model" / "plan.json").hash == plan.hash
