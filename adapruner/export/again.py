@@ -98,7 +98,13 @@ def _carry_over(source: Path, folder: Path) -> None:
 
 
 def _dense_anatomy(model: Any, plan: PruningPlan) -> ModelAnatomy:
-    """Of the model before pruning: an export whose layers differ keeps the dense widths in its configuration."""
+    """Of the model before pruning: an export whose layers differ keeps the dense widths in its configuration.
+
+    Raises:
+        ModelError: if layers or hidden channels were removed: the folder does not say how many there were.
+    """
+    if plan.has_moves:
+        raise ModelError("pad: expected an export that has all its layers and hidden channels, got one without some; export from the run")
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):

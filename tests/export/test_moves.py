@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from adapruner.anatomy.tracing import trace_anatomy
+from adapruner.errors import ModelError
+from adapruner.export.again import _dense_anatomy
 from adapruner.export.folder import export_model
 from adapruner.export.loading import load
 from adapruner.pruning.surgery import prune_model
@@ -28,6 +30,8 @@ def test_removed_layers_and_channels_are_not_in_the_folder(tmp_path: Path, name:
     plan = replace(plan, kept=kept, removed_layers=[1], kept_hidden=hidden)
     prune_model(model, anatomy, plan)
     export_model(model, None, anatomy, plan, tmp_path / "out")
+    with pytest.raises(ModelError, match="pad: expected an export that has all its layers and hidden channels, .* export from the run"):
+        _dense_anatomy(model, plan)
     again = load(tmp_path / "out")
     assert again.config.num_hidden_layers == 2
     assert hidden is None or again.config.hidden_size == len(HIDDEN)
