@@ -30,7 +30,7 @@ def test_removed_layers_and_channels_are_not_in_the_folder(tmp_path: Path, name:
     plan = replace(plan, kept=kept, removed_layers=[1], kept_hidden=hidden)
     prune_model(model, anatomy, plan)
     export_model(model, None, anatomy, plan, tmp_path / "out")
-    with pytest.raises(ModelError, match="pad: expected an export that has all its layers and hidden channels, .* export from the run"):
+    with pytest.raises(ModelError, match=r"pad: expected an export that has all its layers .* export from the run"):
         _dense_anatomy(model, plan)
     again = load(tmp_path / "out")
     assert again.config.num_hidden_layers == 2
