@@ -7,7 +7,8 @@ For every model, budget (fraction of block parameters) and seed:
 - baselines: each metric alone, calibrated on other text (``out``: five sources) or on text like the test's (``in``), under
   uniform widths or one global ranking; each as pruned, after the refit, and recovered after the refit;
 - ``best fixed``: the best plain recipe among those the search tries first, which knows the search split as the search does;
-- ours (``adapruner``) and its ablations.
+- ours (``adapruner``) and its ablations;
+- ``adapruner, fresh second look``: the same, but more candidates are looked at again, on windows that no trial has seen.
 
 A seed draws the calibration samples, the search split, the recovery's order and initial adapters, and the sampler's numbers.
 Everybody has the same pool, the same search split, the same refit and the same recovery. Perplexity is of held-out
@@ -52,6 +53,7 @@ from adapruner.search.study import run_search
 from adapruner.treatment import Treatment, measure_stages
 
 IN_DOMAIN = "stdlib"
+FRESH = "adapruner, fresh second look"
 SOURCES = ("topics", "stdlib", "numpy", "pandas", "networkx", "torch")
 BASELINES: dict[str, Recipe] = {
     "random": Recipe({"random": 1.0}),
@@ -77,6 +79,8 @@ class Ablation:
     sampler: str = "tpe"
     refit: bool = True
     """Whether trials are judged after the local refit."""
+    held_out: int = 0
+    """Further windows of the search split for the second look alone."""
 
 
 def our_space() -> SearchSpace:
@@ -109,7 +113,8 @@ class Setting:
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.anatomy = trace_anatomy(self.model)
         self.fingerprint = fingerprint_model(self.model)
-        self.data = self._data(AutoTokenizer.from_pretrained(folder))
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.data = self._data(arguments.search_samples)
         self.windows = self.data.calibration_windows
         self.test = self.data.evaluation_windows["test", 128]
         self.scratch = Path(arguments.cache or tempfile.mkdtemp(prefix="quality-")) / f"{name}-{seed}"
@@ -118,18 +123,18 @@ class Setting:
         self._summed: dict[str, Any] = {}
         self._dense: Any = None
 
-    def _data(self, tokenizer: Any) -> PruningDataModule:
+    def _data(self, search_samples: int) -> PruningDataModule:
         def demo(name: str, split: str) -> TextSource:
             return TextSource(name, demo=name, split=split)
 
         data = PruningDataModule(
             CalibrationData([demo(s, "calibration") for s in SOURCES], samples_per_source=self.arguments.samples, seq_len=128),
-            SearchData([demo(IN_DOMAIN, "search")], samples=self.arguments.search_samples, seq_len=128),
+            SearchData([demo(IN_DOMAIN, "search")], samples=search_samples, seq_len=128),
             RecoveryData([demo(IN_DOMAIN, "recovery")], seq_len=128),
-            [EvaluationSet("test", demo(IN_DOMAIN, "test"), [128], self.arguments.test_windows)],
+            [EvaluationSet("test", demo(IN_DOMAIN, "test"), [128], self.arguments.test_windows or None)],
             seed=self.seed,
         )
-        data.tokenizer_object = tokenizer
+        data.tokenizer_object = self.tokenizer
         data.setup()
         return data
 
@@ -184,7 +189,9 @@ class Setting:
 
     def search(self, problem: PruningProblem, ablation: Ablation) -> Any:
         """A whole search as the callback runs it: trials judged after the local refit, the best few looked at again."""
-        options = self.arguments
+        options, held_out = self.arguments, ablation.held_out
+        windows = self._data(options.search_samples + held_out).search_windows if held_out else self.data.search_windows
+        candidates = 2 * options.candidates if held_out else options.candidates
         config = SearchConfig(
             n_trials=options.trials,
             sampler=ablation.sampler,  # type: ignore[arg-type]
@@ -192,21 +199,25 @@ class Setting:
             seed=self.seed,
             batch_size=16,
             objective=ObjectiveConfig(refit="always" if ablation.refit else "never"),
-            rerank=RerankConfig(options.candidates, 0.5, options.rerank_steps),
+            rerank=RerankConfig(candidates, 0.5, options.rerank_steps, held_out),
             random_sets=0,
             space=ablation.space,
         )
         again = self.treatment(steps=options.rerank_steps, many=True)
         with tempfile.TemporaryDirectory() as folder:
             refit = options.ridge if ablation.refit else None
-            return run_search(self.model, problem, self.data.search_windows, config, Path(folder), {}, refit=refit, treatment=again)
+            return run_search(self.model, problem, windows, config, Path(folder), {}, refit=refit, treatment=again)
 
 
 def cells(setting: Setting, budget: float) -> Iterator[tuple[str, Any]]:
     """(method, function that measures it) in the order of interest."""
     problem = setting.problem(budget)
 
+    found = _found_before(setting, budget)
+
     def ours() -> dict[str, Any]:
+        if found is not None:
+            return {"rows": {"adapruner": setting.stages(problem, make_plan(problem, found), without_refit=False)}}
         outcome = setting.search(problem, Ablation(our_space()))
         assert outcome.best_fixed is not None
         fixed = make_plan(problem, outcome.best_fixed[1])
@@ -216,12 +227,27 @@ def cells(setting: Setting, budget: float) -> Iterator[tuple[str, Any]]:
         }
 
     yield "adapruner", ours
+    fresh = Ablation(our_space(), held_out=setting.arguments.held_out)
+    yield FRESH, _ablation(setting, problem, FRESH, fresh)
     for name, recipe in BASELINES.items():
         for domain in ("in", "out"):
             for allocation in ("global", "uniform"):
                 yield f"{name}, {domain}, {allocation}", _baseline(setting, problem, name, recipe, domain, allocation)
     for name, ablation in ablations().items():
         yield name, _ablation(setting, problem, name, ablation)
+
+
+def _found_before(setting: Setting, budget: float) -> Recipe | None:
+    """The recipe that the search ended with in an earlier record, so that its plan can be measured on other windows."""
+    if setting.arguments.recipes is None:
+        return None
+    wanted = {"model": setting.name, "budget": budget, "seed": setting.seed, "method": "adapruner"}
+    notes = json.loads(setting.arguments.recipes.read_text())["notes"]
+    record = next((n["recipe"] for n in notes if all(n[k] == v for k, v in wanted.items())), None)
+    if record is None:
+        return None
+    parts = {"allocation": Allocation(**record["allocation"]), "calibration": CalibrationChoice.from_dict(record["calibration"])}
+    return Recipe(**{**record, **parts})
 
 
 def _baseline(setting: Setting, problem: PruningProblem, name: str, recipe: Recipe, domain: str, allocation: str) -> Any:
@@ -278,7 +304,7 @@ def _write(arguments: argparse.Namespace, record: dict[str, Any]) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    shown = {k.replace("_", "-"): v for k, v in vars(arguments).items() if k not in ("json", "only", "skip", "cache")}
+    shown = {k.replace("_", "-"): v for k, v in vars(arguments).items() if k not in ("json", "only", "skip", "cache", "recipes")}
     return {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in shown.items()}
 
 
@@ -291,12 +317,14 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=96)
     parser.add_argument("--samples", type=int, default=32, help="calibration samples of 128 tokens from each of the six sources")
     parser.add_argument("--search-samples", type=int, default=64, help="windows of 128 tokens in the search split")
-    parser.add_argument("--test-windows", type=int, default=48, help="held-out windows of 128 tokens")
+    parser.add_argument("--held-out", type=int, default=256, help="further search windows for the second look alone, in its own method")
+    parser.add_argument("--test-windows", type=int, default=48, help="held-out windows of 128 tokens; 0: all 162")
     parser.add_argument("--ridge", type=float, default=0.01)
     parser.add_argument("--candidates", type=int, default=6)
     parser.add_argument("--rerank-steps", type=int, default=0, help="optimizer steps of the candidates' short recovery")
     parser.add_argument("--recovery-steps", type=int, default=10, help="optimizer steps of 8 x 128 tokens")
     parser.add_argument("--cache", help="folder for statistics, so that a run that goes on need not collect them again")
+    parser.add_argument("--recipes", type=Path, help="an earlier record: its recipes in place of adapruner's search")
     parser.add_argument("--only", nargs="*", default=[], help="methods to measure")
     parser.add_argument("--skip", nargs="*", default=[], help="methods to leave out, by a part of their name")
     run(parser.parse_args())

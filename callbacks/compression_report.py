@@ -34,6 +34,7 @@ from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.importance.metrics import find_metric
 from adapruner.pruning.moves import moved
 from adapruner.report.comparison import baseline_recipes
+from adapruner.search.split import split_windows
 from adapruner.treatment import Treatment, as_cut
 
 METHOD = "adapruner"
@@ -178,7 +179,8 @@ class CompressionReportCallback(Callback):
         assert start is not None
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.dense_config = copy.deepcopy(model.config)
-        self.dense_search_nll = evaluate_nll(model, data.search_windows, self.batch_size).nll
+        seen, _ = split_windows(data.search_windows, pruning.search)
+        self.dense_search_nll = evaluate_nll(model, seen, self.batch_size).nll
         self._add("dense", "dense", self._measure(trainer, model))  # again in each attempt: it gives the protocols, too
         if self.prompts:
             texts = self._generate(pl_module, model)

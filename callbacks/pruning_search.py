@@ -7,28 +7,26 @@ optimizer. (In ``on_fit_start`` the optimizer would silently hold parameters tha
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from adapruner._version import __version__
 from adapruner.anatomy.fingerprint import fingerprint_model
 from adapruner.anatomy.tracing import AttentionUnits, FfnUnits, trace_anatomy
 from adapruner.anatomy.units import ModelAnatomy
 from adapruner.calibration.pool import CalibrationPool
+from adapruner.callbacks.chosen_set import write_chosen_set
+from adapruner.callbacks.latency_budget import meet_latency
+from adapruner.callbacks.metrics import trial_progress
 from adapruner.callbacks.preflight import accept, check_callbacks, check_checkpoint, check_fit, check_question
 from adapruner.callbacks.progress import announce, late_progress_bar, progress_bar
 from adapruner.callbacks.refusals import check_folder, check_launcher, check_whole
+from adapruner.callbacks.resumed_plan import plan_of_checkpoint
+from adapruner.callbacks.search_question import identify, lengths_of, needs_of, refit_strength
 from adapruner.callbacks.within_moves import Start, Within, check_beside, find_start
-from adapruner.data.calibration_set import make_set
-from adapruner.data.windows import TextWindows
 from adapruner.errors import ConfigurationError, DataError, ModelError, check_all
 from adapruner.importance.metrics import find_metric
 from adapruner.pipeline import PruningProblem, Recipe, bias_means, make_plan
@@ -39,15 +37,12 @@ from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.self_check import check_family
 from adapruner.pruning.surgery import prune_model, trace_for_plan, write_widths
 from adapruner.recovery.reconstruction import ReconstructionConfig, fitting_form
-from adapruner.search.device_latency import measured_before, meet_on_device
 from adapruner.search.posing import ProblemPoser
 from adapruner.search.ranks import Ranks
+from adapruner.search.split import split_windows
 from adapruner.search.study import SearchConfig, SearchOutcome, check_journal, run_search
-from adapruner.search.trials import TrialRecord
 from adapruner.treatment import Treatment, recipe_of, refit_plan
 from adapruner.whole_files import clear_leftovers
-
-CALIBRATION_SET = "calibration_set.json"
 
 
 class PruningSearchCallback(Callback):
@@ -150,7 +145,7 @@ class PruningSearchCallback(Callback):
         check_whole(model)
         model.to(trainer.strategy.root_device)
         check_fit(trainer, pl_module, model)
-        resumed = self._plan_of_checkpoint()
+        resumed = plan_of_checkpoint(self.checkpoint)
         given = resumed or self.given_plan
         anatomy = self.anatomy = trace_for_plan(model, given) if given else trace_anatomy(model, self.attention_units, self.ffn_units)
         for kind, reason in anatomy.left_whole:
@@ -176,7 +171,7 @@ class PruningSearchCallback(Callback):
         self._remember(pl_module, plan)
         if trainer.is_global_zero:
             plan.save(self.folder / "plan.json")
-        self._write_set(trainer, pl_module, plan)
+        write_chosen_set(trainer, pl_module, self.problem, plan, self.folder)
         self._notify(trainer, pl_module, "reconstructed" if self.reconstruction else "pruned")
 
     def _fit_reconstruction(self, trainer: Trainer, model: Any, anatomy: ModelAnatomy) -> None:
@@ -217,10 +212,11 @@ class PruningSearchCallback(Callback):
         check_all(
             lambda: check_question(poser, within.given, self.recipe, self.search.space),  # an unreachable budget is refused here
             lambda: self.search.space.check_pool(pool, list(poser.lengths)),
+            lambda: split_windows(data.search_windows, self.search),
         )
         problem = poser.without_evidence()
-        self.refit = self._refit_strength(poser)
-        self.identity = self._identify(data, fingerprint)
+        self.refit = refit_strength(poser, self.search, self.reconstruction)
+        self.identity = identify(self, data, fingerprint)
         searches = self.given_plan is None and self.recipe is None
         if searches:
             Ranks().first_does(check_journal, self.folder, self.identity, self.search.storage)
@@ -230,35 +226,13 @@ class PruningSearchCallback(Callback):
             return problem
         needs = frozenset().union(*(find_metric(m).needs for m in compared))
         if self.given_plan is None:
-            needs |= self._needs()
+            needs |= needs_of(self.search, self.recipe)
         if self.given_plan is not None and self.given_plan.output_bias:
             needs |= BIAS_NEEDS
-        problem = poser.pose(poser.pools(), needs, self._lengths_needed(), grams=searches and self.refit is not None)
+        lengths = lengths_of(self.search, self.recipe, self.given_plan)
+        problem = poser.pose(poser.pools(), needs, lengths, grams=searches and self.refit is not None)
         self.seconds["statistics"] = sum(poser.seconds.values())
         return problem
-
-    def _needs(self) -> frozenset[str]:
-        """Statistics that the search, or the fixed recipe, asks for."""
-        if self.recipe is not None:
-            return self.recipe.needs
-        needs = frozenset().union(*(find_metric(m).needs for m in self.search.space.metrics))
-        return needs | BIAS_NEEDS if True in self.search.space.bias_compensations else needs
-
-    def _lengths_needed(self) -> list[int]:
-        if self.recipe is not None:
-            return [] if self.recipe.calibration.seq_len is None else [self.recipe.calibration.seq_len]
-        return [] if self.given_plan is not None else list(self.search.space.seq_lens)
-
-    def _refit_strength(self, poser: ProblemPoser) -> float | None:
-        """Whether trials are judged after the local refit, and at which strength."""
-        objective = self.search.objective
-        if objective.refit == "never" or (objective.refit == "auto" and self.reconstruction is None):
-            return None
-        size = poser.gram_gib()
-        if objective.refit == "auto" and size > objective.refit_gib:
-            announce(f"judges trials as cut: Gram matrices for a refit in each would take {size:.1f} GiB, above {objective.refit_gib}")
-            return None
-        return self.reconstruction.ridge if self.reconstruction is not None else ReconstructionConfig().ridge
 
     def _find_plan(self, trainer: Trainer, model: Any, given: PruningPlan | None) -> PruningPlan:
         assert self.problem is not None
@@ -268,14 +242,14 @@ class PruningSearchCallback(Callback):
             return given
         if self.recipe is not None:
             plan = make_plan(self.problem, self.recipe, {"seed": self.problem.seed, **self.identity})
-            return self._on_device(model, plan, self.recipe)
+            return meet_latency(model, self.problem, plan, self.recipe, self.folder, self.identity)
         from adapruner.callbacks.lora_recovery import short_recovery  # it knows this callback, in its turn
 
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         again = 0 if self.search.rerank is None else self.search.rerank.recovery_steps
         recover = short_recovery(trainer, trainer.lightning_module, again)
         treatment = Treatment.of_windows(data.calibration_windows, self.reconstruction, recover)
-        with self._trial_progress(trainer) as on_trial, late_progress_bar("best few again") as on_candidate:
+        with trial_progress(trainer, self.search.n_trials) as on_trial, late_progress_bar("best few again") as on_candidate:
             outcome = run_search(
                 model,
                 self.problem,
@@ -291,57 +265,7 @@ class PruningSearchCallback(Callback):
         self.outcome, self.seconds["search"] = outcome, outcome.seconds
         if outcome.resumed:
             announce(f"took {outcome.resumed} of {len(outcome.trials)} trials from the study in {self.folder / 'study.journal'}")
-        return self._on_device(model, outcome.plan, outcome.recipe)
-
-    def _on_device(self, model: Any, plan: PruningPlan, recipe: Recipe) -> PruningPlan:
-        """A latency budget is met by the clock, not only by the model of it."""
-        if self.problem is None or self.problem.latency is None:
-            return plan
-        earlier = measured_before(self.folder / "plan.json", plan, self.identity)
-        if earlier is not None:
-            announce(f"latency: takes the plan {earlier.hash} that was timed before, from {self.folder / 'plan.json'}")
-            return earlier
-        found, choice = meet_on_device(model, self.problem, recipe, self.problem.latency)
-        announce(
-            f"latency: {choice.measured_ms:.2f} ms measured, {choice.target_ms:.2f} ms asked for, dense "
-            f"{self.problem.latency.whole_ms:.2f} ms; {choice.rounds} measured plan{'s' if choice.rounds > 1 else ''}"
-        )
-        return replace(found, provenance={**plan.provenance, **found.provenance})
-
-    def _identify(self, data: Any, fingerprint: str) -> dict[str, Any]:
-        """Everything a trial's value depends on, apart from its own parameters."""
-        return {
-            "model": fingerprint,
-            "calibration data": getattr(data, "calibration_fingerprint", data.calibration_windows.fingerprint),
-            "search data": data.search_windows.fingerprint,
-            "budget": asdict(self.budget),
-            "space": self.search.space.to_dict(),
-            "sampler": [self.search.sampler, self.search.order, self.search.seed, self.search.early_stopping, self.search.chunks],
-            "objective": {**asdict(self.search.objective), "refit": self.refit, "refit_gib": None},
-            "reconstruction": None if self.reconstruction is None else asdict(self.reconstruction),
-            "code version": __version__,
-            **({} if self.attention_units == "kv_group" else {"attention units": self.attention_units}),
-            **({} if self.ffn_units == "channel" else {"ffn units": self.ffn_units}),
-            **({"layers and hidden channels": asdict(self.moves)} if self.moves else {}),
-            **({} if self.search.storage else {"world size": Ranks().size}),  # lockstep asks other trials on more ranks
-        }
-
-    @contextmanager
-    def _trial_progress(self, trainer: Trainer) -> Iterator[Any]:
-        with progress_bar("search", self.search.n_trials) as advance:
-
-            def on_trial(record: TrialRecord, best: TrialRecord | None) -> None:
-                shown = "" if best is None or best.value is None else f"best {best.value:.4f} nats/token (trial {best.trial}, {best.name})"
-                advance(record.trial + 1, shown)
-                values = {
-                    "search/value": record.value,
-                    "search/best": None if best is None else best.value,
-                    "search/seconds": record.seconds,
-                }
-                for logger in trainer.loggers:
-                    logger.log_metrics({k: v for k, v in values.items() if v is not None}, step=record.trial)
-
-            yield on_trial
+        return meet_latency(model, self.problem, outcome.plan, outcome.recipe, self.folder, self.identity)
 
     def _cut(self, trainer: Trainer, model: Any, plan: PruningPlan) -> None:
         assert self.problem is not None
@@ -361,20 +285,6 @@ class PruningSearchCallback(Callback):
         listeners = [c for c in trainer.callbacks if hasattr(c, "on_pruning_stage")]  # type: ignore[attr-defined]
         known = all(hasattr(c, "knows_stage") and c.knows_stage(trainer, "reconstructed") for c in listeners)
         return bool(trainer.strategy.broadcast(self.weights_follow and known))
-
-    def _write_set(self, trainer: Trainer, pl_module: LightningModule, plan: PruningPlan) -> None:
-        """The samples that chose the units, with their text: ready for another run or another model."""
-        problem, tokenizer = self.problem, getattr(pl_module, "tokenizer", None)
-        if problem is None or tokenizer is None or not trainer.is_global_zero:
-            return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        choice = recipe_of(plan).calibration
-        windows = data.calibration_windows if choice.seq_len is None else data.calibration_windows_at[choice.seq_len]
-        if not isinstance(windows, TextWindows):  # a foreign project's own need not know where their text is from
-            return
-        weights = problem.at_length(choice.seq_len)[1].sample_weights(choice)
-        chosen = make_set(windows, tokenizer, weights, model_name=problem.model_name, model_fingerprint=problem.fingerprint)
-        chosen.write(self.folder / CALIBRATION_SET)
 
     def _remember(self, pl_module: LightningModule, plan: PruningPlan) -> None:
         self.plan = plan
@@ -398,19 +308,3 @@ class PruningSearchCallback(Callback):
             *(partial(check, trainer) for check in theirs if check is not None),
         )
         check_folder(self.folder)  # it makes the folder: not where anything else is refused
-
-    def _plan_of_checkpoint(self) -> PruningPlan | None:
-        if self.checkpoint is None:
-            return None
-        file = Path(self.checkpoint)
-        if file.is_dir():
-            file = file / "meta.pt"  # of a sharded checkpoint, everything but tensors
-        if not file.is_file():
-            return None
-        from adapruner.module import PLAN_KEY
-
-        record = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        plan = record.get(PLAN_KEY) or next(
-            (s["plan"] for s in record.get("callbacks", {}).values() if isinstance(s, dict) and "plan" in s), None
-        )
-        return None if plan is None else read_plan(plan)

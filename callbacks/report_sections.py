@@ -14,7 +14,8 @@ from torch import nn
 
 from adapruner._version import __version__
 from adapruner.calibration.choice import CalibrationChoice
-from adapruner.callbacks.pruning_search import CALIBRATION_SET, PruningSearchCallback
+from adapruner.callbacks.chosen_set import CALIBRATION_SET
+from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.data.calibration_set import effective_samples
 from adapruner.pruning.budget import Budget
 from adapruner.search.reranking import to_rows

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,12 +12,13 @@ from torch.utils.data import DataLoader
 
 from adapruner.data.calibration_set import CalibrationSet, read_set
 from adapruner.data.leaks import SHORT_CHARACTERS, check_disjoint
+from adapruner.data.options import check_sets, sources_of
 from adapruner.data.prompts import prompt_loader, read_prompts
 from adapruner.data.resumable import ResumableLoader, SharedOrder
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
-from adapruner.data.sources import Document, TextSource, check_source, draw_documents, read_documents
+from adapruner.data.sources import Document, TextSource, draw_documents, read_documents
 from adapruner.data.windows import TextWindows, joined_windows, pad_instructions, sample_windows
-from adapruner.errors import ConfigurationError, DataError, check_all
+from adapruner.errors import ConfigurationError, DataError
 
 __all__ = ["CalibrationData", "EvaluationSet", "PruningDataModule", "RecoveryData", "SearchData"]
 
@@ -83,7 +83,7 @@ class PruningDataModule(LightningDataModule):
         self.prompts = None if prompts is None else read_prompts(prompts)
         self._ready = False
         self._short: set[str] = set()
-        self._check()
+        check_sets(calibration, search, recovery, self.evaluation, batch_size, num_workers, seed)
         self.given_set: CalibrationSet | None = None if calibration.given_set is None else read_set(calibration.given_set)
 
     @property
@@ -248,73 +248,7 @@ class PruningDataModule(LightningDataModule):
         check_disjoint({"calibration": seen["calibration"]}, {"search": seen["search"]}, self._short)
 
     def _all_sources(self) -> list[TextSource]:
-        recovery = self.recovery.sources if self.recovery else []
-        return [*self.calibration.sources, *self.search.sources, *recovery, *(item.source for item in self.evaluation)]
-
-    def _check(self) -> None:
-        c, s, r = self.calibration, self.search, self.recovery
-        sizes: list[tuple[str, int | None, int]] = [
-            ("calibration.samples_per_source", c.samples_per_source, 1),
-            ("calibration.seq_len", c.seq_len, 2),
-            ("calibration.clusters", c.clusters, 0),
-            *(("calibration.other_seq_lens", length, 2) for length in c.other_seq_lens),
-            ("search.samples", s.samples, max(1, len(s.sources))),
-            ("search.seq_len", s.seq_len, 2),
-            ("batch_size", self.batch_size, 1),
-            ("num_workers", self.num_workers, 0),
-            ("seed", self.seed, 0),
-        ]
-        if r is not None:
-            sizes += [("recovery.samples", r.samples, max(1, len(r.sources))), ("recovery.seq_len", r.seq_len, 2)]
-        for item in self.evaluation:
-            sizes += [(f"evaluation.{item.name}.windows", window, 2) for window in item.windows]
-            sizes.append((f"evaluation.{item.name}.limit", item.limit, 1))
-        checks: list[Callable[[], object]] = [partial(_check_size, *size) for size in sizes]
-        checks.append(self._check_calibration)
-        roles: list[tuple[str, list[TextSource]]] = [("search", s.sources)]
-        roles += [("calibration", c.sources)] if c.given_set is None and c.sources else []
-        roles += [("recovery", r.sources)] if r is not None else []
-        for role, sources in roles:
-            checks.append(partial(_check_names, f"data.{role}.sources", [source.name for source in sources]))
-        if self.evaluation:
-            checks.append(partial(_check_names, "data.evaluation", [item.name for item in self.evaluation]))
-        for item in self.evaluation:
-            checks.append(partial(_check_names, f"data.evaluation.{item.name}.windows", [str(window) for window in item.windows]))
-        check_all(*checks, self._check_streams, *(partial(check_source, source) for source in self._all_sources()))
-
-    def _check_calibration(self) -> None:
-        c = self.calibration
-        if (c.given_set is None) == (not c.sources):
-            got = "both" if c.sources else "neither"
-            raise ConfigurationError(f"data.calibration: expected exactly one of sources and given_set, got {got}; give one")
-        if c.given_set is not None and c.other_seq_lens:
-            raise ConfigurationError(
-                f"data.calibration.other_seq_lens: expected none with given_set, got {c.other_seq_lens}; its samples are cut: set seq_len"
-            )
-        if c.clusters == 1:
-            raise ConfigurationError("data.calibration.clusters: expected 0 or at least 2, got 1; one cluster is the whole pool: give 0")
-        if c.other_seq_lens:
-            _check_names("data.calibration.other_seq_lens, with seq_len", [str(n) for n in (c.seq_len, *c.other_seq_lens)])
-
-    def _check_streams(self) -> None:
-        """A stream may have no end: something must say how much of it to read."""
-        unbounded = [("evaluation", item.source) for item in self.evaluation]
-        unbounded += [("recovery", source) for source in (self.recovery.sources if self.recovery and self.recovery.samples is None else [])]
-        for role, source in unbounded:
-            if source.streaming and source.documents is None:
-                remedy = "set documents" if role == "evaluation" else "set documents or recovery.samples"
-                raise ConfigurationError(f"data.{role}: expected a limit for the streamed source {source.name!r}, got none; {remedy}")
-
-
-def _check_size(name: str, value: int | None, least: int) -> None:
-    if value is not None and (type(value) is not int or value < least):
-        raise ConfigurationError(f"data.{name}: expected a whole number >= {least}, got {value!r}; correct it")
-
-
-def _check_names(argument: str, names: list[str]) -> None:
-    if not names or len(set(names)) != len(names):
-        got = "none" if not names else ", ".join(names)
-        raise ConfigurationError(f"{argument}: expected one or more entries, each once, got {got}; correct the list")
+        return sources_of(self.calibration, self.search, self.recovery, self.evaluation)
 
 
 def _named(label: str, build: Any, *arguments: Any, **options: Any) -> TextWindows:

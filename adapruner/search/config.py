@@ -67,11 +67,16 @@ class RerankConfig:
     """Part of them that goes on to the short recovery."""
     recovery_steps: int = 0
     """Optimizer steps of the short recovery; 0 decides after the reconstruction."""
+    held_out: int = 0
+    """Windows of the search split that no trial sees and this second look alone is judged on; 0: both see the whole split. The
+    best of many trials is partly luck, and few windows reward luck: raise ``data.search.samples`` by as many."""
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.recovery_steps < 0:
             got = f"{self.candidates} and {self.recovery_steps}"
             raise ConfigurationError(f"search.rerank: expected candidates of 1 or more and steps of 0 or more, got {got}; give 8 and 0")
+        if self.held_out < 0:
+            raise ConfigurationError(f"search.rerank.held_out: expected 0 or more windows, got {self.held_out}; give 0 for none")
         if not 0 < self.keep <= 1:
             raise ConfigurationError(f"search.rerank.keep: expected a fraction in (0, 1], got {self.keep}; give 0.5")
 
@@ -110,6 +115,11 @@ class SearchConfig:
     ``grpc://host:13000``; null: the journal in the run folder. See docs/scaling.md for what it can promise."""
     space: SearchSpace = field(default_factory=SearchSpace)
     """What is searched."""
+
+    @property
+    def held_out(self) -> int:
+        """Windows of the search split that trials do not see."""
+        return 0 if self.rerank is None else self.rerank.held_out
 
     def __post_init__(self) -> None:
         for name in ("n_trials", "batch_size", "chunks", "max_failures"):

@@ -32,6 +32,7 @@ from adapruner.search.random_samples import measure_spread
 from adapruner.search.ranks import Ranks
 from adapruner.search.reranking import Candidate, choose_candidates, rerank
 from adapruner.search.samplers import frozen_dimensions, make_sampler, make_stopper
+from adapruner.search.split import split_windows
 from adapruner.search.trials import TrialRecord, best_of, record_of, write_csv
 from adapruner.treatment import Treatment
 
@@ -79,7 +80,7 @@ def run_search(
 
     Args:
         model: the dense model; whole again after every trial.
-        windows: the search split, ``[n, seq_len]``.
+        windows: the search split, ``[n, seq_len]``; its last ``rerank.held_out`` rows are for the second look alone.
         identity: what the trials' values depend on (model, data, space, ...). A journal of another identity is refused.
         on_trial: called with every finished trial and the best so far.
         refit: relative strength of the local refit that trials are judged after; ``None`` judges them as cut.
@@ -90,7 +91,8 @@ def run_search(
         StudyError: if the journal belongs to another study or is damaged, or if too many trials fail.
     """
     ranks, started = Ranks(), time.monotonic()
-    objective = Objective(model, problem, windows, config, refit)
+    seen, kept_apart = split_windows(windows, config)
+    objective = Objective(model, problem, seen, config, refit)
     study: _Study | None = None
 
     def start_study() -> int:
@@ -113,7 +115,8 @@ def run_search(
                 on_trial(record, best)
     trials, importance = ranks.first_does(study.outcome if study else None)
     front = pareto_front(trials) if config.objective.pareto else []
-    best, candidates = _choose(model, problem, objective, trials, front, folder, identity, treatment, on_candidate)
+    judge = objective if kept_apart is seen else Objective(model, problem, kept_apart, config, refit)
+    best, candidates = _choose(model, problem, judge, trials, front, folder, identity, treatment, on_candidate)
     fixed = best_of([t for t in trials if t.name != SEARCHED])
     recipe = _recipe_of(best.params, config, problem)
     plan = make_plan(problem, recipe, {"objective": best.value, "trial": best.trial, "seed": problem.seed, **identity})

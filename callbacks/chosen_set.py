@@ -1,0 +1,34 @@
+"""The calibration samples that chose the units, written beside the plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+
+from adapruner.data.calibration_set import make_set
+from adapruner.data.windows import TextWindows
+from adapruner.pipeline import PruningProblem
+from adapruner.pruning.plan import PruningPlan
+from adapruner.treatment import recipe_of
+
+CALIBRATION_SET = "calibration_set.json"
+
+
+def write_chosen_set(trainer: Trainer, pl_module: LightningModule, problem: PruningProblem, plan: PruningPlan, folder: Path) -> None:
+    """The samples with their text and weights, ready for another run or another model; by rank 0 alone.
+
+    Nothing is written where the module has no tokenizer, or a foreign project's windows do not know where their text is from.
+    """
+    tokenizer = getattr(pl_module, "tokenizer", None)
+    if tokenizer is None or not trainer.is_global_zero:
+        return
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    choice = recipe_of(plan).calibration
+    windows = data.calibration_windows if choice.seq_len is None else data.calibration_windows_at[choice.seq_len]
+    if not isinstance(windows, TextWindows):
+        return
+    weights = problem.at_length(choice.seq_len)[1].sample_weights(choice)
+    chosen = make_set(windows, tokenizer, weights, model_name=problem.model_name, model_fingerprint=problem.fingerprint)
+    chosen.write(folder / CALIBRATION_SET)
