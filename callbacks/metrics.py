@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from adapruner.callbacks.progress import progress_bar
 from adapruner.report.answer import OWN_METHOD
@@ -83,3 +85,15 @@ def trial_progress(trainer: Trainer, trials: int) -> Iterator[Callable[[TrialRec
                 logger.log_metrics({k: v for k, v in values.items() if v is not None}, step=record.trial)
 
         yield on_trial
+
+
+@rank_zero_only
+def keep_earlier_metrics(loggers: Iterable[Logger]) -> None:
+    """Moves ``metrics.csv`` of an earlier attempt to ``metrics-1.csv`` and so on: Lightning's logger would delete it."""
+    for logger in loggers:
+        if not isinstance(logger, CSVLogger):
+            continue
+        file = Path(logger.log_dir) / "metrics.csv"
+        if file.is_file() and logger._experiment is None:  # else this attempt is writing it
+            number = next(n for n in count(1) if not file.with_name(f"metrics-{n}.csv").exists())
+            file.replace(file.with_name(f"metrics-{number}.csv"))

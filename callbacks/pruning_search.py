@@ -20,7 +20,7 @@ from adapruner.anatomy.units import ModelAnatomy
 from adapruner.calibration.pool import CalibrationPool
 from adapruner.callbacks.chosen_set import write_chosen_set
 from adapruner.callbacks.latency_budget import meet_latency
-from adapruner.callbacks.metrics import trial_progress
+from adapruner.callbacks.metrics import keep_earlier_metrics, trial_progress
 from adapruner.callbacks.preflight import accept, check_callbacks, check_checkpoint, check_fit, check_question
 from adapruner.callbacks.progress import announce, late_progress_bar, progress_bar
 from adapruner.callbacks.refusals import check_folder, check_launcher, check_whole
@@ -221,6 +221,7 @@ class PruningSearchCallback(Callback):
         if searches:
             Ranks().first_does(check_journal, self.folder, self.identity, self.search.storage)
         accept(trainer)
+        keep_earlier_metrics(trainer.loggers)
         compared = [m for c in trainer.callbacks for m in getattr(c, "compared_metrics", ())]  # type: ignore[attr-defined]
         if self.given_plan is not None and not compared and not self.given_plan.output_bias:
             return problem

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from adapruner.callbacks.compression_report import CompressionReportCallback
-from adapruner.callbacks.metrics import logger_of_command, metrics_of
+from adapruner.callbacks.metrics import keep_earlier_metrics, logger_of_command, metrics_of
 from tests.callbacks.conftest import all_callbacks
 from tests.report.sample import sample_report
 
 
 class Recorder(Logger):
-    """Any other logger: TensorBoard's and W&B's are called in the same way."""
+    """Any other logger: W&B's is called in the same way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, fit: Any) -> Any:
     folder = tmp_path_factory.mktemp("logged")
     callbacks = [c for c in all_callbacks()[:3] if not isinstance(c, CompressionReportCallback)]
     report = CompressionReportCallback(compare=["l2"], latency_seq_len=16, latency_repeats=1)
-    return fit(folder, [*callbacks, report], logger=[CSVLogger(folder, name="logs", version=""), Recorder()], log_every_n_steps=1)
+    loggers = [CSVLogger(folder, name="logs", version=""), Recorder(), TensorBoardLogger(folder, name="board", version="")]
+    return fit(folder, [*callbacks, report], logger=loggers, log_every_n_steps=1)
 
 
 def test_a_csv_logger_has_the_numbers_of_the_report(run: Any) -> None:
@@ -72,6 +73,18 @@ def test_every_logger_gets_the_same(run: Any) -> None:
     assert rows == recorded
 
 
+def test_tensorboard_has_them_too(run: Any) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run.folder / "board"), size_guidance={"scalars": 0})
+    board.Reload()
+    shown = {(name, s.step): s.value for name in board.Tags()["scalars"] for s in board.Scalars(name)}
+    recorded = {(key, step): value for step, metrics in run.trainer.loggers[1].logged for key, value in metrics.items()}
+    assert {place: shown[place] for place in recorded} == pytest.approx(recorded, rel=1e-6)  # it keeps single precision
+    assert any(name.startswith("search/") for name, _ in shown)
+    assert any(name.startswith("perplexity/") for name, _ in shown)
+
+
 def test_what_is_not_finite_or_no_number_is_left_out() -> None:
     report = sample_report()
     report["perplexity"][0]["value"] = None
@@ -91,3 +104,14 @@ def test_only_a_csv_logger_moves_aside(tmp_path: Path) -> None:
     assert Path(str(numbered.log_dir)) == tmp_path / "logs" / "version_3" / "validate"
     other = Recorder()
     assert logger_of_command(other, "test") is other
+
+
+def test_metrics_of_earlier_attempts_stay(tmp_path: Path) -> None:
+    for attempt in ("first", "second", "third"):
+        logger = CSVLogger(tmp_path, name="logs", version="")
+        keep_earlier_metrics([logger, Recorder()])
+        logger.log_metrics({attempt: 1.0}, step=0)
+        keep_earlier_metrics([logger])  # its own file stays where it is
+        logger.save()
+    names = {file.name: file.read_text().splitlines()[0] for file in (tmp_path / "logs").iterdir()}
+    assert names == {"metrics-1.csv": "first,step", "metrics-2.csv": "second,step", "metrics.csv": "step,third"}
