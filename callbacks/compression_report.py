@@ -27,6 +27,7 @@ from adapruner.callbacks.report_sections import (
     model_section,
     package_versions,
     search_section,
+    seeds_section,
 )
 from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
 from adapruner.errors import ConfigurationError
@@ -255,6 +256,8 @@ class CompressionReportCallback(Callback):
             "perplexity": self.perplexity,
             "protocol": " ".join(self.protocols),
             "protocols": [{"dataset": name, "window": window, "words": text.protocol} for (name, window), text in self.texts.items()],
+            "data": data.card() if hasattr(data, "card") else None,
+            "seeds": seeds_section(pruning, data, self._lora(trainer)),
             "zero_shot": next((c.to_report() for c in _callbacks(trainer) if isinstance(c, ZeroShotEvaluationCallback)), None),
             "search": search_section(pruning, self.dense_search_nll),
             "calibration": calibration_section(pruning, data),

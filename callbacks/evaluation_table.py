@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from adapruner.callbacks.report_sections import hardware_in_words, package_versions
 from adapruner.evaluation.perplexity import NLLResult, describe_protocol
 from adapruner.report.formats import MISSING, nll_text, perplexity_text
 
@@ -50,7 +54,7 @@ class EvaluationTableCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """The table: after the progress bar, which would be drawn over it."""
         if stage in ("validate", "test") and self.rows:
-            print_measured(self.rows, self.model)
+            print_measured(self.rows, self.model, protocol_card(trainer, "evaluation" if stage == "test" else "search"))
 
     def _take(self, command: str, trainer: Trainer, pl_module: LightningModule) -> None:
         measured: dict[int, NLLResult] = getattr(pl_module, "measured", {})
@@ -65,8 +69,8 @@ class EvaluationTableCallback(Callback):
 
 
 @rank_zero_only
-def print_measured(rows: list[Measured], model: str) -> None:
-    """One line a set, the protocol below."""
+def print_measured(rows: list[Measured], model: str, card: list[str]) -> None:
+    """One line a set, its protocol and what else is needed to measure it again below."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -90,6 +94,24 @@ def print_measured(rows: list[Measured], model: str) -> None:
     for row in rows:
         if row.protocol:
             console.print(Text(row.protocol, style="dim"), soft_wrap=True)
+    for line in card:
+        console.print(Text(line, style="dim"), soft_wrap=True)
+
+
+def protocol_card(trainer: Trainer, role: str) -> list[str]:
+    """Lines on the text of the measured sets, the leak check, seed, hardware, versions and command."""
+    data: Any = getattr(trainer, "datamodule", None)
+    card = data.card() if hasattr(data, "card") else None
+    lines = []
+    if card is not None:
+        for row in card["sets"]:
+            if row["role"] == role:
+                title = f"{row['name'] or row['role']}, window {row['seq_len']:,}"
+                lines.append(f"{title}: {'; '.join(row['sources'])}; {row['documents']:,} documents, hash {row['hash']}")
+        lines += [f"leaks: {card['leaks']}", f"data seed: {card['seed']}"]
+    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    return [*lines, f"hardware: {hardware_in_words(trainer)}", f"versions: {versions}", f"command: {command}"]
 
 
 def _sets(data: Any, command: str) -> list[tuple[str, int, Any]]:

@@ -15,6 +15,7 @@ from torch import nn
 from adapruner._version import __version__
 from adapruner.calibration.choice import CalibrationChoice
 from adapruner.callbacks.chosen_set import CALIBRATION_SET
+from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.data.calibration_set import effective_samples
 from adapruner.pruning.budget import Budget
@@ -166,6 +167,12 @@ def cost_section(
         points = measure_speed(models, batches, seq_lens, repeats)
         section["sweep"] = {"rows": speed_rows(points), "protocol": speed_protocol(seq_lens, repeats)}
     return section
+
+
+def seeds_section(pruning: PruningSearchCallback, data: Any, lora: LoRARecoveryCallback | None) -> dict[str, int]:
+    """Every seed of the run, by what draws from it."""
+    seeds = {"search": pruning.search.seed, "data": getattr(data, "seed", None), "recovery": None if lora is None else lora.seed}
+    return {name: seed for name, seed in seeds.items() if seed is not None}
 
 
 def package_versions() -> dict[str, str]:

@@ -151,6 +151,15 @@ def test_test_measures_every_form_as_the_report_does(
     assert f"non-overlapping windows of {WINDOW} tokens" in out  # the protocol
     assert "non-overlapping windows of 8 tokens" in out
     assert "test_nll" not in out  # Lightning's own table
+    for line in (
+        rf"held out, window {WINDOW}: .*, hash [0-9a-f]{{16}}",
+        "leaks: checked: ",
+        "data seed: ",
+        "hardware: ",
+        "versions: adapruner ",
+    ):
+        assert re.search(line, out), line
+    assert "\nsearch, window" not in out  # it was not measured
 
 
 def test_a_stock_export_is_measured_too(command: Callable[..., str], place: SimpleNamespace) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from adapruner.data.calibration_set import CalibrationSet, read_set
+from adapruner.data.card import describe_data
 from adapruner.data.leaks import SHORT_CHARACTERS, check_disjoint
 from adapruner.data.options import check_sets, sources_of
 from adapruner.data.prompts import prompt_loader, read_prompts
@@ -106,6 +107,10 @@ class PruningDataModule(LightningDataModule):
         if self.calibration_sample_weights is not None:
             parts.append(" ".join(f"{weight:.6g}" for weight in self.calibration_sample_weights.tolist()))
         return parts[0] if len(parts) == 1 else hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
+
+    def card(self) -> dict[str, Any]:
+        """What text every set holds, with hashes (:func:`adapruner.data.card.describe_data`); after ``setup``."""
+        return describe_data(self)
 
     def prepare_data(self) -> None:
         """Downloads (on one process only) what ``setup`` then reads on all: the first document pulls the whole set."""

@@ -33,6 +33,32 @@ class TextProtocol(TypedDict):
     words: str
 
 
+class TextSet(TypedDict):
+    """One set of text at one window length."""
+
+    role: str
+    """``calibration``, ``search``, ``recovery`` or ``evaluation``."""
+    name: str
+    sources: list[str]
+    """Where each part is from, with split and revision, in words."""
+    windows: int
+    seq_len: int
+    """Tokens per window."""
+    documents: int
+    hash: str
+    """Of the token ids, 16 hex digits."""
+
+
+class DataCard(TypedDict):
+    """What text everything was found and measured on."""
+
+    sets: list[TextSet]
+    leaks: str
+    """What was checked, in words."""
+    seed: int
+    """Of the draws."""
+
+
 class TaskScore(TypedDict):
     """One metric of one zero-shot task at one stage."""
 

@@ -11,6 +11,7 @@ from adapruner.report.schema import STAGES
 
 ACCURACY, NORMALISED = "acc", "acc_norm"
 
+CARD_COLUMNS = ("set", "from", "windows x tokens", "documents", "hash")
 SPEED_COLUMNS = ("batch x length", "dense", "pruned", "ratio", "ideal")
 
 
@@ -93,3 +94,17 @@ def text_protocol(report: Mapping[str, Any], comparison: Comparison) -> str | No
     """How the comparison's perplexities were measured; ``None`` where the report does not say it for each set."""
     said = report.get("protocols") or ()
     return next((p["words"] for p in said if (p["dataset"], p["window"]) == (comparison.dataset, comparison.window)), None)
+
+
+def card_rows(card: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Texts under :data:`CARD_COLUMNS` for each set of the data card."""
+    return [
+        (
+            f"{row['role']} {row['name']}".strip(),
+            "; ".join(row["sources"]),
+            f"{row['windows']:,} x {row['seq_len']:,}",
+            f"{row['documents']:,}",
+            row["hash"],
+        )
+        for row in card["sets"]
+    ]

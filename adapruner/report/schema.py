@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from adapruner.errors import ConfigurationError
-from adapruner.report.measured import Cost, Perplexity, Stage, TextProtocol, ZeroShot
+from adapruner.report.measured import Cost, DataCard, Perplexity, Stage, TextProtocol, ZeroShot
 
 STAGES: tuple[Stage, ...] = ("dense", "pruned", "reconstructed", "recovered")
 SECTIONS = ("perplexity", "zero_shot", "search", "calibration", "recovery", "cost", "export", "generations")
@@ -185,6 +185,10 @@ class _Later(TypedDict, total=False):
     """How perplexity was measured, all sets in one text."""
     protocols: list[TextProtocol] | None
     """The same for each set, to stand beside its numbers."""
+    data: DataCard | None
+    """What text everything was found and measured on."""
+    seeds: dict[str, int] | None
+    """By what draws from it."""
     zero_shot: ZeroShot | None
     search: Search | None
     calibration: Calibration | None

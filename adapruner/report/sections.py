@@ -9,7 +9,16 @@ from typing import Any
 from adapruner.report.answer import Comparison, calibration_sentence, comparisons, spread_sentence
 from adapruner.report.formats import MISSING, TIMES, duration_text, nll_text, percent_text, perplexity_text, ratio_text, value_text
 from adapruner.report.markup import Markup, element
-from adapruner.report.measurements import SPEED_COLUMNS, bits_sentence, ideal_sentence, score_rows, speed_rows, text_protocol
+from adapruner.report.measurements import (
+    CARD_COLUMNS,
+    SPEED_COLUMNS,
+    bits_sentence,
+    card_rows,
+    ideal_sentence,
+    score_rows,
+    speed_rows,
+    text_protocol,
+)
 from adapruner.report.plots import bars_plot, layers_plot, loss_plot, perplexity_plot, search_plot, spread_plot
 from adapruner.report.table import COST_ROWS
 
@@ -253,7 +262,13 @@ def protocol_section(report: Mapping[str, Any]) -> Markup:
     ]
     if report.get("protocol"):
         rows.insert(3, ("perplexity", report["protocol"]))
-    return section("Protocol", "Everything needed to run this again.", _facts(rows))
+    if report.get("seeds"):
+        rows[1] = ("seeds", ", ".join(f"{name} {seed}" for name, seed in report["seeds"].items()))
+    card, parts = report.get("data"), []
+    if card:
+        rows.insert(3, ("leaks", card["leaks"]))
+        parts = [element("h3", "Text"), _text_table(CARD_COLUMNS, card_rows(card))]
+    return section("Protocol", "Everything needed to run this again.", _facts(rows), *parts)
 
 
 def _facts(rows: Sequence[tuple[str, Any]]) -> Markup:

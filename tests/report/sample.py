@@ -31,6 +31,16 @@ def sample_report() -> dict[str, Any]:
         "model": _model(),
         "perplexity": _perplexity(),
         "protocol": "Sliding windows without overlap, token-weighted mean NLL, test split, bf16 weights, fp32 log-softmax.",
+        "data": {
+            "sets": [
+                _text("calibration", "", ["wikitext: org/wikitext, raw, split train", "c4: org/c4, en, split train"], 256, 512, 240),
+                _text("search", "", ["wikitext: org/wikitext, raw, split validation"], 64, 512, 31),
+                _text("evaluation", "wikitext", ["wikitext: org/wikitext, raw, split test"], 141, 2048, 62),
+            ],
+            "leaks": "checked: no document of 200 characters or more is in an evaluation set and in any other set",
+            "seed": 7,
+        },
+        "seeds": {"search": 0, "data": 7, "recovery": 2},
         "zero_shot": _zero_shot(),
         "search": _search(),
         "calibration": {
@@ -71,6 +81,19 @@ def sample_report() -> dict[str, Any]:
                 "recovered": "\n    total = sum(values)\n    return total / len(values)",
             },
         ],
+    }
+
+
+def _text(role: str, name: str, sources: list[str], windows: int, seq_len: int, documents: int) -> dict[str, Any]:
+    digest = f"{abs(windows * seq_len):016x}"
+    return {
+        "role": role,
+        "name": name,
+        "sources": sources,
+        "windows": windows,
+        "seq_len": seq_len,
+        "documents": documents,
+        "hash": digest,
     }
 
 

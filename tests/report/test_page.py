@@ -86,6 +86,19 @@ def test_holds_every_method_and_figure() -> None:
     assert "Not in this report" not in page.text
 
 
+def test_the_protocol_names_text_seeds_and_leaks() -> None:
+    report = sample_report()
+    page = Page(render_page(report))
+    for row in report["data"]["sets"]:
+        assert row["hash"] in page.text
+        assert "; ".join(row["sources"]) in page.text
+    assert "evaluation wikitext" in page.text
+    assert "search 0, data 7, recovery 2" in page.text
+    assert report["data"]["leaks"] in page.text
+    del report["data"], report["seeds"]  # as an older release wrote it
+    assert "seed" in Page(render_page(report)).text
+
+
 def test_loads_nothing_and_names_every_plot() -> None:
     html = render_page(sample_report())
     page = Page(html)
