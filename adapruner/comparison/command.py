@@ -22,6 +22,7 @@ from adapruner.comparison.spec import BASE_METHOD, ComparisonSpec, FindConfig, m
 from adapruner.comparison.summary import make_sections, read_rows
 from adapruner.comparison.tables import NAME, Result, print_tables, write_tables
 from adapruner.errors import ConfigurationError
+from adapruner.report.measurements import card_lines
 from adapruner.report.record import read_report
 from adapruner.whole_files import write_whole
 
@@ -118,11 +119,12 @@ def collect(spec: ComparisonSpec, cells: Sequence[Cell], outcomes: Mapping[Cell,
     rows = tuple(row for cell in done for row in read_rows(cell))
     methods = tuple(position)
     failures = tuple((c.method, c.budget, c.seed, str(outcomes[c].failure)) for c in ordered if outcomes[c].failure is not None)
-    protocol = read_report(done[0].folder).get("protocol", "") if done else ""
+    first = read_report(done[0].folder) if done else None
+    protocol, card = (first.get("protocol", ""), tuple(card_lines(first))) if first else ("", ())
     sections = tuple(make_sections(rows, methods, spec.budgets, spec.against))
     costs = tuple(read_cost(cell) for cell in done)
     missing = len(cells) - len(outcomes)
-    return Result(methods, spec.budgets, spec.seeds, rows, sections, failures, missing, protocol, spec.against, costs)
+    return Result(methods, spec.budgets, spec.seeds, rows, sections, failures, missing, protocol, card, spec.against, costs)
 
 
 def to_yaml(spec: ComparisonSpec) -> str:

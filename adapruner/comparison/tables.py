@@ -37,6 +37,8 @@ class Result:
     """Cells not yet run."""
     protocol: str = ""
     """How perplexity was measured, in the reports' words."""
+    card: tuple[str, ...] = ()
+    """Held-out text with hashes, leak check, hardware and versions, of the first run; seeds and budgets stand in the rows."""
     other: str | None = None
     """The method that differences are taken to; the first one when empty."""
     costs: tuple[CostRow, ...] = ()
@@ -63,6 +65,7 @@ def to_json(result: Result) -> str:
         "seeds": list(result.seeds),
         "against": result.against,
         "protocol": result.protocol,
+        "card": list(result.card),
         "rows": [asdict(row) for row in result.rows],
         "summary": [_plain(section) for section in result.sections],
         "failed": [dict(zip(("method", "budget", "seed", "reason"), failure, strict=True)) for failure in result.failures],
@@ -94,7 +97,7 @@ def to_markdown(result: Result) -> str:
             parts.append(f"| {' | '.join(row)} |")
         parts.append(f"\n{caption(section, result)}\n")
     parts += [f"{result.protocol}\n"] if result.protocol else []
-    parts += [f"- {line}" for line in remarks(result)]
+    parts += [f"- {line}" for line in (*result.card, *remarks(result))]
     return "\n".join(parts).rstrip("\n") + "\n"
 
 

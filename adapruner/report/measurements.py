@@ -108,3 +108,18 @@ def card_rows(card: Mapping[str, Any]) -> list[tuple[str, ...]]:
         )
         for row in card["sets"]
     ]
+
+
+def card_lines(report: Mapping[str, Any]) -> list[str]:
+    """What a table of several runs needs beside its numbers: held-out text with hashes, leak check, hardware, versions."""
+    card = report.get("data")
+    lines = []
+    if card:
+        held = [row for row in card["sets"] if row["role"] == "evaluation"]
+        lines += [
+            f"{row['name']}, window {row['seq_len']:,}: {'; '.join(row['sources'])}; {row['documents']:,} documents, hash {row['hash']}"
+            for row in held
+        ]
+        lines.append(f"leaks: {card['leaks']}")
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    return [*lines, f"hardware: {report['hardware']}", f"versions: {versions}"]

@@ -16,6 +16,8 @@ from adapruner.comparison.schedule import run_cells
 from adapruner.comparison.summary import Paired, Row, Spread, make_sections, summarise
 from adapruner.comparison.tables import Result, print_tables, to_csv, to_json, to_markdown, write_tables
 from adapruner.report.formats import MISSING
+from adapruner.report.measurements import card_lines
+from tests.report.sample import sample_report
 
 from .fakes import Silent, Starter, fake_spec
 
@@ -105,7 +107,9 @@ def test_the_table_against_numbers_by_hand(tmp_path: Path) -> None:
     assert "| 50.0 % | random | 500.0 ± 100.0 | 265.0 ± 50.0 | +229.0 ± 49.5 | 0 of 3 | 3 |" in lines
     assert "Dense: 30.00. Mean ± sample standard deviation over seeds; the difference to adapruner" in text
     assert "Sliding windows" in text  # the protocol stands beside the numbers
-    assert len(lines) == 2 + 2 + 6 + 4
+    for line in card_lines(sample_report()):
+        assert f"- {line}" in lines
+    assert len(lines) == 2 + 2 + 6 + 4 + 1 + 4
 
 
 def test_the_terminal_shows_the_same(tmp_path: Path) -> None:
