@@ -6,8 +6,8 @@ Lightning's own subcommands know nothing of plans, would print a dictionary, and
 from __future__ import annotations
 
 import json
-import os
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from adapruner.evaluation.generation import encode_prompt
 from adapruner.export.rebuilding import PLAN_KEY, read_checkpoint
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import trace_for_plan
+from adapruner.whole_files import temporary_beside
 
 COMMANDS = ("validate", "test", "predict")
 PREDICTIONS = "predictions.jsonl"
@@ -153,19 +154,20 @@ class Continuations:
     """Prompts and what the model writes behind them: on the terminal at once, and in a file that is moved into place at the end.
 
     Args:
-        file: one row for each prompt: ``prompt`` and ``continuation``. What is done is kept where the work is broken off.
+        file: one row for each prompt: ``prompt`` and ``continuation``. Where the work is broken off, an earlier one stays.
     """
 
     def __init__(self, file: Path) -> None:
         from rich.console import Console
 
         self.file, self.console = file, Console(soft_wrap=True, highlight=False)
-        self.temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         self.prompt, self.pieces = "", [""]
+        self._beside = ExitStack()
 
     def __enter__(self) -> Continuations:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.temporary = self._beside.enter_context(temporary_beside(self.file))
             self.out = self.temporary.open("w", encoding="utf-8")
         except OSError as error:
             raise ConfigurationError(
@@ -173,9 +175,11 @@ class Continuations:
             ) from None
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.out.close()
-        self.temporary.replace(self.file)
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        with self._beside:  # takes the temporary file away where it was not moved
+            self.out.close()
+            if error is None:
+                self.temporary.replace(self.file)
 
     def begin(self, prompt: str) -> None:
         """The prompt, to be read on from."""

@@ -27,7 +27,7 @@ from adapruner.callbacks.preflight import check_callbacks, no_empty_folders
 from adapruner.callbacks.progress import announce
 from adapruner.callbacks.pruned_export import PrunedExportCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
-from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback, find_checkpoint, settings_of
+from adapruner.callbacks.recovery_checkpoint import FILE, RecoveryCheckpointCallback, find_checkpoint, settings_of, writes_shards
 from adapruner.callbacks.refusals import check_folder, check_launcher
 from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
 from adapruner.data.data_module import PruningDataModule
@@ -35,6 +35,7 @@ from adapruner.errors import ConfigurationError, together
 from adapruner.evaluation_commands import EvaluationCommands
 from adapruner.export.exported import check_can_be_pruned
 from adapruner.module import PrunableCausalLM
+from adapruner.whole_files import clear_leftovers, write_whole
 
 _EPILOG = (
     "and beside them: adapruner compare runs several methods over budgets and seeds; adapruner export writes a run's model again; "
@@ -74,9 +75,7 @@ class SaveRunConfig(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f".config.yaml.{os.getpid()}.tmp"
-            temporary.write_text(self.parser.dump(self.config, skip_none=False))
-            temporary.replace(folder / "config.yaml")
+            write_whole(folder / "config.yaml", self.parser.dump(self.config, skip_none=False))
         except OSError as error:
             raise ConfigurationError(
                 f"trainer.default_root_dir: expected a folder that can be written, got {str(folder)!r} ({error.strerror}); choose another"
@@ -141,7 +140,13 @@ class PruningCLI(EvaluationCommands, LightningCLI):
             if isinstance(callback, RecoveryCheckpointCallback):
                 callback.settings = settings_of(self.config.fit.as_dict())
                 if callback.resume and not checkpoint:
-                    self._go_on(find_checkpoint(Path(self.trainer.default_root_dir), callback.settings))
+                    self._go_on(self._last_checkpoint(callback.settings))
+
+    def _last_checkpoint(self, settings: dict[str, str]) -> Path | None:
+        folder = Path(self.trainer.default_root_dir)
+        if self.trainer.is_global_zero and (folder / FILE).parent.is_dir():
+            clear_leftovers((folder / FILE).parent)  # a kill may have left it beside its place
+        return find_checkpoint(folder, settings, writes_shards(self.trainer))
 
     def _go_on(self, checkpoint: Path | None) -> None:
         """The plan comes from the study, as before the run was ended; the weights from here."""

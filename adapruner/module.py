@@ -145,6 +145,10 @@ class PrunableCausalLM(LightningModule):
 
     def on_train_end(self) -> None:
         """A sharded model becomes whole again, on every rank, for whoever merges, measures and exports it."""
+        self.make_whole()
+
+    def make_whole(self) -> None:
+        """The same where there was nothing left to train, which has no end of training; once is enough."""
         if self._sharded is not None:
             self.model, self._sharded = self._sharded.whole(), None
 

@@ -30,6 +30,23 @@ def temporary_beside(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def replace_folder(new: Path, place: Path) -> None:
+    """``new``, inside a ``.NAME.PID.new`` folder, takes its place; what was there goes only once it has.
+
+    Raises:
+        OSError: if it cannot be moved; the old one is back then.
+    """
+    old = new.parent / f"{place.name}.old"
+    if place.exists():
+        place.replace(old)
+    try:
+        new.replace(place)
+    except OSError:
+        if old.exists():
+            old.replace(place)
+        raise
+
+
 def clear_leftovers(folder: Path) -> None:
     """Takes away what killed processes were writing in ``folder``; what they had moved aside and not replaced comes back."""
     for path in sorted(folder.iterdir()):

@@ -12,8 +12,11 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from adapruner.callbacks.report_sections import hardware_in_words, package_versions
-from adapruner.evaluation.perplexity import NLLResult, describe_protocol
+from adapruner.evaluation.perplexity import IGNORED, NLLResult, describe_protocol
 from adapruner.report.formats import MISSING, nll_text, perplexity_text
+
+#: Of each command, the middle of the Trainer's option that leaves batches out.
+_LIMITED = {"validate": "val", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -123,14 +126,17 @@ def _sets(data: Any, command: str) -> list[tuple[str, int, Any]]:
 
 
 def _measured(name: str, window: int, windows: Any, result: NLLResult, command: str) -> Measured:
-    count = len(windows.input_ids)
-    text_bytes = getattr(windows, "text_bytes", None)
-    if text_bytes is not None:
+    count, text_bytes = len(windows.input_ids), getattr(windows, "text_bytes", None)
+    whole, part = int((windows.labels[:, 1:] != IGNORED).sum()), ""
+    if result.tokens < whole:  # bytes are known of all windows together
+        part = f"; only part of the set was measured, {result.tokens} of {whole} predictions (trainer.limit_{_LIMITED[command]}_batches)"
+        count = count * result.tokens // whole
+    elif text_bytes is not None:
         result = NLLResult(result.nll_sum, result.tokens, int(text_bytes.sum()))
     if command == "test":
-        return Measured(name, window, result, describe_protocol(name, window, count, result.tokens))
+        return Measured(name, window, result, describe_protocol(name, window, count, result.tokens) + part)
     protocol = (
         f"{name}: {count} windows of {window} tokens drawn from its sources, mean NLL over {result.tokens} predictions in all, log-softmax "
-        "in fp32; recipes are chosen on this text: what is reported is measured by test, on text held out"
+        f"in fp32; recipes are chosen on this text: what is reported is measured by test, on text held out{part}"
     )
     return Measured(name, window, result, protocol)

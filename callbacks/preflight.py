@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ import torch
 from lightning import LightningModule, Trainer
 from torch import nn
 
+from adapruner.callbacks.recovery_checkpoint import SHARDED
 from adapruner.data.calibration_set import fingerprint_tokenizer
 from adapruner.errors import AdaPrunerError, ConfigurationError, DataError, ModelError, check_all, nearest
 from adapruner.importance.finiteness import check_activations, check_weights
@@ -111,12 +111,19 @@ def check_checkpoint(path: str | None) -> None:
     Raises:
         ConfigurationError: if there is no such file, or it is no checkpoint.
     """
-    if path is None or path in _LIGHTNING_NAMES or "://" in path or path.startswith("registry") or Path(path).is_dir():
+    if path is None or path in _LIGHTNING_NAMES or "://" in path or path.startswith("registry"):
         return
-    if not Path(path).is_file():
+    file = Path(path)
+    if not file.exists():
         raise ConfigurationError(f"ckpt_path: expected a checkpoint, got {path!r}, which does not exist; correct the path")
-    if not zipfile.is_zipfile(path):
-        raise ConfigurationError(f"ckpt_path: expected a whole Lightning checkpoint, got damage in {path!r}; take another")
+    if file.is_dir() and not (file / SHARDED).is_file():
+        raise ConfigurationError(f"ckpt_path: expected a checkpoint, got the folder {path!r} without {SHARDED}; name the .ckpt file")
+    try:
+        torch.load(file / SHARDED if file.is_dir() else file, map_location="cpu", mmap=True, weights_only=True)
+    except Exception:  # a damaged pickle can fail in any way
+        raise ConfigurationError(
+            f"ckpt_path: expected a whole Lightning checkpoint of tensors and plain values, got damage in {path!r}; take another"
+        ) from None
 
 
 def check_lengths(model: Any, data: Any, callbacks: Sequence[Any]) -> None:

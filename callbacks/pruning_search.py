@@ -19,6 +19,7 @@ from adapruner.anatomy.tracing import AttentionUnits, FfnUnits, trace_anatomy
 from adapruner.anatomy.units import ModelAnatomy
 from adapruner.calibration.pool import CalibrationPool
 from adapruner.callbacks.chosen_set import write_chosen_set
+from adapruner.callbacks.folder_lock import FolderLock
 from adapruner.callbacks.latency_budget import meet_latency
 from adapruner.callbacks.metrics import keep_earlier_metrics, trial_progress
 from adapruner.callbacks.preflight import accept, check_callbacks, check_checkpoint, check_fit, check_question
@@ -112,6 +113,7 @@ class PruningSearchCallback(Callback):
         self.seconds: dict[str, float] = {}
         self.refit: float | None = None  # strength of the local refit that trials are judged after
         self.folder = Path()
+        self._lock = FolderLock()
 
     # ---------------------------------------------------------------------------------------------- Lightning's hooks
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -134,6 +136,14 @@ class PruningSearchCallback(Callback):
                 "optimizer: expected only parameters of the pruned model, got some from before the surgery; "
                 "build the optimizer in configure_optimizers"
             )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The folder is free for the next attempt in this process."""
+        self._lock.release()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Likewise."""
+        self._lock.release()
 
     def state_dict(self) -> dict[str, Any]:
         """The plan, as JSON types."""
@@ -309,3 +319,4 @@ class PruningSearchCallback(Callback):
             *(partial(check, trainer) for check in theirs if check is not None),
         )
         check_folder(self.folder)  # it makes the folder: not where anything else is refused
+        Ranks().first_does(self._lock.take, self.folder)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,16 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from adapruner.callbacks.progress import announce
 from adapruner.errors import ConfigurationError
-from adapruner.whole_files import clear_leftovers, temporary_beside
+from adapruner.whole_files import clear_leftovers, replace_folder, temporary_beside
 
 FILE = Path("checkpoints") / "last.ckpt"
+#: Of a sharded checkpoint, the file that holds everything but tensors.
+SHARDED = "meta.pt"
 _SETTINGS = "settings"
 #: Options of the Trainer that decide what recovery computes; where and on how much it runs may change.
 _TRAINER = ("precision", "max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
@@ -89,7 +95,23 @@ class RecoveryCheckpointCallback(Checkpoint):
         if trainer.global_step == self._saved or getattr(trainer, "fast_dev_run", False) or trainer.sanity_checking:
             return
         self._saved = trainer.global_step
-        trainer.save_checkpoint(self.file)
+        if writes_shards(trainer):
+            self._save_shards(trainer)
+        else:
+            trainer.save_checkpoint(self.file)
+
+    def _save_shards(self, trainer: Trainer) -> None:
+        """Every rank its own, into a folder that takes the place of the one before when all are written."""
+        name = self.file.with_name(f".{self.file.name}.{os.getpid()}.new")
+        beside = Path(trainer.strategy.broadcast(str(name)))
+        with _one_line(self.file):
+            beside.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(beside / self.file.name)
+            trainer.strategy.barrier()
+            if trainer.is_global_zero:
+                replace_folder(beside / self.file.name, self.file)
+                shutil.rmtree(beside, ignore_errors=True)
+            trainer.strategy.barrier()
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -102,16 +124,27 @@ class WholeFileIO(TorchCheckpointIO):
         if "://" in str(path):
             return super().save_checkpoint(checkpoint, path, storage_options)
         file = Path(path)
-        try:
+        with _one_line(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             with temporary_beside(file) as temporary:
                 torch.save(checkpoint, temporary)
                 temporary.replace(file)
-        except (OSError, RuntimeError) as error:  # a full disk is the one or the other
-            reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
-            raise ConfigurationError(
-                f"checkpoint: expected to write {file}, got {reason}; make room, the same command goes on from the one before"
-            ) from error
+
+
+@contextmanager
+def _one_line(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # a full disk is the one or the other
+        reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
+        raise ConfigurationError(
+            f"checkpoint: expected to write {file}, got {reason}; make room, the same command goes on from the one before"
+        ) from error
+
+
+def writes_shards(trainer: Trainer) -> bool:
+    """Whether a checkpoint of this Trainer is a folder, each rank's part a file of its own."""
+    return isinstance(trainer.strategy, ModelParallelStrategy) and trainer.strategy._save_distributed_checkpoint
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
@@ -122,12 +155,19 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
     return {name: sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16] for name, value in groups.items()}
 
 
-def find_checkpoint(folder: Path, settings: Mapping[str, str]) -> Path | None:
-    """The run's last checkpoint, if it was written under these settings; else ``None``, and a line that says why."""
+def find_checkpoint(folder: Path, settings: Mapping[str, str], shards: bool = False) -> Path | None:
+    """The run's last checkpoint, if it was written under these settings; else ``None``, and a line that says why.
+
+    Args:
+        shards: whether the run can go on from one that is a folder.
+    """
     file = folder / FILE
-    if not file.is_file():
+    if not file.exists():
         return None
-    known = _settings_in(file)
+    if file.is_dir() and not shards:
+        announce(f"recovery starts anew: {file} is of a sharded run; the same trainer.strategy goes on from it")
+        return None
+    known = _settings_in(file / SHARDED if file.is_dir() else file)
     if known is None:
         announce(f"recovery starts anew: {file} does not say what settings it was written under (--ckpt_path {file} goes on all the same)")
         return None

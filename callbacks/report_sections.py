@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -140,6 +140,9 @@ def cost_section(
 ) -> dict[str, Any]:
     """What the dense and the pruned model cost, measured now and side by side, the dense one with random weights.
 
+    Where the device's memory holds only one of them, one after the other; what does not fit even so is ``None``, and the protocol
+    says so. Parameters, multiply-accumulates and weight memory are always there.
+
     Args:
         dense_config: the dense model's configuration.
         model: the pruned model.
@@ -148,24 +151,24 @@ def cost_section(
         batches: sizes for the sweep over batch and length; empty for none.
         seq_lens: lengths for it.
     """
-    from adapruner.evaluation.cost import compare_cost, cost_protocol, dense_twin
-    from adapruner.evaluation.speed import measure_speed, peak_memory_gib, prefill_energy_j, speed_protocol, speed_rows
+    from adapruner.evaluation.cost import cost_protocol
+    from adapruner.evaluation.limited_memory import ONE_BY_ONE, PairOfModels
+    from adapruner.evaluation.speed import speed_protocol, speed_rows
 
-    parameter = next(model.parameters())
-    models = {"dense": dense_twin(dense_config, parameter.dtype, parameter.device), "pruned": model}
-    costs = compare_cost(models["dense"], model, seq_len, repeats=repeats)
-    section: dict[str, Any] = {
-        name: {
-            **asdict(costs[name]),
-            "peak_memory_gib": peak_memory_gib(models[name], seq_len),
-            "prefill_energy_j": prefill_energy_j(models[name], seq_len),
-        }
-        for name in models
-    }
-    section["protocol"] = cost_protocol(model, seq_len=seq_len, repeats=repeats)
-    if batches:
-        points = measure_speed(models, batches, seq_lens, repeats)
-        section["sweep"] = {"rows": speed_rows(points), "protocol": speed_protocol(seq_lens, repeats)}
+    turns = "models in turns"
+    pair = PairOfModels(dense_config, model)
+    section: dict[str, Any] = pair.costs(seq_len, repeats)
+    order = turns if pair.together else ONE_BY_ONE
+    untimed = [f"the {name} model" for name in pair.models if section[name]["latency_ms"] is None]
+    section["protocol"] = cost_protocol(model, seq_len=seq_len, repeats=repeats, order=order)
+    if untimed:
+        section["protocol"] += f"; the device's memory did not suffice for latency, peak memory and energy of {' and '.join(untimed)}"
+    points = pair.speeds(batches, seq_lens, repeats) if batches else None
+    if points is not None:
+        words = speed_protocol(seq_lens, repeats)
+        section["sweep"] = {"rows": speed_rows(points), "protocol": words if pair.together else words.replace(turns, ONE_BY_ONE)}
+    elif batches:
+        section["protocol"] += "; the device's memory did not suffice for the sweep over batch and length"
     return section
 
 

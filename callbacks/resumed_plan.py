@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from adapruner.callbacks.recovery_checkpoint import SHARDED
 from adapruner.pruning.plan import PruningPlan, read_plan
 
 
@@ -19,7 +20,7 @@ def plan_of_checkpoint(checkpoint: str | None) -> PruningPlan | None:
         return None
     file = Path(checkpoint)
     if file.is_dir():
-        file = file / "meta.pt"  # of a sharded checkpoint, everything but tensors
+        file = file / SHARDED
     if not file.is_file():
         return None
     from adapruner.module import PLAN_KEY

@@ -1,4 +1,4 @@
-"""Scores the dense, the pruned and the recovered model on zero-shot tasks."""
+"""Scores the dense, the pruned and the recovered model on zero-shot tasks, and whatever model ``test`` is given."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from adapruner.callbacks.evaluation_table import EvaluationTableCallback
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.progress import announce
 from adapruner.callbacks.pruning_search import PruningSearchCallback
@@ -50,7 +51,9 @@ class ZeroShotEvaluationCallback(Callback):
         self.tasks, self.limit, self.num_fewshot, self.batch_size = list(tasks or []), limit, num_fewshot, batch_size
         self.task_folder, self.dense, self.model_attribute = task_folder, dense, model_attribute
         self.scores: dict[str, list[TaskScore]] = {}
-        """By stage, in the order in which they were scored."""
+        """Of ``fit``: by stage, in the order in which they were scored."""
+        self.tested: list[TaskScore] = []
+        """Of the last ``test``."""
         self._loaded: ZeroShotTasks | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -83,9 +86,16 @@ class ZeroShotEvaluationCallback(Callback):
             self._score(pl_module, self.model_attribute if searched is None else searched.model_attribute, "recovered")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Whatever model the module holds: of a checkpoint, of an exported folder, or a dense one."""
-        stage = "dense" if getattr(pl_module, "plan", None) is None else "recovered"
-        self._score(pl_module, self.model_attribute, stage)
+        """Whatever model the module holds: scores, how they were made, and ``test/zero_shot/TASK/METRIC`` for the Trainer's loggers."""
+        if self._loaded is None:
+            return
+        callbacks: Sequence[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        words = next((c.model for c in callbacks if isinstance(c, EvaluationTableCallback)), "the model")
+        self.tested = self._scores_of(pl_module, self.model_attribute, words)
+        announce(describe_zero_shot(self.tested, self.limit, self.batch_size))
+        values = {f"test/zero_shot/{score.task}/{score.metric}": score.value for score in self.tested if score.value is not None}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
 
     def to_report(self) -> dict[str, Any] | None:
         """The report's ``zero_shot`` section; ``None`` where nothing was scored."""
@@ -96,15 +106,24 @@ class ZeroShotEvaluationCallback(Callback):
         return {"rows": rows, "protocol": describe_zero_shot(everything, self.limit, self.batch_size)}
 
     def _score(self, pl_module: Any, attribute: str, stage: str) -> None:
-        if self._loaded is None:
-            return
-        announce(f"scores the {stage} model on {', '.join(self.tasks)}")
+        if self._loaded is not None:
+            self.scores[stage] = self._scores_of(pl_module, attribute, f"the {stage} model")
+
+    def _scores_of(self, pl_module: Any, attribute: str, words: str) -> list[TaskScore]:
+        """Scores the module's model, and says so; ``words`` name it."""
+        assert self._loaded is not None
+        announce(f"scores {words} on {', '.join(self.tasks)}")
         model = getattr(pl_module, attribute, None)
         if model is None:
             got = type(pl_module).__name__
             raise ConfigurationError(f"zero_shot.model_attribute: expected the language model in {got}.{attribute}, got none; name it")
         with isolate_rng():
             scores = score_tasks(model, pl_module.tokenizer, self._loaded, self.limit, self.batch_size)
-        self.scores[stage] = scores
-        said = [f"{score.task} {score.metric} {score.value:.4f}" for score in scores if score.value is not None]
-        announce(f"zero-shot, {stage}: {', '.join(said)}")
+        announce(f"zero-shot, {words}: {', '.join(_in_words(score) for score in scores if score.value is not None)}")
+        return scores
+
+
+def _in_words(score: TaskScore) -> str:
+    """``TASK METRIC VALUE``, and the standard error where there is one."""
+    error = "" if score.stderr is None else f" (stderr {score.stderr:.4f})"
+    return f"{score.task} {score.metric} {score.value:.4f}{error}"

@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader
 from adapruner.anatomy.fingerprint import fingerprint_model
 from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.cli import main
-from adapruner.data.windows import joined_windows
+from adapruner.data.windows import TextWindows, joined_windows
 from adapruner.evaluation.generation import generate_text
 from adapruner.evaluation.perplexity import evaluate_nll
+from adapruner.evaluation_commands import Continuations
 from adapruner.export.folder import export_model
 from adapruner.export.loading import load
 from adapruner.module import PrunableCausalLM
@@ -119,8 +120,12 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def measured(model: Any, place: SimpleNamespace, window: int = WINDOW) -> float:
     """By the function that the report uses."""
+    return evaluate_nll(model, held_windows(place, window)).perplexity
+
+
+def held_windows(place: SimpleNamespace, window: int = WINDOW) -> TextWindows:
     document = SimpleNamespace(text=(place.folder / "held.txt").read_text(), hash="h", source="held")
-    return evaluate_nll(model, joined_windows([document], word_tokenizer(), window)).perplexity  # type: ignore[list-item]
+    return joined_windows([document], word_tokenizer(), window)  # type: ignore[list-item]
 
 
 def logged(place: SimpleNamespace, name: str) -> dict[str, float]:
@@ -162,6 +167,23 @@ def test_test_measures_every_form_as_the_report_does(
     assert "\nsearch, window" not in out  # it was not measured
 
 
+def test_part_of_a_set_is_said_to_be_part_and_has_no_bits_per_byte(command: Callable[..., str], place: SimpleNamespace) -> None:
+    whole = command("test")
+    assert re.search(r"bits per byte", whole)
+    assert "only part" not in whole
+    out = command("test", "--trainer.limit_test_batches", "2", "--data.batch_size", "3")
+    assert "bits per byte" not in out
+    count = len(held_windows(place).input_ids)
+    assert f"{count} non-overlapping windows" in whole
+    assert "6 non-overlapping windows of 16 tokens" in out
+    assert f"only part of the set was measured, {6 * 15} of {count * 15} predictions (trainer.limit_test_batches)" in out
+    expected = evaluate_nll(tiny_llama(), held_windows(place).select(range(6))).perplexity
+    assert logged(place, "test")[f"test/perplexity/held out/{WINDOW}"] == pytest.approx(expected, rel=1e-6)
+    searched = command("validate", "--trainer.limit_val_batches", "1", "--data.batch_size", "3")
+    assert "search split: 3 windows of 16 tokens" in searched
+    assert "only part of the set was measured, 45 of 60 predictions (trainer.limit_val_batches)" in searched
+
+
 def test_a_stock_export_is_measured_too(command: Callable[..., str], place: SimpleNamespace) -> None:
     model = tiny_llama()
     anatomy = trace_anatomy(model)
@@ -199,6 +221,28 @@ def test_predict_streams_and_writes(command: Callable[..., str], place: SimpleNa
     for prompt, text in zip(prompts, expected, strict=True):
         assert f"{prompt}{text}\n" in out
     assert not list((place.folder / "run").glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_predictions_that_break_off_leave_the_earlier_file(tmp_path: Path, error: type[BaseException]) -> None:
+    def continued(prompts: list[str], fails: bool) -> None:
+        with Continuations(tmp_path / "run" / "predictions.jsonl") as heard:
+            for prompt in prompts:
+                heard.begin(prompt)
+                heard.write(" and on")
+                heard.end()
+            if fails:
+                raise error("broken off")
+
+    with pytest.raises(error, match="broken off"):
+        continued(["w0"], fails=True)
+    assert list((tmp_path / "run").iterdir()) == []
+    continued(["w1", "w2"], fails=False)
+    with pytest.raises(error, match="broken off"):
+        continued(["w3"], fails=True)
+    (file,) = (tmp_path / "run").iterdir()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert rows == [{"prompt": p, "continuation": " and on"} for p in ("w1", "w2")]
 
 
 def test_predict_hears_every_token_as_it_comes(place: SimpleNamespace) -> None:

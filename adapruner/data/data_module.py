@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from adapruner.data.calibration_set import CalibrationSet, read_set
 from adapruner.data.card import describe_data
@@ -17,6 +17,7 @@ from adapruner.data.options import check_sets, sources_of
 from adapruner.data.prompts import prompt_loader, read_prompts
 from adapruner.data.resumable import ResumableLoader, SharedOrder
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
+from adapruner.data.silent_rows import share_out
 from adapruner.data.sources import Document, TextSource, draw_documents, read_documents
 from adapruner.data.windows import TextWindows, joined_windows, pad_instructions, sample_windows
 from adapruner.errors import ConfigurationError, DataError
@@ -148,30 +149,35 @@ class PruningDataModule(LightningDataModule):
         """
         if self.recovery_windows is None:
             raise ConfigurationError("data.recovery: expected data to train on, got null; give recovery sources or do not fit")
-        strategy: Any = None if self.trainer is None else self.trainer.strategy
-        place = getattr(strategy, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
-        order = SharedOrder(self.recovery_windows, self.batch_size, self.seed, place["num_replicas"], place["rank"])
+        order = SharedOrder(self.recovery_windows, self.batch_size, self.seed, *self._place())
         return self._loader(self.recovery_windows, order)
 
     def val_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """The search split, in order."""
-        return self._loader(self.search_windows)
+        """The search split, in order; of several ranks each serves its share, filled up with rows that count nothing."""
+        return self._loader(*share_out(self.search_windows, *self._place()))
 
     def test_dataloader(self) -> list[DataLoader[dict[str, torch.Tensor]]]:
-        """One loader per entry of ``evaluation_windows``, in its order."""
-        return [self._loader(windows) for windows in self.evaluation_windows.values()]
+        """One loader per entry of ``evaluation_windows``, in its order; shared out as by :meth:`val_dataloader`."""
+        return [self._loader(*share_out(windows, *self._place())) for windows in self.evaluation_windows.values()]
 
     def predict_dataloader(self) -> DataLoader[str]:
         """The prompts, one at a time; none where there are none."""
         return prompt_loader(self.prompts or [])
 
-    def _loader(self, windows: TextWindows, order: SharedOrder | None = None) -> DataLoader[dict[str, torch.Tensor]]:
-        kind: Any = DataLoader if order is None else ResumableLoader
+    def _place(self) -> tuple[int, int]:
+        """Number of ranks, and this one: of those that see different data."""
+        strategy: Any = None if self.trainer is None else self.trainer.strategy
+        place = getattr(strategy, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
+        return place["num_replicas"], place["rank"]
+
+    def _loader(self, windows: TextWindows, order: DistributedSampler[Any] | None = None) -> DataLoader[dict[str, torch.Tensor]]:
+        shuffled = isinstance(order, SharedOrder)
+        kind: Any = ResumableLoader if shuffled else DataLoader
         loader: DataLoader[dict[str, torch.Tensor]] = kind(
             windows,
             batch_size=self.batch_size,
             sampler=order,
-            generator=None if order is None else torch.Generator().manual_seed(self.seed),  # else it draws from everyone's
+            generator=torch.Generator().manual_seed(self.seed) if shuffled else None,  # without one it would draw from everyone's
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )

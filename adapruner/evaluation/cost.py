@@ -165,8 +165,13 @@ def dense_twin(config: Any, dtype: torch.dtype = torch.float32, device: str | to
     return model.eval()
 
 
-def cost_protocol(model: nn.Module, seq_len: int = 128, batch: int = 1, repeats: int = 20, threads: int | None = None) -> str:
-    """One sentence that says how a cost was measured, for reports and tables; arguments as for :func:`measure_latency`."""
+def cost_protocol(
+    model: nn.Module, seq_len: int = 128, batch: int = 1, repeats: int = 20, threads: int | None = None, order: str = "models in turns"
+) -> str:
+    """One sentence that says how a cost was measured, for reports and tables; arguments as for :func:`measure_latency`.
+
+    ``order`` says in words which model was timed when.
+    """
     device, dtype = input_device(model), str(next(model.parameters()).dtype).removeprefix("torch.")
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     if device.type == "cpu":
@@ -174,7 +179,7 @@ def cost_protocol(model: nn.Module, seq_len: int = 128, batch: int = 1, repeats:
     return (
         f"{where}, {dtype}, torch {torch.__version__}: MACs of the matrix products of one forward over {batch} x {seq_len} tokens, "
         f"logits of every position; latency of that forward and of one of the last {decoded_tokens(seq_len)} of {seq_len} tokens decoded "
-        f"with a cache at batch 1, models in turns, median of {_plural(repeats, 'round')} after {WARM_UP_ROUNDS} of warm-up; "
+        f"with a cache at batch 1, {order}, median of {_plural(repeats, 'round')} after {WARM_UP_ROUNDS} of warm-up; "
         "weight memory of distinct tensors"
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adapruner.errors import ConfigurationError
 from adapruner.export.folder import check_folder
+from adapruner.whole_files import replace_folder
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def staged(folder: Path) -> Iterator[Path]:
         beside.mkdir(parents=True, exist_ok=True)
         yield beside / folder.name
         check_folder(folder)
-        _replace(beside / folder.name, folder)
+        replace_folder(beside / folder.name, folder)
     except (OSError, SafetensorError) as error:  # a full disk is the one or the other
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigurationError(f"folder: expected to write {folder}, got {reason}; make room there or choose another") from error
@@ -55,16 +56,3 @@ def check_parent(path: Path, argument: str) -> None:
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         what = "a folder without the right to write" if parent.is_dir() else "a file"
         raise ConfigurationError(f"{argument}: expected a place that can be written, got {what}, {parent}, above {path}; choose another")
-
-
-def _replace(new: Path, folder: Path) -> None:
-    """The old folder goes only once the new one is there."""
-    old = new.parent / f"{folder.name}.old"
-    if folder.exists():
-        folder.replace(old)
-    try:
-        new.replace(folder)
-    except OSError:
-        if old.exists():
-            old.replace(folder)
-        raise

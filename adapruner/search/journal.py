@@ -112,10 +112,19 @@ def _check_identity(study: Any, identity: dict[str, Any], where: str) -> None:
     ours, theirs = ({"world size": 1, **found} for found in (identity, known))  # a study of one process need not say so
     different = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
     if different:
+        name = "model" if "model" in different else different[0]  # of another model, everything else may differ too
+        more = f" (and {', '.join(k for k in different if k != name)})" if len(different) > 1 else ""
         raise StudyError(
-            f"search: expected the study in {where} to have the same {different[0]} ({theirs.get(different[0])}), got "
-            f"{ours.get(different[0])}; choose another run folder, or move the journal away to search anew"
+            f"search: expected the study in {where} to have the same {name}{more}, {_short(theirs.get(name), ours.get(name))}, got "
+            f"{_short(ours.get(name), theirs.get(name))}; choose another run folder, or move the journal away to search anew"
         )
+
+
+def _short(value: Any, other: Any) -> str:
+    """A value; of an object only what differs from the other."""
+    if not isinstance(value, dict) or not isinstance(other, dict):
+        return str(value)
+    return ", ".join(f"{key} {value.get(key)}" for key in sorted({*value, *other}) if value.get(key) != other.get(key))
 
 
 def _open_journal(journal: Path) -> Any:

@@ -42,10 +42,10 @@ class Candidate:
     recovered: float | None = None
 
     @property
-    def final(self) -> tuple[int, float]:
-        """Sorts candidates: those that came further first, then by the value there."""
+    def final(self) -> tuple[int, float, float]:
+        """Sorts candidates: those that came further first, then by the value there, then by what the search saw."""
         value = self.recovered if self.recovered is not None else self.reconstructed
-        return (0 if self.recovered is not None else 1, math.inf if value is None else value)
+        return (0 if self.recovered is not None else 1, math.inf if value is None else value, self.searched)
 
 
 def choose_candidates(records: list[TrialRecord], count: int) -> list[TrialRecord]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from adapruner.whole_files import write_whole
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,13 @@ def write_csv(records: list[TrialRecord], folder: Path) -> None:
     """``trials.csv``: one row a trial, one column a dimension; rewritten whole, so it is never torn."""
     params = sorted({p for r in records for p in r.params})
     cost = ["cost"] if any(r.cost is not None for r in records) else []
-    temporary = folder / f".trials.csv.{os.getpid()}.tmp"
-    with temporary.open("w", newline="") as out:
+    with io.StringIO(newline="") as out:
         writer = csv.writer(out)
         writer.writerow(["trial", "name", "state", "value", "seconds", "plan_hash", *cost, *params])
         for r in records:
             first = [r.trial, r.name, r.state, r.value, round(r.seconds, 3), r.plan_hash]
             writer.writerow([*first, *([r.cost] if cost else []), *(r.params.get(p) for p in params)])
-    temporary.replace(folder / "trials.csv")
+        write_whole(folder / "trials.csv", out.getvalue())
 
 
 def to_history(trials: list[TrialRecord]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.loggers import CSVLogger
 
+from adapruner.callbacks.evaluation_table import EvaluationTableCallback
 from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
 from adapruner.errors import ConfigurationError
-from adapruner.evaluation.zero_shot import load_tasks, score_tasks
+from adapruner.evaluation.zero_shot import describe_zero_shot, load_tasks, score_tasks
 from adapruner.export.loading import load
 from adapruner.report.schema import validate_report
 from tests.callbacks.conftest import ForeignData, ForeignModule, all_callbacks, foreign_trainer
@@ -90,21 +93,48 @@ def test_every_set_has_its_protocol(run: Any) -> None:
     assert said["held out", 32] in (run.folder / "report.html").read_text()
 
 
-def test_the_command_test_scores_whatever_the_module_holds(tasks: Path, tmp_path: Path) -> None:
-    class Tested(WithTokenizer):
-        def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-            self.language(**batch, use_cache=False)
+class Measurable(WithTokenizer):
+    """Can be tested, too."""
 
-        def test_dataloader(self) -> Any:
-            return ForeignData().train_dataloader()
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.language(**batch, use_cache=False)
 
+    def test_dataloader(self) -> Any:
+        return ForeignData().train_dataloader()
+
+
+def test_the_command_test_scores_whatever_the_module_holds(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scoring = ZeroShotEvaluationCallback([COLOURS], limit=5, task_folder=str(tasks), model_attribute="language")
-    foreign_trainer(tmp_path, [scoring]).test(Tested(), verbose=False)
+    logger = CSVLogger(tmp_path, name="logs", version="")
+    foreign_trainer(tmp_path, [scoring], logger=logger).test(Measurable(), verbose=False)
     expected = score_tasks(tiny_llama(intermediate_size=FFN), word_tokenizer(), load_tasks([COLOURS], tasks), limit=5)
-    assert scoring.scores == {"dense": expected}
+    assert scoring.tested == expected
+    assert scoring.to_report() is None  # of a fit alone
+    (score,) = expected
+    assert score.value is not None
+    out = capsys.readouterr().out
+    assert f"adapruner: zero-shot, the model: {COLOURS} acc {score.value:.4f} (stderr {score.stderr:.4f})\n" in out
+    assert f"adapruner: {describe_zero_shot(expected, 5, 8)}\n" in out
+    with (tmp_path / "logs" / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row[f"test/zero_shot/{COLOURS}/acc"]) == score.value
     scoring.model_attribute = "lm"
-    with pytest.raises(ConfigurationError, match=r"zero_shot.model_attribute: expected the language model in Tested.lm, got none; name it"):
-        foreign_trainer(tmp_path, [scoring]).test(Tested(), verbose=False)
+    with pytest.raises(
+        ConfigurationError, match=r"zero_shot.model_attribute: expected the language model in Measurable.lm, got none; name it"
+    ):
+        foreign_trainer(tmp_path, [scoring]).test(Measurable(), verbose=False)
+
+
+@pytest.mark.parametrize("words", ["the export small (plan 5eed)", "big pruned by the plan 5eed, neither reconstructed nor recovered"])
+def test_scores_of_test_have_the_name_that_the_table_of_perplexities_has(
+    tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    scoring = ZeroShotEvaluationCallback([COLOURS], limit=2, task_folder=str(tasks), model_attribute="language")
+    foreign_trainer(tmp_path, [scoring, EvaluationTableCallback(words)]).test(Measurable(), verbose=False)
+    out = capsys.readouterr().out
+    assert f"adapruner: scores {words} on {COLOURS}\n" in out
+    assert f"adapruner: zero-shot, {words}: {COLOURS} acc " in out
+    assert scoring.scores == {}
 
 
 def test_without_tasks_nothing_is_done_and_no_stage_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ def main(folder: Path, model: Path) -> None:
     run("resumed", folder / "elsewhere", "ddp", resume=killed / f"step={KILLED_AT}.ckpt")
     run("fsdp2", folder / "fsdp2", "fsdp2", plan=plan)
     run("fsdp2-resumed", folder / "fsdp2-resumed", "fsdp2", resume=folder / "fsdp2" / f"step={KILLED_AT}.ckpt")
+    run("fsdp2-last", folder / "fsdp2-last", "fsdp2", resume=folder / "fsdp2" / "checkpoints" / "last.ckpt")
     found["plans differ"] = refusal(folder / "differ", model, plan=other_plan(folder, plan, rank))
     found["journal of one"] = refusal(folder / "searched", model)
     (folder / f"rank{rank}.json").write_text(json.dumps(found))

@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
+from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback
 from adapruner.data.data_module import PruningDataModule
 from adapruner.module import PrunableCausalLM
 from adapruner.pruning.budget import Budget
@@ -87,6 +88,8 @@ def fit(
         statistics_batch_size=2,
     )
     search.checkpoint = None if resume is None else str(resume)  # as the command line sets it
+    last = RecoveryCheckpointCallback(every_n_steps=4)
+    last.settings = {"what": "a test"}
     lora, numbers = LoRARecoveryCallback(LoRAConfig(r=2, alpha=4, dropout=0.0)), Numbers(pause_at)
     defaults: dict[str, Any] = {"devices": 1, "strategy": "auto"}
     trainer = Trainer(
@@ -100,7 +103,7 @@ def fit(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         limit_val_batches=0,
-        callbacks=[search, lora, numbers, ModelCheckpoint(folder, "{step}", every_n_train_steps=4, save_top_k=-1)],
+        callbacks=[search, lora, numbers, ModelCheckpoint(folder, "{step}", every_n_train_steps=4, save_top_k=-1), last],
         **{**defaults, **options},
     )
     module = PrunableCausalLM(str(model), dtype="float32", optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))

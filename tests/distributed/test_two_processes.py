@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from adapruner.callbacks.recovery_checkpoint import find_checkpoint
 from tests.distributed.runs import KILLED_AT, SAMPLES, STEPS, TRIALS
 
 pytestmark = pytest.mark.slow  # processes are started, twice two
-RUNS = ("search", "resumed", "fsdp2", "fsdp2-resumed")
+RUNS = ("search", "resumed", "fsdp2", "fsdp2-resumed", "fsdp2-last")
 
 
 def seen(runs: Any, name: str) -> dict[int, list[int]]:
@@ -80,6 +81,16 @@ def test_fsdp2_is_ddp(runs: Any) -> None:
     assert seen(runs, "fsdp2") == seen(runs, "search")
     for rank in runs.ranks:
         assert rank["fsdp2"]["class"] == "LlamaForCausalLM"  # whole, without adapters, on every rank
+
+
+def test_the_last_sharded_checkpoint_is_whole_and_found(runs: Any) -> None:
+    run = runs.folder / "fsdp2"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert find_checkpoint(run, {"what": "a test"}, shards=True) == run / "checkpoints" / "last.ckpt"
+    assert find_checkpoint(run, {"what": "another"}, shards=True) is None
+    assert find_checkpoint(run, {"what": "a test"}) is None  # one process cannot go on from shards
+    assert runs.distance("fsdp2", "fsdp2-last") == 0.0
+    assert seen(runs, "fsdp2-last") == {}
 
 
 def test_plans_that_differ_are_refused_on_all_ranks(runs: Any) -> None:

@@ -1,0 +1,105 @@
+"""Costs of a dense and a pruned model where the device may not hold both at once, or cannot run one of them.
+
+What cannot be measured is ``None``; a run does not end for it. Parameters, multiply-accumulates and weight memory are always found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from adapruner.anatomy.units import count_parameters
+from adapruner.evaluation.cost import compare_cost, count_macs, dense_twin, measure_cost, weight_memory_gib
+from adapruner.evaluation.speed import SpeedPoint, _within_memory, measure_speed, peak_memory_gib, prefill_energy_j
+
+ONE_BY_ONE = "one model after the other, as the device's memory does not hold both"
+UNKNOWN = ("latency_ms", "latency_iqr_ms", "decode_ms", "peak_memory_gib", "prefill_energy_j")
+"""What a model must run for on the device."""
+
+Found = TypeVar("Found")
+
+
+class PairOfModels:
+    """The pruned model and a dense twin with random weights, side by side on the pruned model's device as far as they fit.
+
+    Args:
+        dense_config: the dense model's configuration.
+        pruned: on one device; it is back there after every measurement, parameters and tied tensors the same objects.
+    """
+
+    def __init__(self, dense_config: Any, pruned: nn.Module) -> None:
+        parameter = next(pruned.parameters())
+        self.device = parameter.device
+        twin: nn.Module | None = _within_memory(lambda: dense_twin(dense_config, parameter.dtype, self.device))
+        self.together = twin is not None
+        """Whether both have been on the device so far."""
+        self.models = {"dense": dense_twin(dense_config, parameter.dtype) if twin is None else twin, "pruned": pruned}
+
+    def costs(self, seq_len: int, repeats: int) -> dict[str, dict[str, Any]]:
+        """By model: the fields of :class:`adapruner.evaluation.cost.Cost`, ``peak_memory_gib`` and ``prefill_energy_j``."""
+        found = self._measure(lambda models: _costs(models, seq_len, repeats))
+        return {name: self._size(name, seq_len) if cost is None else cost for name, cost in found.items()}
+
+    def speeds(self, batches: Sequence[int], seq_lens: Sequence[int], repeats: int) -> list[SpeedPoint] | None:
+        """:func:`adapruner.evaluation.speed.measure_speed` of both; ``None`` where memory does not suffice for the least of it."""
+        found = self._measure(lambda models: dict.fromkeys(models, measure_speed(models, batches, seq_lens, repeats)))
+        dense, pruned = found["dense"], found["pruned"]
+        if dense is None or pruned is None:
+            return None
+        pairs = zip(dense, pruned, strict=True)
+        return [SpeedPoint(a.batch, a.seq_len, {**a.speeds, **b.speeds}, {**a.macs, **b.macs}) for a, b in pairs]
+
+    def _measure(self, measure: Callable[[dict[str, nn.Module]], dict[str, Found]]) -> dict[str, Found | None]:
+        """What ``measure`` finds of both at once, else of one at a time; ``None`` of a model that does not fit even so."""
+        both = _within_memory(lambda: measure(self.models)) if self.together else None
+        if both is not None:
+            return {**both}
+        self.together = False
+        return {name: self._alone(name, lambda model, name=name: measure({name: model})[name]) for name in self.models}  # type: ignore[misc]
+
+    def _size(self, name: str, seq_len: int) -> dict[str, Any]:
+        """What a model tells of itself without being timed; MACs are counted on the CPU where the device cannot run it."""
+        model = self.models[name]
+        size = {"parameters": count_parameters(model), "weight_memory_gib": weight_memory_gib(model)}
+        macs = self._alone(name, lambda alone: count_macs(alone, seq_len))
+        try:
+            size["macs"] = count_macs(model.to("cpu"), seq_len) if macs is None else macs
+        finally:
+            self._put_back()
+        return {**size, **dict.fromkeys(UNKNOWN)}
+
+    def _alone(self, name: str, measure: Callable[[nn.Module], Found]) -> Found | None:
+        """With the other model in the CPU's memory; the pruned one is on its device again afterwards."""
+        for other, model in self.models.items():
+            if other != name:
+                model.to("cpu")
+        torch.cuda.empty_cache()
+        try:
+            found: Found | None = _within_memory(lambda: measure(self.models[name].to(self.device)))
+        finally:
+            self._put_back()
+        return found
+
+    def _put_back(self) -> None:
+        self.models["dense"].to("cpu")
+        torch.cuda.empty_cache()
+        self.models["pruned"].to(self.device)
+
+
+def _costs(models: dict[str, nn.Module], seq_len: int, repeats: int) -> dict[str, dict[str, Any]]:
+    if len(models) > 1:
+        costs = compare_cost(models["dense"], models["pruned"], seq_len, repeats=repeats)
+    else:
+        costs = {name: measure_cost(model, seq_len, repeats=repeats) for name, model in models.items()}
+    return {
+        name: {
+            **asdict(costs[name]),
+            "peak_memory_gib": peak_memory_gib(model, seq_len),
+            "prefill_energy_j": prefill_energy_j(model, seq_len),
+        }
+        for name, model in models.items()
+    }
