@@ -113,10 +113,10 @@ def _check_identity(study: Any, identity: dict[str, Any], where: str) -> None:
     different = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
     if different:
         name = "model" if "model" in different else different[0]  # of another model, everything else may differ too
-        more = f" (and {', '.join(k for k in different if k != name)})" if len(different) > 1 else ""
+        more = f", and another {', '.join(k for k in different if k != name)}" if len(different) > 1 else ""
         raise StudyError(
-            f"search: expected the study in {where} to have the same {name}{more}, {_short(theirs.get(name), ours.get(name))}, got "
-            f"{_short(ours.get(name), theirs.get(name))}; choose another run folder, or move the journal away to search anew"
+            f"search: expected the study in {where} to have the same {name} ({_short(theirs.get(name), ours.get(name))}), got "
+            f"{_short(ours.get(name), theirs.get(name))}{more}; choose another run folder, or move the journal away to search anew"
         )
 
 

@@ -119,9 +119,8 @@ def test_the_command_test_scores_whatever_the_module_holds(tasks: Path, tmp_path
         (row,) = csv.DictReader(file)
     assert float(row[f"test/zero_shot/{COLOURS}/acc"]) == score.value
     scoring.model_attribute = "lm"
-    with pytest.raises(
-        ConfigurationError, match=r"zero_shot.model_attribute: expected the language model in Measurable.lm, got none; name it"
-    ):
+    refused = r"zero_shot.model_attribute: expected the language model in Measurable.lm, got none; name it"
+    with pytest.raises(ConfigurationError, match=refused):
         foreign_trainer(tmp_path, [scoring]).test(Measurable(), verbose=False)
 
 
