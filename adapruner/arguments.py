@@ -37,7 +37,7 @@ def refused(message: str, known: Iterable[str]) -> AdaPrunerError:
     names = [name for name in known if name]
     command = re.search(r"invalid choice: '([^']*)' \(choose from (.*?)\)", message)
     if command is not None:
-        commands = [*re.findall(r"'?([a-z]+)'?", command[2]), "compare", "export"]
+        commands = [*re.findall(r"'?([a-z]+)'?", command[2]), "compare", "export", "inspect"]
         return ConfigurationError(f"command: expected one of those known, got {command[1]!r}; {nearest(command[1], commands)}")
     unknown = _unknown_arguments(message, names)
     if unknown:

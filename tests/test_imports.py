@@ -40,7 +40,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "torch_pruning": ("adapruner.anatomy", "adapruner.pruning.surgery"),
     "optuna": ("adapruner.search",),
     "gguf": ("adapruner.export.gguf",),
-    "peft": ("adapruner.recovery", "adapruner.export.merge"),
+    "peft": ("adapruner.recovery", "adapruner.export"),
     "lm_eval": ("adapruner.evaluation.zero_shot",),
     "lightning": ("adapruner.module", "adapruner.data.data_module", "adapruner.lightning_cli", "adapruner.callbacks"),
 }

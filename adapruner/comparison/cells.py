@@ -26,7 +26,6 @@ CHEAP = (
     "--report.latency_repeats=5",
     "--export.verify=false",
     "--trainer.logger=false",
-    "--trainer.enable_checkpointing=false",
     "--trainer.enable_progress_bar=false",
 )
 """What a run does for its own page and a comparison does not need. They come before the options, which may undo them."""
@@ -101,7 +100,8 @@ def seconds_of(cell: Cell) -> float | None:
 
 def tidy(cell: Cell) -> None:
     """Drops what only a run in progress needs and what can be made again: a comparison has many cells, a model is large."""
-    shutil.rmtree(cell.folder / "model", ignore_errors=True)
+    for folder in ("model", "checkpoints"):
+        shutil.rmtree(cell.folder / folder, ignore_errors=True)
     for cache in cell.folder.glob("*.safetensors"):  # statistics and the like, which a run that goes on would need
         cache.unlink()
 

@@ -47,6 +47,8 @@ def run_cells(
         pause: seconds between two looks at the cells at work.
     """
     outcomes = {cell: Outcome(cell, None) for cell in cells if is_done(cell)}
+    for cell in () if keep_models else outcomes:  # a comparison that was killed may not have come to it
+        tidy(cell)
     waiting = [cell for cell in cells if cell not in outcomes]
     took = Durations([(cell.method, seconds_of(cell)) for cell in outcomes])
     working: dict[Cell, tuple[Running, float]] = {}

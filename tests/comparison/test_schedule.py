@@ -23,8 +23,10 @@ def test_a_killed_comparison_runs_only_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
         run_cells(cells, killed, Silent(), pause=0)
     assert [is_done(c) for c in cells] == [True] * 5 + [False] * 7
+    (cells[0].folder / "checkpoints").mkdir()  # it was killed before it had put the cell in order
     again = Starter()
     outcomes = run_cells(cells, again, Silent(), pause=0)
+    assert not (cells[0].folder / "checkpoints").exists()
     assert again.started == [c.title for c in cells[5:]]
     assert list(outcomes) == cells
     assert [o.seconds is None for o in outcomes.values()] == [True] * 5 + [False] * 7
