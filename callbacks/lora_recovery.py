@@ -98,8 +98,9 @@ class LoRARecoveryCallback(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merges the adapters, after callbacks that need them apart; nothing of them is left in the module."""
-        if hasattr(pl_module, "make_whole"):
-            pl_module.make_whole()
+        make_whole = getattr(pl_module, "make_whole", None)
+        if callable(make_whole):
+            make_whole()
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             listener = getattr(callback, "before_merge", None)  # a resumed run that had ended has no end of training
             if listener is not None:
