@@ -10,6 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from adapruner.callbacks.loss_diagnosis import blame_for_gradient, blame_for_loss
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora, recover_briefly
@@ -34,6 +35,7 @@ class LoRARecoveryCallback(Callback):
         self.seconds = 0.0
         self._started: float | None = None
         self._attached = False
+        self._batch: tuple[Any, int] = (None, 0)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attaches the adapters, once, at the start of ``fit``."""
@@ -54,15 +56,20 @@ class LoRARecoveryCallback(Callback):
         """Training time is counted from here."""
         self._started = time.monotonic()
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Remembers the batch, should its loss be no number."""
+        self._batch = batch, batch_idx
+
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         """A loss that is no number would make every weight one: refused before it does.
 
         Raises:
-            ModelError: naming the step.
+            ModelError: naming the step and, where a sample of the batch shows it alone, the sample and the layer.
         """
         if not bool(torch.isfinite(loss.detach()).all()):
+            blame = blame_for_loss(trainer, pl_module, getattr(pl_module, self.model_attribute), *self._batch)
             raise ModelError(
-                f"recovery: expected a finite loss, got {float(loss.detach())} after {trainer.global_step} optimizer steps; "
+                f"recovery: expected a finite loss, got {float(loss.detach())} after {trainer.global_step} optimizer steps{blame}; "
                 "lower the learning rate, set trainer.gradient_clip_val, or train in bfloat16 or float32"
             )
 
@@ -70,7 +77,7 @@ class LoRARecoveryCallback(Callback):
         """The same for gradients; where losses are scaled (``16-mixed``), the scaler passes over such a step by itself.
 
         Raises:
-            ModelError: naming the first parameter and the step.
+            ModelError: naming the first parameter, the step and, where a sample of the last batch shows it alone, the sample.
         """
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return
@@ -79,8 +86,10 @@ class LoRARecoveryCallback(Callback):
         if named and not bool(torch.isfinite(torch.stack([n.float() for n in norms])).all()):
             bad = next((name for name, gradient in named if not bool(torch.isfinite(gradient).all())), None)
             if bad is not None:  # a norm may overflow where no gradient does
+                model = getattr(pl_module, self.model_attribute, None)
+                blame = "" if model is None else blame_for_gradient(trainer, pl_module, model, *self._batch, pl_module.get_parameter(bad))
                 raise ModelError(
-                    f"recovery: expected finite gradients, got inf or nan in {bad} after {trainer.global_step} optimizer steps; "
+                    f"recovery: expected finite gradients, got inf or nan in {bad} after {trainer.global_step} optimizer steps{blame}; "
                     "lower the learning rate, or train in bfloat16 or float32"
                 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -65,6 +66,42 @@ def first_not_finite(model: nn.Module, ids: Tensor, mask: Tensor) -> str:
                 hooks.callback(module.register_forward_hook(hook(name)).remove)
         model(input_ids=ids, attention_mask=mask, use_cache=False)
     return found[0] if found else "the loss"
+
+
+def find_bad_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[int, str] | None:
+    """The first row of a batch whose loss is inf or nan alone, and the layer where that begins; ``None`` if no row's is.
+
+    Args:
+        model: a causal language model of Hugging Face's kind, used in the mode that it is in.
+        batch: ``input_ids``, ``labels`` and ``attention_mask``, each ``[b, t]``, on any device.
+    """
+    for row, inputs in _rows(model, batch):
+        with torch.no_grad():
+            loss = model(**inputs, use_cache=False).loss
+        if bool((inputs["labels"][:, 1:] != -100).any()) and not _is_finite(loss):
+            return row, first_not_finite(model, inputs["input_ids"], inputs["attention_mask"])
+    return None
+
+
+def find_bad_gradient(model: nn.Module, batch: Mapping[str, Tensor], parameter: nn.Parameter) -> int | None:
+    """The first row of a batch that alone gives ``parameter`` an inf or nan; gradients that are there stay as they are.
+
+    Args:
+        model: as for :func:`find_bad_loss`.
+        batch: as there.
+        parameter: of the model.
+    """
+    for row, inputs in _rows(model, batch):
+        (gradient,) = torch.autograd.grad(model(**inputs, use_cache=False).loss, parameter, allow_unused=True)
+        if gradient is not None and not _is_finite(gradient):
+            return row
+    return None
+
+
+def _rows(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    device = next(model.parameters()).device
+    for row in range(len(batch["input_ids"])):
+        yield row, {name: batch[name][row : row + 1].to(device) for name in ("input_ids", "labels", "attention_mask")}
 
 
 def _is_finite(tensor: Tensor) -> bool:

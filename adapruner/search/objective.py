@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 from adapruner.evaluation.divergence import DenseTopK, collect_top_k, evaluate_divergence_chunks
+from adapruner.evaluation.mode import evaluation_mode
 from adapruner.evaluation.perplexity import Windows, evaluate_nll_chunks
+from adapruner.importance.finiteness import find_bad_loss
 from adapruner.pipeline import PruningProblem, Recipe, at_widths
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
@@ -48,6 +50,14 @@ class Objective:
                 alone = (result.value * result.tokens - (before.value * before.tokens if before else 0.0)) / tokens
                 before = result
                 yield Part(result.value + addition, alone + addition)
+
+    def blame(self, model: nn.Module, plan: PruningPlan, recipe: Recipe) -> str:
+        """Where a value that is no number comes from: ``on the search split``, with the first such sample and layer if one shows it."""
+        with at_widths(model, self.problem, plan, recipe, self.refit), evaluation_mode(model):
+            found = find_bad_loss(model, {name: getattr(self.windows, name) for name in ("input_ids", "labels", "attention_mask")})
+        if found is None:
+            return "on the search split"
+        return f"on sample {found[0]} of the search split, not finite from {found[1]} on"
 
     def of_model(self, model: nn.Module) -> float:
         """Of a model as it is, without a cost term."""

@@ -180,7 +180,7 @@ def _evaluate(
         else:
             result["state"] = "complete" if math.isfinite(result["value"]) else "failed"
             if result["state"] == "failed":
-                result["error"] = f"a value of {result['value']} on the search split"
+                result["error"] = f"a value of {result['value']} {objective.blame(model, plan, recipe)}"
     except (AdaPrunerError, ValueError, ArithmeticError, RuntimeError) as error:  # out of memory is a RuntimeError
         result["error"] = str(error).splitlines()[0] if str(error) else type(error).__name__
     return {**result, "seconds": time.monotonic() - started}

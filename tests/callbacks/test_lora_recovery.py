@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from adapruner.callbacks.compression_report import CompressionReportCallback
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruned_export import PrunedExportCallback
-from adapruner.errors import ConfigurationError
+from adapruner.errors import ConfigurationError, ModelError
 from adapruner.recovery.lora import LoRAConfig, recover_briefly
 from tests.callbacks.conftest import ForeignData, ForeignModule, Run, foreign_trainer, search_callback
+from tests.tiny import random_windows, word_tokenizer
 
 
 def lora(seed: int = 0) -> LoRARecoveryCallback:
@@ -47,6 +50,56 @@ def test_the_curve_survives_a_resume(tmp_path: Path) -> None:
     assert second.trainer.global_step == 4
     assert [step for step, _ in again.history] == [1, 2, 3, 4]
     assert again.history[:2] == callback.history
+
+
+class SpoiledText(ForeignData):
+    """Row 2 of the second batch has a token that no other row has."""
+
+    def train_dataloader(self) -> Any:
+        windows = random_windows(16, 16, seed=4)
+        windows.input_ids[6, 3] = windows.labels[6, 3] = 90
+        return DataLoader(windows, batch_size=4)  # type: ignore[arg-type]
+
+
+def test_a_loss_that_is_no_number_names_sample_and_layer(tmp_path: Path) -> None:
+    module = ForeignModule()
+    module.tokenizer = word_tokenizer()  # type: ignore[assignment]
+    with torch.no_grad():
+        module.language.model.embed_tokens.weight[90] = float("nan")
+    where = (
+        r"on sample 2 of batch 1 \('w\d+ w\d+ w\d+ w86 (w\d+ ){8}\.\.\.'\), not finite from model\.embed_tokens on; lower the learning rate"
+    )
+    with pytest.raises(ModelError, match=rf"recovery: expected a finite loss, got nan after 1 optimizer steps, {where}"):
+        foreign_trainer(tmp_path, [lora()]).fit(module, datamodule=SpoiledText())
+
+
+def test_a_gradient_that_is_no_number_names_the_sample(tmp_path: Path) -> None:
+    """The loss is a number, what comes back through one layer is not."""
+    module = ForeignModule()
+    spoil = _NoNumberBehind(module.language, token=90)
+    with pytest.raises(
+        ModelError, match=r"expected finite gradients, got inf or nan in \S+ after 1 optimizer steps, from sample 2 of batch 1; lower"
+    ):
+        foreign_trainer(tmp_path, [lora()]).fit(module, datamodule=SpoiledText())
+    assert spoil.seen
+
+
+class _NoNumberBehind:
+    """Spoils the gradient of the rows that have a token, on its way into the last layer."""
+
+    def __init__(self, model: Any, token: int) -> None:
+        self.token, self.seen = token, False
+        model.model.embed_tokens.register_forward_hook(self._remember)
+        model.model.layers[2].register_forward_hook(self._spoil)
+
+    def _remember(self, _: Any, inputs: Any, __: Any) -> None:
+        self.rows = (inputs[0] == self.token).any(1)
+
+    def _spoil(self, _: Any, __: Any, output: Any) -> None:
+        hidden, rows = (output[0] if isinstance(output, tuple) else output), self.rows
+        if hidden.requires_grad and bool(rows.any()):
+            self.seen = True
+            hidden.register_hook(lambda gradient: gradient.masked_fill(rows[:, None, None], float("inf")))
 
 
 def test_report_and_export_need_a_search_beside_them(tmp_path: Path) -> None:

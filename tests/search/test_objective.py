@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from adapruner.anatomy.sizes import measure_sizes
 from adapruner.data.windows import TextWindows
@@ -19,7 +20,7 @@ from adapruner.pruning.surgery import pruned
 from adapruner.recovery.local import pruned_and_refitted
 from adapruner.search.config import ObjectiveConfig, RerankConfig, SearchConfig
 from adapruner.search.objective import Objective
-from tests.tiny import random_windows
+from tests.tiny import random_windows, tiny_llama
 
 RECIPE = Recipe({"l2": 1.0})
 
@@ -79,6 +80,15 @@ def test_the_cost_term_is_the_fraction_left(model: Any, problem: PruningProblem,
             left = plan.parameters["pruned"] / plan.parameters["dense"]
         assert found.cost(plan) == pytest.approx(left, rel=1e-3)
         assert last(found, model, sized) == pytest.approx(plain + weight * left, rel=1e-4)
+
+
+def test_a_value_that_is_no_number_names_sample_and_layer(problem: PruningProblem, windows: TextWindows) -> None:
+    spoiled, plan = tiny_llama(), make_plan(problem, RECIPE)
+    objective = Objective(spoiled, problem, windows, SearchConfig(), None)
+    assert objective.blame(spoiled, plan, RECIPE) == "on the search split"
+    with torch.no_grad():
+        spoiled.lm_head.weight[int(windows.input_ids[0, 1])] = float("nan")
+    assert objective.blame(spoiled, plan, RECIPE) == "on sample 0 of the search split, not finite from lm_head on"
 
 
 @pytest.mark.parametrize(
