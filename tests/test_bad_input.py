@@ -69,11 +69,11 @@ def refusal(row: BadInput, folder: Path, capfd: pytest.CaptureFixture[str]) -> s
 
 @pytest.mark.parametrize("row", ALL, ids=lambda row: row.name.replace(" ", "_"))
 def test_bad_input_is_one_line_and_writes_nothing(row: BadInput, workspace: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     message = refusal(row, workspace, capfd)
     assert re.search(row.message, message), message
     assert "; " in message, "no remedy"
-    assert time.monotonic() - started < 60  # on a machine that does much else; alone it is about half a second
+    assert time.process_time() - started < 10  # seconds of this process alone, however busy the machine is; half a second is usual
 
 
 def test_every_row_is_on_the_page() -> None:
@@ -130,5 +130,5 @@ def test_a_recovery_that_leaves_the_numbers_ends_in_one_line(workspace: Path, ca
         main(["fit", "--config", "base.yaml", *_LATE, "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=1e30"])
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("adapruner: error: ")]
     assert len(lines) == 1
-    assert re.search(r"recovery: expected (a finite loss|finite gradients), got .* after 1 optimizer steps; lower the", lines[0]), lines[0]
+    assert re.search(r"recovery: expected (a finite loss|finite gradients), got .* after 1 optimizer steps(, (on|from) sample \d of batch 1 \(.*\).*)?; lower the", lines[0]), lines[0]
     assert not (workspace / "run" / "model").exists()

@@ -32,7 +32,7 @@ decides. Three stages stop what comes behind them, because it could not be judge
 the sections, and reading text.
 
 Two things show only while training: a loss or a gradient that is no number ends the run in the same way, at the first step that
-it happens in, naming the step and the parameter.
+it happens in, naming the step, the sample and the layer or parameter.
 """
 
 

@@ -98,7 +98,7 @@ def check_recovery(row: Row) -> None:
         optimizer.zero_grad()
     trained = logits(adapted.eval())
     merged = merge_lora(adapted)
-    torch.testing.assert_close(logits(merged), trained, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(merged), trained, rtol=1e-5, atol=1e-5)
     after = dict(merged.named_parameters())
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
