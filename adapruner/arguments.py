@@ -12,6 +12,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from adapruner.errors import AdaPrunerError, ConfigurationError, nearest, together
@@ -21,44 +22,57 @@ REPLACED = {"pruning.extra_metrics": "report.compare"}
 #: Option -> values of an older release, and what stands in their place.
 REPLACED_VALUES = {"pruning.search.early_stopping": {"true": "median", "false": "none"}}
 
-_HELP = "see adapruner fit --help"
 _TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "list": "a list", "dict": "a mapping"}
 
 
-def refused(message: str, known: Iterable[str]) -> AdaPrunerError:
+@dataclass(frozen=True)
+class Options:
+    """What a command takes."""
+
+    command: str
+    names: list[str]
+
+    @property
+    def help(self) -> str:
+        """Where all of them are told."""
+        return f"see adapruner {self.command} --help"
+
+
+def refused(message: str, known: Iterable[str], command: str = "fit") -> AdaPrunerError:
     """The error for a message of the parser; several unknown options are one error.
 
     Args:
         known: every option's name, for the nearest one.
+        command: whose options they are.
 
     >>> refused('Parser key "model.warmup_steps": Expected a <class \\'int\\'>. Got value: many', [])
     ConfigurationError("model.warmup_steps: expected a whole number, got 'many'; see adapruner fit --help")
     """
-    names = [name for name in known if name]
-    command = re.search(r"invalid choice: '([^']*)' \(choose from (.*?)\)", message)
-    if command is not None:
-        commands = [*re.findall(r"'?([a-z]+)'?", command[2]), "compare", "export", "inspect"]
-        return ConfigurationError(f"command: expected one of those known, got {command[1]!r}; {nearest(command[1], commands)}")
-    unknown = _unknown_arguments(message, names)
+    options = Options(command, [name for name in known if name])
+    choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*?)\)", message)
+    if choice is not None:
+        commands = [*re.findall(r"'?([a-z]+)'?", choice[2]), "compare", "export", "inspect"]
+        return ConfigurationError(f"command: expected one of those known, got {choice[1]!r}; {nearest(choice[1], commands)}")
+    unknown = _unknown_arguments(message, options)
     if unknown:
         return together([ConfigurationError(text) for text in unknown])
     for explain in (_unknown_key, _missing, _wrong_value, _no_class, _damaged_file):
-        text = explain(message, names)
+        text = explain(message, options)
         if text is not None:
             return ConfigurationError(text)
-    return ConfigurationError(f"arguments: expected those of fit, got: {' '.join(message.split())[:300]}; {_HELP}")
+    return ConfigurationError(f"arguments: expected those of {command}, got: {' '.join(message.split())[:300]}; {options.help}")
 
 
-def _unknown_arguments(message: str, known: list[str]) -> list[str]:
+def _unknown_arguments(message: str, known: Options) -> list[str]:
     found = re.search(r"unrecognized arguments: (.*)", message, re.DOTALL)
     words = found[1].split() if found else []
-    options = [word.split("=")[0].lstrip("-") for word in words if word.startswith("--")]
-    if words and not options:
-        return [f"arguments: expected options such as --trainer.max_steps 100, got {words[0]!r}; {_HELP}"]
-    return [_unknown(name, known) for name in options]
+    names = [word.split("=")[0].lstrip("-") for word in words if word.startswith("--")]
+    if words and not names:
+        return [f"arguments: expected options such as --trainer.max_steps 100, got {words[0]!r}; {known.help}"]
+    return [_unknown(name, known) for name in names]
 
 
-def _unknown_key(message: str, known: list[str]) -> str | None:
+def _unknown_key(message: str, known: Options) -> str | None:
     group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     if group is not None:
         return _unknown(f"{group[1]}.{group[2]}", known)
@@ -71,25 +85,28 @@ def _unknown_key(message: str, known: list[str]) -> str | None:
     return f"{key}: expected options of {owner[-1].split('.')[-1]}, got {option[1]!r}; {nearest(option[1], _options_of(owner[-1]))}"
 
 
-def _unknown(name: str, known: list[str]) -> str:
+def _unknown(name: str, known: Options) -> str:
     if name in REPLACED:
         return f"{name}: expected an option of this release, got one of an older release; give {REPLACED[name]}"
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    hint = f"did you mean {close[0]}?" if close else _HELP
-    return f"{name}: expected an option of fit, got an unknown one; {hint}"
+    close = difflib.get_close_matches(name, known.names, n=1, cutoff=0.7)
+    if not close:  # --n_trials: its sections were left out
+        last = {known_name.split(".")[-1]: known_name for known_name in reversed(known.names)}
+        close = [last[word] for word in difflib.get_close_matches(name.split(".")[-1], last, n=1, cutoff=0.8)]
+    hint = f"did you mean {close[0]}?" if close else known.help
+    return f"{name}: expected an option of {known.command}, got an unknown one; {hint}"
 
 
-def _missing(message: str, known: list[str]) -> str | None:
+def _missing(message: str, known: Options) -> str | None:
     required = re.search(r"following arguments are required: ([\w., ]+)", message)
     if required is not None:
         key = _key(message)
-        name = f"{key}.{required[1]}" if key else required[1].removeprefix("fit.")
+        name = f"{key}.{required[1]}" if key else required[1].removeprefix(f"{known.command}.")
         return f"{name}: expected a value, got none; give one, or a configuration such as quickstart.yaml"
     no_value = re.search(r"argument (?:-c/)?--([\w.]+): expected one argument", message)
     return None if no_value is None else f"{no_value[1]}: expected a value, got none; write one behind it"
 
 
-def _wrong_value(message: str, known: list[str]) -> str | None:
+def _wrong_value(message: str, known: Options) -> str | None:
     key, got = _key(message), re.search(r"Expected a[^\n]*\. Got value: (.*)", message) or re.search(r"Given value: ([^{\[].*)", message)
     if not key or got is None:
         return None
@@ -102,10 +119,10 @@ def _wrong_value(message: str, known: list[str]) -> str | None:
     if choices:
         return f"{key}: expected a known {key.split('.')[-1]}, got {value!r}; {nearest(value, choices)}"
     kinds = [_TYPES[name] for name in dict.fromkeys(re.findall(r"Expected an? <class '(\w+)'>", message)) if name in _TYPES]
-    return f"{key}: expected {' or '.join(kinds)}, got {value!r:.100}; {_HELP}" if kinds else None
+    return f"{key}: expected {' or '.join(kinds)}, got {value!r:.100}; {known.help}" if kinds else None
 
 
-def _no_class(message: str, known: list[str]) -> str | None:
+def _no_class(message: str, known: Options) -> str | None:
     key = _key(message)
     absent = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)
     if key and absent is not None:
@@ -119,7 +136,7 @@ def _no_class(message: str, known: list[str]) -> str | None:
     return None
 
 
-def _damaged_file(message: str, known: list[str]) -> str | None:
+def _damaged_file(message: str, known: Options) -> str | None:
     found = re.search(r"(Problems parsing config|Unexpected config|Unable to load config)[: ](.*)", message, re.DOTALL)
     if found is None:
         return None

@@ -99,8 +99,10 @@ class PruningCLI(EvaluationCommands, LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
-            known = {action.dest for action in self._subcommand_parsers["fit"]._actions}
-            raise refused(str(error), known) from None
+            words = sys.argv[1:] if args is None else args
+            command = next((word for word in words if word in self._subcommand_parsers), "fit")
+            known = {action.dest for action in self._subcommand_parsers[command]._actions}
+            raise refused(str(error), known, command) from None
 
     def _add_instantiators(self) -> None:
         """As Lightning has them, but one that refuses its options does not keep the others from refusing theirs."""

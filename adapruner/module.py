@@ -172,6 +172,10 @@ class PrunableCausalLM(LightningModule):
         from safetensors import SafetensorError
 
         local = Path(self.source).exists()
+        if not local and (self.source.startswith(("/", ".", "~")) or self.source.count("/") > 1):
+            raise ModelError(
+                f"model.name_or_path: expected a folder or a hub name, got {self.source!r}, which is not there; correct the path"
+            )
         try:
             return factory.from_pretrained(self.source, revision=None if local else self.revision, **options)
         except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError) as error:

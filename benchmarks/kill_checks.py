@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +18,64 @@ def leftovers(run: Path) -> list[str]:
 
 
 def half_written(run: Path) -> list[str]:
-    """JSON, journals and safetensors that cannot be read to the end."""
-    from safetensors import safe_open
-
+    """Files that cannot be read to the end, whatever wrote them."""
     broken = []
-    for file in sorted(p for p in run.rglob("*") if p.is_file()):
+    for file in sorted(p for p in run.rglob("*") if p.is_file() and p.suffix in READERS):
         try:
-            if file.suffix == ".json":
-                json.loads(file.read_text())
-            elif file.suffix == ".journal":
-                text = file.read_text()
-                assert text.endswith("\n")
-                for line in text.splitlines():
-                    json.loads(line)
-            elif file.suffix == ".safetensors":
-                with safe_open(file, "np") as opened:
-                    assert list(opened.keys())
+            READERS[file.suffix](file)
         except Exception as error:  # whatever is wrong with it
             broken.append(f"{file.relative_to(run)}: {type(error).__name__}")
     return broken
+
+
+def _read_lines(file: Path) -> None:
+    text = file.read_text()
+    assert text.endswith("\n")
+    for line in text.splitlines():
+        json.loads(line)
+
+
+def _read_table(file: Path) -> None:
+    with file.open(newline="") as opened:
+        rows = list(csv.reader(opened))
+    assert file.read_bytes().endswith(b"\n")
+    assert len({len(row) for row in rows}) == 1
+
+
+def _read_page(file: Path) -> None:
+    assert file.read_text().rstrip().endswith("</html>")
+
+
+def _read_settings(file: Path) -> None:
+    import yaml
+
+    assert yaml.safe_load(file.read_text())
+
+
+def _read_tensors(file: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(file, "np") as opened:
+        assert list(opened.keys())
+
+
+def _read_checkpoint(file: Path) -> None:
+    import torch
+
+    assert "state_dict" in torch.load(file, map_location="cpu", weights_only=True)
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".json": lambda file: json.loads(file.read_text()),
+    ".journal": _read_lines,
+    ".jsonl": _read_lines,
+    ".csv": _read_table,
+    ".html": _read_page,
+    ".yaml": _read_settings,
+    ".safetensors": _read_tensors,
+    ".ckpt": _read_checkpoint,
+    ".py": lambda file: compile(file.read_text(), file.name, "exec"),
+}
 
 
 def facts(run: Path) -> dict[str, Any]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from lightning import LightningModule, Trainer
 
-from adapruner.data.calibration_set import make_set
+from adapruner.data.calibration_set import make_set, read_set
 from adapruner.data.windows import TextWindows
 from adapruner.pipeline import PruningProblem
 from adapruner.pruning.plan import PruningPlan
 from adapruner.treatment import recipe_of
 
 CALIBRATION_SET = "calibration_set.json"
+
+#: Samples that a report shows, and characters of each.
+SHOWN, EXCERPT = 5, 160
 
 
 def write_chosen_set(trainer: Trainer, pl_module: LightningModule, problem: PruningProblem, plan: PruningPlan, folder: Path) -> None:
@@ -32,3 +36,13 @@ def write_chosen_set(trainer: Trainer, pl_module: LightningModule, problem: Prun
     weights = problem.at_length(choice.seq_len)[1].sample_weights(choice)
     chosen = make_set(windows, tokenizer, weights, model_name=problem.model_name, model_fingerprint=problem.fingerprint)
     chosen.write(folder / CALIBRATION_SET)
+
+
+def loudest_samples(file: Path) -> list[dict[str, Any]]:
+    """The samples of a set with the largest weights: ``id``, ``source``, ``weight`` (of 1) and how the ``text`` begins."""
+    chosen = read_set(file)
+    ranked = sorted(zip(chosen.weights.tolist(), chosen.samples, strict=True), key=lambda pair: (-pair[0], pair[1].id))
+    return [
+        {"id": sample.id, "source": sample.source, "weight": weight, "text": shorten(sample.text, EXCERPT, placeholder=" ...")}
+        for weight, sample in ranked[:SHOWN]
+    ]

@@ -14,7 +14,7 @@ from torch import nn
 
 from adapruner._version import __version__
 from adapruner.calibration.choice import CalibrationChoice
-from adapruner.callbacks.chosen_set import CALIBRATION_SET
+from adapruner.callbacks.chosen_set import CALIBRATION_SET, loudest_samples
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.data.calibration_set import effective_samples
@@ -130,7 +130,7 @@ def calibration_section(pruning: PruningSearchCallback, data: Any) -> dict[str, 
         "sources": pool.sources.shares(weights),
         "effective_samples": effective_samples(weights),
         **({} if pool.clusters is None else {"clusters": pool.clusters.shares(weights)}),
-        **({"set_file": file.name} if file.is_file() else {}),
+        **({"set_file": file.name, "loudest": loudest_samples(file)} if file.is_file() else {}),
         **({} if spread is None else {"spread": spread.to_dict()}),
     }
 

@@ -56,6 +56,7 @@ _COMPARE = "compare"
 ROWS: dict[str, tuple[BadInput, ...]] = {
     "The command line and the configuration": (
         BadInput("an unknown option", r"pruning\.search\.n_trails: .* did you mean pruning\.search\.n_trials\?", ("--pruning.search.n_trails=3",)),
+        BadInput("an option without its sections", r"n_trials: .* did you mean pruning\.search\.n_trials\?", ("--n_trials=3",)),
         BadInput(
             "two unknown options",
             r"2 things to mend: \(1\) recovery\.lora\.rank: .* \(2\) trainer\.max_step: .*trainer\.max_steps\?",
@@ -132,7 +133,7 @@ ROWS: dict[str, tuple[BadInput, ...]] = {
         ),
         BadInput("a search for more than can go", r"budget\.pruned_fraction: expected at most 0\.\d+", ("--pruning.search.space.pruned_fraction=[0.2, 0.99]",)),
         BadInput("adapters on a layer that is not there", r"recovery\.lora\.target_modules: .* got 'v_porj'; did you mean 'v_proj'", ("--recovery.lora.target_modules=[q_proj, v_porj]",)),
-        BadInput("a model that is not there", r"model\.name_or_path: expected a tokenizer to load from './no-model'", ("--model.name_or_path=./no-model",)),
+        BadInput("a model that is not there", r"model\.name_or_path: expected a folder or a hub name, got './no-model', which is not there", ("--model.name_or_path=./no-model",)),
         BadInput("a model without its configuration", r"model\.name_or_path: expected a ", spoil=gone("model/config.json")),
         BadInput("a model without its weights", r"model\.name_or_path: expected a model to load from 'model'", spoil=gone("model/model.safetensors")),
         BadInput("weights cut short", r"model\.name_or_path: expected a model to load from 'model'", spoil=cut("model/model.safetensors")),

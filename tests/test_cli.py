@@ -103,7 +103,7 @@ def test_a_model_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str
     assert code == 2
     lines = [line for line in err.splitlines() if line.startswith("adapruner: error: ")]
     assert len(lines) == 1
-    assert "model.name_or_path: expected a tokenizer to load from './no-model'" in lines[0]
+    assert "model.name_or_path: expected a folder or a hub name, got './no-model', which is not there; correct the path" in lines[0]
     assert "Traceback" not in err
 
 

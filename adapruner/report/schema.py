@@ -118,6 +118,18 @@ class Spread(TypedDict):
     """Of the chosen weights."""
 
 
+class LoudSample(TypedDict):
+    """A calibration sample of the winning set."""
+
+    id: int
+    """Its position in the pool."""
+    source: str
+    weight: float
+    """Of 1 over the whole pool."""
+    text: str
+    """How it begins."""
+
+
 class _CalibrationDetails(TypedDict, total=False):
     """What a report may lack: clusters were not asked for, the file was not written, nothing was compared."""
 
@@ -126,6 +138,8 @@ class _CalibrationDetails(TypedDict, total=False):
     """(sum w)^2 / sum w^2 of the sample weights."""
     set_file: str | None
     """The winning set, for another run or model."""
+    loudest: list[LoudSample]
+    """Of that set, by falling weight."""
     spread: Spread | None
 
 

@@ -151,7 +151,19 @@ def calibration_section(report: Mapping[str, Any]) -> Markup | None:
     told, compared = calibration_sentence(pool), spread_sentence(pool)
     blocks += [element("p", told, class_="note")] if told else []
     blocks += [element("p", compared), spread_plot(spread)] if spread and compared else []
+    blocks += _loudest(pool.get("loudest") or [])
     return section("Calibration", words, *blocks)
+
+
+def _loudest(samples: Sequence[Mapping[str, Any]]) -> list[Markup]:
+    """Which samples speak loudest: weight, source and how the text begins."""
+    if not samples:
+        return []
+    rows = [
+        element("li", element("div", f"{percent_text(s['weight'])} · {s['source']}, sample {s['id']:,}", class_="tag"), s["text"])
+        for s in samples
+    ]
+    return [element("h3", "The samples with the largest weights"), element("ol", *rows, class_="samples")]
 
 
 def _shares(groups: Mapping[str, Any]) -> list[tuple[str, float, str]]:

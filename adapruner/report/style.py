@@ -73,6 +73,7 @@ svg { display: block; overflow: visible; }
 .generation .pair { gap: 1rem 2rem; } .generation p { margin: .2rem 0 0; white-space: pre-wrap; overflow-wrap: anywhere;
   font-size: .925rem; }
 .tag { font-size: .8rem; color: var(--muted); }
+.samples { list-style: none; margin: 0; padding: 0; font-size: .875rem; } .samples li { margin-top: .7rem; overflow-wrap: anywhere; }
 footer { margin-top: 4rem; padding-top: 1.25rem; border-top: 1px solid var(--rule); }
 @media (max-width: 860px) { .figures { grid-template-columns: 1fr 1fr; }
   .figures > div:nth-child(odd) { border-left: 0; padding-left: 0; } .figures > div:nth-child(n+3) { border-top: 1px solid var(--rule);
