@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from adapruner.anatomy.units import ModelAnatomy
@@ -18,7 +19,7 @@ from adapruner.export.exported import ExportedModel, open_export
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import prune_model, trace_for_plan
 from adapruner.recovery.lora import LoRAConfig, attach_lora, describe_lora
-from adapruner.recovery.sharding import ShardedModel, token_share
+from adapruner.recovery.sharding import FlatlyShardedModel, ShardedModel, token_share
 
 PLAN_KEY = "adapruner_plan"
 LORA_KEY = "adapruner_lora"
@@ -96,7 +97,7 @@ class PrunableCausalLM(LightningModule):
         """Is told what ``predict`` writes, as it comes."""
         self._sums: dict[int, list[tuple[Tensor, int]]] = {}
         self._tokenizer: Any = None
-        self._sharded: ShardedModel | None = None
+        self._sharded: ShardedModel | FlatlyShardedModel | None = None
 
     @property
     def source(self) -> str:
@@ -138,10 +139,33 @@ class PrunableCausalLM(LightningModule):
             self.model.enable_input_require_grads()
 
     def setup(self, stage: str) -> None:
-        """Under FSDP2 (``ModelParallelStrategy``) shards the model: callbacks, and so the surgery, come before this hook."""
-        if stage == "fit" and self.device_mesh is not None and self._sharded is None:
+        """Under FSDP2 (``ModelParallelStrategy``) shards the model: callbacks, and so the surgery, come before this hook.
+
+        Under FSDP1 (``fsdp``) the strategy wraps the module behind it; it is told which layers to make units of, and to leave dtypes.
+        """
+        if stage != "fit" or self._sharded is not None:
+            return
+        if self.device_mesh is not None:
             self.configure_model()
             self._sharded = ShardedModel(self.model, self.device_mesh["data_parallel"])
+        elif isinstance(self.trainer.strategy, FSDPStrategy):
+            self.configure_model()
+            self._sharded = FlatlyShardedModel(self.model)
+            strategy = self.trainer.strategy
+            strategy.kwargs.setdefault("auto_wrap_policy", self._sharded.policy)
+            strategy.mixed_precision = strategy.mixed_precision or self._sharded.as_it_is()
+            if strategy.precision_plugin.precision == "32-true":  # the Trainer's default: elsewhere it leaves a bfloat16 model alone
+                setattr(strategy.precision_plugin, "convert_module", lambda module: module)  # noqa: B010
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: int | float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Lightning's, and by norm under FSDP1 too, where each rank holds a part of every gradient."""
+        root = getattr(self.trainer.strategy, "model", None)
+        if isinstance(self._sharded, FlatlyShardedModel) and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            root.clip_grad_norm_(float(gradient_clip_val))  # type: ignore[union-attr]
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_end(self) -> None:
         """A sharded model becomes whole again, on every rank, for whoever merges, measures and exports it."""
@@ -149,7 +173,9 @@ class PrunableCausalLM(LightningModule):
 
     def make_whole(self) -> None:
         """The same where there was nothing left to train, which has no end of training; once is enough."""
-        if self._sharded is not None:
+        if isinstance(self._sharded, FlatlyShardedModel):
+            self.model, self._sharded = self._sharded.whole(self.trainer.strategy.model), None  # type: ignore[arg-type]
+        elif self._sharded is not None:
             self.model, self._sharded = self._sharded.whole(), None
 
     def _load_dense(self) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
 from adapruner.errors import ModelError
@@ -44,7 +44,7 @@ def blame_for_gradient(
 def _can_look(trainer: Trainer, batch: Any) -> bool:
     """A forward of a sharded model is a step of all ranks, and only one may have met the sample."""
     known = isinstance(batch, Mapping) and all(name in batch for name in ("input_ids", "labels", "attention_mask"))
-    return known and not isinstance(trainer.strategy, ModelParallelStrategy)
+    return known and not isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
 
 
 def _sample(trainer: Trainer, pl_module: LightningModule, batch: Mapping[str, torch.Tensor], batch_idx: int, row: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from adapruner.callbacks.progress import announce
@@ -144,7 +145,10 @@ def _one_line(file: Path) -> Iterator[None]:
 
 def writes_shards(trainer: Trainer) -> bool:
     """Whether a checkpoint of this Trainer is a folder, each rank's part a file of its own."""
-    return isinstance(trainer.strategy, ModelParallelStrategy) and trainer.strategy._save_distributed_checkpoint
+    strategy = trainer.strategy
+    if isinstance(strategy, FSDPStrategy):
+        return strategy._state_dict_type == "sharded"
+    return isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
@@ -152,7 +156,12 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
     groups: dict[str, Any] = {name: config.get(name) for name in ("seed_everything", "model", "data", "pruning", "recovery")}
     trainer: Mapping[str, Any] = config.get("trainer") or {}
     groups["trainer"] = {name: trainer.get(name) for name in _TRAINER}
-    return {name: sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16] for name, value in groups.items()}
+    return {name: sha256(json.dumps(value, sort_keys=True, default=_named).encode()).hexdigest()[:16] for name, value in groups.items()}
+
+
+def _named(value: Any) -> str:
+    """The same in every process: a function, such as the default optimizer, also says where it is in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 def find_checkpoint(folder: Path, settings: Mapping[str, str], shards: bool = False) -> Path | None:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from lightning import Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 from adapruner.errors import ConfigurationError, ModelError
@@ -28,10 +28,10 @@ def check_launcher(trainer: Trainer) -> None:
             f"trainer.strategy: expected a launcher that starts whole processes, got one that uses {launcher!r}; "
             "choose ddp, or start the processes with torchrun"
         )
-    if isinstance(trainer.strategy, FSDPStrategy) or getattr(trainer.strategy, "zero_stage_3", False):
+    if getattr(trainer.strategy, "zero_stage_3", False):
         raise ConfigurationError(
-            f"trainer.strategy: expected one that gives the model back whole, got {type(trainer.strategy).__name__}; choose ddp, or "
-            "lightning.pytorch.strategies.ModelParallelStrategy (FSDP2)"
+            f"trainer.strategy: expected one that gives the model back whole, got {type(trainer.strategy).__name__} at ZeRO stage 3; "
+            "choose ddp, fsdp, or lightning.pytorch.strategies.ModelParallelStrategy (FSDP2)"
         )
     if isinstance(trainer.strategy, ModelParallelStrategy) and trainer.strategy._tensor_parallel_size != 1:
         got = trainer.strategy._tensor_parallel_size

@@ -32,6 +32,8 @@ class ReportMemory:
     def of_run(cls, trainer: Trainer, pruning: PruningSearchCallback, depends_on: dict[str, Any]) -> ReportMemory:
         """In the run's folder, where something says what the whole run depends on: the command line, by the settings of checkpoints.
 
+        On the first rank alone, which alone measures for the report.
+
         Args:
             depends_on: what the values depend on beside the run's settings, its data and its plan; JSON types.
         """
@@ -42,7 +44,7 @@ class ReportMemory:
         if not settings or not fingerprint or pruning.plan is None:
             return cls()
         identity = {**pruning.identity, "settings": settings, "all data": fingerprint, "plan": pruning.plan.hash, **depends_on}
-        return cls(Measurements(pruning.folder / FILE, identity), list(data.evaluation_windows))
+        return cls(Measurements(pruning.folder / FILE, identity, shared=False), list(data.evaluation_windows))
 
     def recall(self, method: str, stage: str) -> Values | None:
         """What was measured, if it was on all sets."""

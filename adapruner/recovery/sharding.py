@@ -1,4 +1,4 @@
-"""Recovery over several ranks: the model's parameters sharded after the surgery (FSDP2), and every token counted alike."""
+"""Recovery over several ranks: the model's parameters sharded after the surgery (FSDP1, FSDP2), and every token counted alike."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+#: What FSDP1 and activation checkpointing put into a parameter's name.
+_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
 class ShardedModel:
@@ -36,9 +39,54 @@ class ShardedModel:
         return _with_parameters(self._frame, lambda name, p: values[name].detach())
 
 
+class FlatlyShardedModel:
+    """The same under FSDP1, which wraps modules and keeps the parameters of each in one flat tensor.
+
+    Whoever wraps (Lightning, the whole LightningModule) does it behind this, with :attr:`policy`.
+
+    Args:
+        model: whole, not yet wrapped.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._frame = _with_parameters(model, lambda name, p: torch.empty_like(p, device="meta"))
+
+    @property
+    def policy(self) -> Callable[..., Any]:
+        """Which modules become one unit each: the decoder's layers, and the adapters in them apart from the frozen rest.
+
+        A flat tensor has one dtype, and adapters are in float32 on a model of bfloat16; and one that needs gradients in part
+        keeps memory for all of them.
+        """
+        from torch.distributed.fsdp.wrap import CustomPolicy
+
+        layers = set(_longest_list(self.model))
+        partly = len({p.requires_grad for p in self.model.parameters()}) > 1
+        return CustomPolicy(lambda module: module in layers or (partly and _is_trained_leaf(module)))  # type: ignore[return-value]
+
+    @staticmethod
+    def as_it_is() -> Any:
+        """Mixed precision that casts nothing, parameters, gradients or buffers: rotary frequencies in bfloat16 lose positions."""
+        from torch.distributed.fsdp import MixedPrecision
+
+        return MixedPrecision()
+
+    def whole(self, root: nn.Module) -> nn.Module:
+        """As :meth:`ShardedModel.whole`; ``root`` is the outermost wrapped module."""
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        with FullyShardedDataParallel.summon_full_params(root, writeback=False):
+            values = {_plain_name(name): p.detach().clone() for name, p in self.model.named_parameters()}
+        return _with_parameters(self._frame, lambda name, p: values[name])
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether some parameter is spread over ranks."""
-    return any(hasattr(p, "full_tensor") for p in model.parameters())
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    flat = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+    return flat or any(hasattr(p, "full_tensor") for p in model.parameters())
 
 
 def token_share(labels: Tensor) -> Tensor | float:
@@ -62,6 +110,18 @@ def _with_parameters(model: nn.Module, value: Callable[[str, Any], Tensor]) -> n
     """A copy with other parameters, tied where the model's are, without ever copying these."""
     memo: dict[int, Any] = {id(p): nn.Parameter(value(name, p), p.requires_grad) for name, p in model.named_parameters()}
     return copy.deepcopy(model, memo)
+
+
+def _is_trained_leaf(module: nn.Module) -> bool:
+    own = list(module.parameters())
+    return next(module.children(), None) is None and bool(own) and all(p.requires_grad for p in own)
+
+
+def _plain_name(name: str) -> str:
+    """Without what wrapping adds."""
+    for part in _WRAPPERS:
+        name = name.replace(part, "")
+    return name
 
 
 def _longest_list(model: nn.Module) -> Iterator[nn.Module]:

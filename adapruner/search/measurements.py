@@ -19,12 +19,12 @@ class Measurements:
     Args:
         file: rewritten whole after every value, so it is never torn.
         identity: JSON types: what the values depend on.
+        shared: whether all ranks make one; else this process alone does, and tells nobody.
     """
 
-    def __init__(self, file: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, file: Path, identity: dict[str, Any], shared: bool = True) -> None:
         self.file, self.identity = file, json.loads(json.dumps(identity))
-        found = self._read() if Ranks().rank == 0 else None
-        self.values: dict[str, dict[str, float]] = Ranks().from_first(found)
+        self.values: dict[str, dict[str, float]] = Ranks().first_does(self._read) if shared else self._read()
 
     def _read(self) -> dict[str, dict[str, float]]:
         try:

@@ -142,6 +142,20 @@ def test_settings_are_what_decides_the_weights() -> None:
     assert {k for k, v in settings_of(config).items() if other[k] != v} == {"trainer"}
 
 
+def test_settings_are_the_same_in_every_process() -> None:
+    """A function of the configuration, as the default optimizer is, lies elsewhere in memory each time."""
+
+    def made() -> Any:
+        def optimizer() -> None: ...
+
+        return optimizer
+
+    first, second = made(), made()
+    assert str(first) != str(second)
+    assert settings_of({"model": {"optimizer": first}}) == settings_of({"model": {"optimizer": second}})
+    assert settings_of({"model": {"optimizer": first}}) != settings_of({"model": {"optimizer": made}})
+
+
 def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save, calls = torch.save, iter(range(9))
 

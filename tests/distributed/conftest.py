@@ -66,5 +66,5 @@ def _make(folder: Path) -> None:
     one_process("searched")
     checkpoint = killed / f"step={KILLED_AT}.ckpt"
     run(["-m", "tests.distributed.killed", str(killed), str(model)], folder / "killed.log", 150, ranks=2, until=checkpoint.exists)
-    run(["-m", "tests.distributed.ranks", str(folder), str(model)], folder / "ranks.log", 200, ranks=2)
+    run(["-m", "tests.distributed.ranks", str(folder), str(model)], folder / "ranks.log", 300, ranks=2)
     one_process("alone", plan=killed / "plan.json")

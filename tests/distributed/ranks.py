@@ -47,6 +47,12 @@ def main(folder: Path, model: Path) -> None:
     run("fsdp2", folder / "fsdp2", "fsdp2", plan=plan)
     run("fsdp2-resumed", folder / "fsdp2-resumed", "fsdp2", resume=folder / "fsdp2" / f"step={KILLED_AT}.ckpt")
     run("fsdp2-last", folder / "fsdp2-last", "fsdp2", resume=folder / "fsdp2" / "checkpoints" / "last.ckpt")
+    for name, strategy in (("fsdp1", "fsdp1"), ("fsdp1-shards", "fsdp1 sharded")):
+        run(name, folder / name, strategy, plan=plan)
+        run(f"{name}-resumed", folder / f"{name}-resumed", strategy, resume=folder / name / f"step={KILLED_AT}.ckpt")
+    run("bf16", folder / "bf16", "ddp", dtype="bfloat16")
+    for strategy in ("ddp", "fsdp1"):
+        run(f"{strategy}-bf16", folder / f"{strategy}-bf16", strategy, plan=folder / "bf16" / "plan.json", dtype="bfloat16")
     found["plans differ"] = refusal(folder / "differ", model, plan=other_plan(folder, plan, rank))
     found["journal of one"] = refusal(folder / "searched", model)
     (folder / f"rank{rank}.json").write_text(json.dumps(found))

@@ -6,10 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import lightning.fabric.strategies.fsdp as fabric_fsdp
+import lightning.pytorch.strategies.fsdp as lightning_fsdp
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch.distributed.fsdp import FullOptimStateDictConfig, FullStateDictConfig, FullyShardedDataParallel, StateDictType
 
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
@@ -65,15 +68,44 @@ class Numbers(Callback):
         self.seen.append([trainer.global_step, *rows.tolist()])
 
 
+class FSDPOnCPU(FSDPStrategy):
+    """Lightning refuses its own class without a GPU, by its very type; PyTorch wants only to be told that the device is the CPU.
+
+    What is gathered on a GPU is copied to the CPU and its memory used again; on the CPU there is no copy, so it must not be.
+    """
+
+    def _setup_model(self, model: Any) -> Any:
+        """As the class does it, with a device in place of a GPU's number."""
+        for module in (fabric_fsdp, lightning_fsdp):
+            module._get_full_state_dict_context = _full_state_where_it_is  # type: ignore[attr-defined]
+        options = {"sharding_strategy": self.sharding_strategy, "mixed_precision": self.mixed_precision_config, **self.kwargs}
+        return FullyShardedDataParallel(model, device_id=self.root_device, **options)
+
+
+def _full_state_where_it_is(module: Any, world_size: int, rank0_only: bool = True) -> Any:
+    values, states = FullStateDictConfig(rank0_only=False), FullOptimStateDictConfig(offload_to_cpu=False, rank0_only=False)
+    return FullyShardedDataParallel.state_dict_type(module, StateDictType.FULL_STATE_DICT, values, states)
+
+
 def two_ranks(strategy: str) -> dict[str, Any]:
     """Options of a Trainer on two CPU processes."""
     if strategy == "fsdp2":
         return {"devices": 2, "strategy": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)}
+    if strategy.startswith("fsdp1"):
+        sharded = strategy.removeprefix("fsdp1 ") == "sharded"
+        return {"devices": 2, "strategy": FSDPOnCPU(state_dict_type="sharded" if sharded else "full")}
     return {"devices": 2, "strategy": strategy}
 
 
 def fit(
-    folder: Path, model: Path, *, pause_at: int | None = None, plan: Path | None = None, resume: Path | None = None, **options: Any
+    folder: Path,
+    model: Path,
+    *,
+    pause_at: int | None = None,
+    plan: Path | None = None,
+    resume: Path | None = None,
+    dtype: str = "float32",
+    **options: Any,
 ) -> Any:
     """One ``fit``; checkpoints ``step=4.ckpt`` and ``step=8.ckpt`` are left in the folder.
 
@@ -106,7 +138,7 @@ def fit(
         callbacks=[search, lora, numbers, ModelCheckpoint(folder, "{step}", every_n_train_steps=4, save_top_k=-1), last],
         **{**defaults, **options},
     )
-    module = PrunableCausalLM(str(model), dtype="float32", optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))
+    module = PrunableCausalLM(str(model), dtype=dtype, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))
     ranks = trainer.world_size
     trainer.fit(module, datamodule=TinyData(GLOBAL_BATCH // ranks), ckpt_path=resume, weights_only=True)
     return trainer

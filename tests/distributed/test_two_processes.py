@@ -14,7 +14,8 @@ from adapruner.callbacks.recovery_checkpoint import find_checkpoint
 from tests.distributed.runs import KILLED_AT, SAMPLES, STEPS, TRIALS
 
 pytestmark = pytest.mark.slow  # processes are started, twice two
-RUNS = ("search", "resumed", "fsdp2", "fsdp2-resumed", "fsdp2-last")
+FSDP1 = ("fsdp1", "fsdp1-resumed", "fsdp1-shards", "fsdp1-shards-resumed")
+RUNS = ("search", "resumed", "fsdp2", "fsdp2-resumed", "fsdp2-last", *FSDP1)
 
 
 def seen(runs: Any, name: str) -> dict[int, list[int]]:
@@ -81,6 +82,28 @@ def test_fsdp2_is_ddp(runs: Any) -> None:
     assert seen(runs, "fsdp2") == seen(runs, "search")
     for rank in runs.ranks:
         assert rank["fsdp2"]["class"] == "LlamaForCausalLM"  # whole, without adapters, on every rank
+
+
+@pytest.mark.parametrize("name", ["fsdp1", "fsdp1-shards"])
+def test_fsdp1_is_ddp(runs: Any, name: str) -> None:
+    checkpoint = runs.folder / name / f"step={KILLED_AT}.ckpt"
+    assert (checkpoint / "meta.pt").is_file() if name == "fsdp1-shards" else checkpoint.is_file()
+    assert runs.distance("alone", name) < 2e-6
+    assert runs.distance(name, name, ranks=(0, 1)) == 0.0
+    assert runs.distance(name, f"{name}-resumed") == 0.0
+    assert sorted(seen(runs, f"{name}-resumed")) == list(range(KILLED_AT, STEPS))
+    reached = [loss for _, loss in runs.ranks[0][name]["history"]]
+    assert reached == pytest.approx([loss for _, loss in runs.ranks[0]["search"]["history"]], rel=1e-5)
+    for rank in runs.ranks:
+        assert rank[name]["class"] == "LlamaForCausalLM"  # whole, without adapters, on every rank
+
+
+def test_fsdp1_shards_adapters_of_another_dtype(runs: Any) -> None:
+    """A model of bfloat16 has adapters in float32; one flat tensor cannot hold both."""
+    losses = {name: [loss for _, loss in runs.ranks[0][name]["history"]] for name in ("fsdp1-bf16", "ddp-bf16")}
+    assert losses["fsdp1-bf16"][0] == losses["ddp-bf16"][0]
+    assert losses["fsdp1-bf16"] == pytest.approx(losses["ddp-bf16"], rel=2e-2)  # a rounding that falls the other way is 0.4 %
+    assert losses["fsdp1-bf16"][-1] < losses["fsdp1-bf16"][0]
 
 
 def test_the_last_sharded_checkpoint_is_whole_and_found(runs: Any) -> None:
