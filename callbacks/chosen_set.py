@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 
-from adapruner.data.calibration_set import make_set, read_set
+from adapruner.data.calibration_set import CalibrationSample, make_set, read_set
 from adapruner.data.windows import TextWindows
 from adapruner.pipeline import PruningProblem
 from adapruner.pruning.plan import PruningPlan
@@ -39,10 +39,17 @@ def write_chosen_set(trainer: Trainer, pl_module: LightningModule, problem: Prun
 
 
 def loudest_samples(file: Path) -> list[dict[str, Any]]:
-    """The samples of a set with the largest weights: ``id``, ``source``, ``weight`` (of 1) and how the ``text`` begins."""
+    """Samples of a set by falling weight: ``id``, ``source``, ``weight`` (of 1) and how the ``text`` begins.
+
+    Those of one source that weigh the same stand behind the first of them, which says how many they are (``alike``, itself counted).
+    """
     chosen = read_set(file)
-    ranked = sorted(zip(chosen.weights.tolist(), chosen.samples, strict=True), key=lambda pair: (-pair[0], pair[1].id))
+    groups: dict[tuple[str, float], list[tuple[float, CalibrationSample]]] = {}
+    for weight, sample in zip(chosen.weights.tolist(), chosen.samples, strict=True):
+        groups.setdefault((sample.source, round(weight, 9)), []).append((weight, sample))
+    ranked = sorted(groups.values(), key=lambda group: (-group[0][0], group[0][1].id))
     return [
-        {"id": sample.id, "source": sample.source, "weight": weight, "text": shorten(sample.text, EXCERPT, placeholder=" ...")}
-        for weight, sample in ranked[:SHOWN]
+        {"id": s.id, "source": s.source, "weight": weight, "alike": len(group), "text": shorten(s.text, EXCERPT, placeholder=" ...")}
+        for group in ranked[:SHOWN]
+        for weight, s in group[:1]
     ]

@@ -126,6 +126,8 @@ class LoudSample(TypedDict):
     source: str
     weight: float
     """Of 1 over the whole pool."""
+    alike: int
+    """Samples of its source that have this weight, itself counted."""
     text: str
     """How it begins."""
 

@@ -159,15 +159,20 @@ def _loudest(samples: Sequence[Mapping[str, Any]]) -> list[Markup]:
     """Which samples speak loudest: weight, source and how the text begins."""
     if not samples:
         return []
-    rows = [
-        element("li", element("div", f"{percent_text(s['weight'])} · {s['source']}, sample {s['id']:,}", class_="tag"), s["text"])
-        for s in samples
-    ]
+    rows = [element("li", element("div", _loudness(s), class_="tag"), s["text"]) for s in samples]
     return [element("h3", "The samples with the largest weights"), element("ol", *rows, class_="samples")]
 
 
 def _shares(groups: Mapping[str, Any]) -> list[tuple[str, float, str]]:
     return [(name, g["weight"], f"{g['weight']:.2f} · {g['samples']:,} windows") for name, g in groups.items()]
+
+
+def _loudness(sample: Mapping[str, Any]) -> str:
+    """``4.7 % · code, sample 40``, or ``each 2.1 % · code, sample 40 and 31 more``."""
+    others = sample["alike"] - 1
+    return f"{'each ' * (others > 0)}{percent_text(sample['weight'])} · {sample['source']}, sample {sample['id']:,}" + (
+        f" and {others:,} more" if others else ""
+    )
 
 
 def importance_section(report: Mapping[str, Any]) -> Markup | None:

@@ -105,8 +105,20 @@ def searched_calibration() -> dict[str, Any]:
         "effective_samples": 36.18,
         "set_file": "runs/quickstart/calibration_set.json",
         "loudest": [
-            {"id": 1_017, "source": "wikitext", "weight": 0.0812, "text": "The river Inn rises in the Swiss canton of Graubünden ..."},
-            {"id": 40, "source": "code", "weight": 0.0473, "text": "def lerp(a: float, b: float) -> float: return a + t * (b - a) ..."},
+            {
+                "id": 1_017,
+                "source": "wikitext",
+                "weight": 0.0812,
+                "alike": 1,
+                "text": "The river Inn rises in the Swiss canton of Graubünden ...",
+            },
+            {
+                "id": 40,
+                "source": "code",
+                "weight": 0.0473,
+                "alike": 32,
+                "text": "def lerp(a: float, b: float) -> float: return a + t * (b - a) ...",
+            },
         ],
         "spread": {"size": 36, "values": [4.41, 4.38, 4.445, 4.349], "mean": 4.396, "std": 0.041077, "chosen": 4.35},
     }

@@ -216,7 +216,7 @@ def test_calibration_shows_clusters_and_spread() -> None:
     assert "random set: 4.4450" in page.text
     assert "chosen weights: 4.3500" in page.text
     assert "8.1 % · wikitext, sample 1,017\nThe river Inn rises" in page.text
-    assert page.text.index("sample 1,017") < page.text.index("4.7 % · code, sample 40\ndef lerp(a: float")
+    assert page.text.index("sample 1,017") < page.text.index("each 4.7 % · code, sample 40 and 31 more\ndef lerp(a: float")
     assert html.count('role="img"') == render_page(sample_report()).count('role="img"') + 2
     report["calibration"]["set_file"] = "<script>alert(1)</script>"
     report["calibration"]["loudest"][0]["text"] = "<script>alert(1)</script>"
