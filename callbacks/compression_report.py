@@ -254,7 +254,7 @@ class CompressionReportCallback(Callback):
             "hardware": hardware_in_words(trainer),
             "model": model_section(pruning),
             "perplexity": self.perplexity,
-            "protocol": " ".join(self.protocols),
+            "protocol": "; ".join(p.rstrip(".") for p in self.protocols),
             "protocols": [{"dataset": name, "window": window, "words": text.protocol} for (name, window), text in self.texts.items()],
             "data": data.card() if hasattr(data, "card") else None,
             "seeds": seeds_section(pruning, data, self._lora(trainer)),
