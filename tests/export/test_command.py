@@ -313,7 +313,7 @@ DAMAGES: list[tuple[Any, tuple[str, ...], str]] = [
     (other_plan, (), "checkpoint: expected the plan [0-9a-f]{16} of the run, got [0-9a-f]{16} in run/checkpoints"),
     (other_base, (), "plan: expected a plan for the model with fingerprint [0-9a-f]{16}, got one for .*; give that model, or search again"),
     (lambda run: point_to(str(save_tiny(Path("base")))), (), "plan: expected units 160 in group '0.ffn' of this model, got 480"),
-    (lambda run: point_to("./gone"), (), "model.name_or_path: expected a model to load from './gone'"),
+    (lambda run: point_to("./gone"), (), "model.name_or_path: expected a folder or a hub name, got './gone', which is not there"),
     (lambda run: (run.folder / "config.yaml").unlink(), (), "run: expected the model's name in run/config.yaml, got none"),
     (lambda run: (run.folder / "config.yaml").write_text("a: [\n"), (), "run: expected YAML in run/config.yaml, got damage"),
     (
