@@ -50,6 +50,7 @@ def main(folder: Path, model: Path) -> None:
     for name, strategy in (("fsdp1", "fsdp1"), ("fsdp1-shards", "fsdp1 sharded")):
         run(name, folder / name, strategy, plan=plan)
         run(f"{name}-resumed", folder / f"{name}-resumed", strategy, resume=folder / name / f"step={KILLED_AT}.ckpt")
+        run(f"{name}-last", folder / f"{name}-last", strategy, resume=folder / name / "checkpoints" / "last.ckpt")
     run("bf16", folder / "bf16", "ddp", dtype="bfloat16")
     for strategy in ("ddp", "fsdp1"):
         run(f"{strategy}-bf16", folder / f"{strategy}-bf16", strategy, plan=folder / "bf16" / "plan.json", dtype="bfloat16")

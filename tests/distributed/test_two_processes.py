@@ -91,6 +91,7 @@ def test_fsdp1_is_ddp(runs: Any, name: str) -> None:
     assert runs.distance("alone", name) < 2e-6
     assert runs.distance(name, name, ranks=(0, 1)) == 0.0
     assert runs.distance(name, f"{name}-resumed") == 0.0
+    assert runs.distance(name, f"{name}-last") == 0.0  # nothing left to train
     assert sorted(seen(runs, f"{name}-resumed")) == list(range(KILLED_AT, STEPS))
     reached = [loss for _, loss in runs.ranks[0][name]["history"]]
     assert reached == pytest.approx([loss for _, loss in runs.ranks[0]["search"]["history"]], rel=1e-5)
