@@ -73,11 +73,17 @@ class FlatlyShardedModel:
         return MixedPrecision()
 
     def whole(self, root: nn.Module) -> nn.Module:
-        """As :meth:`ShardedModel.whole`; ``root`` is the outermost wrapped module."""
+        """As :meth:`ShardedModel.whole`; ``root`` is the outermost wrapped module. Beside the whole model one unit at a time is there."""
         from torch.distributed.fsdp import FullyShardedDataParallel
 
-        with FullyShardedDataParallel.summon_full_params(root, writeback=False):
-            values = {_plain_name(name): p.detach().clone() for name, p in self.model.named_parameters()}
+        names = {module: _plain_name(f"{name}.") for name, module in self.model.named_modules()}
+        values: dict[str, Tensor] = {}
+        for unit in FullyShardedDataParallel.fsdp_modules(root):
+            with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
+                for module in _of_unit(unit):
+                    if module in names:
+                        own = module.named_parameters(recurse=False)
+                        values |= {names[module] + name: p.detach().clone() for name, p in own}
         return _with_parameters(self._frame, lambda name, p: values[name])
 
 
@@ -110,6 +116,16 @@ def _with_parameters(model: nn.Module, value: Callable[[str, Any], Tensor]) -> n
     """A copy with other parameters, tied where the model's are, without ever copying these."""
     memo: dict[int, Any] = {id(p): nn.Parameter(value(name, p), p.requires_grad) for name, p in model.named_parameters()}
     return copy.deepcopy(model, memo)
+
+
+def _of_unit(unit: nn.Module) -> Iterator[nn.Module]:
+    """The modules inside a wrapped one whose parameters are in its flat tensor."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    for child in unit.children():
+        if not isinstance(child, FullyShardedDataParallel):
+            yield child
+            yield from _of_unit(child)
 
 
 def _is_trained_leaf(module: nn.Module) -> bool:
