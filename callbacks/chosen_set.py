@@ -44,12 +44,11 @@ def loudest_samples(file: Path) -> list[dict[str, Any]]:
     Those of one source that weigh the same stand behind the first of them, which says how many they are (``alike``, itself counted).
     """
     chosen = read_set(file)
-    groups: dict[tuple[str, float], list[tuple[float, CalibrationSample]]] = {}
+    groups: dict[tuple[str, float], list[CalibrationSample]] = {}
     for weight, sample in zip(chosen.weights.tolist(), chosen.samples, strict=True):
-        groups.setdefault((sample.source, round(weight, 9)), []).append((weight, sample))
-    ranked = sorted(groups.values(), key=lambda group: (-group[0][0], group[0][1].id))
+        groups.setdefault((sample.source, round(weight, 9)), []).append(sample)
+    ranked = sorted(groups.items(), key=lambda item: (-item[0][1], item[1][0].id))[:SHOWN]
     return [
-        {"id": s.id, "source": s.source, "weight": weight, "alike": len(group), "text": shorten(s.text, EXCERPT, placeholder=" ...")}
-        for group in ranked[:SHOWN]
-        for weight, s in group[:1]
+        {"id": s[0].id, "source": source, "weight": weight, "alike": len(s), "text": shorten(s[0].text, EXCERPT, placeholder=" ...")}
+        for (source, weight), s in ranked
     ]

@@ -24,7 +24,7 @@ from adapruner.callbacks.latency_budget import meet_latency
 from adapruner.callbacks.metrics import keep_earlier_metrics, trial_progress
 from adapruner.callbacks.preflight import accept, check_callbacks, check_checkpoint, check_fit, check_question
 from adapruner.callbacks.progress import announce, late_progress_bar, progress_bar
-from adapruner.callbacks.refusals import check_folder, check_launcher, check_whole
+from adapruner.callbacks.refusals import check_folder, check_gathers, check_launcher, check_whole
 from adapruner.callbacks.resumed_plan import plan_of_checkpoint
 from adapruner.callbacks.search_question import identify, lengths_of, needs_of, refit_strength
 from adapruner.callbacks.within_moves import Start, Within, check_beside, find_start
@@ -314,6 +314,7 @@ class PruningSearchCallback(Callback):
         theirs = [getattr(c, "check_before_search", None) for c in callbacks]  # their own setup comes after the search
         check_all(
             lambda: check_launcher(trainer),
+            lambda: check_gathers(trainer),
             lambda: check_callbacks(callbacks),
             lambda: check_checkpoint(self.checkpoint),
             *(partial(check, trainer) for check in theirs if check is not None),

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from lightning import Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
 from adapruner.errors import ConfigurationError, ModelError
@@ -37,6 +37,19 @@ def check_launcher(trainer: Trainer) -> None:
         got = trainer.strategy._tensor_parallel_size
         raise ConfigurationError(
             f"trainer.strategy.tensor_parallel_size: expected 1, got {got}; set it to 1, and data_parallel_size to the number of processes"
+        )
+
+
+def check_gathers(trainer: Trainer) -> None:
+    """Under FSDP1 Lightning wraps the module itself; only a module that knows of it gives its model back to be merged and exported.
+
+    Raises:
+        ConfigurationError: if the module has no ``make_whole``, which :class:`adapruner.PrunableCausalLM` has.
+    """
+    if isinstance(trainer.strategy, FSDPStrategy) and not callable(getattr(trainer.lightning_module, "make_whole", None)):
+        raise ConfigurationError(
+            f"trainer.strategy: expected a module with make_whole under fsdp, got {type(trainer.lightning_module).__name__} without one; "
+            "choose ddp, or give it one (adapruner.recovery.sharding.FlatlyShardedModel)"
         )
 
 

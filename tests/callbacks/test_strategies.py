@@ -11,9 +11,10 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import nn
 
-from adapruner.callbacks.refusals import check_launcher, check_whole
+from adapruner.callbacks.refusals import check_gathers, check_launcher, check_whole
 from adapruner.cli import main
 from adapruner.errors import ConfigurationError, ModelError
+from adapruner.module import PrunableCausalLM
 
 
 def trainer_with(strategy: Any) -> Any:
@@ -40,6 +41,15 @@ def test_a_strategy_that_does_not_give_the_model_back() -> None:
         ConfigurationError, match=r"expected one that gives the model back whole, got \w+ at ZeRO stage 3; choose ddp, fsdp"
     ):
         check_launcher(trainer_with(SimpleNamespace(launcher=None, zero_stage_3=True)))
+
+
+def test_a_module_that_would_stay_in_pieces_under_fsdp1() -> None:
+    trainer = SimpleNamespace(strategy=FSDPStrategy(), lightning_module=nn.Linear(2, 2))
+    with pytest.raises(ConfigurationError, match=r"expected a module with make_whole under fsdp, got Linear without one; choose ddp"):
+        check_gathers(trainer)  # type: ignore[arg-type]
+    trainer.lightning_module = PrunableCausalLM("x")
+    check_gathers(trainer)  # type: ignore[arg-type]
+    check_gathers(SimpleNamespace(strategy=DDPStrategy(), lightning_module=nn.Linear(2, 2)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", ["auto", 2])
