@@ -3,7 +3,7 @@
 The pipeline is readable from the folder tree; each stage is one package, in this order:
 
 1. :mod:`adapruner.data` -- text in, token windows out: sources, the calibration pool ``[n_samples, seq_len]``.
-2. :mod:`adapruner.anatomy` -- what the model is made of: heads, KV groups and FFN channels, each with every coupled row
+2. :mod:`adapruner.models` -- what the model is made of: heads, KV groups and FFN channels, each with every coupled row
    and column.
 3. :mod:`adapruner.importance` -- statistics collected once per calibration sample, one metric per file, their mixture.
    :mod:`adapruner.calibration` -- which samples of the pool speak, and how much.

@@ -11,11 +11,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
-from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.evaluation.perplexity import NLLResult, token_nll
 from adapruner.evaluation.streaming import Decoding, stream_text
 from adapruner.export.exported import ExportedModel, open_export
+from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import prune_model, trace_for_plan
 from adapruner.recovery.lora import LoRAConfig, attach_lora, describe_lora
@@ -87,7 +87,7 @@ class PrunableCausalLM(LightningModule):
         self.optimizer, self.scheduler, self.warmup_steps = optimizer, scheduler, warmup_steps
         self.gradient_checkpointing, self.generation = gradient_checkpointing, generation
         self.model: Any = None
-        self.anatomy: ModelAnatomy | None = None
+        self.structure: ModelStructure | None = None
         self.plan: PruningPlan | None = None
         self.exported: ExportedModel | None = None
         """Set where ``name_or_path`` is an export: what was pruned before."""
@@ -215,9 +215,9 @@ class PrunableCausalLM(LightningModule):
     def apply_plan(self, plan: PruningPlan) -> None:
         """Prunes the dense model by a plan, in place, and remembers the plan."""
         self.configure_model()
-        if self.anatomy is None:
-            self.anatomy = trace_for_plan(self.model, plan)
-        prune_model(self.model, self.anatomy, plan)
+        if self.structure is None:
+            self.structure = trace_for_plan(self.model, plan)
+        prune_model(self.model, self.structure, plan)
         self.plan = plan
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -22,9 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from adapruner.comparison.cells import Cell, is_done, lay_out
-from adapruner.comparison.command import make_parser
-from adapruner.comparison.spec import make_spec
+from adapruner.compare.cells import Cell, is_done, lay_out
+from adapruner.compare.command import make_parser
+from adapruner.compare.spec import make_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ("comparison.json", "comparison.csv", "comparison.md")

@@ -23,7 +23,7 @@ def watch(pipe: int) -> None:
     report, export = compression_report.CompressionReportCallback, pruned_export.PrunedExportCallback
     recovery: Any = lora_recovery.LoRARecoveryCallback
     for owner, name, stage in (
-        (posing.ProblemPoser, "pose", "scoring"),
+        (posing.ProblemBuilder, "pose", "scoring"),
         (pruning_search, "run_search", "search"),
         (search, "_cut", "surgery"),
         (recovery, "on_train_start", "recovery"),

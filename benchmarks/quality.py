@@ -31,8 +31,6 @@ from typing import Any
 
 import torch
 
-from adapruner.anatomy.fingerprint import fingerprint_model
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.calibration.choice import CalibrationChoice
 from adapruner.data.data_module import CalibrationData, EvaluationSet, PruningDataModule, RecoveryData, SearchData
 from adapruner.data.sources import TextSource
@@ -40,17 +38,20 @@ from adapruner.demo import MODEL_FOLDER
 from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.importance.metrics import find_metric
 from adapruner.importance.statistics import collect_statistics
-from adapruner.pipeline import PruningProblem, Recipe, make_plan
+from adapruner.models.fingerprint import fingerprint_model
+from adapruner.models.tracing import trace_structure
 from adapruner.pruning.allocation import Allocation
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.problem import PruningProblem, make_plan
+from adapruner.pruning.recipe import Recipe
 from adapruner.recovery.lora import LoRAConfig, recover_briefly
+from adapruner.recovery.post_pruning import PostPruning, measure_stages
 from adapruner.recovery.reconstruction import ReconstructionConfig, record_dense_stream
 from adapruner.search.config import ObjectiveConfig, RerankConfig, SearchConfig
-from adapruner.search.posing import ProblemPoser
+from adapruner.search.prepare_problem import ProblemBuilder
 from adapruner.search.space import SearchSpace
 from adapruner.search.study import run_search
-from adapruner.treatment import Treatment, measure_stages
 
 IN_DOMAIN = "stdlib"
 FRESH = "adapruner, fresh second look"
@@ -103,7 +104,7 @@ def ablations() -> dict[str, Ablation]:
 
 
 class Setting:
-    """One model under one seed: its data, statistics and treatment."""
+    """One model under one seed: its data, statistics and post_pruning."""
 
     def __init__(self, name: str, seed: int, arguments: argparse.Namespace) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -111,7 +112,7 @@ class Setting:
         folder = MODELS.get(name, name)
         self.name, self.seed, self.arguments = name, seed, arguments
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.anatomy = trace_anatomy(self.model)
+        self.structure = trace_structure(self.model)
         self.fingerprint = fingerprint_model(self.model)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.data = self._data(arguments.search_samples)
@@ -141,8 +142,10 @@ class Setting:
     def problem(self, budget: float) -> PruningProblem:
         """Statistics and Gram matrices are collected once and read again for the next budget."""
         needs = frozenset().union(*(r.needs for r in BASELINES.values()), *(find_metric(m).needs for m in our_space().metrics))
-        poser = ProblemPoser(self.model, self.anatomy, self.data, Budget(budget), self.name, self.fingerprint, self.scratch, self.seed)
-        return poser.pose(poser.pools(), needs - {"summed_first", "summed_mix"}, [], grams=True)
+        builder = ProblemBuilder(
+            self.model, self.structure, self.data, Budget(budget), self.name, self.fingerprint, self.scratch, self.seed
+        )
+        return builder.build(builder.pools(), needs - {"summed_first", "summed_mix"}, [], grams=True)
 
     def calibrated(self, problem: PruningProblem, recipe: Recipe, domain: str) -> tuple[PruningProblem, Recipe]:
         """The recipe on text of one domain; gradients that are summed over samples are collected on that text alone."""
@@ -152,15 +155,15 @@ class Setting:
             if domain not in self._summed:
                 rows = ((self.windows.source_index == index) == (domain == "in")).nonzero().flatten()
                 summed = frozenset({"summed_first", "summed_mix"})
-                self._summed[domain] = collect_statistics(self.model, self.anatomy, self.windows.select(rows), needs=summed).weights
+                self._summed[domain] = collect_statistics(self.model, self.structure, self.windows.select(rows), needs=summed).weights
             statistics = replace(problem.statistics, weights={**problem.statistics.weights, **self._summed[domain]})
             problem = replace(problem, statistics=statistics)
         return problem, replace(recipe, calibration=CalibrationChoice(weights))
 
-    def treatment(self, reconstruct: bool = True, steps: int | None = None, many: bool = False) -> Treatment:
+    def post_pruning(self, reconstruct: bool = True, steps: int | None = None, many: bool = False) -> PostPruning:
         """The same for everybody; ``steps`` of recovery. ``many``: the dense hidden states are kept, for many refits."""
         if many and self._dense is None:
-            self._dense = record_dense_stream(self.model, self.anatomy, self.windows.input_ids, self.reconstruction)
+            self._dense = record_dense_stream(self.model, self.structure, self.windows.input_ids, self.reconstruction)
         count = self.arguments.recovery_steps if steps is None else steps
 
         def build(parameters: Any) -> Any:
@@ -172,7 +175,7 @@ class Setting:
             return recover_briefly(model, batches, lora, steps=count, build_optimizer=build, seed=self.seed)
 
         dense = self._dense if many else None
-        return Treatment.of_windows(self.windows, self.reconstruction if reconstruct else None, recover if count else None, dense)
+        return PostPruning.of_windows(self.windows, self.reconstruction if reconstruct else None, recover if count else None, dense)
 
     def perplexity(self, model: Any) -> float:
         """On the held-out text."""
@@ -180,10 +183,10 @@ class Setting:
 
     def stages(self, problem: PruningProblem, plan: PruningPlan, without_refit: bool = True) -> dict[str, float]:
         """Perplexity as pruned, reconstructed, recovered, and where asked recovered without the refit."""
-        values = dict(measure_stages(self.model, problem, plan, self.treatment(), self.perplexity))
+        values = dict(measure_stages(self.model, problem, plan, self.post_pruning(), self.perplexity))
         found = {f"perplexity_{stage}": values[stage] for stage in ("pruned", "reconstructed", "recovered")}
         if without_refit:
-            bare = dict(measure_stages(self.model, problem, plan, self.treatment(reconstruct=False), self.perplexity))
+            bare = dict(measure_stages(self.model, problem, plan, self.post_pruning(reconstruct=False), self.perplexity))
             found["perplexity_recovered_without_reconstruction"] = bare["recovered"]
         return found
 
@@ -203,10 +206,10 @@ class Setting:
             random_sets=0,
             space=ablation.space,
         )
-        again = self.treatment(steps=options.rerank_steps, many=True)
+        again = self.post_pruning(steps=options.rerank_steps, many=True)
         with tempfile.TemporaryDirectory() as folder:
             refit = options.ridge if ablation.refit else None
-            return run_search(self.model, problem, windows, config, Path(folder), {}, refit=refit, treatment=again)
+            return run_search(self.model, problem, windows, config, Path(folder), {}, refit=refit, post_pruning=again)
 
 
 def cells(setting: Setting, budget: float) -> Iterator[tuple[str, Any]]:

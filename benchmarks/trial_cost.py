@@ -32,17 +32,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapruner.anatomy.fingerprint import fingerprint_model
-from adapruner.anatomy.tracing import trace_anatomy
-from adapruner.anatomy.units import ModelAnatomy
 from adapruner.calibration.choice import CalibrationChoice
 from adapruner.calibration.pool import CalibrationGroups, CalibrationPool
 from adapruner.data.windows import TextWindows
 from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.importance.statistics import UnitStatistics, collect_statistics
-from adapruner.pipeline import PruningProblem, Recipe, make_plan
+from adapruner.models.fingerprint import fingerprint_model
+from adapruner.models.tracing import trace_structure
+from adapruner.models.units import ModelStructure
 from adapruner.pruning.allocation import Allocation
 from adapruner.pruning.budget import Budget
+from adapruner.pruning.problem import PruningProblem, make_plan
+from adapruner.pruning.recipe import Recipe
 from adapruner.pruning.surgery import pruned
 from adapruner.search.config import SearchConfig
 from adapruner.search.objective import Objective
@@ -113,19 +114,19 @@ def naive_trial(
                 sums[name].add_(parameter.grad, alpha=weight)
                 squares[name].addcmul_(parameter.grad, parameter.grad, value=weight)
     statistics = UnitStatistics(1, torch.ones(1), torch.zeros(1))
-    for member in (m for g in problem.anatomy.groups for m in g.members):
+    for member in (m for g in problem.structure.groups for m in g.members):
         w, name = twin.get_submodule(member.module).weight.detach(), f"{member.module}.weight"
         statistics.weights["l2", member.module] = w.square().sum(1 - member.dim)
         statistics.member["first", member.module] = (w * sums[name]).sum(1 - member.dim)[None]
         statistics.member["second", member.module] = (w.square() * squares[name]).sum(1 - member.dim)[None]
     pool_of_one = CalibrationPool(CalibrationGroups(("all",), torch.zeros(1, dtype=torch.long)))
-    alone = PruningProblem(problem.anatomy, statistics, pool_of_one, problem.budget, "", "")
+    alone = PruningProblem(problem.structure, statistics, pool_of_one, problem.budget, "", "")
     plan = make_plan(alone, Recipe(recipe.coefficients, allocation=recipe.allocation))
     twin.set_attn_implementation("eager")  # traced under sdpa, grouped-query attention comes out wrong
     started = time.perf_counter()
     graph = dependency_graph(twin)
     times["graph"] = time.perf_counter() - started
-    prune_by_graph(graph, twin, problem.anatomy, plan.kept)
+    prune_by_graph(graph, twin, problem.structure, plan.kept)
     twin.set_attn_implementation("sdpa")
     return _kept(plan.kept), evaluate_nll(twin, split).nll
 
@@ -148,11 +149,11 @@ def dependency_graph(twin: Any) -> Any:
     return graph
 
 
-def prune_by_graph(graph: Any, twin: Any, anatomy: ModelAnatomy, kept: Any) -> None:
+def prune_by_graph(graph: Any, twin: Any, structure: ModelStructure, kept: Any) -> None:
     """Removes every group's units by torch-pruning's own functions, repeated indices of shared rows once."""
     import torch_pruning as tp
 
-    for group in anatomy.groups:
+    for group in structure.groups:
         gone = [u for u in range(group.units) if u not in set(kept[group.name])]
         if gone:
             root = twin.get_submodule(group.output.module)
@@ -169,7 +170,7 @@ def our_trial(model: nn.Module, problem: PruningProblem, recipe: Recipe, objecti
 
 def bare_forward(model: nn.Module, problem: PruningProblem, recipe: Recipe, split: TextWindows) -> float:
     """Seconds of the evaluation alone, of a model that already has the trial's widths."""
-    with pruned(model, problem.anatomy, make_plan(problem, recipe)):
+    with pruned(model, problem.structure, make_plan(problem, recipe)):
         started = time.perf_counter()
         evaluate_nll(model, split)
         return time.perf_counter() - started
@@ -182,13 +183,13 @@ def _kept(kept: Any) -> str:
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """All three ways on one model."""
     model = build(name).eval()
-    anatomy = trace_anatomy(model)
+    structure = trace_structure(model)
     pool, split = windows(arguments.pool, 128, 1), windows(arguments.split, 256, 2)
     started = time.perf_counter()
-    statistics = collect_statistics(model, anatomy, pool, needs=frozenset({"first", "second"}))
+    statistics = collect_statistics(model, structure, pool, needs=frozenset({"first", "second"}))
     cache = time.perf_counter() - started
     groups = CalibrationPool(CalibrationGroups(tuple(pool.source_names), pool.source_index))
-    problem = PruningProblem(anatomy, statistics, groups, Budget(arguments.pruned_fraction), name, fingerprint_model(model))
+    problem = PruningProblem(structure, statistics, groups, Budget(arguments.pruned_fraction), name, fingerprint_model(model))
     objective = Objective(model, problem, split, SearchConfig(), None)
     times: dict[str, list[float]] = {"naive": [], "naive_pool": [], "ours": [], "bare": [], "graph": []}
     same_units, checked, values, spent = 0, 0, [], {"graph": 0.0}

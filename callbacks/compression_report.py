@@ -14,8 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback, short_recovery
-from adapruner.callbacks.metrics import log_report
-from adapruner.callbacks.progress import announce, progress_bar
+from adapruner.callbacks.loggers import log_report
 from adapruner.callbacks.pruned_export import PrunedExportCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.callbacks.report_memory import ReportMemory
@@ -33,10 +32,11 @@ from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
 from adapruner.errors import ConfigurationError
 from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.importance.metrics import find_metric
-from adapruner.pruning.moves import moved
+from adapruner.progress import announce, progress_bar
+from adapruner.pruning.depth_and_width import depth_and_width_removed
+from adapruner.recovery.post_pruning import PostPruning, pruned_only
 from adapruner.report.comparison import baseline_recipes
 from adapruner.search.split import split_windows
-from adapruner.treatment import Treatment, as_cut
 
 METHOD = "adapruner"
 
@@ -186,7 +186,7 @@ class CompressionReportCallback(Callback):
         if self.prompts:
             texts = self._generate(pl_module, model)
             self.generations = [{"prompt": p, "dense": t, "recovered": ""} for p, t in zip(self.prompts, texts, strict=True)]
-        with moved(model, start.moves):  # plan and problem are about what is left of layers and hidden channels
+        with depth_and_width_removed(model, stage.cut):  # plan and problem are about what is left of layers and hidden channels
             self._measure_others(trainer, pl_module, model, pruning, problem, plan)
 
     def _measure_others(
@@ -194,17 +194,17 @@ class CompressionReportCallback(Callback):
     ) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if pruning.reconstruction is not None:  # else the stage after the surgery is this one
-            with as_cut(model, problem, plan):
+            with pruned_only(model, problem, plan):
                 self._add(METHOD, "pruned", self._memory.measure(METHOD, "pruned", lambda: self._measure(trainer, model)))
-        treatment = Treatment.of_windows(data.calibration_windows, pruning.reconstruction, self._recovery(trainer, pl_module))
-        stages = 1 + (treatment.reconstruction is not None) + (treatment.recover is not None)
+        post_pruning = PostPruning.of_windows(data.calibration_windows, pruning.reconstruction, self._recovery(trainer, pl_module))
+        stages = 1 + (post_pruning.reconstruction is not None) + (post_pruning.recover is not None)
         recipes = dict(self.recipes)
         if pruning.outcome is not None and pruning.outcome.best_fixed is not None and recipes:
             trial, recipe = pruning.outcome.best_fixed
             recipes["best fixed"] = recipe
             self.protocols.append(f"Best fixed: the best recipe tried before the search, {trial.name}, in one global ranking.")
         with progress_bar("comparison", stages * len(recipes)) as advance:
-            measured = self._memory.compare(model, problem, recipes, treatment, lambda m: self._measure(trainer, m))
+            measured = self._memory.compare(model, problem, recipes, post_pruning, lambda m: self._measure(trainer, m))
             for done, (method, stage, values) in enumerate(measured, start=1):
                 if stage == "skipped":
                     announce(f"comparison: {method} cannot meet this budget with its widths, left out")

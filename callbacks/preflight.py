@@ -10,7 +10,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,7 @@ from adapruner.callbacks.recovery_checkpoint import SHARDED
 from adapruner.data.calibration_set import fingerprint_tokenizer
 from adapruner.errors import AdaPrunerError, ConfigurationError, DataError, ModelError, check_all, nearest
 from adapruner.importance.finiteness import check_activations, check_weights
-from adapruner.pipeline import Recipe
-from adapruner.pruning.allocation import allocate
-from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.lora import LoRAConfig
-from adapruner.search.posing import ProblemPoser
-from adapruner.search.space import SearchSpace
 
 #: What ``ckpt_path`` may be besides a file.
 _LIGHTNING_NAMES = ("last", "best", "hpc")
@@ -52,34 +46,6 @@ def check_fit(trainer: Trainer, pl_module: LightningModule, model: Any) -> None:
     )
     if hasattr(data, "calibration_windows"):
         check_activations(model, data.calibration_windows)
-
-
-def check_question(poser: ProblemPoser, plan: PruningPlan | None, recipe: Recipe | None, space: SearchSpace) -> None:
-    """Whether model, budget, pool, and the given plan, recipe or space belong together, before anything is scored.
-
-    Raises:
-        BudgetError: if no plan can reach the budget.
-        PlanError: if the plan is for another model.
-        ConfigurationError: if the recipe names what the pool or the model does not have.
-    """
-    problem = poser.without_evidence()
-    if plan is not None:
-        plan.check(poser.anatomy, poser.fingerprint)
-    if recipe is not None:
-        if recipe.calibration.seq_len is not None and recipe.calibration.seq_len not in poser.lengths:
-            known = ", ".join(map(str, poser.lengths))
-            got = recipe.calibration.seq_len
-            raise ConfigurationError(f"recipe.calibration.seq_len: expected a length of the pool ({known}), got {got}; leave it null")
-        if recipe.calibration.cluster_weights is None:
-            problem.calibration.sample_weights(recipe.calibration)
-    if plan is not None:
-        return
-    allocation = space.allocation if recipe is None else recipe.allocation
-    largest = recipe.pruned_fraction if recipe is not None else None if space.pruned_fraction is None else space.pruned_fraction[1]
-    if largest is not None:
-        replace(poser.budget, pruned_fraction=largest).costs(poser.anatomy, sizes=problem.sizes, latency=problem.latency)
-    elif allocation.method in ("uniform", "list"):  # scores have no say in how many units go
-        allocate({g.name: torch.ones(g.units) for g in poser.anatomy.groups}, poser.anatomy, poser.budget, allocation, problem.costs)
 
 
 def accept(trainer: Trainer) -> None:
@@ -145,22 +111,6 @@ def check_lengths(model: Any, data: Any, callbacks: Sequence[Any]) -> None:
     if long:
         names = ", ".join(long)
         raise ConfigurationError(f"{names}: expected at most the model's {limit} positions, got {max(long.values())}; shorten them")
-
-
-def check_tokens(model: Any, data: Any) -> None:
-    """Token ids against the rows of the embedding.
-
-    Raises:
-        DataError: if a set has a token that the model does not.
-    """
-    rows = model.get_input_embeddings().weight.shape[0]
-    for name, windows in _window_sets(data):
-        most = int(windows.input_ids.max())
-        if most >= rows:
-            raise DataError(
-                f"data.{name}: expected tokens below the model's {rows}, got {most}: the tokenizer does not match the model; "
-                "give the model's own in data.tokenizer, or leave it out"
-            )
 
 
 def check_tokenizer(pl_module: Any, data: Any) -> None:

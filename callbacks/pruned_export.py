@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from adapruner.callbacks.progress import announce
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.errors import ConfigurationError
 from adapruner.export.adapters import ADAPTER_FOLDER, difference_apart, export_either
@@ -19,7 +18,8 @@ from adapruner.export.folder import ExportRecord, check_folder, export_model
 from adapruner.export.licence import base_licence
 from adapruner.export.options import check_options
 from adapruner.export.staging import staged
-from adapruner.whole_files import write_whole
+from adapruner.files.atomic import write_atomically
+from adapruner.progress import announce
 
 
 class PrunedExportCallback(Callback):
@@ -76,13 +76,13 @@ class PrunedExportCallback(Callback):
     def before_merge(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """With ``adapters: folder``: writes and checks the folder; called by recovery, which then merges the adapters."""
         pruning = self._pruning(trainer)
-        if self.adapters != "folder" or pruning.plan is None or pruning.anatomy is None or not trainer.is_global_zero:
+        if self.adapters != "folder" or pruning.plan is None or pruning.structure is None or not trainer.is_global_zero:
             return
         model, folder = getattr(pl_module, pruning.model_attribute), self._folder(trainer)
         sizes = {"dtype": self.dtype, "max_shard_size": self.max_shard_size}
         with staged(Path(os.path.abspath(folder))) as new:
             plain, record = export_either(
-                model, getattr(pl_module, "tokenizer", None), pruning.anatomy, pruning.plan, new, card={}, **sizes
+                model, getattr(pl_module, "tokenizer", None), pruning.structure, pruning.plan, new, card={}, **sizes
             )
         self.record = replace(record, path=folder)
         announce(f"exported {record.class_name} to {folder}, the adapters to {folder / ADAPTER_FOLDER}")
@@ -93,19 +93,19 @@ class PrunedExportCallback(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes and checks the folder; where it is there already, its model card gets what was measured since."""
         pruning = self._pruning(trainer)
-        if pruning.plan is None or pruning.anatomy is None or not trainer.is_global_zero:
+        if pruning.plan is None or pruning.structure is None or not trainer.is_global_zero:
             return
         model: Any = getattr(pl_module, pruning.model_attribute)
         folder, card = self._folder(trainer), self._card(trainer, pl_module)
         if self.record is not None and self.adapters == "folder":
             known, card = self.record, {**card, "adapter": ADAPTER_FOLDER}
             text = model_card(pruning.plan, class_name=known.class_name, stock=known.stock, notes=known.notes, card=card)
-            write_whole(folder / "README.md", text)
+            write_atomically(folder / "README.md", text)
             return
         self.record = export_model(
             model,
             getattr(pl_module, "tokenizer", None),
-            pruning.anatomy,
+            pruning.structure,
             pruning.plan,
             folder,
             dtype=self.dtype,

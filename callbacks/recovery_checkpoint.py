@@ -19,9 +19,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from adapruner.callbacks.progress import announce
 from adapruner.errors import ConfigurationError
-from adapruner.whole_files import clear_leftovers, replace_folder, temporary_beside
+from adapruner.files.atomic import clear_leftovers, replace_folder, temporary_beside
+from adapruner.progress import announce
 
 FILE = Path("checkpoints") / "last.ckpt"
 #: Of a sharded checkpoint, the file that holds everything but tensors.

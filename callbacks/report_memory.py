@@ -10,9 +10,9 @@ from torch import nn
 
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback
+from adapruner.files.value_cache import ValueCache
+from adapruner.recovery.post_pruning import PostPruning
 from adapruner.report.comparison import compare_methods
-from adapruner.search.measurements import Measurements
-from adapruner.treatment import Treatment
 
 FILE = "report_measurements.json"
 Values = dict[tuple[str, int], float]
@@ -25,7 +25,7 @@ class ReportMemory:
         sets: data sets and windows that must all be known.
     """
 
-    def __init__(self, known: Measurements | None = None, sets: list[tuple[str, int]] | None = None) -> None:
+    def __init__(self, known: ValueCache | None = None, sets: list[tuple[str, int]] | None = None) -> None:
         self._known, self._sets = known, list(sets or [])
 
     @classmethod
@@ -44,7 +44,7 @@ class ReportMemory:
         if not settings or not fingerprint or pruning.plan is None:
             return cls()
         identity = {**pruning.identity, "settings": settings, "all data": fingerprint, "plan": pruning.plan.hash, **depends_on}
-        return cls(Measurements(pruning.folder / FILE, identity, shared=False), list(data.evaluation_windows))
+        return cls(ValueCache(pruning.folder / FILE, identity, shared=False), list(data.evaluation_windows))
 
     def recall(self, method: str, stage: str) -> Values | None:
         """What was measured, if it was on all sets."""
@@ -70,15 +70,17 @@ class ReportMemory:
         return values
 
     def compare(
-        self, model: nn.Module, problem: Any, recipes: dict[str, Any], treatment: Treatment, measure: Callable[[nn.Module], Values]
+        self, model: nn.Module, problem: Any, recipes: dict[str, Any], post_pruning: PostPruning, measure: Callable[[nn.Module], Values]
     ) -> Iterator[tuple[str, str, Values]]:
         """:func:`compare_methods`, but a method that an earlier attempt took through all stages is recalled."""
-        stages = ["pruned"] + ["reconstructed"] * (treatment.reconstruction is not None) + ["recovered"] * (treatment.recover is not None)
+        stages = (
+            ["pruned"] + ["reconstructed"] * (post_pruning.reconstruction is not None) + ["recovered"] * (post_pruning.recover is not None)
+        )
         for name, recipe in recipes.items():
             known = [(stage, self.recall(name, stage)) for stage in stages]
             if all(values is not None for _, values in known):
                 yield from ((name, stage, values or {}) for stage, values in known)
                 continue
-            for method, stage, values in compare_methods(model, problem, {name: recipe}, treatment, measure):
+            for method, stage, values in compare_methods(model, problem, {name: recipe}, post_pruning, measure):
                 self.keep(method, stage, values)
                 yield method, stage, values

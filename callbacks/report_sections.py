@@ -14,14 +14,14 @@ from torch import nn
 
 from adapruner._version import __version__
 from adapruner.calibration.choice import CalibrationChoice
-from adapruner.callbacks.chosen_set import CALIBRATION_SET, loudest_samples
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.data.calibration_set import effective_samples
 from adapruner.pruning.budget import Budget
+from adapruner.recovery.post_pruning import recipe_of
+from adapruner.search.chosen_samples import CALIBRATION_SET, heaviest_samples
 from adapruner.search.reranking import to_rows
 from adapruner.search.trials import TrialRecord, to_history
-from adapruner.treatment import recipe_of
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def _reached(pruning: PruningSearchCallback) -> float:
     if problem is None or problem.costs is None or plan.budget["of"] in ("block", "all"):
         return plan.pruned_fraction
     assert pruning.plan_within is not None
-    start, left = pruning.start, problem.costs.left_by(pruning.plan_within.kept, problem.anatomy)
+    start, left = pruning.start, problem.costs.left_by(pruning.plan_within.kept, problem.structure)
     if start is None or start.sizes is None or plan.budget["of"] == "latency":
         return 1.0 - left / problem.costs.whole
     return 1.0 - left / Budget(0.0, plan.budget["of"], seq_len=pruning.budget.seq_len).costs(start.dense, sizes=start.sizes).whole
@@ -130,7 +130,7 @@ def calibration_section(pruning: PruningSearchCallback, data: Any) -> dict[str, 
         "sources": pool.sources.shares(weights),
         "effective_samples": effective_samples(weights),
         **({} if pool.clusters is None else {"clusters": pool.clusters.shares(weights)}),
-        **({"set_file": file.name, "loudest": loudest_samples(file)} if file.is_file() else {}),
+        **({"set_file": file.name, "heaviest": heaviest_samples(file)} if file.is_file() else {}),
         **({} if spread is None else {"spread": spread.to_dict()}),
     }
 

@@ -11,10 +11,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from adapruner.callbacks.evaluation_table import EvaluationTableCallback
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
-from adapruner.callbacks.progress import announce
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.errors import ConfigurationError
 from adapruner.evaluation.zero_shot import TaskScore, ZeroShotTasks, describe_zero_shot, load_tasks, score_tasks
+from adapruner.progress import announce
 
 
 class ZeroShotEvaluationCallback(Callback):

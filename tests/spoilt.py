@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.tiny import VOCABULARY, pose_problem, random_windows, save_tiny, tiny_llama, word_tokenizer
+from tests.tiny import VOCABULARY, prepare_problem, random_windows, save_tiny, tiny_llama, word_tokenizer
 
 BASE = """\
 seed_everything: 0
@@ -53,11 +53,12 @@ def make_workspace(folder: Path) -> None:
 
 
 def _write_plan(file: Path, **changes: Any) -> None:
-    from adapruner.anatomy.fingerprint import fingerprint_model
-    from adapruner.pipeline import Recipe, make_plan
+    from adapruner.models.fingerprint import fingerprint_model
+    from adapruner.pruning.problem import make_plan
+    from adapruner.pruning.recipe import Recipe
 
     model = tiny_llama(**changes)
-    problem = pose_problem(model, random_windows(2, 16, seed=1))
+    problem = prepare_problem(model, random_windows(2, 16, seed=1))
     object.__setattr__(problem, "fingerprint", fingerprint_model(model))
     make_plan(problem, Recipe()).save(file)
 

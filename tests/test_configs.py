@@ -12,10 +12,10 @@ import torch
 import yaml
 
 from adapruner.cli import CONFIGS, find_config, main, shipped_configs
-from adapruner.comparison.spec import make_spec, read_spec
+from adapruner.cli.lightning import make_fit_parser
+from adapruner.compare.spec import make_spec, read_spec
 from adapruner.demo import MODEL_FOLDER
 from adapruner.demo.corpus import load_demo_corpus
-from adapruner.lightning_cli import make_fit_parser
 from adapruner.pruning.allocation import Allocation, allocate
 from adapruner.pruning.budget import Budget
 from tests.tiny import tiny_llama
@@ -158,16 +158,16 @@ def test_llamas_budget_is_the_published_size() -> None:
     """5,422,977,024 parameters, 24 of 32 heads and 8256 of 11008 channels in layers 4 to 29 (arXiv 2305.11627)."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from adapruner.anatomy.tracing import trace_anatomy
+    from adapruner.models.tracing import trace_structure
 
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig())  # whose defaults are LLaMA-7B's
-    anatomy = trace_anatomy(model)
+    structure = trace_structure(model)
     budget = Budget(**yaml.safe_load((CONFIGS / "llama.yaml").read_text())["pruning"]["budget"])
-    assert anatomy.parameters == 6_738_415_616
-    assert anatomy.parameters - budget.parameters_to_remove(anatomy) == 5_422_977_024
-    scores = {group.name: torch.arange(group.units).float() for group in anatomy.groups}
-    kept = allocate(scores, anatomy, budget, Allocation("uniform"))
+    assert structure.parameters == 6_738_415_616
+    assert structure.parameters - budget.parameters_to_remove(structure) == 5_422_977_024
+    scores = {group.name: torch.arange(group.units).float() for group in structure.groups}
+    kept = allocate(scores, structure, budget, Allocation("uniform"))
     whole = [(32, 11008)] * 4, [(24, 8256)] * 26, [(32, 11008)] * 2
     assert [(len(kept[f"{i}.attention"]), len(kept[f"{i}.ffn"])) for i in range(32)] == [pair for part in whole for pair in part]
 

@@ -18,12 +18,12 @@ ROOT = Path(__file__).parent.parent
 STOREYS: tuple[tuple[str, ...], ...] = (
     ("errors", "_version", "whole_files"),
     ("demo", "families"),
-    ("data", "anatomy"),
+    ("data", "structure"),
     ("importance", "calibration"),
     ("pruning", "evaluation"),
     ("recovery",),
     ("pipeline",),
-    ("treatment",),
+    ("post_pruning",),
     ("export", "report"),
     ("module", "inspection"),
     ("search", "comparison"),
@@ -37,12 +37,12 @@ STOREY = {room: storey for storey, rooms in enumerate(STOREYS) for room in rooms
 
 #: Foreign library -> the modules (or whole packages) that may import it.
 DOORS: dict[str, tuple[str, ...]] = {
-    "torch_pruning": ("adapruner.anatomy", "adapruner.pruning.surgery"),
+    "torch_pruning": ("adapruner.models", "adapruner.pruning.surgery"),
     "optuna": ("adapruner.search",),
     "gguf": ("adapruner.export.gguf",),
     "peft": ("adapruner.recovery", "adapruner.export"),
     "lm_eval": ("adapruner.evaluation.zero_shot",),
-    "lightning": ("adapruner.module", "adapruner.data.data_module", "adapruner.lightning_cli", "adapruner.callbacks"),
+    "lightning": ("adapruner.module", "adapruner.data.data_module", "adapruner.cli.lightning", "adapruner.callbacks"),
 }
 #: Other names of the same library.
 ALIASES = {"pytorch_lightning": "lightning", "lightning_fabric": "lightning"}
@@ -114,7 +114,7 @@ def test_every_room_has_a_storey() -> None:
     files = source_files()
     rooms = {room_of(module) for module in files} - {"adapruner"}
     assert rooms <= set(STOREY), "a new room: give it a place in STOREYS"
-    assert {"errors", "data", "anatomy", "importance", "pruning", "search", "callbacks", "train"} <= rooms
+    assert {"errors", "data", "structure", "importance", "pruning", "search", "callbacks", "train"} <= rooms
     assert len(files) > 20
     assert len({path.resolve() for path in files.values()}) == len(files), "a file was read twice, through a symlink"
 
@@ -133,7 +133,7 @@ def test_imports_go_downwards_and_through_the_doors(module: str) -> None:
         ("adapruner.pruning.plan", "from adapruner import recovery", "pruning stands below or beside recovery"),
         ("adapruner.pruning.plan", "from ..report import page", "pruning stands below or beside report"),
         ("adapruner.pruning", "from ..search import study", "pruning stands below or beside search"),
-        ("adapruner.data.windows", "def f():\n    from adapruner.anatomy.units import Member", "data stands below or beside anatomy"),
+        ("adapruner.data.windows", "def f():\n    from adapruner.models.units import Member", "data stands below or beside structure"),
         (
             "adapruner.search.study",
             "from importlib import import_module\nimport_module('adapruner.cli')",
@@ -160,12 +160,12 @@ def test_a_violation_is_found(module: str, source: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("adapruner.pruning.plan", "from adapruner.errors import PlanError\nfrom adapruner.anatomy.units import KINDS"),
+        ("adapruner.pruning.plan", "from adapruner.errors import PlanError\nfrom adapruner.models.units import KINDS"),
         ("adapruner.pruning.surgery", "from .plan import PruningPlan\nimport torch_pruning as tp"),
         ("adapruner.pruning", "from .plan import PruningPlan"),
-        ("adapruner.search.study", "import optuna\nfrom adapruner import pipeline"),
+        ("adapruner.search.study", "import optuna\nfrom adapruner.pruning import problem as pipeline"),
         (
-            "adapruner.lightning_cli",
+            "adapruner.cli.lightning",
             "from lightning.pytorch.cli import LightningCLI\nfrom adapruner.callbacks import PruningSearchCallback",
         ),
         ("adapruner.data.windows", "import torch\nfrom collections import abc\nprint('optuna')"),

@@ -10,15 +10,16 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.export.adapters import export_either
+from adapruner.models.tracing import trace_structure
 from adapruner.module import PLAN_KEY, PrunableCausalLM
-from adapruner.pipeline import Recipe, make_plan
 from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.problem import make_plan
+from adapruner.pruning.recipe import Recipe
 from adapruner.recovery.lora import LoRAConfig, attach_lora
-from tests.tiny import pose_problem, random_windows, save_tiny, tiny_llama, word_tokenizer
+from tests.tiny import prepare_problem, random_windows, save_tiny, tiny_llama, word_tokenizer
 
 BATCH = {
     "input_ids": torch.tensor([[0, 10, 11, 12, 13, 2], [0, 20, 21, 22, 23, 24]]),
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plan() -> PruningPlan:
-    return make_plan(pose_problem(tiny_llama(), random_windows(2, 12, seed=1)), Recipe({"l2": 1.0}))
+    return make_plan(prepare_problem(tiny_llama(), random_windows(2, 12, seed=1)), Recipe({"l2": 1.0}))
 
 
 def rates(module: PrunableCausalLM, steps: int) -> list[float]:
@@ -160,7 +161,7 @@ def test_a_checkpoint_carries_its_plan_and_loads_into_a_new_module(folder: Path,
 
 def test_an_export_is_opened_without_its_code_and_with_its_adapters(folder: Path, tmp_path: Path, plan: PruningPlan) -> None:
     dense = tiny_llama()
-    anatomy = trace_anatomy(dense)
+    structure = trace_structure(dense)
     module = PrunableCausalLM(str(folder), dtype="float32")
     module.apply_plan(plan)
     adapted = attach_lora(module.model, LoRAConfig(r=2, alpha=4, dropout=0.0))
@@ -168,7 +169,7 @@ def test_an_export_is_opened_without_its_code_and_with_its_adapters(folder: Path
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.normal_()
-    export_either(adapted, word_tokenizer(), anatomy, plan, tmp_path / "out", card={})
+    export_either(adapted, word_tokenizer(), structure, plan, tmp_path / "out", card={})
     (tmp_path / "out" / "modeling_adapruner.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     again = PrunableCausalLM(str(tmp_path / "out"), attn_implementation="eager")
     again.configure_model()
@@ -186,7 +187,7 @@ def test_an_export_is_opened_without_its_code_and_with_its_adapters(folder: Path
 def test_a_checkpoint_of_another_plan_is_refused(folder: Path, plan: PruningPlan) -> None:
     module = PrunableCausalLM(str(folder))
     module.apply_plan(plan)
-    other = make_plan(pose_problem(tiny_llama(), random_windows(2, 12, seed=1)), Recipe({"random": 1.0}))
+    other = make_plan(prepare_problem(tiny_llama(), random_windows(2, 12, seed=1)), Recipe({"random": 1.0}))
     assert other.hash != plan.hash
     with pytest.raises(ModelError, match=rf"ckpt_path: expected a checkpoint of the plan {plan.hash}, got one of {other.hash}"):
         module.on_load_checkpoint({PLAN_KEY: other.to_dict()})

@@ -10,8 +10,8 @@ import torch
 from adapruner.calibration.pool import CalibrationGroups, CalibrationPool
 from adapruner.data.windows import TextWindows
 from adapruner.importance.statistics import collect_statistics
-from adapruner.pipeline import PruningProblem
 from adapruner.pruning.budget import Budget
+from adapruner.pruning.problem import PruningProblem
 
 VOCABULARY = 96
 
@@ -72,11 +72,11 @@ def random_windows(count: int, seq_len: int, seed: int, sources: tuple[str, ...]
     return TextWindows.concatenate(parts)
 
 
-def pose_problem(model: Any, calibration: TextWindows, budget: Budget | None = None, seed: int = 0) -> PruningProblem:
+def prepare_problem(model: Any, calibration: TextWindows, budget: Budget | None = None, seed: int = 0) -> PruningProblem:
     """All statistics of the calibration windows, collected now."""
-    from adapruner.anatomy.tracing import trace_anatomy
+    from adapruner.models.tracing import trace_structure
 
-    anatomy = trace_anatomy(model)
-    statistics = collect_statistics(model, anatomy, calibration)
+    structure = trace_structure(model)
+    statistics = collect_statistics(model, structure, calibration)
     groups = CalibrationPool(CalibrationGroups(tuple(calibration.source_names), calibration.source_index))
-    return PruningProblem(anatomy, statistics, groups, budget or Budget(0.3, keep_at_least=0.1), "tiny", "f00d", seed)
+    return PruningProblem(structure, statistics, groups, budget or Budget(0.3, keep_at_least=0.1), "tiny", "f00d", seed)

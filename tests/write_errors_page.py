@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from adapruner.whole_files import write_whole
+from adapruner.files.atomic import write_atomically
 from tests.bad_inputs import ROWS, BadInput, command_of
 from tests.spoilt import make_workspace
 
@@ -70,7 +70,7 @@ def main() -> None:
                 message = told(row, good, good.parent / f"{len(lines)}-{number}").replace("|", "\\|")
                 lines.append(f"| {row.name} | `` {message} `` |" if "`" in message else f"| {row.name} | `{message}` |")
         os.chdir(here)
-    write_whole(PAGE, "\n".join(lines) + "\n")
+    write_atomically(PAGE, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

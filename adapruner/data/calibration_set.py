@@ -145,7 +145,7 @@ def make_set(
         tokenizer: the one that made it.
         weights: ``[n]``, 0 or more; relative to their sum. Samples below :data:`LEAST_WEIGHT` of it are left out.
         model_name: of the model that the weights were found with.
-        model_fingerprint: of the same (:func:`adapruner.anatomy.fingerprint.fingerprint_model`).
+        model_fingerprint: of the same (:func:`adapruner.models.fingerprint.fingerprint_model`).
 
     Raises:
         ConfigurationError: if the weights do not fit the pool.

@@ -14,10 +14,10 @@ from adapruner.data.calibration_set import CalibrationSet, read_set
 from adapruner.data.card import describe_data
 from adapruner.data.leaks import SHORT_CHARACTERS, check_disjoint
 from adapruner.data.options import check_sets, sources_of
+from adapruner.data.padding_rows import share_out
 from adapruner.data.prompts import prompt_loader, read_prompts
 from adapruner.data.resumable import ResumableLoader, SharedOrder
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
-from adapruner.data.silent_rows import share_out
 from adapruner.data.sources import Document, TextSource, draw_documents, read_documents
 from adapruner.data.windows import TextWindows, joined_windows, pad_instructions, sample_windows
 from adapruner.errors import ConfigurationError, DataError

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from adapruner.anatomy.units import count_parameters
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.evaluation.generation import greedy_tokens
 from adapruner.evaluation.mode import evaluation_mode, input_device
+from adapruner.models.units import count_parameters
 
 WARM_UP_ROUNDS = 2
 DECODED_TOKENS = 16

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapruner.anatomy.latency import LatencyTable
-from adapruner.anatomy.shapes import layer_shape
-from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.evaluation.mode import evaluation_mode, input_device
-from adapruner.families import family_of
-from adapruner.families.modeling_adapruner import set_attributes
+from adapruner.models.families import family_of
+from adapruner.models.families.modeling_adapruner import set_attributes
+from adapruner.models.latency import LatencyTable
+from adapruner.models.shapes import layer_shape
+from adapruner.models.units import ModelStructure, UnitGroup
 
 #: Shortest time that one sample of a statement takes, in seconds: short blocks run many times.
 _SAMPLE_SECONDS = 0.01
@@ -30,7 +30,7 @@ _LEAST_SHARE = 1e-3
 
 def measure_latency_table(
     model: nn.Module,
-    anatomy: ModelAnatomy,
+    structure: ModelStructure,
     *,
     seq_len: int = 128,
     batch_size: int = 1,
@@ -54,7 +54,7 @@ def measure_latency_table(
     """
     _check(model, seq_len, batch_size, fractions, repeats, threads)
     threads = torch.get_num_threads() if threads is None else threads
-    first = {g.kind: g for g in reversed(anatomy.groups)}
+    first = {g.kind: g for g in reversed(structure.groups)}
     with evaluation_mode(model):
         ids = _random_ids(model, batch_size, seq_len)
         blocks = {kind: _block_of(model, group) for kind, group in first.items()}
@@ -65,12 +65,12 @@ def measure_latency_table(
                 calls[kind, units] = _call(_cut_copy(model, blocks[kind], group, units), *inputs[kind])
         times = _median_ms(calls, repeats, threads)
     whole = times.pop(("whole", 0))
-    least = _LEAST_SHARE * whole / sum(g.units for g in anatomy.groups)
+    least = _LEAST_SHARE * whole / sum(g.units for g in structure.groups)
     per_unit: dict[str, float] = {}
     for kind in first:
         points = [(units, ms) for (k, units), ms in times.items() if k == kind]
         per_unit[kind] = max(fit_line(points)[0], least)
-    together = sum(g.units * per_unit[g.kind] for g in anatomy.groups)
+    together = sum(g.units * per_unit[g.kind] for g in structure.groups)
     if together > whole:  # noise, or caches that a block alone does not have: units cannot take more than everything
         per_unit = {kind: ms * whole / together for kind, ms in per_unit.items()}
     return LatencyTable(per_unit, whole, seq_len, batch_size, _device(model, threads))

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from adapruner.anatomy.units import count_parameters
 from adapruner.evaluation.cost import compare_cost, count_macs, dense_twin, measure_cost, weight_memory_gib
 from adapruner.evaluation.speed import SpeedPoint, _within_memory, measure_speed, peak_memory_gib, prefill_energy_j
+from adapruner.models.units import count_parameters
 
 ONE_BY_ONE = "one model after the other, as the device's memory does not hold both"
 UNKNOWN = ("latency_ms", "latency_iqr_ms", "decode_ms", "peak_memory_gib", "prefill_energy_j")

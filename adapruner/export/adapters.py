@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import ModelError
 from adapruner.export.folder import ExportRecord, export_model
 from adapruner.export.loading import load
+from adapruner.files.atomic import write_atomically
+from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.lora import LoRAConfig, attach_lora
-from adapruner.whole_files import write_whole
 
 ADAPTER_FOLDER = "adapter"
 """Inside an export."""
@@ -66,21 +66,21 @@ def save_adapter(adapted: Any, folder: Path) -> None:
     record = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     targets = record["target_modules"]
     changes = {"base_model_name_or_path": None, "target_modules": targets if isinstance(targets, str) else sorted(targets)}
-    write_whole(folder / _CONFIG, json.dumps({**record, **changes}, indent=2) + "\n")
-    write_whole(folder / "README.md", _CARD)
+    write_atomically(folder / _CONFIG, json.dumps({**record, **changes}, indent=2) + "\n")
+    write_atomically(folder / "README.md", _CARD)
 
 
 def export_either(
-    model: Any, tokenizer: Any, anatomy: ModelAnatomy, plan: PruningPlan, folder: Path, *, card: dict[str, Any], **options: Any
+    model: Any, tokenizer: Any, structure: ModelStructure, plan: PruningPlan, folder: Path, *, card: dict[str, Any], **options: Any
 ) -> tuple[Any, ExportRecord]:
     """:func:`adapruner.export.folder.export_model`, adapters that are attached in a folder of their own inside.
 
     Returns the plain model that the export holds, and the record.
     """
     if not has_adapters(model):
-        return model, export_model(model, tokenizer, anatomy, plan, folder, card=card, **options)
+        return model, export_model(model, tokenizer, structure, plan, folder, card=card, **options)
     plain = without_adapters(model)
-    record = export_model(plain, tokenizer, anatomy, plan, folder, card={**card, "adapter": ADAPTER_FOLDER}, **options)
+    record = export_model(plain, tokenizer, structure, plan, folder, card={**card, "adapter": ADAPTER_FOLDER}, **options)
     save_adapter(model, folder / ADAPTER_FOLDER)
     return plain, replace(record, files=sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
 

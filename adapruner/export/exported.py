@@ -53,7 +53,7 @@ def open_export(source: str | Path, dtype: str = "auto", attn_implementation: st
 
 
 def check_can_be_pruned(source: str | Path) -> None:
-    """Refuses an export whose layers have widths of their own: the anatomy of one layer would not be that of the others.
+    """Refuses an export whose layers have widths of their own: the structure of one layer would not be that of the others.
 
     Raises:
         ConfigurationError: if it is one.

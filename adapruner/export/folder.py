@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import ConfigurationError, ModelError, nearest
 from adapruner.export.card import model_card
 from adapruner.export.expert_widths import has_uneven_experts
@@ -24,8 +23,9 @@ from adapruner.export.licence import is_hub_name
 from adapruner.export.padding import pad_to_uniform
 from adapruner.export.target import Target, choose_target, dense_twin, linear_twin
 from adapruner.export.widths import check_widths
-from adapruner.families import family_of
-from adapruner.pruning.moves import anatomy_within, restrict_plan
+from adapruner.models.families import family_of
+from adapruner.models.units import ModelStructure
+from adapruner.pruning.depth_and_width import remaining_structure, restrict_plan
 from adapruner.pruning.plan import PruningPlan
 
 MARK = "adapruner"
@@ -52,7 +52,7 @@ class ExportRecord:
 def export_model(
     model: Any,
     tokenizer: Any,
-    anatomy: ModelAnatomy,
+    structure: ModelStructure,
     plan: PruningPlan,
     folder: str | Path,
     *,
@@ -68,7 +68,7 @@ def export_model(
     Args:
         model: a Hugging Face causal LM, already pruned by ``plan``, adapters merged.
         tokenizer: saved along; None leaves it out.
-        anatomy: of the dense model.
+        structure: of the dense model.
         plan: what the model was pruned by.
         folder: where to; new, empty, or an earlier export.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None keeps the model's.
@@ -86,17 +86,17 @@ def export_model(
     check_folder(folder)
     if dtype is not None and dtype not in _DTYPES:
         raise ConfigurationError(f"dtype: expected the name of a floating point type, got {dtype!r}; {nearest(dtype, _DTYPES)}")
-    family_of(anatomy.model_type).linear_form(model)
-    plan.check(anatomy)
+    family_of(structure.model_type).linear_form(model)
+    plan.check(structure)
     whole = plan  # what is written; from here on layers are numbered as in the pruned model
-    if plan.has_moves:
-        anatomy = anatomy_within(anatomy, plan)
-        plan = restrict_plan(plan, anatomy)
-    check_widths(model, anatomy, plan, linear_twin(model, anatomy))
-    padded, wide = pad_to_uniform(model, anatomy, plan) if pad else (model, plan)
-    chosen = choose_target(padded, anatomy, wide, dense_twin(model, anatomy))
+    if plan.cuts_depth_or_width:
+        structure = remaining_structure(structure, plan)
+        plan = restrict_plan(plan, structure)
+    check_widths(model, structure, plan, linear_twin(model, structure))
+    padded, wide = pad_to_uniform(model, structure, plan) if pad else (model, plan)
+    chosen = choose_target(padded, structure, wide, dense_twin(model, structure))
     if wide.kept != plan.kept:
-        chosen.notes.append(f"padded with zeros to the widest layer: {_padding(anatomy, plan, wide)} parameters of the file are zeros")
+        chosen.notes.append(f"padded with zeros to the widest layer: {_padding(structure, plan, wide)} parameters of the file are zeros")
     target, stock, notes = chosen.model, chosen.stock, chosen.notes
     if has_uneven_experts(target.config):
         notes.append("experts have widths that are no multiples of 8: loading needs experts_implementation='eager', or adapruner.load")
@@ -156,8 +156,8 @@ def _without_path(plan: PruningPlan) -> PruningPlan:
     return plan if is_hub_name(name) else replace(plan, model={**plan.model, "name": Path(name).name})
 
 
-def _padding(anatomy: ModelAnatomy, plan: PruningPlan, wide: PruningPlan) -> int:
-    return sum((len(wide.kept[g.name]) - len(plan.kept[g.name])) * g.parameters_per_unit for g in anatomy.groups)
+def _padding(structure: ModelStructure, plan: PruningPlan, wide: PruningPlan) -> int:
+    return sum((len(wide.kept[g.name]) - len(plan.kept[g.name])) * g.parameters_per_unit for g in structure.groups)
 
 
 def _fill(chosen: Target, dtype: torch.dtype | None) -> None:

@@ -64,7 +64,7 @@ def _check_weights(folder: Path) -> None:
 def _class(config: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
-    from adapruner.families import modeling_adapruner
+    from adapruner.models.families import modeling_adapruner
 
     if "pruned_shapes" not in config:
         return AutoModelForCausalLM

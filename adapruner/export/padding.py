@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.export.target import linear_twin
+from adapruner.models.units import ModelStructure, UnitGroup
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import prune_model
 
 
-def pad_to_uniform(model: Any, anatomy: ModelAnatomy, plan: PruningPlan) -> tuple[Any, PruningPlan]:
+def pad_to_uniform(model: Any, structure: ModelStructure, plan: PruningPlan) -> tuple[Any, PruningPlan]:
     """A model with the pruned one's tensors at the padded widths, and the plan that has them.
 
     Args:
@@ -27,10 +27,10 @@ def pad_to_uniform(model: Any, anatomy: ModelAnatomy, plan: PruningPlan) -> tupl
     Returns:
         A model to be saved, not run: its buffers are on the meta device.
     """
-    wide = padded_plan(anatomy, plan)
-    twin = linear_twin(model, anatomy)
+    wide = padded_plan(structure, plan)
+    twin = linear_twin(model, structure)
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    for group in anatomy.groups:
+    for group in structure.groups:
         channels = group.channels_of(plan.kept[group.name])
         for module, dim in group.tensors:
             positions, dense = group.positions(module, channels), twin.get_submodule(module).weight.shape
@@ -42,15 +42,15 @@ def pad_to_uniform(model: Any, anatomy: ModelAnatomy, plan: PruningPlan) -> tupl
             output.bias = nn.Parameter(state[f"{group.output.module}.bias"])
     twin.load_state_dict(state, strict=True, assign=True)
     twin.tie_weights()
-    prune_model(twin, anatomy, wide)
+    prune_model(twin, structure, wide)
     twin.generation_config = model.generation_config
     return twin, wide
 
 
-def padded_plan(anatomy: ModelAnatomy, plan: PruningPlan) -> PruningPlan:
+def padded_plan(structure: ModelStructure, plan: PruningPlan) -> PruningPlan:
     """The plan that keeps, in every layer, as many units of a kind as the widest layer does."""
-    widest = {kind: max(len(plan.kept[g.name]) for g in anatomy.groups if g.kind == kind) for kind in {g.kind for g in anatomy.groups}}
-    return replace(plan, kept={g.name: _widened(g, plan.kept[g.name], widest[g.kind]) for g in anatomy.groups})
+    widest = {kind: max(len(plan.kept[g.name]) for g in structure.groups if g.kind == kind) for kind in {g.kind for g in structure.groups}}
+    return replace(plan, kept={g.name: _widened(g, plan.kept[g.name], widest[g.kind]) for g in structure.groups})
 
 
 def _widened(group: UnitGroup, kept: list[int], count: int) -> list[int]:

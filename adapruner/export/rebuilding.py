@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from adapruner.anatomy.fingerprint import fingerprint_model
 from adapruner.errors import ModelError
+from adapruner.models.fingerprint import fingerprint_model
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import trace_for_plan
 from adapruner.recovery.lora import LoRAConfig, attach_lora
@@ -75,8 +75,8 @@ def rebuild(base: Mapping[str, Any], plan: PruningPlan, record: Mapping[str, Any
     """
     module = open_base(**base)
     module.configure_model()
-    module.anatomy = trace_for_plan(module.model, plan)
-    plan.check(module.anatomy, fingerprint_model(module.model))
+    module.structure = trace_for_plan(module.model, plan)
+    plan.check(module.structure, fingerprint_model(module.model))
     module.apply_plan(plan)
     if record.get(LORA_KEY) is not None:
         module.model = attach_lora(module.model, _lora_config(record[LORA_KEY]))

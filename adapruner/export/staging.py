@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adapruner.errors import ConfigurationError
 from adapruner.export.folder import check_folder
-from adapruner.whole_files import replace_folder
+from adapruner.files.atomic import replace_folder
 
 
 @contextmanager

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapruner.anatomy.shapes import layer_attributes
-from adapruner.anatomy.tracing import find_decoder_layers
-from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import ModelError
 from adapruner.export.widths import dense_shape, layer_widths, named_widths, zero_biases
-from adapruner.families import LayerShape, family_of, modeling_adapruner
+from adapruner.models.families import LayerShape, family_of, modeling_adapruner
+from adapruner.models.shapes import layer_attributes
+from adapruner.models.tracing import find_decoder_layers
+from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import plan_shape
 
@@ -51,44 +51,44 @@ class Target:
     """What a reader of the export should know."""
 
 
-def dense_twin(model: Any, anatomy: ModelAnatomy) -> Any:
+def dense_twin(model: Any, structure: ModelStructure) -> Any:
     """The family's stock class at the dense widths, on the meta device."""
-    config = dense_config(model, anatomy)
+    config = dense_config(model, structure)
     return build_on_meta(_stock_class(config), config)
 
 
-def linear_twin(model: Any, anatomy: ModelAnatomy) -> Any:
+def linear_twin(model: Any, structure: ModelStructure) -> Any:
     """The same in the linear form of its family."""
-    twin = dense_twin(model, anatomy)
-    family_of(anatomy.model_type).linear_form(twin)
+    twin = dense_twin(model, structure)
+    family_of(structure.model_type).linear_form(twin)
     return twin
 
 
-def dense_config(model: Any, anatomy: ModelAnatomy) -> Any:
+def dense_config(model: Any, structure: ModelStructure) -> Any:
     """The configuration before pruning."""
-    family, shape = family_of(anatomy.model_type), dense_shape(anatomy)
-    widths = named_widths(model.config, anatomy, shape)
-    return make_config(model, anatomy.model_type, {**widths, **_head_dim(family.head_counts, shape)})
+    family, shape = family_of(structure.model_type), dense_shape(structure)
+    widths = named_widths(model.config, structure, shape)
+    return make_config(model, structure.model_type, {**widths, **_head_dim(family.head_counts, shape)})
 
 
-def choose_target(model: Any, anatomy: ModelAnatomy, plan: PruningPlan, dense: Any) -> Target:
+def choose_target(model: Any, structure: ModelStructure, plan: PruningPlan, dense: Any) -> Target:
     """In order: the family's own class, its twin, our modelling file, in which each layer has widths of its own.
 
     Args:
         model: pruned by ``plan``, in the linear form of its family.
         dense: as :func:`dense_twin` makes it.
     """
-    family, notes = family_of(anatomy.model_type), []
+    family, notes = family_of(structure.model_type), []
     state = dict(family.stock_state(model.state_dict(), model.config))
     if plan.output_bias:
         notes.append("output projections have biases that make up for removed units on average (FLAP, arXiv 2312.11983)")
-    shapes = [plan_shape(anatomy, plan, layer) for layer in range(anatomy.layers)]
+    shapes = [plan_shape(structure, plan, layer) for layer in range(structure.layers)]
     uniform = len({(s.query_heads, s.key_value_heads, s.ffn, s.experts) for s in shapes}) == 1
     if uniform:
-        found = _own_class(model, anatomy, plan, state, shapes[0], notes) or _twin(model, anatomy, plan, state, shapes[0], notes)
+        found = _own_class(model, structure, plan, state, shapes[0], notes) or _twin(model, structure, plan, state, shapes[0], notes)
         if found is not None:
             return found
-    return _own_file(model, anatomy, plan, dense, state, notes, uniform)
+    return _own_file(model, structure, plan, dense, state, notes, uniform)
 
 
 def make_config(model: Any, model_type: str, changes: Mapping[str, Any], dropped: tuple[str, ...] = ()) -> Any:
@@ -113,23 +113,23 @@ def build_on_meta(model_class: Any, config: Any) -> Any:
 
 
 def _own_class(
-    model: Any, anatomy: ModelAnatomy, plan: PruningPlan, state: dict[str, Tensor], shape: LayerShape, notes: list[str]
+    model: Any, structure: ModelStructure, plan: PruningPlan, state: dict[str, Tensor], shape: LayerShape, notes: list[str]
 ) -> Target | None:
-    family = family_of(anatomy.model_type)
-    switches = _bias_switches(anatomy) if plan.output_bias else {}
+    family = family_of(structure.model_type)
+    switches = _bias_switches(structure) if plan.output_bias else {}
     if switches is None:
-        notes.append(f"the stock class of {anatomy.model_type} has no biases there")
+        notes.append(f"the stock class of {structure.model_type} has no biases there")
         return None
-    values = {**named_widths(model.config, anatomy, shape), **_head_dim(family.head_counts, shape), **switches}
+    values = {**named_widths(model.config, structure, shape), **_head_dim(family.head_counts, shape), **switches}
     try:
-        config = make_config(model, anatomy.model_type, values)
+        config = make_config(model, structure.model_type, values)
         target = build_on_meta(_stock_class(config), config)
     except _refusals() as error:
-        notes.append(f"the {anatomy.model_type} configuration refuses {shape.query_heads} heads ({_last_line(error)})")
+        notes.append(f"the {structure.model_type} configuration refuses {shape.query_heads} heads ({_last_line(error)})")
         return None
-    full = {**state, **(zero_biases(model, anatomy, target.state_dict()) if plan.output_bias else {})}
+    full = {**state, **(zero_biases(model, structure, target.state_dict()) if plan.output_bias else {})}
     if difference(target, full):
-        notes.append(f"the stock class of {anatomy.model_type} cannot be told of these widths")
+        notes.append(f"the stock class of {structure.model_type} cannot be told of these widths")
         return None
     if plan.output_bias and not all(getattr(model.config, switch, False) for switch in switches):
         notes.append(f"{' and '.join(switches)} switched on for them; biases the base model did not have elsewhere are zero")
@@ -137,12 +137,12 @@ def _own_class(
 
 
 def _twin(
-    model: Any, anatomy: ModelAnatomy, plan: PruningPlan, state: dict[str, Tensor], shape: LayerShape, notes: list[str]
+    model: Any, structure: ModelStructure, plan: PruningPlan, state: dict[str, Tensor], shape: LayerShape, notes: list[str]
 ) -> Target | None:
-    family = family_of(anatomy.model_type)
+    family = family_of(structure.model_type)
     if plan.output_bias or family.twin is None or any(getattr(model.config, switch, False) for switch in family.twin_lacks):
         return None
-    values = {**named_widths(model.config, anatomy, shape), **_head_dim(True, shape), **dict(family.twin_changes)}
+    values = {**named_widths(model.config, structure, shape), **_head_dim(True, shape), **dict(family.twin_changes)}
     config = make_config(model, family.twin, values, family.twin_lacks)
     target = build_on_meta(_stock_class(config), config)
     if difference(target, state):
@@ -152,16 +152,16 @@ def _twin(
 
 
 def _own_file(
-    model: Any, anatomy: ModelAnatomy, plan: PruningPlan, dense: Any, state: dict[str, Tensor], notes: list[str], uniform: bool
+    model: Any, structure: ModelStructure, plan: PruningPlan, dense: Any, state: dict[str, Tensor], notes: list[str], uniform: bool
 ) -> Target:
     reason = notes.pop() if uniform else "layers have widths of their own"
     notes.append(f"{reason}: loading needs trust_remote_code=True, or adapruner.load")
-    config = dense_config(model, anatomy)
+    config = dense_config(model, structure)
     before = {name: tuple(tensor.shape) for name, tensor in dense.state_dict().items()}
     config.pruned_shapes = {name: list(t.shape) for name, t in state.items() if before.get(name) != tuple(t.shape)}
-    config.pruned_attributes = pruned_attributes(model, anatomy, plan)
-    widths = layer_widths(model.config, anatomy, plan)
-    if family_of(anatomy.model_type).head_counts and len(widths[0]) > 1:  # the names that transformers itself gives to such widths
+    config.pruned_attributes = pruned_attributes(model, structure, plan)
+    widths = layer_widths(model.config, structure, plan)
+    if family_of(structure.model_type).head_counts and len(widths[0]) > 1:  # the names that transformers itself gives to such widths
         config.allow_global_per_layer_attribute_access = True
         config.per_layer_config = dict(enumerate(widths))
     target_class = getattr(modeling_adapruner, f"{modeling_adapruner.PREFIX}{type(dense).__name__}", None)
@@ -174,13 +174,13 @@ def _own_file(
     return Target(target, state, False, notes)
 
 
-def pruned_attributes(model: Any, anatomy: ModelAnatomy, plan: PruningPlan) -> dict[str, dict[str, Any]]:
+def pruned_attributes(model: Any, structure: ModelStructure, plan: PruningPlan) -> dict[str, dict[str, Any]]:
     """Module -> attribute -> value, for every layer that lost something."""
     path, _ = find_decoder_layers(model)
     found = {}
-    for layer in range(anatomy.layers):
-        if any(not plan.keeps_all(group) for group in anatomy.of_layer(layer)):
-            for inside, values in layer_attributes(model.config, anatomy, layer, plan.kept).items():
+    for layer in range(structure.layers):
+        if any(not plan.keeps_all(group) for group in structure.of_layer(layer)):
+            for inside, values in layer_attributes(model.config, structure, layer, plan.kept).items():
                 found[f"{path}.{layer}.{inside}"] = values
     return found
 
@@ -192,10 +192,10 @@ def difference(target: Any, state: Mapping[str, Tensor]) -> str:
     return next((name for name in [*wanted, *got] if wanted.get(name) != got.get(name)), "")
 
 
-def _bias_switches(anatomy: ModelAnatomy) -> dict[str, bool] | None:
+def _bias_switches(structure: ModelStructure) -> dict[str, bool] | None:
     """The values that give every output projection a bias in the family's own class; None if it has no switch for one."""
-    known = dict(family_of(anatomy.model_type).output_bias_switches)
-    roles = dict.fromkeys(group.output.role for group in anatomy.groups)
+    known = dict(family_of(structure.model_type).output_bias_switches)
+    roles = dict.fromkeys(group.output.role for group in structure.groups)
     return {known[role]: True for role in roles} if roles.keys() <= known.keys() else None
 
 

@@ -7,9 +7,9 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.errors import ModelError, PlanError
-from adapruner.families import LayerShape, family_of
+from adapruner.models.families import LayerShape, family_of
+from adapruner.models.units import ModelStructure, UnitGroup
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import plan_shape
 
@@ -17,7 +17,7 @@ Widths = dict[str, int]
 """The configuration's name of a width -> its value, for one layer."""
 
 
-def check_widths(model: Any, anatomy: ModelAnatomy, plan: PruningPlan, dense: Any) -> None:
+def check_widths(model: Any, structure: ModelStructure, plan: PruningPlan, dense: Any) -> None:
     """Refuses a model that is not at the plan's widths, tensor by tensor.
 
     Args:
@@ -29,12 +29,12 @@ def check_widths(model: Any, anatomy: ModelAnatomy, plan: PruningPlan, dense: An
         ModelError: if a coupled tensor has another size than the plan leaves it, if an output projection has a bias that
             neither the plan nor the family gives it, or lacks one, or if any other tensor is not as in the dense model.
     """
-    plan.check(anatomy)
+    plan.check(structure)
     for name, kept in plan.kept.items():
         if not kept:
             raise PlanError(f"plan: expected at least one unit to stay in group {name}, got none; prune less, or protect the layer")
     expected = {name: list(tensor.shape) for name, tensor in dense.state_dict().items()}
-    for group in anatomy.groups:
+    for group in structure.groups:
         _expect_group(model, dense, group, plan, expected)
     for name, tensor in model.state_dict().items():
         wanted = expected.pop(name, None)
@@ -67,28 +67,28 @@ def _expect_group(model: Any, dense: Any, group: UnitGroup, plan: PruningPlan, e
         expected[f"{output}.bias"] = [expected[f"{output}.weight"][0]]
 
 
-def dense_shape(anatomy: ModelAnatomy) -> LayerShape:
-    """The shape of a layer before pruning, read off the anatomy: surgery may have changed the model's configuration."""
-    from adapruner.anatomy.shapes import layer_shape
+def dense_shape(structure: ModelStructure) -> LayerShape:
+    """The shape of a layer before pruning, read off the structure: surgery may have changed the model's configuration."""
+    from adapruner.models.shapes import layer_shape
 
-    groups = {g.kind: g for g in anatomy.of_layer(anatomy.groups[0].layer)}
+    groups = {g.kind: g for g in structure.of_layer(structure.groups[0].layer)}
     return layer_shape(groups, {kind: list(range(g.units)) for kind, g in groups.items()})
 
 
-def layer_widths(config: Any, anatomy: ModelAnatomy, plan: PruningPlan) -> list[Widths]:
+def layer_widths(config: Any, structure: ModelStructure, plan: PruningPlan) -> list[Widths]:
     """The widths of every layer in the configuration's own names."""
-    return [named_widths(config, anatomy, plan_shape(anatomy, plan, layer)) for layer in range(anatomy.layers)]
+    return [named_widths(config, structure, plan_shape(structure, plan, layer)) for layer in range(structure.layers)]
 
 
-def named_widths(config: Any, anatomy: ModelAnatomy, shape: LayerShape) -> Widths:
+def named_widths(config: Any, structure: ModelStructure, shape: LayerShape) -> Widths:
     """A shape in the configuration's own names, as far as it has them."""
-    family = family_of(anatomy.model_type)
+    family = family_of(structure.model_type)
     values = {"num_attention_heads": shape.query_heads, "num_key_value_heads": shape.key_value_heads}
     values |= {name: value for name, value in ((family.ffn_name, shape.ffn), (family.experts_name, shape.experts)) if name}
     return {key: value for key, value in values.items() if value and hasattr(config, key)}
 
 
-def zero_biases(model: Any, anatomy: ModelAnatomy, wanted: Container[str]) -> dict[str, Tensor]:
+def zero_biases(model: Any, structure: ModelStructure, wanted: Container[str]) -> dict[str, Tensor]:
     """Biases for linear layers before the output projections that have none, of the names a stock class wants, all zero."""
-    linears = {f"{module}.bias": model.get_submodule(module) for g in anatomy.groups for module, dim in g.tensors if dim == 0}
+    linears = {f"{module}.bias": model.get_submodule(module) for g in structure.groups for module, dim in g.tensors if dim == 0}
     return {n: li.weight.new_zeros(li.weight.shape[0]) for n, li in linears.items() if li.bias is None and n in wanted}

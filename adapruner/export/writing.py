@@ -10,11 +10,11 @@ import torch
 
 from adapruner.errors import ConfigurationError
 from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter, difference_apart, export_either, has_adapters, without_adapters
-from adapruner.export.again import is_stock, open_export, write_again, write_padded
 from adapruner.export.card import written_in
 from adapruner.export.command import Options, check_difference
 from adapruner.export.licence import base_licence
 from adapruner.export.rebuilding import LORA_KEY, OpenBase, rebuild
+from adapruner.export.reexport import is_stock, open_export, reexport_model, write_padded
 from adapruner.export.run_folder import Source, find_source
 from adapruner.export.staging import staged
 from adapruner.export.verification import verify_export
@@ -61,7 +61,7 @@ def _from_checkpoint(source: Source, options: Options, folder: Path, open_base: 
     card = {**base_licence(module.source, revision), "revision": revision, **source.card, **written_in(options.dtype, source.card)}
     model = module.model if options.adapters == "folder" else merge_lora(module.model)
     sizes = {"dtype": options.dtype, "max_shard_size": options.max_shard_size, "pad": options.pad}
-    _, record = export_either(model, module.tokenizer, module.anatomy, source.plan, folder, card=card, **sizes)
+    _, record = export_either(model, module.tokenizer, module.structure, source.plan, folder, card=card, **sizes)
     return model, Written(record.class_name, source.plan.hash, list(record.notes))
 
 
@@ -72,7 +72,7 @@ def _from_export(source: Source, options: Options, folder: Path, open_base: Open
     if options.pad and not is_stock(source.exported):
         record = write_padded(model, source.exported, source.plan, folder, options, source.card)
         return model, Written(record.class_name, source.plan.hash, list(record.notes))
-    name = write_again(model, source.exported, source.plan, folder, options, source.card)
+    name = reexport_model(model, source.exported, source.plan, folder, options, source.card)
     return model, Written(name, source.plan.hash)
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapruner.anatomy.sequences import in_sequences
-from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.errors import DataError, ModelError
 from adapruner.importance.moments import InputMoments
 from adapruner.importance.statistics import Windows, quiet
+from adapruner.models.sequences import in_sequences
+from adapruner.models.units import ModelStructure, UnitGroup
 
 
 @dataclass
@@ -86,14 +86,14 @@ class GramMatrices:
         return result
 
 
-def gram_gib(anatomy: ModelAnatomy, parts: int) -> float:
+def gram_gib(structure: ModelStructure, parts: int) -> float:
     """GiB that the Gram matrices of a pool with this many parts take: tells a caller where they pay."""
-    return 4 * parts * sum(g.channels * (g.channels + 1) for g in anatomy.groups) / 2**30
+    return 4 * parts * sum(g.channels * (g.channels + 1) for g in structure.groups) / 2**30
 
 
 def collect_grams(
     model: nn.Module,
-    anatomy: ModelAnatomy,
+    structure: ModelStructure,
     windows: Windows,
     part_index: Tensor | None = None,
     parts: int = 1,
@@ -122,7 +122,7 @@ def collect_grams(
     inner: Any = getattr(model, "base_model", model)  # without the head over the vocabulary
     device = next(model.parameters()).device
     with quiet(model), torch.no_grad(), ExitStack() as hooks:
-        for handle in collector.hook(model, anatomy):
+        for handle in collector.hook(model, structure):
             hooks.callback(handle.remove)
         for start in range(0, count, batch_size):
             rows = order[start : start + batch_size]
@@ -156,8 +156,8 @@ class _Collector:
         self.sums: dict[str, Tensor] = {}
         self.tokens: dict[str, Tensor] = {}
 
-    def hook(self, model: nn.Module, anatomy: ModelAnatomy) -> Iterator[Any]:
-        for group in anatomy.groups:
+    def hook(self, model: nn.Module, structure: ModelStructure) -> Iterator[Any]:
+        for group in structure.groups:
             yield model.get_submodule(group.output.module).register_forward_pre_hook(self._on_input(group))
 
     def _on_input(self, group: UnitGroup) -> Any:

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapruner.anatomy.sequences import in_sequences
-from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.errors import ModelError
 from adapruner.importance.moments import InputMoments
+from adapruner.models.sequences import in_sequences
+from adapruner.models.units import ModelStructure, UnitGroup
 
 #: Names under which scores are kept in ``UnitStatistics.weights``.
 REFIT_STATISTICS: tuple[str, ...] = ("obs",)
@@ -32,23 +32,23 @@ DAMPING = 0.01
 ACCUMULATED_VALUES = 1 << 28
 
 
-def gram_runs(anatomy: ModelAnatomy) -> Iterator[range]:
+def gram_runs(structure: ModelStructure) -> Iterator[range]:
     """Runs of layers whose Gram matrices are accumulated together."""
     start = held = 0
-    for layer in range(anatomy.layers):
-        size = sum(g.channels**2 for g in anatomy.groups if g.layer == layer)
+    for layer in range(structure.layers):
+        size = sum(g.channels**2 for g in structure.groups if g.layer == layer)
         if layer > start and held + size > ACCUMULATED_VALUES:
             yield range(start, layer)
             start, held = layer, 0
         held += size
-    yield range(start, anatomy.layers)
+    yield range(start, structure.layers)
 
 
 class InverseGrams:
     """Accumulates C for the output projections of some layers and turns it into scores."""
 
-    def __init__(self, anatomy: ModelAnatomy, layers: range) -> None:
-        self.groups = [g for g in anatomy.groups if g.layer in layers]
+    def __init__(self, structure: ModelStructure, layers: range) -> None:
+        self.groups = [g for g in structure.groups if g.layer in layers]
         self.rows: dict[tuple[str, str], Tensor] = {}
         """(``obs``, module name) -> ``[channels]`` float32 on the CPU, once reduced."""
         self._moments: dict[str, InputMoments] = {}

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import ConfigurationError
 from adapruner.importance.metrics import find_metric
-from adapruner.importance.metrics.interface import Evidence
+from adapruner.importance.metrics.interface import MetricInputs
 from adapruner.importance.normalisation import normalise
 from adapruner.importance.reduction import reduce_to_units
 from adapruner.importance.statistics import UnitStatistics
+from adapruner.models.units import ModelStructure
 
 FORMS: tuple[str, ...] = ("log", "additive")
 _SMALLEST = 1e-12
@@ -27,7 +27,7 @@ _SMALLEST = 1e-12
 def score_metric(
     name: str,
     statistics: UnitStatistics,
-    anatomy: ModelAnatomy,
+    structure: ModelStructure,
     weights: Tensor,
     *,
     reduction: str = "sum",
@@ -37,15 +37,15 @@ def score_metric(
     """Group name -> ``[units]`` float32 scores of one metric under sample weights ``[samples]``."""
     metric = find_metric(name)
     return {
-        group.name: reduce_to_units(metric.score(Evidence(statistics, group, weights, seed)), group, reduction, head_reduction)
-        for group in anatomy.groups
+        group.name: reduce_to_units(metric.score(MetricInputs(statistics, group, weights, seed)), group, reduction, head_reduction)
+        for group in structure.groups
     }
 
 
 def mix_metrics(
     coefficients: Mapping[str, float],
     statistics: UnitStatistics,
-    anatomy: ModelAnatomy,
+    structure: ModelStructure,
     weights: Tensor,
     *,
     reduction: str = "sum",
@@ -67,8 +67,8 @@ def mix_metrics(
     active = {name: value / sum(coefficients.values()) for name, value in coefficients.items() if value > 0}
     mixed: dict[str, Tensor] = {}
     for name, coefficient in active.items():
-        scores = score_metric(name, statistics, anatomy, weights, reduction=reduction, head_reduction=head_reduction, seed=seed)
-        for group, values in normalise(scores, anatomy, normaliser, scope).items():
+        scores = score_metric(name, statistics, structure, weights, reduction=reduction, head_reduction=head_reduction, seed=seed)
+        for group, values in normalise(scores, structure, normaliser, scope).items():
             part = coefficient * (torch.log(values.clamp_min(_SMALLEST)) if form == "log" else values)
             mixed[group] = mixed.get(group, 0.0) + part
     return {group: values.exp() if form == "log" else values for group, values in mixed.items()}

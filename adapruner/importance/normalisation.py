@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import ConfigurationError, nearest
+from adapruner.models.units import ModelStructure
 
 Normaliser = Literal["none", "sum", "mean", "max", "standardise", "rank", "per_parameter"]
 Scope = Literal["model", "layer"]
@@ -45,7 +45,7 @@ NORMALISERS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def normalise(scores: Mapping[str, Tensor], anatomy: ModelAnatomy, how: str = "mean", scope: str = "model") -> dict[str, Tensor]:
+def normalise(scores: Mapping[str, Tensor], structure: ModelStructure, how: str = "mean", scope: str = "model") -> dict[str, Tensor]:
     """Group name -> ``[units]`` scores, normalised.
 
     ``per_parameter`` divides by the parameters that go with a unit; a global ranking does that by itself, so it is for
@@ -59,7 +59,7 @@ def normalise(scores: Mapping[str, Tensor], anatomy: ModelAnatomy, how: str = "m
     if scope not in ("model", "layer"):
         raise ConfigurationError(f"scope: expected 'model' or 'layer', got {scope!r}; name one of them")
     if how == "per_parameter":
-        return {g.name: scores[g.name] / g.parameters_per_unit for g in anatomy.groups}
+        return {g.name: scores[g.name] / g.parameters_per_unit for g in structure.groups}
     if scope == "layer":
         found = {name: NORMALISERS[how](values) for name, values in scores.items()}
     else:

@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from adapruner.anatomy.units import UnitGroup
 from adapruner.errors import ConfigurationError, nearest
+from adapruner.models.units import UnitGroup
 
 MemberReduction = Literal["sum", "mean", "max", "prod", "first"]
 HeadReduction = Literal["sum", "mean", "max"]

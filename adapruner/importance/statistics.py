@@ -27,12 +27,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from adapruner.anatomy.sequences import in_sequences
-from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.errors import DataError, ModelError
 from adapruner.importance.finiteness import first_not_finite
 from adapruner.importance.inverse_gram import REFIT_STATISTICS, InverseGrams, gram_runs
 from adapruner.importance.summed_gradients import SUMMED_STATISTICS, SummedGradients, layer_runs
+from adapruner.models.sequences import in_sequences
+from adapruner.models.units import ModelStructure, UnitGroup
 
 #: What can be collected. ``second`` and ``first_absolute`` cost one more matrix product per linear layer and sample.
 STATISTICS: tuple[str, ...] = ("first", "first_absolute", "second", "input_sum", "input_square_sum", *SUMMED_STATISTICS, *REFIT_STATISTICS)
@@ -84,7 +84,7 @@ class UnitStatistics:
 
 def collect_statistics(
     model: nn.Module,
-    anatomy: ModelAnatomy,
+    structure: ModelStructure,
     windows: Windows,
     *,
     needs: frozenset[str] = frozenset(STATISTICS),
@@ -103,9 +103,9 @@ def collect_statistics(
     count = len(windows.input_ids)
     if count == 0:
         raise DataError("calibration: expected at least one sample, got none; add text to data.calibration.sources")
-    collector = _Collector(anatomy, count, needs)
+    collector = _Collector(structure, count, needs)
     collector.weigh(model)
-    inverses = [InverseGrams(anatomy, layers) for layers in gram_runs(anatomy)] if "obs" in needs else []
+    inverses = [InverseGrams(structure, layers) for layers in gram_runs(structure)] if "obs" in needs else []
     hooks = itertools.chain(collector.hook(model), *(inverse.hook(model, collector.token_mask) for inverse in inverses[:1]))
     collector.run(model, windows, batch_size, hooks, backward=not needs.isdisjoint(_FROM_GRADIENTS), progress=progress)
     for turn, inverse in enumerate(inverses):
@@ -114,8 +114,8 @@ def collect_statistics(
         inverse.reduce(model)
         collector.result.weights.update(inverse.rows)
     summed = needs.intersection(SUMMED_STATISTICS)
-    for layers in layer_runs(anatomy, single_batch := count <= batch_size) if summed else ():
-        gradients = SummedGradients(anatomy, layers, count, summed, single_batch)
+    for layers in layer_runs(structure, single_batch := count <= batch_size) if summed else ():
+        gradients = SummedGradients(structure, layers, count, summed, single_batch)
         collector.run(model, windows, batch_size, gradients.hook(model, collector.token_mask), backward=True)
         gradients.reduce(model)
         collector.result.weights.update(gradients.rows)
@@ -134,21 +134,21 @@ class _NotFinite(Exception):
 class _Collector:
     """Holds the hooks' targets while a batch runs through the model."""
 
-    def __init__(self, anatomy: ModelAnatomy, samples: int, needs: frozenset[str]) -> None:
-        self.anatomy, self.needs = anatomy, needs
+    def __init__(self, structure: ModelStructure, samples: int, needs: frozenset[str]) -> None:
+        self.structure, self.needs = structure, needs
         self.result = UnitStatistics(samples, torch.zeros(samples), torch.zeros(samples))
         self.rows = slice(0, 0)
         self.mask = torch.empty(0)
 
     def weigh(self, model: nn.Module) -> None:
-        for module, dim in (t for g in self.anatomy.groups for t in g.tensors):
+        for module, dim in (t for g in self.structure.groups for t in g.tensors):
             weight: Any = model.get_submodule(module).weight
             wide = weight.detach().float()
             self.result.weights["l1", module] = wide.abs().sum(1 - dim).cpu()
             self.result.weights["l2", module] = wide.square().sum(1 - dim).cpu()
 
     def hook(self, model: nn.Module) -> Iterator[Any]:
-        for group in self.anatomy.groups:
+        for group in self.structure.groups:
             if not self.needs.isdisjoint({"input_sum", "input_square_sum"}):
                 yield model.get_submodule(group.output.module).register_forward_pre_hook(self._on_input(group))
             if not self.needs.isdisjoint(_FROM_GRADIENTS):

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapruner.anatomy.sequences import in_sequences
-from adapruner.anatomy.units import ModelAnatomy
+from adapruner.models.sequences import in_sequences
+from adapruner.models.units import ModelStructure
 
 #: Names under which row sums are kept in ``UnitStatistics.weights``.
 SUMMED_STATISTICS: tuple[str, ...] = ("summed_first", "summed_mix")
@@ -23,12 +23,12 @@ SUMMED_STATISTICS: tuple[str, ...] = ("summed_first", "summed_mix")
 ACCUMULATED_VALUES = 1 << 28
 
 
-def layer_runs(anatomy: ModelAnatomy, single_batch: bool) -> Iterator[range]:
+def layer_runs(structure: ModelStructure, single_batch: bool) -> Iterator[range]:
     """Runs of layers whose gradients are accumulated together; all of them where nothing has to be accumulated."""
-    per_layer = max(1, anatomy.block_parameters // max(1, anatomy.layers))
-    count = anatomy.layers if single_batch else max(1, ACCUMULATED_VALUES // per_layer)
-    for start in range(0, anatomy.layers, count):
-        yield range(start, min(start + count, anatomy.layers))
+    per_layer = max(1, structure.block_parameters // max(1, structure.layers))
+    count = structure.layers if single_batch else max(1, ACCUMULATED_VALUES // per_layer)
+    for start in range(0, structure.layers, count):
+        yield range(start, min(start + count, structure.layers))
 
 
 class SummedGradients:
@@ -37,8 +37,8 @@ class SummedGradients:
     ``single_batch``: the backward pass that follows is the only one, so every gradient is reduced on the spot.
     """
 
-    def __init__(self, anatomy: ModelAnatomy, layers: range, samples: int, needs: frozenset[str], single_batch: bool) -> None:
-        self.tensors = [t for g in anatomy.groups if g.layer in layers for t in g.tensors]
+    def __init__(self, structure: ModelStructure, layers: range, samples: int, needs: frozenset[str], single_batch: bool) -> None:
+        self.tensors = [t for g in structure.groups if g.layer in layers for t in g.tensors]
         self.samples, self.needs, self.single_batch = samples, needs, single_batch
         self.rows: dict[tuple[str, str], Tensor] = {}
         """(statistic, module name) -> ``[rows]`` float32 on the CPU, once reduced."""

@@ -27,8 +27,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.errors import BudgetError, ConfigurationError
+from adapruner.models.units import ModelStructure, UnitGroup
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.costs import TOLERANCE, UnitCosts
 from adapruner.pruning.depth_profile import depth_counts, profile_at
@@ -105,7 +105,7 @@ class Allocation:
 
 
 def allocate(
-    scores: Mapping[str, Tensor], anatomy: ModelAnatomy, budget: Budget, allocation: Allocation, costs: UnitCosts | None = None
+    scores: Mapping[str, Tensor], structure: ModelStructure, budget: Budget, allocation: Allocation, costs: UnitCosts | None = None
 ) -> dict[str, list[int]]:
     """Group name -> sorted units that stay.
 
@@ -117,33 +117,33 @@ def allocate(
         BudgetError: if the budget cannot be reached within 0.1 % (or within one unit, where units are coarser than that).
         ConfigurationError: if a score is not finite, a group has none, or lists do not fit the model.
     """
-    for group in anatomy.groups:
+    for group in structure.groups:
         values = scores.get(group.name)
         if values is None or len(values) != group.units or not bool(torch.isfinite(values).all()):
             raise ConfigurationError(
                 f"scores: expected {group.units} finite values for group {group.name}, got others; choose another metric"
             )
-    slices = slice_units(anatomy, scores, budget.costs(anatomy) if costs is None else costs)
-    return slices.units_of(_allocate(slices.scores, slices.anatomy, budget, allocation, slices.costs))
+    slices = slice_units(structure, scores, budget.costs(structure) if costs is None else costs)
+    return slices.units_of(_allocate(slices.scores, slices.structure, budget, allocation, slices.costs))
 
 
 def _allocate(
-    scores: Mapping[str, Tensor], anatomy: ModelAnatomy, budget: Budget, allocation: Allocation, costs: UnitCosts
+    scores: Mapping[str, Tensor], structure: ModelStructure, budget: Budget, allocation: Allocation, costs: UnitCosts
 ) -> dict[str, list[int]]:
-    most = budget.most_removed(anatomy)
-    free = [g for g in anatomy.groups if not budget.is_protected(g.layer, anatomy.layers)]
+    most = budget.most_removed(structure)
+    free = [g for g in structure.groups if not budget.is_protected(g.layer, structure.layers)]
     if allocation.method == "gamma":
-        kept = _keep_by_ranking(scores, anatomy, free, most, allocation, costs)
+        kept = _keep_by_ranking(scores, structure, free, most, allocation, costs)
     else:
-        counts = _count(anatomy, free, most, budget, allocation, costs, scores)
-        kept = {g.name: _keep_highest(scores[g.name], counts.get(g.name, 0)) for g in anatomy.groups}
-    _check_target(costs.removed_by(kept, anatomy), free, allocation, costs)
+        counts = _count(structure, free, most, budget, allocation, costs, scores)
+        kept = {g.name: _keep_highest(scores[g.name], counts.get(g.name, 0)) for g in structure.groups}
+    _check_target(costs.removed_by(kept, structure), free, allocation, costs)
     return kept
 
 
 def _keep_by_ranking(
     scores: Mapping[str, Tensor],
-    anatomy: ModelAnatomy,
+    structure: ModelStructure,
     free: list[UnitGroup],
     most: Mapping[str, int],
     allocation: Allocation,
@@ -151,7 +151,7 @@ def _keep_by_ranking(
 ) -> dict[str, list[int]]:
     prices = {}
     for g in free:
-        lean = profile_at(g.layer, anatomy.layers, allocation.depth_slope, allocation.depth_curve)
+        lean = profile_at(g.layer, structure.layers, allocation.depth_slope, allocation.depth_curve)
         multiplier = (allocation.log_head_multiplier if g.kind == "attention" else 0.0) - lean
         cost = costs.per_unit[g.name] if allocation.per == "cost" else 1.0
         prices[g.name] = price_of_units(scores[g.name].double(), cost, allocation.gamma, multiplier)
@@ -159,12 +159,12 @@ def _keep_by_ranking(
     if allocation.heads == "uniform" or allocation.round_to > 1:
         counts = {name: len(units) for name, units in removed.items()}
         counts = make_regular(counts, prices, free, most, costs, allocation.heads == "uniform", allocation.round_to)
-        return {g.name: _keep_highest(prices.get(g.name, scores[g.name]), counts.get(g.name, 0)) for g in anatomy.groups}
-    return {g.name: [u for u in range(g.units) if u not in gone] for g in anatomy.groups for gone in (removed.get(g.name, set()),)}
+        return {g.name: _keep_highest(prices.get(g.name, scores[g.name]), counts.get(g.name, 0)) for g in structure.groups}
+    return {g.name: [u for u in range(g.units) if u not in gone] for g in structure.groups for gone in (removed.get(g.name, set()),)}
 
 
 def _count(
-    anatomy: ModelAnatomy,
+    structure: ModelStructure,
     free: list[UnitGroup],
     most: Mapping[str, int],
     budget: Budget,
@@ -176,10 +176,10 @@ def _count(
     if allocation.method == "uniform":
         return uniform_counts(free, most, costs, allocation.round_to)
     if allocation.method == "list":
-        return listed_counts(anatomy, most, costs, allocation.attention, allocation.ffn)
+        return listed_counts(structure, most, costs, allocation.attention, allocation.ffn)
 
     def profile(layer: int) -> float:
-        return profile_at(layer, anatomy.layers, allocation.depth_slope, allocation.depth_curve)
+        return profile_at(layer, structure.layers, allocation.depth_slope, allocation.depth_curve)
 
     uniform = allocation.heads == "uniform"
     counts = depth_counts(free, most, costs, profile, budget.keep_at_least, uniform)

@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.errors import DataError, PlanError
 from adapruner.importance.statistics import UnitStatistics
+from adapruner.models.units import ModelStructure, UnitGroup
 from adapruner.pruning.plan import PruningPlan
 
 #: What :func:`input_means` asks of :func:`adapruner.importance.statistics.collect_statistics`.
 NEEDS: frozenset[str] = frozenset({"input_sum"})
 
 
-def input_means(statistics: UnitStatistics, anatomy: ModelAnatomy, weights: Tensor) -> dict[str, Tensor]:
+def input_means(statistics: UnitStatistics, structure: ModelStructure, weights: Tensor) -> dict[str, Tensor]:
     """Group name -> ``[channels]`` float32: mean input of the dense model's output projection over the calibration tokens.
 
     Args:
@@ -41,7 +41,7 @@ def input_means(statistics: UnitStatistics, anatomy: ModelAnatomy, weights: Tens
             f"weights: expected {statistics.samples} numbers, none negative, one above 0, got {_in_words(weights)}; give sample weights"
         )
     tokens, means = weights.float() @ statistics.tokens, {}
-    for group in anatomy.groups:
+    for group in structure.groups:
         sums = statistics.inputs.get(("input_sum", group.name))
         if sums is None:
             raise DataError(f"statistics: expected 'input_sum' of {group.name}, got none; collect it for plans with output_bias")
@@ -49,7 +49,7 @@ def input_means(statistics: UnitStatistics, anatomy: ModelAnatomy, weights: Tens
     return means
 
 
-def check_means(anatomy: ModelAnatomy, plan: PruningPlan, means: Mapping[str, Tensor]) -> None:
+def check_means(structure: ModelStructure, plan: PruningPlan, means: Mapping[str, Tensor]) -> None:
     """Refuses, before anything is cut, means that the plan has no bias for, or that do not fit its groups.
 
     Raises:
@@ -58,7 +58,7 @@ def check_means(anatomy: ModelAnatomy, plan: PruningPlan, means: Mapping[str, Te
     """
     if not plan.output_bias:
         raise PlanError("plan: expected output_bias to be true where means are given, got false; set it, or give no means")
-    for group in anatomy.groups:
+    for group in structure.groups:
         if plan.keeps_all(group):
             continue
         mean = means.get(group.name)
@@ -94,9 +94,9 @@ def add_output_bias(linear: nn.Linear, group: UnitGroup, kept: list[int], mean: 
     linear.bias = nn.Parameter(bias, requires_grad=(weight if old is None else old).requires_grad)
 
 
-def count_added_biases(model: nn.Module, anatomy: ModelAnatomy) -> int:
+def count_added_biases(model: nn.Module, structure: ModelStructure) -> int:
     """Parameters that ``output_bias`` adds to the dense model: one bias per output projection that has none."""
-    outputs: list[Any] = [model.get_submodule(group.output.module) for group in anatomy.groups]
+    outputs: list[Any] = [model.get_submodule(group.output.module) for group in structure.groups]
     return sum(len(linear.weight) for linear in outputs if linear.bias is None)
 
 

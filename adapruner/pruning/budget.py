@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from adapruner.anatomy.latency import LatencyTable
-from adapruner.anatomy.sizes import ModelSizes, macs_per_unit
-from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import BudgetError, ConfigurationError
+from adapruner.models.latency import LatencyTable
+from adapruner.models.sizes import ModelSizes, macs_per_unit
+from adapruner.models.units import ModelStructure
 from adapruner.pruning.costs import UnitCosts
 from adapruner.pruning.tied_sets import in_slices
 
@@ -115,22 +115,22 @@ class Budget:
         """Units of a group that stay at the least."""
         return max(at_least, -(-int(units * self.keep_at_least * 1000) // 1000))
 
-    def most_removed(self, anatomy: ModelAnatomy) -> dict[str, int]:
+    def most_removed(self, structure: ModelStructure) -> dict[str, int]:
         """Group name -> units that may go at the most: none in a protected layer."""
         return {
-            g.name: 0 if self.is_protected(g.layer, anatomy.layers) else g.units - self.smallest_width(g.units, g.at_least)
-            for g in anatomy.groups
+            g.name: 0 if self.is_protected(g.layer, structure.layers) else g.units - self.smallest_width(g.units, g.at_least)
+            for g in structure.groups
         }
 
-    def costs(self, anatomy: ModelAnatomy, *, sizes: ModelSizes | None = None, latency: LatencyTable | None = None) -> UnitCosts:
+    def costs(self, structure: ModelStructure, *, sizes: ModelSizes | None = None, latency: LatencyTable | None = None) -> UnitCosts:
         """What each unit costs and how much has to go, in what the budget counts.
 
-        Parameters and GiB are those of the coupled tensors, MACs as :func:`adapruner.anatomy.sizes.macs_per_unit` has them.
+        Parameters and GiB are those of the coupled tensors, MACs as :func:`adapruner.models.sizes.macs_per_unit` has them.
         Latency follows the table's straight line: a plan meets the *modelled* latency within 0.1 %, and the device's within
-        what the line is worth; see :func:`adapruner.anatomy.latency.correct`.
+        what the line is worth; see :func:`adapruner.models.latency.correct`.
 
         Args:
-            sizes: of the dense model (``anatomy.sizes.measure_sizes``), for ``macs`` and ``memory``.
+            sizes: of the dense model (``structure.sizes.measure_sizes``), for ``macs`` and ``memory``.
             latency: measured on the device (``evaluation.latency_table``), for ``latency``.
 
         Raises:
@@ -138,18 +138,18 @@ class Budget:
             ConfigurationError: if sizes or the latency table are needed and missing, the table is for another length, or more
                 layers are protected than there are.
         """
-        self._check_layers(anatomy.layers)
-        per_unit, whole = self._count(anatomy, sizes, latency)
+        self._check_layers(structure.layers)
+        per_unit, whole = self._count(structure, sizes, latency)
         argument = self.absolute or "pruned_fraction"
-        dense = float(anatomy.parameters) if self.of == "block" else whole
+        dense = float(structure.parameters) if self.of == "block" else whole
         asked = getattr(self, argument)
         fraction = float(round(whole * asked)) if self.of in ("block", "all") else whole * asked
         remove = dense - asked if self.absolute else fraction
         costs = UnitCosts(per_unit, whole, remove, _COUNTED[self.of], dense, f"budget.{argument}", asked)
-        self._check_reachable(costs, anatomy)
+        self._check_reachable(costs, structure)
         return costs
 
-    def parameters_to_remove(self, anatomy: ModelAnatomy) -> int:
+    def parameters_to_remove(self, structure: ModelStructure) -> int:
         """The target of a parameter budget, in parameters.
 
         Raises:
@@ -158,26 +158,26 @@ class Budget:
         """
         if self.of not in ("block", "all"):
             raise ConfigurationError(f"budget.of: expected 'block' or 'all' to count parameters, got {self.of!r}; use budget.costs")
-        return int(self.costs(anatomy).remove)
+        return int(self.costs(structure).remove)
 
-    def _count(self, anatomy: ModelAnatomy, sizes: ModelSizes | None, latency: LatencyTable | None) -> tuple[dict[str, float], float]:
+    def _count(self, structure: ModelStructure, sizes: ModelSizes | None, latency: LatencyTable | None) -> tuple[dict[str, float], float]:
         """Group name -> cost of a unit, and the whole."""
         if self.of in ("block", "all"):
-            whole = anatomy.block_parameters if self.of == "block" else anatomy.parameters
-            return {g.name: float(g.parameters_per_unit) for g in anatomy.groups}, float(whole)
+            whole = structure.block_parameters if self.of == "block" else structure.parameters
+            return {g.name: float(g.parameters_per_unit) for g in structure.groups}, float(whole)
         if self.of == "latency":
-            return self._count_latency(anatomy, latency)
+            return self._count_latency(structure, latency)
         if sizes is None:
             raise ConfigurationError(
-                f"sizes: expected the dense model's for a budget of {self.of}, got none; give measure_sizes(model, anatomy)"
+                f"sizes: expected the dense model's for a budget of {self.of}, got none; give measure_sizes(model, structure)"
             )
         if self.of == "memory":  # a power of two: dividing by it loses nothing
             per_parameter = sizes.bytes_per_parameter / GIB
-            return {g.name: g.parameters_per_unit * per_parameter for g in anatomy.groups}, sizes.weight_bytes / GIB
-        per_unit = {g.name: float(macs_per_unit(g, self.seq_len)) for g in anatomy.groups}
-        return per_unit, sizes.fixed_macs + sum(g.units * per_unit[g.name] for g in anatomy.groups)
+            return {g.name: g.parameters_per_unit * per_parameter for g in structure.groups}, sizes.weight_bytes / GIB
+        per_unit = {g.name: float(macs_per_unit(g, self.seq_len)) for g in structure.groups}
+        return per_unit, sizes.fixed_macs + sum(g.units * per_unit[g.name] for g in structure.groups)
 
-    def _count_latency(self, anatomy: ModelAnatomy, latency: LatencyTable | None) -> tuple[dict[str, float], float]:
+    def _count_latency(self, structure: ModelStructure, latency: LatencyTable | None) -> tuple[dict[str, float], float]:
         if latency is None:
             raise ConfigurationError(
                 "latency: expected a measured table for a budget of latency, got none; give measure_latency_table(...)"
@@ -186,10 +186,10 @@ class Budget:
             raise ConfigurationError(
                 f"budget.seq_len: expected the latency table's {latency.seq_len}, got {self.seq_len}; measure at the budget's length"
             )
-        missing = sorted({g.kind for g in anatomy.groups} - set(latency.per_unit_ms))
+        missing = sorted({g.kind for g in structure.groups} - set(latency.per_unit_ms))
         if missing:
             raise ConfigurationError(f"latency: expected ms per unit of {missing[0]}, got none; measure the table on this model")
-        return {g.name: latency.per_unit_ms[g.kind] for g in anatomy.groups}, latency.whole_ms
+        return {g.name: latency.per_unit_ms[g.kind] for g in structure.groups}, latency.whole_ms
 
     def _check_layers(self, layers: int) -> None:
         for name in ("protect_first", "protect_last"):
@@ -203,10 +203,10 @@ class Budget:
                 f"got {self.protect_first} and {self.protect_last} protected; protect fewer"
             )
 
-    def _check_reachable(self, costs: UnitCosts, anatomy: ModelAnatomy) -> None:
-        slices = in_slices(anatomy)
+    def _check_reachable(self, costs: UnitCosts, structure: ModelStructure) -> None:
+        slices = in_slices(structure)
         most = self.most_removed(slices)
-        reachable = sum(most[s.name] * costs.per_unit[g.name] * g.sets for s, g in zip(slices.groups, anatomy.groups, strict=True))
+        reachable = sum(most[s.name] * costs.per_unit[g.name] * g.sets for s, g in zip(slices.groups, structure.groups, strict=True))
         if 0 <= costs.remove <= reachable * (1 + 1e-12):
             return
         if self.absolute:

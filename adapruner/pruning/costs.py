@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import ConfigurationError
+from adapruner.models.units import ModelStructure
 
 #: How far a plan may be from its budget, as a fraction of what the budget counts.
 TOLERANCE = 0.001
@@ -50,13 +50,13 @@ class UnitCosts:
         """The target as a removed fraction of ``whole``, in [0, 1)."""
         return self.remove / self.whole
 
-    def removed_by(self, kept: Mapping[str, list[int]], anatomy: ModelAnatomy) -> float:
+    def removed_by(self, kept: Mapping[str, list[int]], structure: ModelStructure) -> float:
         """What a choice of units removes."""
-        return sum((g.units - len(kept[g.name])) * self.per_unit[g.name] for g in anatomy.groups)
+        return sum((g.units - len(kept[g.name])) * self.per_unit[g.name] for g in structure.groups)
 
-    def left_by(self, kept: Mapping[str, list[int]], anatomy: ModelAnatomy) -> float:
+    def left_by(self, kept: Mapping[str, list[int]], structure: ModelStructure) -> float:
         """What a choice of units leaves of the dense model: MACs per token, GiB, ms, or parameters."""
-        return self.dense - self.removed_by(kept, anatomy)
+        return self.dense - self.removed_by(kept, structure)
 
     def shown(self, removed: float) -> str:
         """A removed amount in the terms of the option that set the target: a fraction, or what is left."""

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from adapruner.anatomy.tracing import find_decoder_layers
 from adapruner.errors import ConfigurationError, DataError, ModelError, PlanError
 from adapruner.importance.statistics import quiet
+from adapruner.models.tracing import find_decoder_layers
 
 #: Lists in configurations with one entry for each layer.
 _PER_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from adapruner.anatomy.units import UnitGroup
+from adapruner.models.units import UnitGroup
 from adapruner.pruning.costs import UnitCosts
 
 

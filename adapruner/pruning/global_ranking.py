@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from adapruner.anatomy.units import UnitGroup
+from adapruner.models.units import UnitGroup
 from adapruner.pruning.costs import UnitCosts
 
 

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from adapruner.anatomy.outputs import find_outputs
-from adapruner.anatomy.tracing import find_decoder_layers
 from adapruner.errors import ConfigurationError, ModelError, PlanError
-from adapruner.families import family_of
+from adapruner.models.families import family_of
+from adapruner.models.outputs import find_outputs
+from adapruner.models.tracing import find_decoder_layers
 from adapruner.pruning.depth import Windows, listen
 
 #: Families with RMS norms before attention and FFN and before the head, and no other use of the hidden size in their forwards.

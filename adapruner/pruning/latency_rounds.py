@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from adapruner.anatomy.latency import LatencyTable, correct
-from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import BudgetError, ConfigurationError
+from adapruner.models.latency import LatencyTable, correct
+from adapruner.models.units import ModelStructure
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.costs import UnitCosts
 
@@ -25,12 +25,12 @@ class MeasuredChoice:
     target_ms: float
     measured_ms: float
     rounds: int
-    """Measurements that were made."""
+    """ValueCache that were made."""
 
 
 def meet_latency(
     budget: Budget,
-    anatomy: ModelAnatomy,
+    structure: ModelStructure,
     table: LatencyTable,
     choose: Callable[[UnitCosts], dict[str, list[int]]],
     measure: Callable[[dict[str, list[int]]], float],
@@ -62,13 +62,13 @@ def meet_latency(
     measurements = 0
     for _ in range(rounds):
         try:
-            costs = budget.costs(anatomy, latency=table)
+            costs = budget.costs(structure, latency=table)
             kept = choose(costs)
         except BudgetError:
             if best is None:
                 raise
             break
-        target, predicted = costs.dense - costs.remove, table.predict(kept, anatomy)
+        target, predicted = costs.dense - costs.remove, table.predict(kept, structure)
         measured, measurements = measure(kept), measurements + 1
         if predicted < table.whole_ms:
             table = correct(table, predicted, measured)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import BudgetError, ConfigurationError
+from adapruner.models.units import ModelStructure
 from adapruner.pruning.costs import UnitCosts
 
 
 def listed_counts(
-    anatomy: ModelAnatomy, most: Mapping[str, int], costs: UnitCosts, attention: Sequence[float] | None, ffn: Sequence[float] | None
+    structure: ModelStructure, most: Mapping[str, int], costs: UnitCosts, attention: Sequence[float] | None, ffn: Sequence[float] | None
 ) -> dict[str, int]:
     """Group name -> number of units to remove: each layer's fraction of units, rounded.
 
@@ -25,12 +25,12 @@ def listed_counts(
     """
     lists = {"attention": attention, "ffn": ffn}
     for kind, given in lists.items():
-        if given is not None and len(given) != anatomy.layers:
+        if given is not None and len(given) != structure.layers:
             raise ConfigurationError(
-                f"allocation.{kind}: expected {anatomy.layers} fractions, one for each layer, got {len(given)}; give 0 where nothing goes"
+                f"allocation.{kind}: expected {structure.layers} fractions, one for each layer, got {len(given)}; give 0 where nothing goes"
             )
     counts = {}
-    for g in anatomy.groups:
+    for g in structure.groups:
         fractions = lists[g.kind]
         counts[g.name] = 0 if fractions is None else round(fractions[g.layer] * g.units)
         if counts[g.name] > most[g.name] and fractions is not None:
@@ -38,7 +38,7 @@ def listed_counts(
                 f"allocation.{g.kind}: expected at most {int(most[g.name] / g.units * 1e4) / 1e4} in layer {g.layer}, got "
                 f"{fractions[g.layer]}; lower it, or change the budget's keep_at_least, protect_first or protect_last"
             )
-    removed = sum(counts[g.name] * costs.per_unit[g.name] for g in anatomy.groups)
+    removed = sum(counts[g.name] * costs.per_unit[g.name] for g in structure.groups)
     if abs(removed - costs.remove) > costs.slack:
         fraction = removed / costs.whole
         raise BudgetError(

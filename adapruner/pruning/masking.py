@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.errors import PlanError
+from adapruner.models.units import ModelStructure, UnitGroup
 from adapruner.pruning.bias_compensation import check_means
 from adapruner.pruning.depth import skipped_layers
 from adapruner.pruning.plan import PruningPlan
 
 
 @contextmanager
-def masked(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan, means: Mapping[str, Tensor] | None = None) -> Iterator[nn.Module]:
+def masked(
+    model: nn.Module, structure: ModelStructure, plan: PruningPlan, means: Mapping[str, Tensor] | None = None
+) -> Iterator[nn.Module]:
     """The dense model with every removed unit's contribution set to zero inside the block; with ``means``, to its mean.
 
     Args:
@@ -32,12 +34,12 @@ def masked(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan, means: Ma
             a token chooses.
         DataError: if a group that loses units has no finite means of its channels.
     """
-    plan.check(anatomy)
+    plan.check(structure)
     if means is not None:
-        check_means(anatomy, plan, means)
+        check_means(structure, plan, means)
     with ExitStack() as hooks:
         hooks.enter_context(skipped_layers(model, depth_of(plan)))
-        for group in anatomy.groups:
+        for group in structure.groups:
             if not plan.keeps_all(group):
                 linear = model.get_submodule(group.output.module)
                 mask = channel_mask(group, plan.kept[group.name])

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapruner.anatomy.kinds import KINDS
 from adapruner.errors import PlanError
+from adapruner.models.kinds import KINDS
 
 if TYPE_CHECKING:
-    from adapruner.anatomy.units import ModelAnatomy, UnitGroup
+    from adapruner.models.units import ModelStructure, UnitGroup
 
 PLAN_VERSION = 1
 
@@ -93,7 +93,7 @@ class PruningPlan:
         return sorted({_layer_of(name) for name in self.units} - set(self.removed_layers))
 
     @property
-    def has_moves(self) -> bool:
+    def cuts_depth_or_width(self) -> bool:
         """Whether whole layers or hidden channels go."""
         return bool(self.removed_layers) or self.kept_hidden is not None
 
@@ -112,22 +112,22 @@ class PruningPlan:
         temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
         temporary.replace(path)
 
-    def check(self, anatomy: ModelAnatomy, fingerprint: str | None = None) -> None:
+    def check(self, structure: ModelStructure, fingerprint: str | None = None) -> None:
         """Refuses a plan made for another model.
 
         Raises:
             PlanError: if groups, unit counts or the fingerprint differ, or no layer is left.
         """
-        expected = {g.name: g.units for g in anatomy.groups}
+        expected = {g.name: g.units for g in structure.groups}
         if self.units != expected:
             different = sorted(set(self.units.items()) ^ set(expected.items()))[0][0]
             raise PlanError(
                 f"plan: expected units {expected.get(different)} in group {different!r} of this model, "
                 f"got {self.units.get(different)}; the plan was made for {self.model.get('name')!r}: give that model, or search again"
             )
-        if self.removed_layers and not set(self.removed_layers) < set(range(anatomy.layers)):
+        if self.removed_layers and not set(self.removed_layers) < set(range(structure.layers)):
             raise PlanError(
-                f"plan: expected removed_layers to be some of this model's {anatomy.layers} layers and not all, "
+                f"plan: expected removed_layers to be some of this model's {structure.layers} layers and not all, "
                 f"got {self.removed_layers}; search again"
             )
         if fingerprint and self.model.get("fingerprint") not in (None, fingerprint):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from adapruner.anatomy.units import UnitGroup
+from adapruner.models.units import UnitGroup
 from adapruner.pruning.costs import UnitCosts
 
 #: Combinations of heads and FFN steps that are carried out and compared; more are only reckoned.

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import ModelError
-from adapruner.families import TRIED
 from adapruner.importance.statistics import quiet
+from adapruner.models.families import TRIED
+from adapruner.models.units import ModelStructure
 from adapruner.pruning.masking import masked
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import pruned
@@ -19,7 +19,7 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _COARSE = 0.1
 
 
-def check_family(model: Any, anatomy: ModelAnatomy, tokens: int = 16) -> None:
+def check_family(model: Any, structure: ModelStructure, tokens: int = 16) -> None:
     """Compares the masked with the pruned model on a few random tokens, unless the family is among those the tests go through.
 
     Every second unit of every group goes. Two forward passes; the model is as before afterwards.
@@ -27,16 +27,16 @@ def check_family(model: Any, anatomy: ModelAnatomy, tokens: int = 16) -> None:
     Raises:
         ModelError: if the two compute different things.
     """
-    if anatomy.model_type in TRIED:
+    if structure.model_type in TRIED:
         return
-    plan = _every_second(anatomy)
+    plan = _every_second(structure)
     ids = torch.randint(model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0)).to(
         model.get_input_embeddings().weight.device
     )
     with quiet(model), torch.no_grad():
-        with masked(model, anatomy, plan):
+        with masked(model, structure, plan):
             expected = model(input_ids=ids).logits.float()
-        with pruned(model, anatomy, plan):
+        with pruned(model, structure, plan):
             try:
                 got = model(input_ids=ids).logits.float()
             except RuntimeError as error:
@@ -53,10 +53,10 @@ def _refuse(model: Any, got: str) -> None:
     )
 
 
-def _every_second(anatomy: ModelAnatomy) -> PruningPlan:
+def _every_second(structure: ModelStructure) -> PruningPlan:
     kept = {}
-    for group in anatomy.groups:
+    for group in structure.groups:
         length = group.units // group.sets
         kept[group.name] = [s * length + u for s in range(group.sets) for u in range(0, length, 2)]
-    counts = {key: anatomy.parameters for key in ("dense", "pruned", "block_dense", "block_pruned")}
-    return PruningPlan({}, kept, {g.name: g.units for g in anatomy.groups}, counts, {})
+    counts = {key: structure.parameters for key in ("dense", "pruned", "block_dense", "block_pruned")}
+    return PruningPlan({}, kept, {g.name: g.units for g in structure.groups}, counts, {})

@@ -14,40 +14,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapruner.anatomy.shapes import layer_attributes, layer_shape
-from adapruner.anatomy.tracing import AttentionUnits, FfnUnits, find_decoder_layers, trace_anatomy
-from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.errors import ModelError, PlanError
-from adapruner.families import LayerShape, family_of
-from adapruner.families.modeling_adapruner import set_attributes
+from adapruner.models.families import LayerShape, family_of
+from adapruner.models.families.modeling_adapruner import set_attributes
+from adapruner.models.shapes import layer_attributes, layer_shape
+from adapruner.models.tracing import AttentionUnits, FfnUnits, find_decoder_layers, trace_structure
+from adapruner.models.units import ModelStructure, UnitGroup
 from adapruner.pruning.bias_compensation import add_output_bias, check_means
-from adapruner.pruning.moves import apply_moves, check_moves, moved
+from adapruner.pruning.depth_and_width import apply_depth_and_width, check_depth_and_width, depth_and_width_removed
 from adapruner.pruning.plan import PruningPlan
 
 
-def trace_for_plan(model: Any, plan: PruningPlan) -> ModelAnatomy:
-    """The anatomy whose units a plan is about: KV groups, or single query heads; channels, or whole experts.
+def trace_for_plan(model: Any, plan: PruningPlan) -> ModelStructure:
+    """The structure whose units a plan is about: KV groups, or single query heads; channels, or whole experts.
 
     Raises:
         PlanError: if it fits none.
-        ModelError: as :func:`adapruner.anatomy.tracing.trace_anatomy`.
+        ModelError: as :func:`adapruner.models.tracing.trace_structure`.
     """
-    anatomy = trace_anatomy(model)
+    structure = trace_structure(model)
     others: list[tuple[AttentionUnits, FfnUnits]] = [("query_head", "channel")]
-    if any(group.sets > 1 for group in anatomy.groups):
+    if any(group.sets > 1 for group in structure.groups):
         others += [("kv_group", "expert"), ("query_head", "expert")]
-    for units in others if plan.units != _unit_counts(anatomy) else ():
-        if plan.units == _unit_counts(other := trace_anatomy(model, *units)):
+    for units in others if plan.units != _unit_counts(structure) else ():
+        if plan.units == _unit_counts(other := trace_structure(model, *units)):
             return other
-    plan.check(anatomy)
-    return anatomy
+    plan.check(structure)
+    return structure
 
 
-def _unit_counts(anatomy: ModelAnatomy) -> dict[str, int]:
-    return {group.name: group.units for group in anatomy.groups}
+def _unit_counts(structure: ModelStructure) -> dict[str, int]:
+    return {group.name: group.units for group in structure.groups}
 
 
-def prune_model(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan, means: Mapping[str, Tensor] | None = None) -> None:
+def prune_model(model: nn.Module, structure: ModelStructure, plan: PruningPlan, means: Mapping[str, Tensor] | None = None) -> None:
     """Removes, in place, every unit the plan does not keep, then the hidden channels and whole layers that it takes out.
 
     Weights become new, contiguous parameters that require gradients as the old ones did; the configuration gets the new
@@ -60,39 +60,41 @@ def prune_model(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan, mean
     Raises:
         PlanError: if the plan was made for a model with other groups, or empties a layer, or adds no bias for the means.
         DataError: if a group that loses units has no finite means of its channels.
-        ModelError: if a module is not the dense linear layer that the anatomy describes, or the family cannot do without the
+        ModelError: if a module is not the dense linear layer that the structure describes, or the family cannot do without the
             layers or hidden channels.
     """
-    check_plan(anatomy, plan, means)
-    check_moves(model, plan)
-    for layer in range(anatomy.layers):
-        cut_layer(model, anatomy, plan, layer, means)
-    write_widths(model.config, anatomy, plan)
-    apply_moves(model, plan)
+    check_plan(structure, plan, means)
+    check_depth_and_width(model, plan)
+    for layer in range(structure.layers):
+        cut_layer(model, structure, plan, layer, means)
+    write_widths(model.config, structure, plan)
+    apply_depth_and_width(model, plan)
 
 
 @contextmanager
-def pruned(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan, means: Mapping[str, Tensor] | None = None) -> Iterator[nn.Module]:
+def pruned(
+    model: nn.Module, structure: ModelStructure, plan: PruningPlan, means: Mapping[str, Tensor] | None = None
+) -> Iterator[nn.Module]:
     """The model at the plan's widths inside the block; the dense tensors themselves come back afterwards.
 
     This is what a search trial evaluates: the cost of a forward pass at the pruned widths and a copy of the kept slices,
     never a copy of the model. ``means`` and errors as in :func:`prune_model`.
     """
-    check_plan(anatomy, plan, means)
-    check_moves(model, plan)
-    with restored(model, anatomy):
-        for layer in range(anatomy.layers):
-            cut_layer(model, anatomy, plan, layer, means)
-        with moved(model, plan):
+    check_plan(structure, plan, means)
+    check_depth_and_width(model, plan)
+    with restored(model, structure):
+        for layer in range(structure.layers):
+            cut_layer(model, structure, plan, layer, means)
+        with depth_and_width_removed(model, plan):
             yield model
 
 
 @contextmanager
-def restored(model: nn.Module, anatomy: ModelAnatomy) -> Iterator[nn.Module]:
+def restored(model: nn.Module, structure: ModelStructure) -> Iterator[nn.Module]:
     """Puts every coupled tensor back as it was, whatever the block did to the linear layers; an added bias goes."""
-    linears: list[Any] = [model.get_submodule(module) for g in anatomy.groups for module, _ in g.tensors]
+    linears: list[Any] = [model.get_submodule(module) for g in structure.groups for module, _ in g.tensors]
     saved = [(linear, linear.weight, linear.bias, linear.in_features, linear.out_features) for linear in linears]
-    attributes = _attributes_now(model, anatomy)
+    attributes = _attributes_now(model, structure)
     try:
         yield model
     finally:
@@ -102,28 +104,28 @@ def restored(model: nn.Module, anatomy: ModelAnatomy) -> Iterator[nn.Module]:
             linear.weight, linear.bias, linear.in_features, linear.out_features = weight, bias, inputs, outputs
 
 
-def _attributes_now(model: Any, anatomy: ModelAnatomy) -> list[tuple[Any, str, Any]]:
+def _attributes_now(model: Any, structure: ModelStructure) -> list[tuple[Any, str, Any]]:
     """(module, attribute, value) of all that :func:`cut_layer` sets; what is only set for pruned layers is None."""
     path, layers = find_decoder_layers(model)
     found = []
     for layer in range(len(layers)):
-        kept = {g.name: list(range(g.units)) for g in anatomy.of_layer(layer)}
-        for inside, values in layer_attributes(model.config, anatomy, layer, kept).items():
+        kept = {g.name: list(range(g.units)) for g in structure.of_layer(layer)}
+        for inside, values in layer_attributes(model.config, structure, layer, kept).items():
             module = model.get_submodule(f"{path}.{layer}.{inside}")
             names = {"config" if name.startswith("config.") else name for name in values}
             found += [(module, name, getattr(module, name, None)) for name in names]
     return found
 
 
-def check_plan(anatomy: ModelAnatomy, plan: PruningPlan, means: Mapping[str, Tensor] | None = None) -> None:
+def check_plan(structure: ModelStructure, plan: PruningPlan, means: Mapping[str, Tensor] | None = None) -> None:
     """Refuses, before anything is cut, a plan for other groups or one that empties a layer, and means it has no use for.
 
     Raises:
         PlanError: in these cases.
         DataError: if a group that loses units has no finite means of its channels.
     """
-    plan.check(anatomy)
-    for group in anatomy.groups:
+    plan.check(structure)
+    for group in structure.groups:
         if not plan.kept[group.name]:
             raise PlanError(f"plan: expected at least one unit to stay in group {group.name}, got none; prune less, or protect the layer")
         if len(plan.kept[group.name]) < group.at_least:
@@ -137,22 +139,24 @@ def check_plan(anatomy: ModelAnatomy, plan: PruningPlan, means: Mapping[str, Ten
                 f"plan: expected equally many units to stay in each of the {group.sets} sets of group {group.name}, got {counts.tolist()}; "
                 "search again"
             )
-    mixture = next((g for g in anatomy.groups if g.expert_units or (g.kind == "ffn" and g.sets > 1)), None)
+    mixture = next((g for g in structure.groups if g.expert_units or (g.kind == "ffn" and g.sets > 1)), None)
     if plan.output_bias and mixture is not None:
         raise PlanError(
             f"plan: expected no output_bias for a mixture of experts (group {mixture.name}), got true; prune without bias_compensation"
         )
     if means is not None:
-        check_means(anatomy, plan, means)
+        check_means(structure, plan, means)
 
 
-def cut_layer(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan, layer: int, means: Mapping[str, Tensor] | None = None) -> None:
+def cut_layer(
+    model: nn.Module, structure: ModelStructure, plan: PruningPlan, layer: int, means: Mapping[str, Tensor] | None = None
+) -> None:
     """Removes, in place, what the plan removes of one decoder layer; the configuration is not touched.
 
     With ``plan.output_bias`` the layer's output projections get a bias first, and with ``means`` (checked by
     :func:`check_plan`, see :func:`prune_model`) what the removed units contributed on average is added to it.
     """
-    groups = anatomy.of_layer(layer)
+    groups = structure.of_layer(layer)
     for group in groups:
         kept = plan.kept[group.name]
         if plan.output_bias:  # while the removed columns are still there
@@ -162,7 +166,7 @@ def cut_layer(model: nn.Module, anatomy: ModelAnatomy, plan: PruningPlan, layer:
             _cut_group(model, group, kept)
     if any(not plan.keeps_all(group) for group in groups):
         path, _ = find_decoder_layers(model)
-        attributes = layer_attributes(model.config, anatomy, layer, plan.kept)
+        attributes = layer_attributes(model.config, structure, layer, plan.kept)
         set_attributes(model, {f"{path}.{layer}.{inside}": values for inside, values in attributes.items()})
 
 
@@ -201,10 +205,10 @@ def _cut_parameter(parameter: Tensor, positions: Tensor, dim: int) -> nn.Paramet
         return nn.Parameter(parameter.index_select(dim, positions).contiguous(), requires_grad=parameter.requires_grad)
 
 
-def write_widths(config: Any, anatomy: ModelAnatomy, plan: PruningPlan) -> None:
+def write_widths(config: Any, structure: ModelStructure, plan: PruningPlan) -> None:
     """Uniform widths go into the configuration where the family has names for them; irregular ones are the export's matter."""
-    family = family_of(anatomy.model_type)
-    shapes = [plan_shape(anatomy, plan, layer) for layer in range(anatomy.layers) if layer not in plan.removed_layers]
+    family = family_of(structure.model_type)
+    shapes = [plan_shape(structure, plan, layer) for layer in range(structure.layers) if layer not in plan.removed_layers]
     first = shapes[0]
     heads = {(s.query_heads, s.key_value_heads) for s in shapes}
     if first.query_heads and len(heads) == 1 and family.head_counts:
@@ -218,7 +222,7 @@ def write_widths(config: Any, anatomy: ModelAnatomy, plan: PruningPlan) -> None:
         setattr(config, family.experts_name, first.experts)
 
 
-def plan_shape(anatomy: ModelAnatomy, plan: PruningPlan, layer: int) -> LayerShape:
-    """The widths of one layer under a plan; 0 for a kind the anatomy does not have."""
-    groups = {g.kind: g for g in anatomy.of_layer(layer)}
+def plan_shape(structure: ModelStructure, plan: PruningPlan, layer: int) -> LayerShape:
+    """The widths of one layer under a plan; 0 for a kind the structure does not have."""
+    groups = {g.kind: g for g in structure.of_layer(layer)}
     return layer_shape(groups, {kind: plan.kept[g.name] for kind, g in groups.items()})

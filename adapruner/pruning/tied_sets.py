@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from adapruner.anatomy.units import ModelAnatomy
+from adapruner.models.units import ModelStructure
 from adapruner.pruning.costs import UnitCosts
 
 
@@ -20,7 +20,7 @@ from adapruner.pruning.costs import UnitCosts
 class Slices:
     """A model whose sets are told apart no more."""
 
-    anatomy: ModelAnatomy
+    structure: ModelStructure
     scores: dict[str, Tensor]
     """Group name -> ``[slices]``."""
     costs: UnitCosts
@@ -32,10 +32,10 @@ class Slices:
         return {n: sorted(self.order[n][:, s].flatten().tolist()) if n in self.order else s for n, s in kept.items()}
 
 
-def in_slices(anatomy: ModelAnatomy) -> ModelAnatomy:
-    """The anatomy with one unit for each slice; the very same where no group has sets."""
-    if all(g.sets == 1 for g in anatomy.groups):
-        return anatomy
+def in_slices(structure: ModelStructure) -> ModelStructure:
+    """The structure with one unit for each slice; the very same where no group has sets."""
+    if all(g.sets == 1 for g in structure.groups):
+        return structure
     groups = tuple(
         replace(
             g,
@@ -44,12 +44,12 @@ def in_slices(anatomy: ModelAnatomy) -> ModelAnatomy:
             parameters_per_unit=g.parameters_per_unit * g.sets,
             sets=1,
         )
-        for g in anatomy.groups
+        for g in structure.groups
     )
-    return replace(anatomy, groups=groups)
+    return replace(structure, groups=groups)
 
 
-def slice_units(anatomy: ModelAnatomy, scores: Mapping[str, Tensor], costs: UnitCosts) -> Slices:
+def slice_units(structure: ModelStructure, scores: Mapping[str, Tensor], costs: UnitCosts) -> Slices:
     """Sorts each set's units by score, lowest first, and adds up what stands in one place.
 
     Args:
@@ -57,11 +57,11 @@ def slice_units(anatomy: ModelAnatomy, scores: Mapping[str, Tensor], costs: Unit
         costs: per unit.
     """
     sums, order, per_unit = dict(scores), {}, dict(costs.per_unit)
-    for group in anatomy.groups:
+    for group in structure.groups:
         if group.sets > 1:
             table = scores[group.name].view(group.sets, -1)
             ranked = torch.argsort(table, dim=1, stable=True)
             sums[group.name] = table.gather(1, ranked).sum(0)
             order[group.name] = ranked + torch.arange(group.sets)[:, None] * table.shape[1]
             per_unit[group.name] *= group.sets
-    return Slices(in_slices(anatomy), sums, replace(costs, per_unit=per_unit), order)
+    return Slices(in_slices(structure), sums, replace(costs, per_unit=per_unit), order)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from adapruner.anatomy.units import UnitGroup
+from adapruner.models.units import UnitGroup
 from adapruner.pruning.costs import UnitCosts
 from adapruner.pruning.regular_widths import nearest_count
 

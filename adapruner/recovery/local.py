@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapruner.anatomy.units import ModelAnatomy, UnitGroup
 from adapruner.importance.gram import GramMatrices
 from adapruner.importance.moments import InputMoments
+from adapruner.models.units import ModelStructure, UnitGroup
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import check_plan, cut_layer, restored
 from adapruner.recovery.configuration import ReconstructionConfig
@@ -31,7 +31,7 @@ from adapruner.recovery.streams import LayerModules, Windows, layer_modules, run
 @contextmanager
 def pruned_and_refitted(
     model: nn.Module,
-    anatomy: ModelAnatomy,
+    structure: ModelStructure,
     plan: PruningPlan,
     grams: GramMatrices,
     part_weights: Tensor | None = None,
@@ -53,12 +53,12 @@ def pruned_and_refitted(
         PlanError: if the plan was made for a model with other groups, or empties a layer.
         ModelError: if a solution is not finite.
     """
-    check_plan(anatomy, plan)
-    with restored(model, anatomy), torch.no_grad():
-        dense = {g.name: _tensors(model.get_submodule(g.output.module)) for g in anatomy.groups}
-        for layer in range(anatomy.layers):
-            cut_layer(model, anatomy, plan, layer)
-        for group in anatomy.groups:
+    check_plan(structure, plan)
+    with restored(model, structure), torch.no_grad():
+        dense = {g.name: _tensors(model.get_submodule(g.output.module)) for g in structure.groups}
+        for layer in range(structure.layers):
+            cut_layer(model, structure, plan, layer)
+        for group in structure.groups:
             if not plan.keeps_all(group):
                 moments = grams.moments(group.name, part_weights)
                 refit_locally(model, group, plan.kept[group.name], moments, *dense[group.name], ridge=ridge, intercept=intercept)
@@ -126,7 +126,7 @@ def _tensors(projection: Any) -> tuple[Tensor, Tensor | None]:
 
 def refit_each_layer(
     model: nn.Module,
-    anatomy: ModelAnatomy,
+    structure: ModelStructure,
     plan: PruningPlan,
     windows: Windows,
     shares: Shares,
@@ -135,11 +135,11 @@ def refit_each_layer(
 ) -> None:
     """Cuts and refits layer by layer, in place; the Gram matrices of one layer are in memory at a time."""
     stream = list(windows.starts)
-    for modules in layer_modules(model, anatomy):
-        groups = [g for g in anatomy.groups if g.layer == modules.index and not plan.keeps_all(g)]
+    for modules in layer_modules(model, structure):
+        groups = [g for g in structure.groups if g.layer == modules.index and not plan.keeps_all(g)]
         fitted, held_out = _layer_moments(modules, windows, stream, groups, shares, model)
         dense = {g.name: _tensors(model.get_submodule(g.output.module)) for g in groups}
-        cut_layer(model, anatomy, plan, modules.index)
+        cut_layer(model, structure, plan, modules.index)
         for group in groups:
             projection: Any = model.get_submodule(group.output.module)
             rest = (*dense[group.name], projection.bias)

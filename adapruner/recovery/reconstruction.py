@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import ModelError
 from adapruner.evaluation.mode import evaluation_mode
+from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import check_plan
 from adapruner.recovery.configuration import ReconstructionConfig
@@ -39,7 +39,7 @@ __all__ = ["DenseStream", "ReconstructionConfig", "fitting_form", "prune_and_rec
 @torch.no_grad()
 def prune_and_reconstruct(
     model: nn.Module,
-    anatomy: ModelAnatomy,
+    structure: ModelStructure,
     plan: PruningPlan,
     input_ids: Tensor,
     config: ReconstructionConfig,
@@ -64,9 +64,9 @@ def prune_and_reconstruct(
         PlanError: if the plan was made for a model with other groups, or empties a layer.
         ModelError: if the residual stream is not attention, then FFN, each added to it; or a solution is not finite.
     """
-    check_plan(anatomy, plan)
-    if anatomy.left_whole and config.form == "sequential":
-        kind, reason = anatomy.left_whole[0]
+    check_plan(structure, plan)
+    if structure.left_whole and config.form == "sequential":
+        kind, reason = structure.left_whole[0]
         raise ModelError(f"reconstruction.form: expected 'local' where {kind} stays whole ({reason}), got 'sequential'; see fitting_form")
     picks = choose_windows(len(input_ids), config)
     ids = input_ids[picks]
@@ -76,12 +76,12 @@ def prune_and_reconstruct(
         windows = start(model, ids, config.batch_size) if dense is None else dense.windows
         shares = _share(sample_weights, picks, config, windows.starts[0].device)
         if config.form == "local":
-            refit_each_layer(model, anatomy, plan, windows, shares, config, progress)
+            refit_each_layer(model, structure, plan, windows, shares, config, progress)
         else:
-            refit_in_sequence(model, anatomy, plan, windows, shares, config, dense, progress)
+            refit_in_sequence(model, structure, plan, windows, shares, config, dense, progress)
 
 
-def fitting_form(model: nn.Module, anatomy: ModelAnatomy, input_ids: Tensor, config: ReconstructionConfig) -> ReconstructionConfig:
+def fitting_form(model: nn.Module, structure: ModelStructure, input_ids: Tensor, config: ReconstructionConfig) -> ReconstructionConfig:
     """The configuration, with the local form where the family's layers do not let the sequential one be solved.
 
     That is where something stands between a projection and the residual stream (norms in Gemma 2, a factor in Granite), and
@@ -90,7 +90,7 @@ def fitting_form(model: nn.Module, anatomy: ModelAnatomy, input_ids: Tensor, con
     Args:
         input_ids: calibration windows ``[n, seq_len]``; the first is run through the first layer.
     """
-    if config.form == "local" or has_plain_residual(model, anatomy, input_ids):
+    if config.form == "local" or has_plain_residual(model, structure, input_ids):
         return config
     return replace(config, form="local")
 
@@ -110,7 +110,7 @@ def _share(weights: Tensor | None, picks: Tensor, config: ReconstructionConfig, 
     return Shares(list((chosen - apart).split(config.batch_size)), list(apart.split(config.batch_size)))
 
 
-def reconstruction_gib(model: Any, anatomy: ModelAnatomy, windows: int, seq_len: int, config: ReconstructionConfig) -> float:
+def reconstruction_gib(model: Any, structure: ModelStructure, windows: int, seq_len: int, config: ReconstructionConfig) -> float:
     """GiB that :func:`prune_and_reconstruct` needs at most, the model's weights included, a ``dense`` stream not.
 
     Streams hold hidden states of all windows in the model's dtype. Sequential: the dense and the pruned stream, the
@@ -121,8 +121,8 @@ def reconstruction_gib(model: Any, anatomy: ModelAnatomy, windows: int, seq_len:
     kept = config.samples or windows
     tokens, batch = min(kept, windows) * seq_len, min(config.batch_size, windows) * seq_len
     value = next(model.parameters()).element_size()
-    hidden, widest = model.config.hidden_size, max(g.channels for g in anatomy.groups)
-    per_layer = sum(g.channels**2 for g in anatomy.groups) // anatomy.layers
+    hidden, widest = model.config.hidden_size, max(g.channels for g in structure.groups)
+    per_layer = sum(g.channels**2 for g in structure.groups) // structure.layers
     copies = 3 if config.candidates else 1
     if config.form == "local":
         streams, grams = tokens * hidden * value, 4 * (per_layer * min(copies, 2) + 2 * widest**2)

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adapruner.anatomy.units import ModelAnatomy
+from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import cut_layer
 from adapruner.recovery.configuration import ReconstructionConfig
@@ -33,7 +33,7 @@ class Shares:
 
 def refit_in_sequence(
     model: nn.Module,
-    anatomy: ModelAnatomy,
+    structure: ModelStructure,
     plan: PruningPlan,
     windows: Windows,
     shares: Shares,
@@ -44,15 +44,15 @@ def refit_in_sequence(
     """Cuts and refits layer by layer, in place."""
     stream, pruned = list(windows.starts), list(windows.starts)
     changed = False
-    for modules in layer_modules(model, anatomy):
+    for modules in layer_modules(model, structure):
         index = modules.index
         if dense is None:
             attention_ends = advance_dense(modules, windows, stream)
             ends = stream
         else:
             attention_ends, ends = dense.attention_ends[index], dense.ends[index]
-        cut_layer(model, anatomy, plan, index)
-        here = {g.kind for g in anatomy.groups if g.layer == index and not plan.keeps_all(g)}
+        cut_layer(model, structure, plan, index)
+        here = {g.kind for g in structure.groups if g.layer == index and not plan.keeps_all(g)}
         if here or changed:
             attended = _attend(modules, windows, pruned, attention_ends if changed or "attention" in here else None, shares, config)
             del attention_ends

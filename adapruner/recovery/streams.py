@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapruner.anatomy.sequences import in_sequences
-from adapruner.anatomy.tracing import find_decoder_layers
-from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import DataError, ModelError
 from adapruner.evaluation.mode import evaluation_mode
+from adapruner.models.sequences import in_sequences
+from adapruner.models.tracing import find_decoder_layers
+from adapruner.models.units import ModelStructure
 from adapruner.recovery.configuration import ReconstructionConfig
 
 
@@ -85,7 +85,7 @@ class DenseStream:
 
 
 @torch.no_grad()
-def record_dense_stream(model: nn.Module, anatomy: ModelAnatomy, input_ids: Tensor, config: ReconstructionConfig) -> DenseStream:
+def record_dense_stream(model: nn.Module, structure: ModelStructure, input_ids: Tensor, config: ReconstructionConfig) -> DenseStream:
     """One pass of the dense model over the windows that ``prune_and_reconstruct`` would choose of ``input_ids`` ``[n, seq_len]``.
 
     Raises:
@@ -96,7 +96,7 @@ def record_dense_stream(model: nn.Module, anatomy: ModelAnatomy, input_ids: Tens
     with evaluation_mode(model):
         stream = DenseStream(start(model, ids, config.batch_size))
         hidden = list(stream.windows.starts)
-        for modules in layer_modules(model, anatomy):
+        for modules in layer_modules(model, structure):
             attention_ends = advance_dense(modules, stream.windows, hidden)
             stream.attention_ends.append(attention_ends)
             stream.ends.append(list(hidden))
@@ -143,11 +143,11 @@ def start(model: nn.Module, ids: Tensor, batch_size: int) -> Windows:
     return windows
 
 
-def layer_modules(model: nn.Module, anatomy: ModelAnatomy) -> Iterator[LayerModules]:
+def layer_modules(model: nn.Module, structure: ModelStructure) -> Iterator[LayerModules]:
     """The decoder layers in order."""
     _, layers = find_decoder_layers(model)
     for index, layer in enumerate(layers):
-        names: dict[str, str] = {g.kind: g.output.module for g in anatomy.groups if g.layer == index}
+        names: dict[str, str] = {g.kind: g.output.module for g in structure.groups if g.layer == index}
         o_proj, down_proj = (model.get_submodule(names[kind]) if kind in names else None for kind in ("attention", "ffn"))
         attention = None if o_proj is None else model.get_submodule(names["attention"].rpartition(".")[0])
         yield LayerModules(index, layer, names, o_proj, down_proj, attention)
@@ -202,13 +202,13 @@ def _adds(hidden: Tensor, output: Tensor, parts: list[Tensor]) -> bool:
 
 
 @torch.no_grad()
-def has_plain_residual(model: nn.Module, anatomy: ModelAnatomy, input_ids: Tensor) -> bool:
+def has_plain_residual(model: nn.Module, structure: ModelStructure, input_ids: Tensor) -> bool:
     """Whether a layer adds attention and FFN to its input as they come (not through a norm, nor scaled), by trying the first one."""
-    if anatomy.left_whole:  # what the projection that is not looked at adds to the stream is not known
+    if structure.left_whole:  # what the projection that is not looked at adds to the stream is not known
         return False
     with evaluation_mode(model):
         windows = start(model, input_ids[:1], 1)
-        output, seen = run_dense(next(layer_modules(model, anatomy)), windows, windows.starts[0])
+        output, seen = run_dense(next(layer_modules(model, structure)), windows, windows.starts[0])
         return _adds(windows.starts[0], output, [part for _, part in seen.values()])
 
 

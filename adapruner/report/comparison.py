@@ -12,9 +12,10 @@ from typing import Literal
 from torch import nn
 
 from adapruner.errors import BudgetError, ConfigurationError
-from adapruner.pipeline import PruningProblem, Recipe, make_plan
 from adapruner.pruning.allocation import Allocation
-from adapruner.treatment import Treatment, measure_stages
+from adapruner.pruning.problem import PruningProblem, make_plan
+from adapruner.pruning.recipe import Recipe
+from adapruner.recovery.post_pruning import PostPruning, measure_stages
 
 AllocationName = Literal["uniform", "global"]
 
@@ -43,7 +44,7 @@ def compare_methods(
     model: nn.Module,
     problem: PruningProblem,
     recipes: dict[str, Recipe],
-    treatment: Treatment,
+    post_pruning: PostPruning,
     measure: Callable[[nn.Module], dict[tuple[str, int], float]],
 ) -> Iterator[tuple[str, str, dict[tuple[str, int], float]]]:
     """Yields (method, stage, perplexity by data set and window) as they are measured.
@@ -57,4 +58,4 @@ def compare_methods(
         except BudgetError:
             yield name, "skipped", {}
             continue
-        yield from ((name, stage, values) for stage, values in measure_stages(model, problem, plan, treatment, measure))
+        yield from ((name, stage, values) for stage, values in measure_stages(model, problem, plan, post_pruning, measure))

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from adapruner.errors import ConfigurationError
+from adapruner.files.atomic import write_atomically
 from adapruner.report.page import render_page
 from adapruner.report.schema import validate_report
-from adapruner.whole_files import write_whole
 
 RECORD_NAME = "report.json"
 PAGE_NAME = "report.html"
@@ -35,8 +35,8 @@ def write_report(report: Mapping[str, Any], folder: str | Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise ConfigurationError(f"folder: expected a folder, got the file {folder}; give another path") from None
-    write_whole(folder / RECORD_NAME, text)
-    write_whole(folder / PAGE_NAME, page)
+    write_atomically(folder / RECORD_NAME, text)
+    write_atomically(folder / PAGE_NAME, page)
 
 
 def read_report(path: str | Path) -> dict[str, Any]:

@@ -118,7 +118,7 @@ class Spread(TypedDict):
     """Of the chosen weights."""
 
 
-class LoudSample(TypedDict):
+class WeightedSample(TypedDict):
     """A calibration sample of the winning set."""
 
     id: int
@@ -140,7 +140,7 @@ class _CalibrationDetails(TypedDict, total=False):
     """(sum w)^2 / sum w^2 of the sample weights."""
     set_file: str | None
     """The winning set, for another run or model."""
-    loudest: list[LoudSample]
+    heaviest: list[WeightedSample]
     """Of that set, by falling weight."""
     spread: Spread | None
 

@@ -151,12 +151,12 @@ def calibration_section(report: Mapping[str, Any]) -> Markup | None:
     told, compared = calibration_sentence(pool), spread_sentence(pool)
     blocks += [element("p", told, class_="note")] if told else []
     blocks += [element("p", compared), spread_plot(spread)] if spread and compared else []
-    blocks += _loudest(pool.get("loudest") or [])
+    blocks += _loudest(pool.get("heaviest") or [])
     return section("Calibration", words, *blocks)
 
 
 def _loudest(samples: Sequence[Mapping[str, Any]]) -> list[Markup]:
-    """Which samples speak loudest: weight, source and how the text begins."""
+    """Which samples speak heaviest: weight, source and how the text begins."""
     if not samples:
         return []
     rows = [element("li", element("div", _loudness(s), class_="tag"), s["text"]) for s in samples]

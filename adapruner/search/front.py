@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from adapruner.files.atomic import write_atomically
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
 from adapruner.search.trials import TrialRecord
-from adapruner.whole_files import write_whole
 
 
 def pareto_front(trials: list[TrialRecord]) -> list[TrialRecord]:
@@ -44,4 +44,4 @@ def write_front(folder: Path, front: list[tuple[TrialRecord, PruningPlan]]) -> N
                 "plan": str(file.relative_to(folder)),
             }
         )
-    write_whole(folder / "pareto.json", json.dumps(rows, indent=2) + "\n")
+    write_atomically(folder / "pareto.json", json.dumps(rows, indent=2) + "\n")

@@ -33,7 +33,7 @@ def check_journal(folder: Path, identity: dict[str, Any], storage: str | None = 
     open_study(folder, identity, None, storage)
 
 
-def open_study(folder: Path, identity: dict[str, Any], objectives: int | None, storage: str | None = None) -> Any:
+def open_study(folder: Path | None, identity: dict[str, Any], objectives: int | None, storage: str | None = None) -> Any:
     """The Optuna study of this folder or storage, made if there is none; one rank at a time.
 
     Args:
@@ -48,9 +48,15 @@ def open_study(folder: Path, identity: dict[str, Any], objectives: int | None, s
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     identity = json.loads(json.dumps(identity))
-    where = str(folder / FILE) if storage is None else storage.rpartition("@")[2]  # a password stays out
+    if storage is not None:
+        where = storage.rpartition("@")[2]  # a password stays out
+    else:
+        where = "memory" if folder is None else str(folder / FILE)
     try:
-        opened = _open_journal(folder / FILE) if storage is None else _open_storage(storage)
+        if storage is not None:
+            opened = _open_storage(storage)
+        else:
+            opened = optuna.storages.InMemoryStorage() if folder is None else _open_journal(folder / FILE)
         if objectives is None and _NAME not in optuna.get_all_study_names(opened):
             return None
         if objectives is None:

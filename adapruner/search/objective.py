@@ -12,9 +12,11 @@ from adapruner.evaluation.divergence import DenseTopK, collect_top_k, evaluate_d
 from adapruner.evaluation.mode import evaluation_mode
 from adapruner.evaluation.perplexity import Windows, evaluate_nll_chunks
 from adapruner.importance.finiteness import find_bad_loss
-from adapruner.pipeline import PruningProblem, Recipe, at_widths
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.problem import PruningProblem
+from adapruner.pruning.recipe import Recipe
+from adapruner.recovery.post_pruning import trial_model
 from adapruner.search.config import SearchConfig
 
 
@@ -43,7 +45,7 @@ class Objective:
     def of_plan(self, model: nn.Module, plan: PruningPlan, recipe: Recipe) -> Iterator[Part]:
         """Of a dense model and a plan: cut for the length of the measurement, whole again afterwards."""
         addition = self.config.objective.cost_weight * self.cost(plan) if self.config.objective.cost_weight else 0.0
-        with at_widths(model, self.problem, plan, recipe, self.refit):
+        with trial_model(model, self.problem, plan, recipe, self.refit):
             before: Any = None
             for result in self._results(model, self.config.chunks):
                 tokens = result.tokens - (before.tokens if before else 0)
@@ -53,7 +55,7 @@ class Objective:
 
     def blame(self, model: nn.Module, plan: PruningPlan, recipe: Recipe) -> str:
         """Where a value that is no number comes from: ``on the search split``, with the first such sample and layer if one shows it."""
-        with at_widths(model, self.problem, plan, recipe, self.refit), evaluation_mode(model):
+        with trial_model(model, self.problem, plan, recipe, self.refit), evaluation_mode(model):
             found = find_bad_loss(model, {name: getattr(self.windows, name) for name in ("input_ids", "labels", "attention_mask")})
         if found is None:
             return "on the search split"
@@ -67,8 +69,8 @@ class Objective:
     def cost(self, plan: PruningPlan) -> float:
         """Fraction that the plan leaves of what ``objective.cost`` counts, in (0, 1]."""
         of: Any = {"parameters": "all"}.get(self.config.objective.cost, self.config.objective.cost)
-        costs = Budget(0.0, of, seq_len=self.problem.budget.seq_len).costs(self.problem.anatomy, sizes=self.problem.sizes)
-        return costs.left_by(plan.kept, self.problem.anatomy) / costs.dense
+        costs = Budget(0.0, of, seq_len=self.problem.budget.seq_len).costs(self.problem.structure, sizes=self.problem.sizes)
+        return costs.left_by(plan.kept, self.problem.structure) / costs.dense
 
     def _results(self, model: nn.Module, chunks: int) -> Iterator[Any]:
         if self.dense is not None:

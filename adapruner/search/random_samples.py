@@ -12,11 +12,12 @@ from torch import nn
 
 from adapruner.calibration.choice import CalibrationChoice
 from adapruner.calibration.spread import CalibrationSpread, random_sets, set_size
+from adapruner.distributed import Ranks
 from adapruner.errors import AdaPrunerError
-from adapruner.pipeline import PruningProblem, Recipe, make_plan
-from adapruner.search.measurements import Measurements
+from adapruner.files.value_cache import ValueCache
+from adapruner.pruning.problem import PruningProblem, make_plan
+from adapruner.pruning.recipe import Recipe
 from adapruner.search.objective import Objective
-from adapruner.search.ranks import Ranks
 
 FILE = "calibration_spread.json"
 
@@ -27,7 +28,7 @@ def measure_spread(
     objective: Objective,
     recipe: Recipe,
     repeats: int,
-    folder: Path,
+    folder: Path | None,
     identity: dict[str, Any],
     progress: Callable[[int], None] | None = None,
 ) -> CalibrationSpread | None:
@@ -40,7 +41,7 @@ def measure_spread(
     if not sets:
         return None
     ranks = Ranks()
-    memory = Measurements(folder / FILE, {**identity, "recipe": recipe.to_dict()})
+    memory = ValueCache(None if folder is None else folder / FILE, {**identity, "recipe": recipe.to_dict()})
     names = ["chosen", *(str(i) for i in range(len(sets)))]
     choices = dict(zip(names, [recipe.calibration, *sets], strict=True))
     missing = [n for n in names if memory.get("trial", n) is None]

@@ -16,15 +16,15 @@ from typing import Any
 
 from torch import nn
 
+from adapruner.distributed import Ranks
 from adapruner.errors import AdaPrunerError
-from adapruner.pipeline import PruningProblem
+from adapruner.files.value_cache import ValueCache
 from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.problem import PruningProblem
+from adapruner.recovery.post_pruning import PostPruning, reconstructed
 from adapruner.search.config import RerankConfig
-from adapruner.search.fixed_points import SEARCHED
-from adapruner.search.measurements import Measurements
-from adapruner.search.ranks import Ranks
+from adapruner.search.seed_trials import SEARCHED
 from adapruner.search.trials import TrialRecord, best_of
-from adapruner.treatment import Treatment, reconstructed
 
 FILE = "reranking.json"
 
@@ -63,24 +63,24 @@ def rerank(
     model: nn.Module,
     problem: PruningProblem,
     plans: list[tuple[TrialRecord, PruningPlan]],
-    treatment: Treatment,
+    post_pruning: PostPruning,
     measure: Callable[[nn.Module], float],
     config: RerankConfig,
-    folder: Path,
+    folder: Path | None,
     identity: dict[str, Any],
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Candidate]:
     """All candidates with what they reached, the winner first. Ranks share the work; what a killed run measured is kept.
 
     Args:
-        treatment: its ``recover`` does the short recovery, ``None`` decides after the reconstruction.
+        post_pruning: its ``recover`` does the short recovery, ``None`` decides after the reconstruction.
         identity: what the values depend on, beside the plans.
         progress: called with the number of measurements done, their number in all, and the candidate's name.
     """
-    ranks, memory = Ranks(), Measurements(folder / FILE, identity)
+    ranks, memory = Ranks(), ValueCache(None if folder is None else folder / FILE, identity)
     found = [Candidate(r.trial, r.name, r.plan_hash, float(r.value or math.inf)) for r, _ in plans]
     by_hash = {r.plan_hash: plan for r, plan in plans}
-    going_on = max(1, math.ceil(config.keep * len(found))) if treatment.recover else 0
+    going_on = max(1, math.ceil(config.keep * len(found))) if post_pruning.recover else 0
     total = len(found) + going_on
 
     def run(stage: str, among: list[Candidate], before: int) -> None:
@@ -89,7 +89,7 @@ def rerank(
             batch = missing[start : start + ranks.size]
             value = None
             if ranks.rank < len(batch):
-                value = _measure(model, problem, by_hash[batch[ranks.rank].plan_hash], treatment, stage, measure)
+                value = _measure(model, problem, by_hash[batch[ranks.rank].plan_hash], post_pruning, stage, measure)
             for candidate, reached in zip(batch, ranks.gather(value)[: len(batch)], strict=True):
                 memory.put(stage, candidate.plan_hash, reached, write=ranks.rank == 0)
                 if progress:
@@ -104,14 +104,19 @@ def rerank(
 
 
 def _measure(
-    model: nn.Module, problem: PruningProblem, plan: PruningPlan, treatment: Treatment, stage: str, measure: Callable[[nn.Module], float]
+    model: nn.Module,
+    problem: PruningProblem,
+    plan: PruningPlan,
+    post_pruning: PostPruning,
+    stage: str,
+    measure: Callable[[nn.Module], float],
 ) -> float:
     """A failure is an infinite value: it must not end a run whose search is done."""
     try:
-        with reconstructed(model, problem, plan, treatment):
-            if stage == "reconstructed" or treatment.recover is None:
+        with reconstructed(model, problem, plan, post_pruning):
+            if stage == "reconstructed" or post_pruning.recover is None:
                 return measure(model)
-            return measure(treatment.recover(copy.deepcopy(model)))
+            return measure(post_pruning.recover(copy.deepcopy(model)))
     except (AdaPrunerError, ArithmeticError, RuntimeError):
         return math.inf
 

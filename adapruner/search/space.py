@@ -22,8 +22,8 @@ from adapruner.importance.metrics import find_metric
 from adapruner.importance.mixture import FORMS
 from adapruner.importance.normalisation import NORMALISERS
 from adapruner.importance.reduction import HEAD_REDUCTIONS, MEMBER_REDUCTIONS
-from adapruner.pipeline import Recipe
 from adapruner.pruning.allocation import Allocation
+from adapruner.pruning.recipe import Recipe
 
 DEFAULT_METRICS = ("l2", "taylor_vectorize", "taylor_second", "gate_fisher", "wanda_sp", "flap_wifv")
 

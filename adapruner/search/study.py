@@ -8,6 +8,7 @@ asks for exactly the parameters of an uninterrupted one.
 from __future__ import annotations
 
 import math
+import os
 import socket
 import time
 import warnings
@@ -19,22 +20,23 @@ from typing import Any
 from torch import nn
 
 from adapruner.calibration.spread import CalibrationSpread
+from adapruner.distributed import Ranks
 from adapruner.errors import AdaPrunerError, StudyError
 from adapruner.evaluation.perplexity import Windows
-from adapruner.pipeline import PruningProblem, Recipe, make_plan
 from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.problem import PruningProblem, make_plan
+from adapruner.pruning.recipe import Recipe
+from adapruner.recovery.post_pruning import PostPruning
 from adapruner.search.config import SearchConfig
-from adapruner.search.fixed_points import SEARCHED, FixedPoints
 from adapruner.search.front import pareto_front, pick_from_front, write_front
 from adapruner.search.journal import KILLED, OWNER, SEAL, check_journal, fail_killed, open_study, seal_of
 from adapruner.search.objective import Objective
 from adapruner.search.random_samples import measure_spread
-from adapruner.search.ranks import Ranks
 from adapruner.search.reranking import Candidate, choose_candidates, rerank
 from adapruner.search.samplers import frozen_dimensions, make_sampler, make_stopper
+from adapruner.search.seed_trials import SEARCHED, SeedTrials
 from adapruner.search.split import split_windows
 from adapruner.search.trials import TrialRecord, best_of, record_of, write_csv
-from adapruner.treatment import Treatment
 
 __all__ = ["SearchConfig", "SearchOutcome", "check_journal", "run_search"]
 
@@ -68,15 +70,15 @@ def run_search(
     problem: PruningProblem,
     windows: Windows,
     config: SearchConfig,
-    folder: Path,
+    folder: Path | None,
     identity: dict[str, Any],
     on_trial: Callable[[TrialRecord, TrialRecord | None], None] | None = None,
     *,
     refit: float | None = None,
-    treatment: Treatment | None = None,
+    post_pruning: PostPruning | None = None,
     on_candidate: Callable[[int, int, str], None] | None = None,
 ) -> SearchOutcome:
-    """Runs, or goes on with, the study in ``folder/study.journal`` until it has ``n_trials`` trials; looks at the best few again.
+    """Runs, or goes on with, the study in ``folder/study.journal`` (in memory without a folder) until it has ``n_trials`` trials; looks at the best few again.
 
     Args:
         model: the dense model; whole again after every trial.
@@ -84,7 +86,7 @@ def run_search(
         identity: what the trials' values depend on (model, data, space, ...). A journal of another identity is refused.
         on_trial: called with every finished trial and the best so far.
         refit: relative strength of the local refit that trials are judged after; ``None`` judges them as cut.
-        treatment: what the plan will get; the best few get it before one is chosen. ``None``: the best trial wins.
+        post_pruning: what the plan will get; the best few get it before one is chosen. ``None``: the best trial wins.
         on_candidate: progress of that second look: done, in all, what.
 
     Raises:
@@ -100,27 +102,27 @@ def run_search(
         study = _Study(config, problem, folder, identity)
         return len(study.done())
 
-    resumed = ranks.first_does(start_study)
+    resumed = ranks.on_rank_zero(start_study)
     done = resumed
     while done < config.n_trials:
-        asked = ranks.first_does(study.ask if study else None, done, min(ranks.size, config.n_trials - done))
+        asked = ranks.on_rank_zero(study.ask if study else None, done, min(ranks.size, config.n_trials - done))
         value: Any = None
         if ranks.rank < len(asked):
             stop = study.should_stop if study and ranks.size == 1 else None
             value = _evaluate(model, problem, objective, asked[ranks.rank], stop)
         values = ranks.gather(value)[: len(asked)]
-        records, best, done = ranks.first_does(study.tell if study else None, values)
+        records, best, done = ranks.on_rank_zero(study.tell if study else None, values)
         if on_trial:
             for record in records:
                 on_trial(record, best)
-    trials, importance = ranks.first_does(study.outcome if study else None)
+    trials, importance = ranks.on_rank_zero(study.outcome if study else None)
     front = pareto_front(trials) if config.objective.pareto else []
     judge = objective if kept_apart is seen else Objective(model, problem, kept_apart, config, refit)
-    best, candidates = _choose(model, problem, judge, trials, front, folder, identity, treatment, on_candidate)
+    best, candidates = _choose(model, problem, judge, trials, front, folder, identity, post_pruning, on_candidate)
     fixed = best_of([t for t in trials if t.name != SEARCHED])
     recipe = _recipe_of(best.params, config, problem)
     plan = make_plan(problem, recipe, {"objective": best.value, "trial": best.trial, "seed": problem.seed, **identity})
-    if front and ranks.rank == 0:
+    if front and folder is not None and ranks.rank == 0:
         write_front(folder, [(t, make_plan(problem, _recipe_of(t.params, config, problem))) for t in front])
     best_fixed = None if fixed is None else (fixed, _recipe_of(fixed.params, config, problem))
     spread = measure_spread(model, problem, objective, recipe, config.random_sets, folder, identity) if config.random_sets else None
@@ -134,9 +136,9 @@ def _choose(
     objective: Objective,
     trials: list[TrialRecord],
     front: list[TrialRecord],
-    folder: Path,
+    folder: Path | None,
     identity: dict[str, Any],
-    treatment: Treatment | None,
+    post_pruning: PostPruning | None,
     progress: Callable[[int, int, str], None] | None,
 ) -> tuple[TrialRecord, list[Candidate]]:
     """The trial that wins, and what the candidates reached in the second look."""
@@ -146,11 +148,11 @@ def _choose(
     best = best_of(trials)
     if best is None:
         raise StudyError("search: expected one finished trial, got none; see the errors in trials.csv")
-    if config.rerank is None or treatment is None or (treatment.reconstruction is None and treatment.recover is None):
+    if config.rerank is None or post_pruning is None or (post_pruning.reconstruction is None and post_pruning.recover is None):
         return best, []
     chosen = choose_candidates(trials, config.rerank.candidates)
     plans = [(t, make_plan(problem, _recipe_of(t.params, config, problem))) for t in chosen]
-    found = rerank(model, problem, plans, treatment, objective.of_model, config.rerank, folder, identity, progress)
+    found = rerank(model, problem, plans, post_pruning, objective.of_model, config.rerank, folder, identity, progress)
     return next(t for t in trials if t.trial == found[0].trial), found
 
 
@@ -195,14 +197,15 @@ def _recipe_of(params: dict[str, Any], config: SearchConfig, problem: PruningPro
 class _Study:
     """Rank 0's side: the journal, the sampler, the fixed points."""
 
-    def __init__(self, config: SearchConfig, problem: PruningProblem, folder: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, config: SearchConfig, problem: PruningProblem, folder: Path | None, identity: dict[str, Any]) -> None:
         self.config, self.problem, self.folder = config, problem, folder
-        self.fixed = FixedPoints(config.space, problem.calibration)
+        self.fixed = SeedTrials(config.space, problem.calibration)
         self.pending: list[Any] = []
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         self.study = open_study(folder, identity, 2 if config.objective.pareto else 1, config.storage)
         self.study.pruner = make_stopper(config, startup=max(8, len(self.fixed)))
-        self.owner = "" if config.storage is None else f"{socket.gethostname()}:{folder.resolve()}"
+        self.owner = "" if config.storage is None else f"{socket.gethostname()}:{os.getpid() if folder is None else folder.resolve()}"
         fail_killed(self.study, self.owner)
 
     def done(self) -> list[Any]:
@@ -276,12 +279,14 @@ class _Study:
                 f"{failed[-1].user_attrs.get('error')!r}; mend that and start again, finished trials are kept"
             )
         records, own = self.records(), {t.number for t in self.pending}
-        write_csv(records, self.folder)
+        if self.folder is not None:
+            write_csv(records, self.folder)
         return [r for r, t in zip(records, done, strict=True) if t.number in own], best_of(records), len(done)
 
     def outcome(self) -> tuple[list[TrialRecord], dict[str, float]]:
         records = self.records()
-        write_csv(records, self.folder)
+        if self.folder is not None:
+            write_csv(records, self.folder)
         return records, self._importance()
 
     def _importance(self) -> dict[str, float]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from adapruner.whole_files import write_whole
+from adapruner.files.atomic import write_atomically
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def write_csv(records: list[TrialRecord], folder: Path) -> None:
         for r in records:
             first = [r.trial, r.name, r.state, r.value, round(r.seconds, 3), r.plan_hash]
             writer.writerow([*first, *([r.cost] if cost else []), *(r.params.get(p) for p in params)])
-        write_whole(folder / "trials.csv", out.getvalue())
+        write_atomically(folder / "trials.csv", out.getvalue())
 
 
 def to_history(trials: list[TrialRecord]) -> list[dict[str, Any]]:

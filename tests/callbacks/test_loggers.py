@@ -11,7 +11,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from adapruner.callbacks.compression_report import CompressionReportCallback
-from adapruner.callbacks.metrics import keep_earlier_metrics, logger_of_command, metrics_of
+from adapruner.callbacks.loggers import keep_earlier_metrics, logger_of_command, metrics_of
 from tests.callbacks.conftest import all_callbacks
 from tests.report.sample import sample_report
 

@@ -9,12 +9,12 @@ import torch
 from lightning import Trainer
 from torch import nn
 
-from adapruner.anatomy.latency import LatencyTable
 from adapruner.errors import BudgetError, ConfigurationError, DataError, ModelError, PlanError, StudyError
 from adapruner.evaluation import latency_table
-from adapruner.pipeline import Recipe
+from adapruner.models.latency import LatencyTable
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import read_plan
+from adapruner.pruning.recipe import Recipe
 from adapruner.search.config import ObjectiveConfig
 from adapruner.search.space import SearchSpace
 from adapruner.search.study import SearchConfig
@@ -78,7 +78,7 @@ def test_a_resumed_run_has_the_same_widths(tmp_path: Path, known: bool) -> None:
     assert second.widths == first.widths != [FFN] * 3
     assert callback.plan is not None
     assert callback.plan.hash == first.search.plan.hash  # type: ignore[union-attr]
-    assert callback.anatomy is not None
+    assert callback.structure is not None
     if known:
         assert not (folder / "study.journal").exists()
 

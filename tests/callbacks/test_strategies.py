@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import nn
 
-from adapruner.callbacks.refusals import check_gathers, check_launcher, check_whole
+from adapruner.callbacks.validation import check_gathers, check_launcher, check_whole
 from adapruner.cli import main
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.module import PrunableCausalLM

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.evaluation import latency_table
 from adapruner.evaluation.latency_table import fit_line, measure_latency_table
+from adapruner.models.tracing import trace_structure
 from tests.conftest import build_model
 from tests.oracles.surgery import assert_same, snapshot
 
@@ -45,7 +45,7 @@ def test_a_device_of_formulas_is_recovered(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(latency_table, "_median_ms", formula)
     model = build_model("llama")
-    table = measure_latency_table(model, trace_anatomy(model), seq_len=16, batch_size=2, repeats=3, threads=1)
+    table = measure_latency_table(model, trace_structure(model), seq_len=16, batch_size=2, repeats=3, threads=1)
     assert table.per_unit_ms == pytest.approx({"attention": 0.75, "ffn": 0.125})
     assert (table.whole_ms, table.seq_len, table.batch_size, table.device) == (41.0, 16, 2, "CPU with 1 thread, float32")
     widths = [("attention", n) for n in (1, 2, 3, 4)] + [("ffn", n) for n in (6, 12, 18, 24)]
@@ -55,17 +55,17 @@ def test_a_device_of_formulas_is_recovered(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_width_that_makes_no_difference_still_costs_something(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency_table, "_median_ms", lambda calls, repeats, threads: dict.fromkeys(calls, 2.0))
     model = build_model("llama")
-    anatomy = trace_anatomy(model)
-    table = measure_latency_table(model, anatomy, seq_len=16)
-    assert sum(g.units * table.per_unit_ms[g.kind] for g in anatomy.groups) == pytest.approx(0.001 * table.whole_ms)
+    structure = trace_structure(model)
+    table = measure_latency_table(model, structure, seq_len=16)
+    assert sum(g.units * table.per_unit_ms[g.kind] for g in structure.groups) == pytest.approx(0.001 * table.whole_ms)
 
 
 def test_units_never_take_more_than_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency_table, "_median_ms", lambda calls, repeats, threads: {key: 1.0 + 2.0 * key[1] for key in calls})
     model = build_model("llama")
-    anatomy = trace_anatomy(model)
-    table = measure_latency_table(model, anatomy, seq_len=16)
-    assert sum(g.units * table.per_unit_ms[g.kind] for g in anatomy.groups) == pytest.approx(table.whole_ms)
+    structure = trace_structure(model)
+    table = measure_latency_table(model, structure, seq_len=16)
+    assert sum(g.units * table.per_unit_ms[g.kind] for g in structure.groups) == pytest.approx(table.whole_ms)
     assert table.per_unit_ms["ffn"] == pytest.approx(table.per_unit_ms["attention"])
 
 
@@ -80,15 +80,15 @@ def test_cut_copies_are_what_surgery_makes(family: str, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(latency_table, "_median_ms", run)
     model = build_model(family)
-    anatomy = trace_anatomy(model)
-    for group in anatomy.groups[:2]:
-        measure_latency_table(model, anatomy, seq_len=7, fractions=(1.0, 0.5))
+    structure = trace_structure(model)
+    for group in structure.groups[:2]:
+        measure_latency_table(model, structure, seq_len=7, fractions=(1.0, 0.5))
         dense, half = (outputs[group.kind, units] for units in (group.units, group.units // 2))
         with torch.no_grad():  # silence the second half in the model itself
             weight = model.get_submodule(group.output.module).weight
             saved = weight.clone()
             weight[:, group.channels // 2 :] = 0.0
-        measure_latency_table(model, anatomy, seq_len=7, fractions=(1.0, 0.5))
+        measure_latency_table(model, structure, seq_len=7, fractions=(1.0, 0.5))
         silenced = outputs[group.kind, group.units]
         with torch.no_grad():
             weight.copy_(saved)
@@ -100,8 +100,8 @@ def test_cut_copies_are_what_surgery_makes(family: str, monkeypatch: pytest.Monk
 
 def test_measuring_on_this_machine_changes_nothing() -> None:
     model = build_model("llama_gqa_2").train()
-    anatomy, before, state = trace_anatomy(model), snapshot(model), torch.get_rng_state()
-    table = measure_latency_table(model, anatomy, seq_len=8, repeats=2, threads=1)
+    structure, before, state = trace_structure(model), snapshot(model), torch.get_rng_state()
+    table = measure_latency_table(model, structure, seq_len=8, repeats=2, threads=1)
     assert_same(before, snapshot(model))
     assert torch.equal(torch.get_rng_state(), state)
     assert set(table.per_unit_ms) == {"attention", "ffn"}
@@ -123,13 +123,13 @@ def test_measuring_on_this_machine_changes_nothing() -> None:
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     model = build_model("llama")
     with pytest.raises(ConfigurationError, match=message):
-        measure_latency_table(model, trace_anatomy(model), **arguments)
+        measure_latency_table(model, trace_structure(model), **arguments)
 
 
 def test_a_block_that_is_never_called_is_refused() -> None:
     model = build_model("llama")
-    anatomy = trace_anatomy(model)
+    structure = trace_structure(model)
     model.model.layers[0].mlp.forward = None
     model.model.layers[0].forward = lambda hidden_states, *_, **__: hidden_states
     with pytest.raises(ModelError, match=r"model: expected a forward to call model\.layers\.0\.(mlp|self_attn), got none"):
-        measure_latency_table(model, anatomy, seq_len=8)
+        measure_latency_table(model, structure, seq_len=8)

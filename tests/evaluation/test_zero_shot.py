@@ -91,20 +91,21 @@ def test_model_tokenizer_and_tasks_are_as_they_were(loaded: Any) -> None:
 
 def test_pruned_layers_are_scored_in_memory_and_from_their_export_alike(loaded: Any, tmp_path: Path) -> None:
     """Layers of different widths, which lm-eval could load only by running the folder's code."""
-    from adapruner.anatomy.tracing import trace_anatomy
     from adapruner.export.folder import export_model
     from adapruner.export.loading import load
-    from adapruner.pipeline import Recipe, make_plan
+    from adapruner.models.tracing import trace_structure
     from adapruner.pruning.budget import Budget
+    from adapruner.pruning.problem import make_plan
+    from adapruner.pruning.recipe import Recipe
     from adapruner.pruning.surgery import prune_model
-    from tests.tiny import pose_problem, random_windows
+    from tests.tiny import prepare_problem, random_windows
 
     model = tiny_llama()
-    problem = pose_problem(model, random_windows(6, 16, seed=1), Budget(0.4))
+    problem = prepare_problem(model, random_windows(6, 16, seed=1), Budget(0.4))
     plan = make_plan(problem, Recipe({"l2": 1.0}))
-    anatomy = trace_anatomy(model)
-    prune_model(model, anatomy, plan)
-    export_model(model, word_tokenizer(), anatomy, plan, tmp_path / "out")
+    structure = trace_structure(model)
+    prune_model(model, structure, plan)
+    export_model(model, word_tokenizer(), structure, plan, tmp_path / "out")
     scores = score_tasks(model, word_tokenizer(), loaded)
     assert score_tasks(load(tmp_path / "out"), word_tokenizer(), loaded) == scores
     assert scores != score_tasks(tiny_llama(), word_tokenizer(), loaded)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapruner.anatomy.units import Member, ModelAnatomy, UnitGroup, count_parameters
+from adapruner.models.units import Member, ModelStructure, UnitGroup, count_parameters
 from adapruner.pruning.plan import PruningPlan
 
 VOCABULARY, HIDDEN, HEAD_DIM, FFN, LAYERS = 96, 32, 8, 24, 3
@@ -60,7 +60,7 @@ class Pruned:
     """A pruned model and everything export asks for."""
 
     model: Any
-    anatomy: ModelAnatomy
+    structure: ModelStructure
     plan: PruningPlan
     input_ids: torch.Tensor
 
@@ -105,7 +105,7 @@ def tiny_model(model_type: str, heads: int = 4, kv_heads: int = 2, **changes: An
     return model
 
 
-def anatomy_by_hand(model: Any) -> ModelAnatomy:
+def structure_by_hand(model: Any) -> ModelStructure:
     """KV groups and FFN channels of a Llama-like model, from its tensors' shapes."""
     groups = []
     for index, layer in enumerate(model.model.layers):
@@ -121,7 +121,7 @@ def anatomy_by_hand(model: Any) -> ModelAnatomy:
             heads = {"head_dim": head_dim, "key_value_heads": units} if kind == "attention" else {}
             groups.append(UnitGroup(index, kind, count, size, members, parameters_per_unit=1, **heads))
     total = count_parameters(model)
-    return ModelAnatomy(tuple(groups), model.config.model_type, len(model.model.layers), total, total // 2)
+    return ModelStructure(tuple(groups), model.config.model_type, len(model.model.layers), total, total // 2)
 
 
 def slice_model(model: Any, kept: dict[str, list[int]]) -> None:
@@ -158,18 +158,18 @@ def add_output_biases(model: Any) -> None:
                 linear.bias = nn.Parameter(torch.randn(HIDDEN, generator=generator))
 
 
-def plan_for(model: Any, anatomy: ModelAnatomy, attention: list[int], ffn: list[int]) -> PruningPlan:
+def plan_for(model: Any, structure: ModelStructure, attention: list[int], ffn: list[int]) -> PruningPlan:
     """Keeps the last ``attention[i]`` KV groups and every other-most channels of layer i."""
     kept = {}
-    for layer in range(anatomy.layers):
-        units, width = anatomy.group(layer, "attention").units, anatomy.group(layer, "ffn").units
+    for layer in range(structure.layers):
+        units, width = structure.group(layer, "attention").units, structure.group(layer, "ffn").units
         kept[f"{layer}.attention"] = list(range(units - attention[layer], units))
         kept[f"{layer}.ffn"] = sorted((7 * i + layer) % width for i in range(ffn[layer]))
-    dense = anatomy.parameters
+    dense = structure.parameters
     return PruningPlan(
-        model={"name": "tiny/base", "model_type": anatomy.model_type, "fingerprint": "f00d"},
+        model={"name": "tiny/base", "model_type": structure.model_type, "fingerprint": "f00d"},
         kept=kept,
-        units={g.name: g.units for g in anatomy.groups},
+        units={g.name: g.units for g in structure.groups},
         parameters={"dense": dense, "pruned": dense - 1000, "block_dense": dense // 2, "block_pruned": dense // 2 - 1000},
         budget={"pruned_fraction": 0.2, "of": "block"},
         recipe={"metric": "taylor"},

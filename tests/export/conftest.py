@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from .cases import VOCABULARY, Pruned, add_output_biases, anatomy_by_hand, plan_for, slice_model, tiny_model
+from .cases import VOCABULARY, Pruned, add_output_biases, plan_for, slice_model, structure_by_hand, tiny_model
 
 
 @pytest.fixture
@@ -19,14 +19,14 @@ def pruned() -> Callable[..., Pruned]:
 
     def build(model_type: str, attention: list[int], ffn: list[int], output_bias: bool = False, **changes: Any) -> Pruned:
         model = tiny_model(model_type, **changes)
-        anatomy = anatomy_by_hand(model)
-        plan = plan_for(model, anatomy, attention, ffn)
+        structure = structure_by_hand(model)
+        plan = plan_for(model, structure, attention, ffn)
         slice_model(model, plan.kept)
         if output_bias:
             add_output_biases(model)
             plan = replace(plan, output_bias=True)
         torch.manual_seed(1)
-        return Pruned(model, anatomy, plan, torch.randint(3, VOCABULARY, (2, 10)))
+        return Pruned(model, structure, plan, torch.randint(3, VOCABULARY, (2, 10)))
 
     return build
 

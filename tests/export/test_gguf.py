@@ -75,7 +75,7 @@ def byte_tokenizer() -> Any:
 
 
 def export(case: Pruned, folder: Path, tokenizer: Any = None) -> Path:
-    export_model(case.model, byte_tokenizer() if tokenizer is None else tokenizer, case.anatomy, case.plan, folder)
+    export_model(case.model, byte_tokenizer() if tokenizer is None else tokenizer, case.structure, case.plan, folder)
     return folder
 
 
@@ -170,7 +170,7 @@ def test_llama_3_frequencies_are_those_of_transformers(pruned, tmp_path):
 @pytest.mark.parametrize(("dtype", "kind", "file_type"), [("float16", "F16", 1), ("bfloat16", "BF16", 32), (None, "BF16", 32)])
 def test_matrices_are_cast_and_vectors_stay_float32(pruned, tmp_path, dtype, kind, file_type):
     case = pruned("qwen2", *EVEN, vocab_size=VOCABULARY)
-    export_model(case.model, byte_tokenizer(), case.anatomy, case.plan, tmp_path / "out", dtype=None if dtype else "bfloat16")
+    export_model(case.model, byte_tokenizer(), case.structure, case.plan, tmp_path / "out", dtype=None if dtype else "bfloat16")
     write_gguf(tmp_path / "out", tmp_path / "model.gguf", dtype)
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
     assert read_value(reader, "general.file_type") == file_type
@@ -187,7 +187,7 @@ def test_matrices_are_cast_and_vectors_stay_float32(pruned, tmp_path, dtype, kin
 
 def test_shards_are_read_like_one_file(pruned, tmp_path):
     case = pruned("llama", *EVEN, vocab_size=VOCABULARY)
-    export_model(case.model, byte_tokenizer(), case.anatomy, case.plan, tmp_path / "out", max_shard_size="20KB")
+    export_model(case.model, byte_tokenizer(), case.structure, case.plan, tmp_path / "out", max_shard_size="20KB")
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     write_gguf(tmp_path / "out", tmp_path / "model.gguf")
     tensors = {tensor.name: torch.tensor(tensor.data.copy()) for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}

@@ -84,15 +84,15 @@ def test_every_family_and_width(pruned, tmp_path, family, kept, output_bias, cha
 def test_the_demo_model_pruned(tmp_path, attention, ffn, architecture):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from adapruner.anatomy.tracing import trace_anatomy
+    from adapruner.models.tracing import trace_structure
     from adapruner.pruning.surgery import prune_model
 
     model = AutoModelForCausalLM.from_pretrained(MODEL_FOLDER, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(MODEL_FOLDER)
-    anatomy = trace_anatomy(model)
-    plan = plan_for(model, anatomy, attention, ffn)
-    prune_model(model, anatomy, plan)
-    export_model(model, tokenizer, anatomy, plan, tmp_path / "out")
+    structure = trace_structure(model)
+    plan = plan_for(model, structure, attention, ffn)
+    prune_model(model, structure, plan)
+    export_model(model, tokenizer, structure, plan, tmp_path / "out")
     record = write_gguf(tmp_path / "out", tmp_path / "model.gguf")
     assert record.architecture == architecture
     again = load(tmp_path / "out")
@@ -107,7 +107,7 @@ def test_the_demo_model_pruned(tmp_path, attention, ffn, architecture):
 
 def test_what_no_architecture_takes_can_be_padded(pruned, tmp_path):
     case = pruned("qwen3", *UNEVEN, vocab_size=VOCABULARY)  # with an output layer of its own
-    export_model(case.model, byte_tokenizer(), case.anatomy, case.plan, tmp_path / "out", pad=True)
+    export_model(case.model, byte_tokenizer(), case.structure, case.plan, tmp_path / "out", pad=True)
     record = write_gguf(tmp_path / "out", tmp_path / "model.gguf")
     assert record.architecture == "qwen3"
     with llama(record.path) as other:

@@ -8,7 +8,7 @@ import torch
 from adapruner.errors import ModelError, PlanError
 from adapruner.export.folder import export_model
 from adapruner.export.loading import load
-from adapruner.families import modeling_adapruner
+from adapruner.models.families import modeling_adapruner
 
 from .cases import UNEVEN
 
@@ -18,7 +18,7 @@ EVEN = ([1, 1, 1], [10, 10, 10])
 @pytest.fixture(params=[EVEN, UNEVEN], ids=["stock", "irregular"])
 def exported(request, pruned, tmp_path):
     case = pruned("llama", *request.param)
-    record = export_model(case.model, None, case.anatomy, case.plan, tmp_path / "out")
+    record = export_model(case.model, None, case.structure, case.plan, tmp_path / "out")
     return case, record
 
 
@@ -73,7 +73,7 @@ def test_pickles_are_never_read(exported, tmp_path):
 
 def test_a_missing_shard(pruned, tmp_path):
     case = pruned("llama", *UNEVEN)
-    record = export_model(case.model, None, case.anatomy, case.plan, tmp_path / "out", max_shard_size="20KB")
+    record = export_model(case.model, None, case.structure, case.plan, tmp_path / "out", max_shard_size="20KB")
     assert torch.equal(case.logits(load(record.path)), case.logits())
     shard = sorted(record.path.glob("*.safetensors"))[1]
     shard.unlink()
@@ -135,7 +135,7 @@ def test_not_an_export(tmp_path):
 
 def test_a_family_of_a_newer_release(pruned, tmp_path):
     case = pruned("llama", *UNEVEN)
-    record = export_model(case.model, None, case.anatomy, case.plan, tmp_path / "out")
+    record = export_model(case.model, None, case.structure, case.plan, tmp_path / "out")
     config = json.loads((record.path / "config.json").read_text())
     (record.path / "config.json").write_text(json.dumps({**config, "architectures": ["PrunedGemma9ForCausalLM"]}))
     with pytest.raises(ModelError, match="got 'PrunedGemma9ForCausalLM'; install a newer adapruner"):

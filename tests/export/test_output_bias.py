@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import ModelError
 from adapruner.export.folder import export_model
 from adapruner.export.loading import load
 from adapruner.export.verification import verify_export
+from adapruner.models.tracing import trace_structure
 from adapruner.pruning.masking import masked
 from adapruner.pruning.surgery import prune_model
 
@@ -26,7 +26,7 @@ EVEN = ([1, 1, 1], [10, 10, 10])
 @pytest.mark.parametrize(("model_type", "attention", "ffn", "changes", "class_name"), BIASED_CASES)
 def test_a_stranger_computes_the_same(pruned, tmp_path, model_type, attention, ffn, changes, class_name):
     case = pruned(model_type, attention, ffn, output_bias=True, **changes)
-    record = export_model(case.model, None, case.anatomy, case.plan, tmp_path / "out")
+    record = export_model(case.model, None, case.structure, case.plan, tmp_path / "out")
     assert record.class_name == class_name
     assert record.stock is not class_name.startswith("Pruned")
     for again in (reload(tmp_path / "out", trust_remote_code=not record.stock), load(tmp_path / "out")):
@@ -43,13 +43,13 @@ def test_a_stranger_computes_the_same(pruned, tmp_path, model_type, attention, f
 )
 def test_a_new_process_computes_the_same(pruned, tmp_path, model_type, attention, ffn, changes):
     case = pruned(model_type, attention, ffn, output_bias=True, **changes)
-    record = export_model(case.model, None, case.anatomy, case.plan, tmp_path / "out")
+    record = export_model(case.model, None, case.structure, case.plan, tmp_path / "out")
     assert verify_export(record.path, case.model, case.input_ids) < 1e-5
 
 
 def test_the_stock_class_gets_zeros_where_the_base_has_no_bias(pruned, tmp_path):
     case = pruned("llama", *EVEN, output_bias=True)
-    record = export_model(case.model, None, case.anatomy, case.plan, tmp_path / "out", dtype="bfloat16")
+    record = export_model(case.model, None, case.structure, case.plan, tmp_path / "out", dtype="bfloat16")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["attention_bias"], config["mlp_bias"]) == (True, True)
     assert "output_bias" not in config
@@ -69,7 +69,7 @@ def test_the_stock_class_gets_zeros_where_the_base_has_no_bias(pruned, tmp_path)
 
 def test_a_base_with_biases_keeps_its_own(pruned, tmp_path):
     case = pruned("llama", *EVEN, output_bias=True, attention_bias=True, mlp_bias=True)
-    record = export_model(case.model, None, case.anatomy, case.plan, tmp_path / "out")
+    record = export_model(case.model, None, case.structure, case.plan, tmp_path / "out")
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(tensors[name], value) for name, value in case.model.state_dict().items())
     assert not any("switched on" in note for note in record.notes)
@@ -78,7 +78,7 @@ def test_a_base_with_biases_keeps_its_own(pruned, tmp_path):
 @pytest.mark.parametrize(("model_type", "widths"), [("mistral", EVEN), ("llama", UNEVEN)])
 def test_the_modelling_file_adds_only_what_the_configuration_says(pruned, tmp_path, model_type, widths):
     case = pruned(model_type, *widths, output_bias=True)
-    record = export_model(case.model, None, case.anatomy, case.plan, tmp_path / "out")
+    record = export_model(case.model, None, case.structure, case.plan, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     added = [name for name in config["pruned_shapes"] if name.endswith(("o_proj.bias", "down_proj.bias"))]
     assert len(added) == 6
@@ -97,8 +97,8 @@ def test_the_modelling_file_adds_only_what_the_configuration_says(pruned, tmp_pa
 
 def test_a_loaded_export_is_exported_again(pruned, tmp_path):
     case = pruned("qwen3", *UNEVEN, output_bias=True)
-    export_model(case.model, None, case.anatomy, case.plan, tmp_path / "out")
-    export_model(load(tmp_path / "out"), None, case.anatomy, case.plan, tmp_path / "again")
+    export_model(case.model, None, case.structure, case.plan, tmp_path / "out")
+    export_model(load(tmp_path / "out"), None, case.structure, case.plan, tmp_path / "again")
     torch.testing.assert_close(case.logits(load(tmp_path / "again")), case.logits(), rtol=0, atol=1e-5)
 
 
@@ -113,7 +113,7 @@ def test_a_missing_bias_is_refused(pruned, tmp_path, model_type, output, message
     case = pruned(model_type, *EVEN, output_bias=True)
     case.model.get_submodule(f"model.layers.1.{output}").bias = None
     with pytest.raises(ModelError, match=message):
-        export_model(case.model, None, case.anatomy, case.plan, tmp_path / "out")
+        export_model(case.model, None, case.structure, case.plan, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -121,7 +121,7 @@ def test_a_missing_bias_of_the_family_is_refused(pruned, tmp_path):
     case = pruned("llama", *EVEN, mlp_bias=True)
     case.model.model.layers[1].mlp.down_proj.bias = None
     with pytest.raises(ModelError, match=r"expected a bias in model\.layers\.1\.mlp\.down_proj, got none"):
-        export_model(case.model, None, case.anatomy, case.plan, tmp_path / "out")
+        export_model(case.model, None, case.structure, case.plan, tmp_path / "out")
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
@@ -129,7 +129,7 @@ def test_an_unexpected_bias_is_refused(pruned, tmp_path, model_type):
     case = pruned(model_type, *EVEN, output_bias=True)
     plan = replace(case.plan, output_bias=False)
     with pytest.raises(ModelError, match=r"expected no bias in model\.layers\.0\.self_attn\.o_proj, got one; prune it by this plan first"):
-        export_model(case.model, None, case.anatomy, plan, tmp_path / "out")
+        export_model(case.model, None, case.structure, plan, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,21 +137,21 @@ def test_a_bias_of_another_size_is_refused(pruned, tmp_path):
     case = pruned("llama", *EVEN, output_bias=True)
     case.model.model.layers[0].mlp.down_proj.bias = torch.nn.Parameter(torch.zeros(31))
     with pytest.raises(ModelError, match=r"expected the tensors of LlamaForCausalLM, got others .*down_proj\.bias"):
-        export_model(case.model, None, case.anatomy, case.plan, tmp_path / "out")
+        export_model(case.model, None, case.structure, case.plan, tmp_path / "out")
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
 @pytest.mark.parametrize("widths", [EVEN, UNEVEN], ids=["uniform", "irregular"])
 def test_after_our_own_tracing_surgery_and_compensation(tmp_path, model_type, widths):
     model = tiny_model(model_type)
-    anatomy = trace_anatomy(model)
-    plan = replace(plan_for(model, anatomy, *widths), output_bias=True)
+    structure = trace_structure(model)
+    plan = replace(plan_for(model, structure, *widths), output_bias=True)
     torch.manual_seed(2)
-    means = {group.name: torch.randn(group.channels) for group in anatomy.groups}
+    means = {group.name: torch.randn(group.channels) for group in structure.groups}
     ids = torch.arange(3, 15)[None]
     with torch.no_grad():
-        with masked(model, anatomy, plan, means):
+        with masked(model, structure, plan, means):
             expected = model(ids).logits
-        prune_model(model, anatomy, plan, means)
-        export_model(model, None, anatomy, plan, tmp_path / "out")
+        prune_model(model, structure, plan, means)
+        export_model(model, None, structure, plan, tmp_path / "out")
         torch.testing.assert_close(load(tmp_path / "out")(ids).logits, expected, rtol=1e-4, atol=1e-4)

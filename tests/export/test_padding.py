@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.export.folder import export_model
 from adapruner.export.loading import load
 from adapruner.export.padding import pad_to_uniform, padded_plan
+from adapruner.models.tracing import trace_structure
 from adapruner.pruning.surgery import prune_model
-from tests.families import conformance
-from tests.families.table import ROWS, build
+from tests.models.families import conformance
+from tests.models.families.table import ROWS, build
 
 BY_NAME = {row.name: row for row in ROWS}
 NAMES = ["Llama 3, TinyLlama", "Qwen2", "Phi-3, Phi-4", "Gemma 2", "OLMo 2", "Starcoder2", "Mixtral"]
@@ -20,28 +20,28 @@ NAMES = ["Llama 3, TinyLlama", "Qwen2", "Phi-3, Phi-4", "Gemma 2", "OLMo 2", "St
 
 def irregular(name: str, units: Any = "kv_group") -> tuple[Any, Any, Any]:
     model = build(BY_NAME[name])
-    anatomy = trace_anatomy(model, units)
-    plan = conformance.plan_for(anatomy, "irregular", seed=2)
+    structure = trace_structure(model, units)
+    plan = conformance.plan_for(structure, "irregular", seed=2)
     assert not plan.is_uniform()
-    prune_model(model, anatomy, plan)
-    return model, anatomy, plan
+    prune_model(model, structure, plan)
+    return model, structure, plan
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("units", ["kv_group", "query_head"])
 def test_a_stock_class_computes_what_the_irregular_model_does(tmp_path: Any, name: str, units: str) -> None:
-    model, anatomy, plan = irregular(name, units)
-    record = export_model(model, None, anatomy, plan, tmp_path / "out", pad=True)
+    model, structure, plan = irregular(name, units)
+    record = export_model(model, None, structure, plan, tmp_path / "out", pad=True)
     assert record.stock
     torch.testing.assert_close(conformance.logits(load(tmp_path / "out")), conformance.logits(model), rtol=0, atol=1e-5)
 
 
 def test_the_note_counts_the_zeros(tmp_path: Any) -> None:
-    model, anatomy, plan = irregular("Llama 3, TinyLlama")
+    model, structure, plan = irregular("Llama 3, TinyLlama")
     with torch.no_grad():  # so that every zero in the file is padding
         for parameter in model.parameters():
             parameter.add_(0.01 * parameter.eq(0))
-    record = export_model(model, None, anatomy, plan, tmp_path / "out", pad=True)
+    record = export_model(model, None, structure, plan, tmp_path / "out", pad=True)
     zeros = sum(int((tensor == 0).sum()) for tensor in load_file(tmp_path / "out" / "model.safetensors").values())
     assert any(f": {zeros} parameters of the file are zeros" in note for note in record.notes)
 
@@ -49,22 +49,22 @@ def test_the_note_counts_the_zeros(tmp_path: Any) -> None:
 def test_the_plan_beside_it_is_the_real_one(tmp_path: Any) -> None:
     from adapruner.pruning.plan import read_plan
 
-    model, anatomy, plan = irregular("Qwen2")
-    export_model(model, None, anatomy, plan, tmp_path / "out", pad=True)
+    model, structure, plan = irregular("Qwen2")
+    export_model(model, None, structure, plan, tmp_path / "out", pad=True)
     assert read_plan(tmp_path / "out" / "plan.json").hash == plan.hash
 
 
 def test_a_uniform_model_is_left_as_it_is(tmp_path: Any) -> None:
     model = build(BY_NAME["Qwen2"])
-    anatomy = trace_anatomy(model)
-    plan = conformance.plan_for(anatomy, "uniform")
-    prune_model(model, anatomy, plan)
-    assert padded_plan(anatomy, plan).kept == plan.kept
-    assert not any("zeros" in note for note in export_model(model, None, anatomy, plan, tmp_path / "out", pad=True).notes)
+    structure = trace_structure(model)
+    plan = conformance.plan_for(structure, "uniform")
+    prune_model(model, structure, plan)
+    assert padded_plan(structure, plan).kept == plan.kept
+    assert not any("zeros" in note for note in export_model(model, None, structure, plan, tmp_path / "out", pad=True).notes)
 
 
 def test_the_pruned_model_is_not_changed() -> None:
-    model, anatomy, plan = irregular("Llama 3, TinyLlama")
+    model, structure, plan = irregular("Llama 3, TinyLlama")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    pad_to_uniform(model, anatomy, plan)
+    pad_to_uniform(model, structure, plan)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

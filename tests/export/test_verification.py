@@ -20,7 +20,7 @@ from .cases import UNEVEN
 )
 def test_a_new_process_computes_the_same(pruned, tmp_path, model_type, attention, ffn, changes, class_name):
     case = pruned(model_type, attention, ffn, **changes)
-    record = export_model(case.model, None, case.anatomy, case.plan, tmp_path / "out")
+    record = export_model(case.model, None, case.structure, case.plan, tmp_path / "out")
     assert record.class_name == class_name
     case.model.train()
     assert verify_export(record.path, case.model, case.input_ids) < 1e-5
@@ -30,7 +30,7 @@ def test_a_new_process_computes_the_same(pruned, tmp_path, model_type, attention
 @pytest.fixture
 def export(pruned, tmp_path):
     case = pruned("llama", [1] * 3, [10] * 3)
-    export_model(case.model, None, case.anatomy, case.plan, tmp_path / "out")
+    export_model(case.model, None, case.structure, case.plan, tmp_path / "out")
     return case, tmp_path / "out"
 
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.calibration.pool import CalibrationGroups, CalibrationPool
 from adapruner.errors import ConfigurationError
 from adapruner.importance.metrics import METRICS, register_metric
-from adapruner.importance.metrics.interface import Evidence
+from adapruner.importance.metrics.interface import MetricInputs
 from adapruner.importance.statistics import collect_statistics
-from adapruner.pipeline import PruningProblem, make_plan
+from adapruner.models.tracing import trace_structure
 from adapruner.pruning.budget import Budget
-from adapruner.search.fixed_points import FixedPoints
+from adapruner.pruning.problem import PruningProblem, make_plan
+from adapruner.search.seed_trials import SeedTrials
 from adapruner.search.space import SearchSpace
 from tests.conftest import build_model, build_windows
 
@@ -40,21 +40,21 @@ def metric() -> Iterator[Any]:
 
 def test_documented_metric_scores_and_is_searched(metric: Any) -> None:
     model, windows = build_model("llama_gqa_2", intermediate_size=160), build_windows()
-    anatomy = trace_anatomy(model)
-    statistics = collect_statistics(model, anatomy, windows, needs=metric.needs)
+    structure = trace_structure(model)
+    statistics = collect_statistics(model, structure, windows, needs=metric.needs)
     weights = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0])
-    group = anatomy.group(1, "ffn")
+    group = structure.group(1, "ffn")
     seen: list[torch.Tensor] = []
     handle = model.get_submodule(group.output.module).register_forward_pre_hook(lambda _, a: seen.append(a[0][0]))
     with torch.no_grad():
         model(windows.input_ids[1:2])
     handle.remove()
     oracle = seen[0].square().mean(0).sqrt()  # step 3
-    torch.testing.assert_close(metric.score(Evidence(statistics, group, weights))[0], oracle)
+    torch.testing.assert_close(metric.score(MetricInputs(statistics, group, weights))[0], oracle)
     space = SearchSpace(metrics=["l2", "rms_input"])  # step 5
     pool = CalibrationPool(CalibrationGroups(("all",), torch.zeros(5, dtype=torch.long)))
-    assert [name for name, _ in FixedPoints(space, pool).first] == ["l2", "rms_input"]
-    problem = PruningProblem(anatomy, statistics, pool, Budget(0.4), "tiny", "f")
+    assert [name for name, _ in SeedTrials(space, pool).first] == ["l2", "rms_input"]
+    problem = PruningProblem(structure, statistics, pool, Budget(0.4), "tiny", "f")
     recipe = space.recipe({"gamma": 0.0, "log_head_multiplier": 0.0, "metric/l2": -1.0, "metric/rms_input": 1.0})
     assert abs(make_plan(problem, recipe).pruned_fraction - 0.4) < 0.002
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import DataError, ModelError
 from adapruner.importance.gram import GramMatrices, collect_grams, gram_gib
+from adapruner.models.tracing import trace_structure
 from tests.conftest import build_model, build_windows
 from tests.oracles.metrics import states_of
 
@@ -22,16 +22,16 @@ SAMPLE_WEIGHTS = torch.tensor([0.9 / 2, 0.1, 0.1, 0.9 / 2, 0.1])
 @pytest.mark.parametrize("family", ["llama_gqa_2", "qwen3"])
 def test_weighted_parts_equal_weighted_tokens(family: str) -> None:
     model, windows = build_model(family).train(), build_windows(padded=True)
-    anatomy = trace_anatomy(model)
+    structure = trace_structure(model)
     done: list[int] = []
-    grams = collect_grams(model, anatomy, windows, PARTS, 3, batch_size=2, progress=done.append)
+    grams = collect_grams(model, structure, windows, PARTS, 3, batch_size=2, progress=done.append)
     assert done == [2, 4, 5]
     assert model.training
     assert not any(m._forward_pre_hooks for m in model.modules())
     assert grams.samples.tolist() == [3.0, 0.0, 2.0]
     assert grams.tokens.tolist() == [8.0 + 7.0 + 5.0, 0.0, 9.0 + 6.0]
-    alone = collect_grams(model, anatomy, windows, sample_weights=SAMPLE_WEIGHTS, batch_size=5)
-    for name, states in states_of(model.eval(), anatomy, windows).items():
+    alone = collect_grams(model, structure, windows, sample_weights=SAMPLE_WEIGHTS, batch_size=5)
+    for name, states in states_of(model.eval(), structure, windows).items():
         rows = torch.cat(states)
         for found, weights in (
             (grams.moments(name, PART_WEIGHTS), SAMPLE_WEIGHTS),
@@ -48,29 +48,29 @@ def test_weighted_parts_equal_weighted_tokens(family: str) -> None:
 
 def test_round_trip_and_size(tmp_path: Any) -> None:
     model = build_model("llama_gqa_4")
-    anatomy = trace_anatomy(model)
-    grams = collect_grams(model, anatomy, build_windows(), PARTS, 3)
+    structure = trace_structure(model)
+    grams = collect_grams(model, structure, build_windows(), PARTS, 3)
     save_file(grams.to_tensors(), tmp_path / "grams.safetensors")
     back = GramMatrices.from_tensors(load_file(tmp_path / "grams.safetensors"))
     assert back.parts == 3
     assert all(torch.equal(back.weighted(name, PART_WEIGHTS), grams.weighted(name, PART_WEIGHTS)) for name in grams.grams)
     held = sum(v.numel() * 4 for table in (grams.grams, grams.sums) for v in table.values())
-    assert gram_gib(anatomy, 3) * 2**30 == held
+    assert gram_gib(structure, 3) * 2**30 == held
 
 
 def test_bad_input_is_refused() -> None:
     model, windows = build_model("llama"), build_windows()
-    anatomy = trace_anatomy(model)
+    structure = trace_structure(model)
     with pytest.raises(DataError, match="calibration: expected at least one sample, got none"):
-        collect_grams(model, anatomy, windows.select([]))
+        collect_grams(model, structure, windows.select([]))
     with pytest.raises(DataError, match="part_index: expected 5 positions below 2, got 5 from 0 to 2; give the part of each sample"):
-        collect_grams(model, anatomy, windows, PARTS, 2)
+        collect_grams(model, structure, windows, PARTS, 2)
     with pytest.raises(DataError, match=r"sample_weights: expected 5 of them, got shape \(3,\)"):
-        collect_grams(model, anatomy, windows, sample_weights=torch.ones(3))
-    grams = collect_grams(model, anatomy, windows, PARTS, 3)
+        collect_grams(model, structure, windows, sample_weights=torch.ones(3))
+    grams = collect_grams(model, structure, windows, PARTS, 3)
     with pytest.raises(DataError, match=r"part_weights: expected 3 of them, got shape \(5,\)"):
         grams.weighted("0.ffn", torch.ones(5))
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = float("inf")
     with pytest.raises(ModelError, match=r"expected finite inputs, got inf or nan in group 1\.ffn"):
-        collect_grams(model, anatomy, windows)
+        collect_grams(model, structure, windows)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import ConfigurationError
 from adapruner.importance.metrics import METRICS, find_metric
-from adapruner.importance.metrics.interface import Evidence
+from adapruner.importance.metrics.interface import MetricInputs
 from adapruner.importance.reduction import reduce_to_units
 from adapruner.importance.statistics import collect_statistics
+from adapruner.models.tracing import trace_structure
 from tests.conftest import build_model, build_windows
 from tests.oracles.metrics import gather, unit_scores
 
@@ -23,19 +23,19 @@ COUPLED = ("llama", "llama_gqa_2", "qwen3")
 
 @pytest.fixture(scope="module")
 def cases() -> dict[str, Any]:
-    """Family -> model, anatomy, statistics, and what the oracle needs."""
+    """Family -> model, structure, statistics, and what the oracle needs."""
     found = {}
     for name in COUPLED:
         model, windows = build_model(name), build_windows()
-        anatomy = trace_anatomy(model)
-        found[name] = (model, anatomy, collect_statistics(model, anatomy, windows), gather(model, windows))
+        structure = trace_structure(model)
+        found[name] = (model, structure, collect_statistics(model, structure, windows), gather(model, windows))
     return found
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))
 @pytest.mark.parametrize("family", COUPLED)
 def test_conformance(cases: dict[str, Any], family: str, name: str) -> None:
-    _, anatomy, statistics, _ = cases[family]
+    _, structure, statistics, _ = cases[family]
     metric = find_metric(name)
     assert metric.name == name
     assert metric.paper
@@ -43,33 +43,33 @@ def test_conformance(cases: dict[str, Any], family: str, name: str) -> None:
     shuffled = type(statistics)(statistics.samples, statistics.tokens[order], statistics.loss[order], weights=statistics.weights)
     shuffled.member = {key: v[order] for key, v in statistics.member.items() if key[0] in metric.needs}  # only what it asked for
     shuffled.inputs = {key: v[order] for key, v in statistics.inputs.items() if key[0] in metric.needs}
-    for group in anatomy.groups:
-        scores = metric.score(Evidence(statistics, group, WEIGHTS, seed=7))
+    for group in structure.groups:
+        scores = metric.score(MetricInputs(statistics, group, WEIGHTS, seed=7))
         assert scores.shape[0] in (1, len(group.members))
         assert scores.shape[1] == group.channels
         assert bool(torch.isfinite(scores).all())
         assert float(scores.min()) >= 0
         assert float(scores.std()) > 0
-        torch.testing.assert_close(scores, metric.score(Evidence(statistics, group, WEIGHTS, seed=7)), rtol=0, atol=0)
-        torch.testing.assert_close(scores, metric.score(Evidence(shuffled, group, WEIGHTS[order], seed=7)), rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(scores, metric.score(MetricInputs(statistics, group, WEIGHTS, seed=7)), rtol=0, atol=0)
+        torch.testing.assert_close(scores, metric.score(MetricInputs(shuffled, group, WEIGHTS[order], seed=7)), rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", sorted(set(METRICS) - {"random"}))
 @pytest.mark.parametrize("family", COUPLED)
 def test_equals_its_formula(cases: dict[str, Any], family: str, name: str) -> None:
-    model, anatomy, statistics, (gradients, inputs) = cases[family]
-    for group in anatomy.groups[:4]:
-        ours = reduce_to_units(find_metric(name).score(Evidence(statistics, group, WEIGHTS)), group)
+    model, structure, statistics, (gradients, inputs) = cases[family]
+    for group in structure.groups[:4]:
+        ours = reduce_to_units(find_metric(name).score(MetricInputs(statistics, group, WEIGHTS)), group)
         slow = unit_scores(name, model, group, gradients, inputs, WEIGHTS)
         torch.testing.assert_close(ours, slow, rtol=2e-3, atol=1e-8)
 
 
 def test_random_differs_by_seed_and_group_and_not_within_a_unit(cases: dict[str, Any]) -> None:
-    _, anatomy, statistics, _ = cases["llama"]
-    group, other = anatomy.group(0, "attention"), anatomy.group(1, "attention")
-    first = find_metric("random").score(Evidence(statistics, group, WEIGHTS, seed=1))
-    assert not torch.equal(first, find_metric("random").score(Evidence(statistics, group, WEIGHTS, seed=2)))
-    assert not torch.equal(first, find_metric("random").score(Evidence(statistics, other, WEIGHTS, seed=1)))
+    _, structure, statistics, _ = cases["llama"]
+    group, other = structure.group(0, "attention"), structure.group(1, "attention")
+    first = find_metric("random").score(MetricInputs(statistics, group, WEIGHTS, seed=1))
+    assert not torch.equal(first, find_metric("random").score(MetricInputs(statistics, group, WEIGHTS, seed=2)))
+    assert not torch.equal(first, find_metric("random").score(MetricInputs(statistics, other, WEIGHTS, seed=1)))
     assert all(len(set(row)) == 1 for row in first.view(4, 8).tolist())
 
 

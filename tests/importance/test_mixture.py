@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import ConfigurationError
 from adapruner.importance.mixture import mix_metrics, score_metric
 from adapruner.importance.statistics import collect_statistics
+from adapruner.models.tracing import trace_structure
 from tests.conftest import build_model, build_windows
 
 WEIGHTS = torch.full((5,), 0.2)
@@ -19,23 +19,23 @@ WEIGHTS = torch.full((5,), 0.2)
 @pytest.fixture(scope="module")
 def case() -> Any:
     model = build_model("llama_gqa_2")
-    anatomy = trace_anatomy(model)
-    return anatomy, collect_statistics(model, anatomy, build_windows())
+    structure = trace_structure(model)
+    return structure, collect_statistics(model, structure, build_windows())
 
 
 def test_one_metric_alone_keeps_its_ratios(case: Any) -> None:
-    anatomy, statistics = case
-    alone = score_metric("wanda_sp", statistics, anatomy, WEIGHTS)
-    mixed = mix_metrics({"wanda_sp": 0.3, "l2": 0.0}, statistics, anatomy, WEIGHTS)
+    structure, statistics = case
+    alone = score_metric("wanda_sp", statistics, structure, WEIGHTS)
+    mixed = mix_metrics({"wanda_sp": 0.3, "l2": 0.0}, statistics, structure, WEIGHTS)
     mean = torch.cat(list(alone.values())).mean()
     for group in alone:
         torch.testing.assert_close(mixed[group], alone[group] / mean, rtol=1e-4, atol=0)
 
 
 def test_mixture_is_the_geometric_mean(case: Any) -> None:
-    anatomy, statistics = case
-    one, two = (score_metric(m, statistics, anatomy, WEIGHTS) for m in ("l2", "gate_fisher"))
-    mixed = mix_metrics({"l2": 3.0, "gate_fisher": 1.0}, statistics, anatomy, WEIGHTS)
+    structure, statistics = case
+    one, two = (score_metric(m, statistics, structure, WEIGHTS) for m in ("l2", "gate_fisher"))
+    mixed = mix_metrics({"l2": 3.0, "gate_fisher": 1.0}, statistics, structure, WEIGHTS)
     means = [torch.cat(list(s.values())).mean() for s in (one, two)]
     for group in one:
         expected = (one[group] / means[0]) ** 0.75 * (two[group] / means[1]) ** 0.25
@@ -49,11 +49,11 @@ def test_coefficients_that_mean_nothing(case: Any, coefficients: dict[str, float
 
 
 def test_additive_mixture_is_the_weighted_sum(case: Any) -> None:
-    anatomy, statistics = case
-    one, two = (score_metric(m, statistics, anatomy, WEIGHTS) for m in ("l2", "gate_fisher"))
+    structure, statistics = case
+    one, two = (score_metric(m, statistics, structure, WEIGHTS) for m in ("l2", "gate_fisher"))
     tops = [torch.cat(list(s.values())).max() for s in (one, two)]
-    mixed = mix_metrics({"l2": 1.0, "gate_fisher": 3.0}, statistics, anatomy, WEIGHTS, form="additive", normaliser="max")
+    mixed = mix_metrics({"l2": 1.0, "gate_fisher": 3.0}, statistics, structure, WEIGHTS, form="additive", normaliser="max")
     for group in one:
         torch.testing.assert_close(mixed[group], 0.25 * one[group] / tops[0] + 0.75 * two[group] / tops[1])
     with pytest.raises(ConfigurationError, match="form: expected 'log' or 'additive', got 'sum'"):
-        mix_metrics({"l2": 1.0}, statistics, anatomy, WEIGHTS, form="sum")
+        mix_metrics({"l2": 1.0}, statistics, structure, WEIGHTS, form="sum")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import ConfigurationError
 from adapruner.importance.normalisation import NORMALISERS, normalise
+from adapruner.models.tracing import trace_structure
 from tests.conftest import build_model
 
-ANATOMY = trace_anatomy(build_model("llama_gqa_2"))
+ANATOMY = trace_structure(build_model("llama_gqa_2"))
 SCORES = {g.name: torch.rand(g.units, generator=torch.Generator().manual_seed(i)) * 10.0**i for i, g in enumerate(ANATOMY.groups)}
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import DataError, ModelError
 from adapruner.importance.statistics import UnitStatistics, collect_statistics
+from adapruner.models.tracing import trace_structure
 from tests.conftest import TokenWindows
 
 
@@ -24,11 +24,11 @@ def sample_gradients(model: Any, windows: Any, row: int) -> None:
 @pytest.mark.parametrize("padded", [False, True])
 def test_first_and_second_equal_autograd(tiny_model: Any, token_windows: Any, family: str, padded: bool) -> None:
     model, windows = tiny_model(family), token_windows(padded=padded)
-    anatomy = trace_anatomy(model)
-    statistics = collect_statistics(model, anatomy, windows, batch_size=3)
+    structure = trace_structure(model)
+    statistics = collect_statistics(model, structure, windows, batch_size=3)
     for row in range(len(windows.input_ids)):
         sample_gradients(model, windows, row)
-        for member in (m for g in anatomy.groups for m in g.members):
+        for member in (m for g in structure.groups for m in g.members):
             weight = model.get_submodule(member.module).weight
             products = weight.detach() * weight.grad
             squares = products.square().sum(1 - member.dim)
@@ -38,10 +38,10 @@ def test_first_and_second_equal_autograd(tiny_model: Any, token_windows: Any, fa
 
 def test_batch_equals_one_sample_at_a_time(tiny_model: Any, token_windows: Any, family: str) -> None:
     model, windows = tiny_model(family), token_windows(padded=True)
-    anatomy = trace_anatomy(model)
-    together = collect_statistics(model, anatomy, windows, batch_size=5)
+    structure = trace_structure(model)
+    together = collect_statistics(model, structure, windows, batch_size=5)
     for row in range(5):
-        alone = collect_statistics(model, anatomy, windows.select([row]))
+        alone = collect_statistics(model, structure, windows.select([row]))
         for table in ("member", "inputs"):
             for key, values in getattr(alone, table).items():
                 torch.testing.assert_close(getattr(together, table)[key][row], values[0], rtol=1e-3, atol=1e-6)
@@ -51,9 +51,9 @@ def test_batch_equals_one_sample_at_a_time(tiny_model: Any, token_windows: Any, 
 
 def test_input_sums_equal_hooks(tiny_model: Any, token_windows: Any) -> None:
     model, windows = tiny_model("llama_gqa_2"), token_windows()
-    anatomy = trace_anatomy(model)
-    statistics = collect_statistics(model, anatomy, windows, needs=frozenset({"input_sum", "input_square_sum"}))
-    for group in anatomy.groups:
+    structure = trace_structure(model)
+    statistics = collect_statistics(model, structure, windows, needs=frozenset({"input_sum", "input_square_sum"}))
+    for group in structure.groups:
         seen: list[torch.Tensor] = []
         handle = model.get_submodule(group.output.module).register_forward_pre_hook(lambda _, a, seen=seen: seen.append(a[0]))
         with torch.no_grad():
@@ -66,9 +66,9 @@ def test_input_sums_equal_hooks(tiny_model: Any, token_windows: Any) -> None:
 
 def test_weight_norms(tiny_model: Any, token_windows: Any) -> None:
     model = tiny_model("qwen3")
-    anatomy = trace_anatomy(model)
-    statistics = collect_statistics(model, anatomy, token_windows(), needs=frozenset())
-    for member in (m for g in anatomy.groups for m in g.members):
+    structure = trace_structure(model)
+    statistics = collect_statistics(model, structure, token_windows(), needs=frozenset())
+    for member in (m for g in structure.groups for m in g.members):
         weight = model.get_submodule(member.module).weight.detach()
         rows = weight if member.dim == 0 else weight.T
         torch.testing.assert_close(statistics.weights["l1", member.module], torch.stack([r.abs().sum() for r in rows]))
@@ -82,7 +82,7 @@ def test_model_is_left_as_it_was(tiny_model: Any, token_windows: Any) -> None:
     model.model.norm.weight.requires_grad_(False)
     flags = [p.requires_grad for p in model.parameters()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    collect_statistics(model, trace_anatomy(model), token_windows())
+    collect_statistics(model, trace_structure(model), token_windows())
     assert [m.training for m in model.modules()] == modes
     assert [p.requires_grad for p in model.parameters()] == flags
     assert all(p.grad is None for p in model.parameters())
@@ -93,18 +93,18 @@ def test_model_is_left_as_it_was(tiny_model: Any, token_windows: Any) -> None:
 @pytest.mark.parametrize("model_name", ["llama_gqa_2", "llama_biased"])
 def test_summed_gradients_in_one_batch_and_in_many(tiny_model: Any, token_windows: Any, monkeypatch: Any, model_name: str) -> None:
     model, windows = tiny_model(model_name), token_windows()
-    anatomy, needs = trace_anatomy(model), frozenset({"summed_first", "summed_mix"})
-    at_once = collect_statistics(model, anatomy, windows, needs=needs, batch_size=5)
+    structure, needs = trace_structure(model), frozenset({"summed_first", "summed_mix"})
+    at_once = collect_statistics(model, structure, windows, needs=needs, batch_size=5)
     monkeypatch.setattr("adapruner.importance.summed_gradients.ACCUMULATED_VALUES", 1)  # one layer a pass
-    in_parts = collect_statistics(model, anatomy, windows, needs=needs, batch_size=2)
-    for member in (m for g in anatomy.groups for m in g.members):
+    in_parts = collect_statistics(model, structure, windows, needs=needs, batch_size=2)
+    for member in (m for g in structure.groups for m in g.members):
         for kind in needs:
             torch.testing.assert_close(at_once.weights[kind, member.module], in_parts.weights[kind, member.module], rtol=1e-4, atol=1e-8)
 
 
 def test_round_trip_through_safetensors(tiny_model: Any, token_windows: Any, tmp_path: Any) -> None:
     model = tiny_model("llama_gqa_4")
-    statistics = collect_statistics(model, trace_anatomy(model), token_windows())
+    statistics = collect_statistics(model, trace_structure(model), token_windows())
     save_file(statistics.to_tensors(), tmp_path / "s.safetensors")
     back = UnitStatistics.from_tensors(load_file(tmp_path / "s.safetensors"))
     assert back.samples == statistics.samples
@@ -116,30 +116,30 @@ def test_round_trip_through_safetensors(tiny_model: Any, token_windows: Any, tmp
 
 def test_weights_that_are_not_finite_name_the_sample(tiny_model: Any, token_windows: Any) -> None:
     model = tiny_model("llama")
-    anatomy = trace_anatomy(model)
+    structure = trace_structure(model)
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
     with pytest.raises(ModelError, match="expected a finite loss, got nan on sample 0"):
-        collect_statistics(model, anatomy, token_windows())
+        collect_statistics(model, structure, token_windows())
 
 
 def test_pool_without_text(tiny_model: Any, token_windows: Any) -> None:
     model = tiny_model("llama")
-    anatomy, windows = trace_anatomy(model), token_windows()
+    structure, windows = trace_structure(model), token_windows()
     with pytest.raises(DataError, match="expected at least one sample, got none"):
-        collect_statistics(model, anatomy, windows.select([]))
+        collect_statistics(model, structure, windows.select([]))
     silent = TokenWindows(windows.input_ids, torch.full_like(windows.labels, -100), windows.attention_mask)
     with pytest.raises(DataError, match="expected a token to predict, got none in sample 0"):
-        collect_statistics(model, anatomy, silent)
+        collect_statistics(model, structure, silent)
 
 
 def test_gates_at_the_values_equal_gates_at_the_output(tiny_model: Any, token_windows: Any) -> None:
     """A unit's output is linear in v (and in up): both ends give dL/dm of its gate, whatever the grouping."""
     for name in ("llama", "llama_gqa_4", "llama_mqa"):
         model = tiny_model(name)
-        anatomy = trace_anatomy(model)
-        first = collect_statistics(model, anatomy, token_windows(), needs=frozenset({"first"})).member
-        for group in anatomy.groups:
+        structure = trace_structure(model)
+        first = collect_statistics(model, structure, token_windows(), needs=frozenset({"first"})).member
+        for group in structure.groups:
             source = group.members[-2]
             assert source.role in ("v_proj", "up_proj")
             inner = first["first", source.module].view(5, group.units, -1).sum(2)
@@ -151,6 +151,6 @@ def test_hooks_and_gradients_are_gone_after_an_error(tiny_model: Any, token_wind
     model, windows = tiny_model("llama"), token_windows()
     windows.labels[4] = -100
     with pytest.raises(DataError, match="expected a token to predict, got none in sample 4"):
-        collect_statistics(model, trace_anatomy(model), windows, batch_size=2)
+        collect_statistics(model, trace_structure(model), windows, batch_size=2)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

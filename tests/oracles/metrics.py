@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapruner.anatomy.units import UnitGroup
+from adapruner.models.units import UnitGroup
 
 Gradients = list[dict[str, Tensor]]
 """Per sample: module name -> dL_n/dW."""
@@ -32,14 +32,14 @@ def gather(model: Any, windows: Any) -> tuple[Gradients, dict[str, Tensor]]:
     return gradients, {name: torch.stack(rows) for name, rows in inputs.items()}
 
 
-def states_of(model: Any, anatomy: Any, windows: Any) -> dict[str, list[Tensor]]:
+def states_of(model: Any, structure: Any, windows: Any) -> dict[str, list[Tensor]]:
     """Group name -> per sample, ``[tokens, channels]`` float64 without padding, each sample run alone."""
-    seen: dict[str, list[Tensor]] = {g.name: [] for g in anatomy.groups}
+    seen: dict[str, list[Tensor]] = {g.name: [] for g in structure.groups}
     for row in range(len(windows.input_ids)):
         length = int(windows.attention_mask[row].sum())
         handles = [
             model.get_submodule(g.output.module).register_forward_pre_hook(lambda _, a, g=g: seen[g.name].append(a[0][0].double()))
-            for g in anatomy.groups
+            for g in structure.groups
         ]
         with torch.no_grad():
             model(windows.input_ids[row : row + 1, :length])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapruner.anatomy.units import ModelAnatomy
+from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 
 CASES: dict[str, dict[str, Any]] = {
@@ -18,17 +18,17 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def plan_for(anatomy: ModelAnatomy, keep: float = 0.5, seed: int = 3) -> PruningPlan:
+def plan_for(structure: ModelStructure, keep: float = 0.5, seed: int = 3) -> PruningPlan:
     """Random units; the first layer's attention stays whole."""
     generator = torch.Generator().manual_seed(seed)
     kept = {}
-    for group in anatomy.groups:
+    for group in structure.groups:
         count = group.units if group.name == "0.attention" or keep == 1 else max(1, int(group.units * keep))
         kept[group.name] = sorted(torch.randperm(group.units, generator=generator)[:count].tolist())
     return PruningPlan(
         model={"name": "tiny", "model_type": "llama", "fingerprint": "f00d"},
         kept=kept,
-        units={g.name: g.units for g in anatomy.groups},
+        units={g.name: g.units for g in structure.groups},
         parameters={"dense": 2, "pruned": 1, "block_dense": 2, "block_pruned": 1},
         budget={"pruned_fraction": 0.5, "of": "block"},
     )

@@ -8,46 +8,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapruner.anatomy.units import ModelAnatomy
+from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 
 
-def random_plan(anatomy: ModelAnatomy, seed: int) -> PruningPlan:
+def random_plan(structure: ModelStructure, seed: int) -> PruningPlan:
     """An irregular plan: every group keeps a random non-empty set of its units."""
     draw = random.Random(seed)
-    kept = {g.name: sorted(draw.sample(range(g.units), draw.randint(1, g.units))) for g in anatomy.groups}
-    return plan_of(anatomy, kept)
+    kept = {g.name: sorted(draw.sample(range(g.units), draw.randint(1, g.units))) for g in structure.groups}
+    return plan_of(structure, kept)
 
 
-def plan_of(anatomy: ModelAnatomy, kept: dict[str, list[int]]) -> PruningPlan:
+def plan_of(structure: ModelStructure, kept: dict[str, list[int]]) -> PruningPlan:
     """A plan with these units; groups that are not named stay whole."""
-    kept = {g.name: kept.get(g.name, list(range(g.units))) for g in anatomy.groups}
-    removed = sum((g.units - len(kept[g.name])) * g.parameters_per_unit for g in anatomy.groups)
+    kept = {g.name: kept.get(g.name, list(range(g.units))) for g in structure.groups}
+    removed = sum((g.units - len(kept[g.name])) * g.parameters_per_unit for g in structure.groups)
     return PruningPlan(
-        model={"name": "tiny", "model_type": anatomy.model_type, "fingerprint": "f00d"},
+        model={"name": "tiny", "model_type": structure.model_type, "fingerprint": "f00d"},
         kept=kept,
-        units={g.name: g.units for g in anatomy.groups},
+        units={g.name: g.units for g in structure.groups},
         parameters={
-            "dense": anatomy.parameters,
-            "pruned": anatomy.parameters - removed,
-            "block_dense": anatomy.block_parameters,
-            "block_pruned": anatomy.block_parameters - removed,
+            "dense": structure.parameters,
+            "pruned": structure.parameters - removed,
+            "block_dense": structure.block_parameters,
+            "block_pruned": structure.block_parameters - removed,
         },
-        budget={"pruned_fraction": removed / anatomy.block_parameters, "of": "block"},
+        budget={"pruned_fraction": removed / structure.block_parameters, "of": "block"},
         recipe={"metric": "random"},
         provenance={"seed": 3},
     )
 
 
-def mean_inputs(model: Any, anatomy: ModelAnatomy, windows: Any, weights: list[float]) -> dict[str, Tensor]:
+def mean_inputs(model: Any, structure: ModelStructure, windows: Any, weights: list[float]) -> dict[str, Tensor]:
     """Group name -> mean input of the output projection, one sample and one token at a time; padding does not count."""
-    sums = {g.name: torch.zeros(g.channels, dtype=torch.float64) for g in anatomy.groups}
+    sums = {g.name: torch.zeros(g.channels, dtype=torch.float64) for g in structure.groups}
     seen: dict[str, Tensor] = {}
     tokens = 0.0
     for row, weight in enumerate(weights):
         handles = [
             model.get_submodule(g.output.module).register_forward_pre_hook(lambda _, args, name=g.name: seen.update({name: args[0]}))
-            for g in anatomy.groups
+            for g in structure.groups
         ]
         with torch.no_grad():
             model(windows.input_ids[row : row + 1], attention_mask=windows.attention_mask[row : row + 1])

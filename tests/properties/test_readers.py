@@ -20,8 +20,8 @@ from optuna.trial import TrialState
 from adapruner.cli import main, shipped_configs
 from adapruner.errors import PlanError, StudyError
 from adapruner.pruning.plan import PruningPlan, read_plan
-from adapruner.search.evidence import read_or_collect
 from adapruner.search.journal import FILE, KILLED, SEAL, check_journal, fail_killed, open_study, seal_of
+from adapruner.search.statistics_cache import read_or_collect
 
 FEW = settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 IDENTITY = {"model": "f00d", "space": {"metrics": ["l1", "l2"]}}
@@ -208,7 +208,7 @@ def test_a_configuration_with_another_value_somewhere(
 
 @pytest.fixture(scope="module")
 def config_parser() -> Any:
-    from adapruner.lightning_cli import make_fit_parser
+    from adapruner.cli.lightning import make_fit_parser
 
     return make_fit_parser()
 

@@ -10,37 +10,37 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapruner.anatomy.tracing import trace_anatomy
-from adapruner.anatomy.units import ModelAnatomy
 from adapruner.errors import BudgetError, ConfigurationError
+from adapruner.models.tracing import trace_structure
+from adapruner.models.units import ModelStructure
 from adapruner.pruning.allocation import Allocation, allocate
 from adapruner.pruning.budget import Budget
 from tests.conftest import build_model
 
-ANATOMY = trace_anatomy(build_model("llama", intermediate_size=160))
+ANATOMY = trace_structure(build_model("llama", intermediate_size=160))
 
 
-def draw_scores(anatomy: ModelAnatomy, seed: int = 0) -> dict[str, torch.Tensor]:
+def draw_scores(structure: ModelStructure, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {g.name: torch.rand(g.units, generator=generator) * 10 ** float(torch.randn(1, generator=generator)) for g in anatomy.groups}
+    return {g.name: torch.rand(g.units, generator=generator) * 10 ** float(torch.randn(1, generator=generator)) for g in structure.groups}
 
 
-def removed_parameters(kept: dict[str, list[int]], anatomy: ModelAnatomy) -> int:
-    return sum((g.units - len(kept[g.name])) * g.parameters_per_unit for g in anatomy.groups)
+def removed_parameters(kept: dict[str, list[int]], structure: ModelStructure) -> int:
+    return sum((g.units - len(kept[g.name])) * g.parameters_per_unit for g in structure.groups)
 
 
 def slow_greedy(
-    scores: dict[str, torch.Tensor], anatomy: ModelAnatomy, budget: Budget, gamma: float, log_head: float
+    scores: dict[str, torch.Tensor], structure: ModelStructure, budget: Budget, gamma: float, log_head: float
 ) -> dict[str, list[int]]:
     """One unit at a time: always the cheapest per parameter that still fits, written without tensors."""
     prices = []
-    for g in anatomy.groups:
+    for g in structure.groups:
         total = sum(float(s) for s in scores[g.name])
         for unit, score in enumerate(scores[g.name].double().tolist()):
             price = score / g.parameters_per_unit / total**gamma * (math.exp(log_head) if g.kind == "attention" else 1.0)
             prices.append((price, len(prices), g, unit))
-    left = round(anatomy.block_parameters * budget.pruned_fraction)
-    kept = {g.name: list(range(g.units)) for g in anatomy.groups}
+    left = round(structure.block_parameters * budget.pruned_fraction)
+    kept = {g.name: list(range(g.units)) for g in structure.groups}
     for _, _, g, unit in sorted(prices, key=lambda row: row[:2]):
         if g.parameters_per_unit <= left and len(kept[g.name]) > budget.smallest_width(g.units):
             kept[g.name].remove(unit)
@@ -134,7 +134,7 @@ def test_unreachable_budget_says_what_is_reachable() -> None:
 
 
 def test_coarse_uniform_widths_are_refused_not_missed() -> None:
-    coarse = trace_anatomy(build_model("llama"))  # 24 channels a layer: steps of more than 1 %
+    coarse = trace_structure(build_model("llama"))  # 24 channels a layer: steps of more than 1 %
     with pytest.raises(BudgetError, match=r"expected a plan within 0\.1% of 0\.11, got 0\.\d+ as the nearest"):
         allocate(draw_scores(coarse), coarse, Budget(0.11), Allocation("uniform"))
 

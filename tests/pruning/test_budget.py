@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapruner.anatomy.latency import LatencyTable
-from adapruner.anatomy.sizes import measure_sizes
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import BudgetError, ConfigurationError
 from adapruner.evaluation.cost import count_macs, weight_memory_gib
+from adapruner.models.latency import LatencyTable
+from adapruner.models.sizes import measure_sizes
+from adapruner.models.tracing import trace_structure
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.surgery import prune_model
 from tests.conftest import build_model
@@ -22,7 +22,7 @@ from tests.oracles.index_maps import block_parameters
 from tests.oracles.surgery import random_plan
 
 MODEL = build_model("llama_gqa_2")
-ANATOMY = trace_anatomy(MODEL)
+ANATOMY = trace_structure(MODEL)
 SIZES = measure_sizes(MODEL, ANATOMY)
 TABLE = LatencyTable({"attention": 0.5, "ffn": 0.25}, whole_ms=30.0, seq_len=128, batch_size=1, device="none")
 
@@ -72,24 +72,24 @@ def test_a_plan_records_what_was_asked() -> None:
 @pytest.mark.parametrize("seq_len", [8, 33])
 def test_macs_of_a_plan_are_those_of_the_pruned_model(family: str, seq_len: int) -> None:
     model = build_model(family)
-    anatomy = trace_anatomy(model)
-    costs = Budget(0.1, "macs", seq_len=seq_len).costs(anatomy, sizes=measure_sizes(model, anatomy))
+    structure = trace_structure(model)
+    costs = Budget(0.1, "macs", seq_len=seq_len).costs(structure, sizes=measure_sizes(model, structure))
     assert costs.whole * seq_len == count_macs(model, seq_len)
-    plan = random_plan(anatomy, seed=5)
-    prune_model(model, anatomy, plan)
-    assert costs.left_by(plan.kept, anatomy) * seq_len == count_macs(model, seq_len)
+    plan = random_plan(structure, seed=5)
+    prune_model(model, structure, plan)
+    assert costs.left_by(plan.kept, structure) * seq_len == count_macs(model, seq_len)
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_memory_of_a_plan_is_that_of_the_pruned_model(family: str, tied: bool, dtype: torch.dtype) -> None:
     model = build_model(family, tie_word_embeddings=tied).to(dtype)
-    anatomy = trace_anatomy(model)
-    costs = Budget(0.1, "memory").costs(anatomy, sizes=measure_sizes(model, anatomy))
+    structure = trace_structure(model)
+    costs = Budget(0.1, "memory").costs(structure, sizes=measure_sizes(model, structure))
     assert costs.whole == weight_memory_gib(model)
-    plan = random_plan(anatomy, seed=6)
-    prune_model(model, anatomy, plan)
-    assert costs.left_by(plan.kept, anatomy) == pytest.approx(weight_memory_gib(model), rel=1e-12)
+    plan = random_plan(structure, seed=6)
+    prune_model(model, structure, plan)
+    assert costs.left_by(plan.kept, structure) == pytest.approx(weight_memory_gib(model), rel=1e-12)
 
 
 def test_latency_is_a_line() -> None:

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapruner.anatomy.tracing import trace_anatomy
-from adapruner.anatomy.units import count_parameters
 from adapruner.errors import ConfigurationError, DataError, ModelError, PlanError
+from adapruner.models.tracing import trace_structure
+from adapruner.models.units import count_parameters
 from adapruner.pruning.depth import block_influence, choose_layers, remove_layers, skipped_layers, without_layers
+from adapruner.pruning.depth_and_width import DepthWidthCut, lift_plan, restrict_plan
 from adapruner.pruning.masking import masked
-from adapruner.pruning.moves import Moves, lift_plan, restrict_plan
 from adapruner.pruning.surgery import prune_model, pruned
-from tests.families.table import ROWS, Row, build
+from tests.models.families.table import ROWS, Row, build
 from tests.oracles.surgery import assert_same, plan_of, random_plan, snapshot
 
 
@@ -60,18 +60,18 @@ def layer_places(model: Any) -> dict[str, int]:
 def test_units_and_layers_go_together(tiny_model: Any, family: str) -> None:
     """Irregular widths and a missing layer: masked, cut for a while and cut for good are the same, and so is the count."""
     model = tiny_model(family).double()
-    anatomy = trace_anatomy(model)
+    structure = trace_structure(model)
     with without_layers(model, [1]):
-        within = trace_anatomy(model)
-        plan = lift_plan(random_plan(within, 3), anatomy, Moves((1,)), {"fingerprint": "f00d"})
+        within = trace_structure(model)
+        plan = lift_plan(random_plan(within, 3), structure, DepthWidthCut((1,)), {"fingerprint": "f00d"})
     before = snapshot(model)
-    with masked(model, anatomy, plan):
+    with masked(model, structure, plan):
         expected = logits(model)
-    with pruned(model, anatomy, plan):
+    with pruned(model, structure, plan):
         assert float((logits(model) - expected).abs().max()) < 1e-12
     assert_same(before, snapshot(model))
     twin = copy.deepcopy(model)
-    prune_model(model, anatomy, plan)
+    prune_model(model, structure, plan)
     assert float((logits(model) - expected).abs().max()) < 1e-12
     assert count_parameters(model) == plan.parameters["pruned"]
 
@@ -84,10 +84,12 @@ def test_uniform_widths_of_what_stays_load_in_the_stock_class(tiny_model: Any, t
     from transformers import AutoModelForCausalLM
 
     model = tiny_model("qwen3")
-    anatomy = trace_anatomy(model)
+    structure = trace_structure(model)
     kept = {f"{layer}.attention": [0] for layer in (0, 2)} | {f"{layer}.ffn": list(range(8)) for layer in (0, 2)}
     prune_model(
-        model, anatomy, lift_plan(plan_of(trace_anatomy(tiny_model("qwen3", num_hidden_layers=2)), renamed(kept)), anatomy, Moves((1,)), {})
+        model,
+        structure,
+        lift_plan(plan_of(trace_structure(tiny_model("qwen3", num_hidden_layers=2)), renamed(kept)), structure, DepthWidthCut((1,)), {}),
     )
     assert (model.config.num_hidden_layers, model.config.num_attention_heads, model.config.intermediate_size) == (2, 2, 8)
     model.save_pretrained(tmp_path)
@@ -156,10 +158,10 @@ def test_what_cannot_be_done_is_refused_before_anything_is_touched(tiny_model: A
     for removed in ([3], [-1], [0, 1, 2]):
         with pytest.raises(PlanError, match=r"removed_layers: expected some of 3 layers and not all, got \["):
             remove_layers(model, removed)
-    anatomy = trace_anatomy(model)
-    plan = lift_plan(plan_of(trace_anatomy(tiny_model("llama", num_hidden_layers=2)), {}), anatomy, Moves((1,)), {})
+    structure = trace_structure(model)
+    plan = lift_plan(plan_of(trace_structure(tiny_model("llama", num_hidden_layers=2)), {}), structure, DepthWidthCut((1,)), {})
     model.config.mlp_only_layers = [1]
-    for cut in (lambda: remove_layers(model, [1]), lambda: prune_model(model, anatomy, plan)):
+    for cut in (lambda: remove_layers(model, [1]), lambda: prune_model(model, structure, plan)):
         with pytest.raises(
             ModelError, match=r"expected layers that do not depend on their place .* got mlp_only_layers in the configuration"
         ):

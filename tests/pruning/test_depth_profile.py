@@ -9,15 +9,15 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import ConfigurationError
+from adapruner.models.tracing import trace_structure
 from adapruner.pruning.allocation import Allocation, allocate
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.depth_profile import profile_at
 from tests.conftest import build_model
 from tests.pruning.test_allocation import draw_scores, removed_parameters
 
-ANATOMY = trace_anatomy(build_model("llama", intermediate_size=256, num_hidden_layers=6))
+ANATOMY = trace_structure(build_model("llama", intermediate_size=256, num_hidden_layers=6))
 CHANNEL = ANATOMY.group(0, "ffn").parameters_per_unit
 LAYER = ANATOMY.block_parameters / 6
 

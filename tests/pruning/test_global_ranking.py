@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapruner.anatomy.latency import LatencyTable
-from adapruner.anatomy.sizes import measure_sizes
-from adapruner.anatomy.tracing import trace_anatomy
+from adapruner.models.latency import LatencyTable
+from adapruner.models.sizes import measure_sizes
+from adapruner.models.tracing import trace_structure
 from adapruner.pruning.allocation import Allocation, allocate
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.costs import UnitCosts
@@ -19,7 +19,7 @@ from tests.conftest import build_model
 from tests.pruning.test_allocation import draw_scores
 
 MODEL = build_model("llama", intermediate_size=160)
-ANATOMY = trace_anatomy(MODEL)
+ANATOMY = trace_structure(MODEL)
 SIZES = measure_sizes(MODEL, ANATOMY)
 TABLE = LatencyTable({"attention": 0.313, "ffn": 0.0177}, whole_ms=20.0, seq_len=128, batch_size=1, device="none")
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapruner.anatomy.tracing import trace_anatomy
-from adapruner.anatomy.units import count_parameters
 from adapruner.errors import ConfigurationError, DataError, ModelError, PlanError
+from adapruner.models.tracing import trace_structure
+from adapruner.models.units import count_parameters
+from adapruner.pruning.depth_and_width import DepthWidthCut, apply_depth_and_width, lift_plan
 from adapruner.pruning.hidden_width import FAMILIES, choose_hidden, find_sides, hidden_scores, remove_hidden, without_hidden
 from adapruner.pruning.masking import masked
-from adapruner.pruning.moves import Moves, apply_moves, lift_plan
 from adapruner.pruning.surgery import prune_model, pruned
 from tests.oracles.surgery import assert_same, plan_of, random_plan, snapshot
 
@@ -116,20 +116,20 @@ def test_all_moves_in_one_plan_load_in_the_stock_class(tiny_model: Any, tmp_path
     from transformers import AutoModelForCausalLM
 
     model = tiny_model(family)
-    anatomy, moves = trace_anatomy(model), Moves((1,), tuple(KEPT))
+    structure, moves = trace_structure(model), DepthWidthCut((1,), tuple(KEPT))
     twin = copy.deepcopy(model)
-    apply_moves(twin, moves)
-    within = trace_anatomy(twin)
+    apply_depth_and_width(twin, moves)
+    within = trace_structure(twin)
     kept = {g.name: [1] if g.kind == "attention" else list(range(2, 18)) for g in within.groups}
     inner = plan_of(within, kept)
-    plan = lift_plan(inner, anatomy, moves, {"name": "tiny"})
+    plan = lift_plan(inner, structure, moves, {"name": "tiny"})
     before, dense = snapshot(model), logits(model)
     prune_model(twin, within, inner)
-    with pruned(model, anatomy, plan):
+    with pruned(model, structure, plan):
         assert torch.equal(logits(model), logits(twin))
     assert_same(before, snapshot(model))
     assert torch.equal(logits(model), dense)
-    prune_model(model, anatomy, plan)
+    prune_model(model, structure, plan)
     assert torch.equal(logits(model), logits(twin))
     assert count_parameters(model) == plan.parameters["pruned"]
     assert model.config.to_dict() == twin.config.to_dict()
@@ -144,11 +144,11 @@ def test_all_moves_in_one_plan_load_in_the_stock_class(tiny_model: Any, tmp_path
 def test_irregular_units_and_hidden_channels(tiny_model: Any) -> None:
     """After units are cut differently in each layer, and with biases that the plan adds, the stream is still cut whole."""
     model = tiny_model("llama_gqa_4", rms_norm_eps=1e-12).double()
-    anatomy = trace_anatomy(model)
-    plan = replace(random_plan(anatomy, 2), output_bias=True, kept_hidden=KEPT)
+    structure = trace_structure(model)
+    plan = replace(random_plan(structure, 2), output_bias=True, kept_hidden=KEPT)
     expected = zeroed(model, KEPT)
-    prune_model(expected, anatomy, replace(plan, kept_hidden=None))
-    prune_model(model, anatomy, plan)
+    prune_model(expected, structure, replace(plan, kept_hidden=None))
+    prune_model(model, structure, plan)
     torch.testing.assert_close(logits(model), logits(expected), rtol=0, atol=1e-5)
     assert model.model.layers[0].mlp.down_proj.bias.shape == (len(KEPT),)
     assert (model.config.num_attention_heads, model.config.hidden_size) == (8, len(KEPT))
@@ -196,7 +196,7 @@ def test_kept_channels_that_do_not_fit(tiny_model: Any, kept: list[int]) -> None
 
 
 def test_other_families_and_changed_models_are_refused(tiny_model: Any, token_windows: Any) -> None:
-    from tests.families.table import ROWS, build
+    from tests.models.families.table import ROWS, build
 
     for row in ROWS:
         if row.model_type not in FAMILIES:
@@ -208,11 +208,11 @@ def test_other_families_and_changed_models_are_refused(tiny_model: Any, token_wi
         find_sides(model)
     model = tiny_model("llama")
     model.model.layers[1].mlp.up_proj = nn.Linear(30, 24, bias=False)
-    anatomy = trace_anatomy(tiny_model("llama"))
-    plan = lift_plan(plan_of(anatomy, {}), anatomy, Moves((), tuple(KEPT)), {})
+    structure = trace_structure(tiny_model("llama"))
+    plan = lift_plan(plan_of(structure, {}), structure, DepthWidthCut((), tuple(KEPT)), {})
     with pytest.raises(ModelError, match=r"got model\.layers\.1\.mlp\.up_proj\.weight of shape \(24, 30\); remove hidden channels before"):
-        prune_model(model, anatomy, plan)
-    with pytest.raises(PlanError, match=r"expected all hidden channels to stay in a masked model"), masked(model, anatomy, plan):
+        prune_model(model, structure, plan)
+    with pytest.raises(PlanError, match=r"expected all hidden channels to stay in a masked model"), masked(model, structure, plan):
         pytest.fail("the block must not run")
     windows = token_windows()
     windows.attention_mask.zero_()

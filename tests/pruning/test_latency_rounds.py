@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from adapruner.anatomy.latency import LatencyTable
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import BudgetError, ConfigurationError
+from adapruner.models.latency import LatencyTable
+from adapruner.models.tracing import trace_structure
 from adapruner.pruning.allocation import Allocation, allocate
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.costs import UnitCosts
@@ -16,7 +16,7 @@ from adapruner.pruning.latency_rounds import meet_latency
 from tests.conftest import build_model
 from tests.pruning.test_allocation import draw_scores
 
-ANATOMY = trace_anatomy(build_model("llama", intermediate_size=160))
+ANATOMY = trace_structure(build_model("llama", intermediate_size=160))
 SCORES = draw_scores(ANATOMY)
 TABLE = LatencyTable({"attention": 1.0, "ffn": 0.02}, whole_ms=40.0, seq_len=128, batch_size=1, device="formula")
 BUDGET = Budget(latency_ms=32.0)

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import BudgetError, ConfigurationError
+from adapruner.models.tracing import trace_structure
 from adapruner.pruning.allocation import Allocation, allocate
 from adapruner.pruning.budget import Budget
 from tests.conftest import build_model
 from tests.pruning.test_allocation import draw_scores
 
-ANATOMY = trace_anatomy(build_model("llama", intermediate_size=160))
+ANATOMY = trace_structure(build_model("llama", intermediate_size=160))
 SCORES = draw_scores(ANATOMY)
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapruner.anatomy.tracing import trace_anatomy
-from adapruner.anatomy.units import count_parameters
 from adapruner.errors import ModelError, PlanError
+from adapruner.models.tracing import trace_structure
+from adapruner.models.units import count_parameters
 from adapruner.pruning.masking import masked
 from adapruner.pruning.surgery import prune_model, pruned
 from tests.oracles.surgery import assert_same, plan_of, random_plan, snapshot
@@ -28,8 +28,8 @@ def logits(model: Any) -> Tensor:
 
 def test_cut_tensors_are_the_dense_rows_and_columns(tiny_model: Builder) -> None:
     model = tiny_model("llama_biased")
-    anatomy, dense = trace_anatomy(model), copy.deepcopy(model)
-    prune_model(model, anatomy, plan_of(anatomy, {"1.attention": [1], "2.ffn": [0, 5, 23]}))
+    structure, dense = trace_structure(model), copy.deepcopy(model)
+    prune_model(model, structure, plan_of(structure, {"1.attention": [1], "2.ffn": [0, 5, 23]}))
 
     attention, whole = model.model.layers[1].self_attn, dense.model.layers[1].self_attn
     assert torch.equal(attention.q_proj.weight, whole.q_proj.weight[16:])  # the second KV head has query heads 2 and 3
@@ -50,9 +50,9 @@ def test_cut_tensors_are_the_dense_rows_and_columns(tiny_model: Builder) -> None
 
 def test_uniform_widths_go_into_the_configuration(tiny_model: Builder) -> None:
     model = tiny_model("llama_gqa_4")
-    anatomy = trace_anatomy(model)
+    structure = trace_structure(model)
     kept = {f"{i}.attention": [i % 2] for i in range(3)} | {f"{i}.ffn": list(range(i, i + 10)) for i in range(3)}
-    prune_model(model, anatomy, plan_of(anatomy, kept))
+    prune_model(model, structure, plan_of(structure, kept))
 
     config = model.config
     assert (config.num_key_value_heads, config.num_attention_heads, config.head_dim, config.intermediate_size) == (1, 4, 4, 10)
@@ -63,34 +63,34 @@ def test_uniform_widths_go_into_the_configuration(tiny_model: Builder) -> None:
 
 def test_irregular_widths_leave_the_configuration(tiny_model: Builder) -> None:
     model = tiny_model("llama")
-    anatomy, before = trace_anatomy(model), model.config.to_dict()
-    prune_model(model, anatomy, plan_of(anatomy, {"0.attention": [0, 1], "2.ffn": [3]}))
+    structure, before = trace_structure(model), model.config.to_dict()
+    prune_model(model, structure, plan_of(structure, {"0.attention": [0, 1], "2.ffn": [3]}))
 
     assert model.config.to_dict() == before
 
 
 def test_the_block_restores_the_model_when_it_raises(tiny_model: Builder) -> None:
     model = tiny_model("qwen2")
-    anatomy = trace_anatomy(model)
-    plan, before = random_plan(anatomy, 2), snapshot(model)
+    structure = trace_structure(model)
+    plan, before = random_plan(structure, 2), snapshot(model)
 
     for context in (pruned, masked):
-        with pytest.raises(RuntimeError, match="out of memory"), context(model, anatomy, plan):
+        with pytest.raises(RuntimeError, match="out of memory"), context(model, structure, plan):
             raise RuntimeError("out of memory")
         assert_same(before, snapshot(model))
 
 
 def test_a_cut_that_fails_half_way_restores_the_model(tiny_model: Builder) -> None:
     model = tiny_model("llama_gqa_2")
-    anatomy = trace_anatomy(model)
-    plan = plan_of(anatomy, {"0.attention": [1], "2.ffn": [1, 2]})
+    structure = trace_structure(model)
+    plan = plan_of(structure, {"0.attention": [1], "2.ffn": [1, 2]})
     model.model.layers[2].mlp.up_proj = nn.Sequential(model.model.layers[2].mlp.up_proj)
     model.model.layers[2].mlp.up_proj.weight = model.model.layers[2].mlp.up_proj.bias = None
     model.model.layers[2].mlp.up_proj.in_features = model.model.layers[2].mlp.up_proj.out_features = 0
     before = snapshot(model)
 
     message = r"expected model\.layers\.2\.mlp\.up_proj to be a linear layer, got Sequential; prune before adapters"
-    with pytest.raises(ModelError, match=message), pruned(model, anatomy, plan):
+    with pytest.raises(ModelError, match=message), pruned(model, structure, plan):
         pytest.fail("the block must not run")
     assert_same(before, snapshot(model))
 
@@ -100,8 +100,8 @@ def test_surgery_preserves_requires_grad_and_trains(tiny_model: Builder) -> None
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("up_proj" in name or "lm_head" in name)
     required = {n: p.requires_grad for n, p in model.named_parameters()}
-    anatomy = trace_anatomy(model)
-    prune_model(model, anatomy, random_plan(anatomy, 5))
+    structure = trace_structure(model)
+    prune_model(model, structure, random_plan(structure, 5))
 
     assert {n: p.requires_grad for n, p in model.named_parameters()} == required
     ids = torch.arange(3, 12)[None]
@@ -111,34 +111,34 @@ def test_surgery_preserves_requires_grad_and_trains(tiny_model: Builder) -> None
 
 def test_a_plan_that_keeps_all_changes_nothing(tiny_model: Builder) -> None:
     model = tiny_model("mistral")
-    anatomy, before = trace_anatomy(model), logits(model)
-    plan = plan_of(anatomy, {})
-    with masked(model, anatomy, plan):
+    structure, before = trace_structure(model), logits(model)
+    plan = plan_of(structure, {})
+    with masked(model, structure, plan):
         assert torch.equal(logits(model), before)
-    prune_model(model, anatomy, plan)
+    prune_model(model, structure, plan)
 
     assert torch.equal(logits(model), before)
-    assert count_parameters(model) == anatomy.parameters
+    assert count_parameters(model) == structure.parameters
 
 
 @pytest.mark.parametrize("cut", [pruned, prune_model])
 def test_a_plan_that_empties_a_group_is_refused_before_anything_is_cut(tiny_model: Builder, cut: Any) -> None:
     model = tiny_model("llama")
-    anatomy, before = trace_anatomy(model), snapshot(model)
-    plan = plan_of(anatomy, {"0.ffn": [1], "2.attention": []})
+    structure, before = trace_structure(model), snapshot(model)
+    plan = plan_of(structure, {"0.ffn": [1], "2.attention": []})
 
     with pytest.raises(PlanError, match=r"expected at least one unit to stay in group 2\.attention, got none"):
-        enter(cut(model, anatomy, plan))
+        enter(cut(model, structure, plan))
     assert_same(before, snapshot(model))
 
 
 @pytest.mark.parametrize("cut", [pruned, prune_model, masked])
 def test_a_plan_of_another_model_is_refused_before_anything_is_cut(tiny_model: Builder, cut: Any) -> None:
     model, other = tiny_model("llama"), tiny_model("llama", intermediate_size=20)
-    anatomy, before = trace_anatomy(model), snapshot(model)
+    structure, before = trace_structure(model), snapshot(model)
 
     with pytest.raises(PlanError, match=r"expected units 24 in group '0\.ffn' of this model, got 20"):
-        enter(cut(model, anatomy, random_plan(trace_anatomy(other), 0)))
+        enter(cut(model, structure, random_plan(trace_structure(other), 0)))
     assert_same(before, snapshot(model))
 
 

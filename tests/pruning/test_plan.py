@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import PlanError
+from adapruner.models.tracing import trace_structure
 from adapruner.pruning.plan import PruningPlan, read_plan
 from tests.oracles.surgery import plan_of
 
@@ -77,7 +77,7 @@ def test_layers_and_hidden_channels_are_written_and_hashed_only_when_used(tmp_pa
     for plan in plans:
         plan.save(tmp_path / "plan.json")
         assert read_plan(tmp_path / "plan.json") == plan
-    assert [plan.has_moves for plan in plans] == [False, True, True, True, True]
+    assert [plan.cuts_depth_or_width for plan in plans] == [False, True, True, True, True]
     short = plans[1]
     assert short.kept_layers() == [0]
     assert short.widths("ffn") == [3, 0]
@@ -131,17 +131,17 @@ def test_widths_are_in_the_order_of_layers() -> None:
 
 
 def test_a_plan_is_checked_against_a_model(tiny_model: Any) -> None:
-    anatomy = trace_anatomy(tiny_model("llama"))
-    plan = plan_of(anatomy, {"0.ffn": [1]})
-    plan.check(anatomy)
-    plan.check(anatomy, plan.model["fingerprint"])
-    replace(plan, model={"name": "tiny"}).check(anatomy, "beef")  # a plan without a fingerprint goes by its groups
+    structure = trace_structure(tiny_model("llama"))
+    plan = plan_of(structure, {"0.ffn": [1]})
+    plan.check(structure)
+    plan.check(structure, plan.model["fingerprint"])
+    replace(plan, model={"name": "tiny"}).check(structure, "beef")  # a plan without a fingerprint goes by its groups
     with pytest.raises(PlanError, match=r"expected a plan for the model with fingerprint beef, got one for 'tiny' \(f00d\)"):
-        plan.check(anatomy, "beef")
+        plan.check(structure, "beef")
     with pytest.raises(PlanError, match=r"expected removed_layers to be some of this model's 3 layers and not all, got \[3\]"):
-        replace(plan, removed_layers=[3]).check(anatomy)
+        replace(plan, removed_layers=[3]).check(structure)
     with pytest.raises(PlanError, match=r"expected units 4 in group '2\.attention' of this model, got None"):
-        plan_of(trace_anatomy(tiny_model("llama", num_hidden_layers=2)), {}).check(anatomy)
+        plan_of(trace_structure(tiny_model("llama", num_hidden_layers=2)), {}).check(structure)
 
 
 def test_files_that_are_no_plan(tmp_path: Any) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import ConfigurationError
+from adapruner.models.tracing import trace_structure
 from adapruner.pruning.allocation import Allocation, allocate
 from adapruner.pruning.budget import Budget
 from tests.conftest import build_model
 from tests.pruning.test_allocation import draw_scores, removed_parameters
 
-ANATOMY = trace_anatomy(build_model("llama", intermediate_size=512, num_hidden_layers=4))
+ANATOMY = trace_structure(build_model("llama", intermediate_size=512, num_hidden_layers=4))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -87,10 +87,10 @@ def test_no_head_is_moved_where_steps_suffice(percent: int) -> None:
 @pytest.mark.parametrize("intermediate", [500, 520])
 def test_a_dense_width_that_is_no_multiple(intermediate: int) -> None:
     """A layer keeps all of its channels or a multiple of 64 of them."""
-    anatomy = trace_anatomy(build_model("llama", intermediate_size=intermediate, num_hidden_layers=4))
+    structure = trace_structure(build_model("llama", intermediate_size=intermediate, num_hidden_layers=4))
     for percent in range(0, 80, 8):
-        kept = allocate(draw_scores(anatomy, percent), anatomy, Budget(percent / 100), Allocation(gamma=0.5, round_to=64))
-        widths = [len(kept[g.name]) for g in anatomy.groups if g.kind == "ffn"]
+        kept = allocate(draw_scores(structure, percent), structure, Budget(percent / 100), Allocation(gamma=0.5, round_to=64))
+        widths = [len(kept[g.name]) for g in structure.groups if g.kind == "ffn"]
         assert all(width % 64 == 0 or width == intermediate for width in widths)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from adapruner.anatomy.tracing import trace_anatomy
-from adapruner.anatomy.units import count_parameters
 from adapruner.errors import ModelError, PlanError
+from adapruner.models.tracing import trace_structure
+from adapruner.models.units import count_parameters
 from adapruner.pruning.masking import channel_mask, masked
 from adapruner.pruning.plan import read_plan
 from adapruner.pruning.surgery import prune_model, pruned, restored
@@ -29,19 +29,19 @@ def equal_states(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 @pytest.mark.parametrize("seed", [0, 1])
 def test_masked_pruned_and_cut_models_agree(tiny_model: Any, token_windows: Any, family: str, seed: int) -> None:
     model = tiny_model(family).double()
-    anatomy, ids = trace_anatomy(model), token_windows().input_ids
-    plan = random_plan(anatomy, seed)
+    structure, ids = trace_structure(model), token_windows().input_ids
+    plan = random_plan(structure, seed)
     before, config = state(model), model.config.to_dict()
     with torch.no_grad():
         dense = model(ids).logits
-        with masked(model, anatomy, plan):
+        with masked(model, structure, plan):
             expected = model(ids).logits
-        with pruned(model, anatomy, plan):
+        with pruned(model, structure, plan):
             for_a_while = model(ids).logits
         assert equal_states(before, state(model))
         assert config == model.config.to_dict()
         assert torch.equal(model(ids).logits, dense)
-        prune_model(model, anatomy, plan)
+        prune_model(model, structure, plan)
         for_good = model(ids).logits
     assert float((expected - dense).abs().max()) > 1e-3  # the plan does something
     assert float((for_a_while - expected).abs().max()) < 1e-12
@@ -51,67 +51,67 @@ def test_masked_pruned_and_cut_models_agree(tiny_model: Any, token_windows: Any,
 
 def test_plan_read_back_from_json_prunes_to_the_same_model(tiny_model: Any, family: str, tmp_path: Any) -> None:
     model = tiny_model(family)
-    twin, anatomy = copy.deepcopy(model), trace_anatomy(model)
-    plan = random_plan(anatomy, 0)
+    twin, structure = copy.deepcopy(model), trace_structure(model)
+    plan = random_plan(structure, 0)
     plan.save(tmp_path / "plan.json")
-    prune_model(model, anatomy, plan)
-    prune_model(twin, anatomy, read_plan(tmp_path / "plan.json"))
+    prune_model(model, structure, plan)
+    prune_model(twin, structure, read_plan(tmp_path / "plan.json"))
     assert equal_states(state(model), state(twin))
 
 
 def test_uniform_widths_go_into_the_configuration(tiny_model: Any) -> None:
     model = tiny_model("llama_gqa_2")
-    anatomy = trace_anatomy(model)
-    plan = random_plan(anatomy, 0)
-    kept = {g.name: [0] if g.kind == "attention" else list(range(10)) for g in anatomy.groups}
-    prune_model(model, anatomy, replace(plan, kept=kept))
+    structure = trace_structure(model)
+    plan = random_plan(structure, 0)
+    kept = {g.name: [0] if g.kind == "attention" else list(range(10)) for g in structure.groups}
+    prune_model(model, structure, replace(plan, kept=kept))
     config = model.config
     assert (config.num_key_value_heads, config.num_attention_heads, config.head_dim, config.intermediate_size) == (1, 2, 8, 10)
 
 
 def test_whole_model_comes_back_when_the_block_fails(tiny_model: Any) -> None:
     model = tiny_model("llama_gqa_2")
-    anatomy, before = trace_anatomy(model), state(model)
-    with pytest.raises(RuntimeError, match="in the block"), pruned(model, anatomy, random_plan(anatomy, 0)):
+    structure, before = trace_structure(model), state(model)
+    with pytest.raises(RuntimeError, match="in the block"), pruned(model, structure, random_plan(structure, 0)):
         raise RuntimeError("in the block")
     assert equal_states(before, state(model))
-    with restored(model, anatomy):
-        prune_model(model, anatomy, random_plan(anatomy, 3))
+    with restored(model, structure):
+        prune_model(model, structure, random_plan(structure, 3))
     assert equal_states(before, state(model))
 
 
 def test_new_parameters_require_gradients_as_the_old_ones(tiny_model: Any) -> None:
     model = tiny_model("llama")
-    anatomy = trace_anatomy(model)
+    structure = trace_structure(model)
     frozen = "model.layers.0.self_attn.q_proj"
     model.get_submodule(frozen).weight.requires_grad_(False)
-    prune_model(model, anatomy, random_plan(anatomy, 0))
+    prune_model(model, structure, random_plan(structure, 0))
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     assert not flags.pop(f"{frozen}.weight")
     assert all(flags.values())
 
 
 def test_channel_mask_marks_whole_units(tiny_model: Any) -> None:
-    group = trace_anatomy(tiny_model("llama_gqa_2")).group(0, "attention")
+    group = trace_structure(tiny_model("llama_gqa_2")).group(0, "attention")
     assert channel_mask(group, [1]).tolist() == [0.0] * 16 + [1.0] * 16
 
 
 def test_refused_plans_change_nothing(tiny_model: Any) -> None:
     model = tiny_model("llama")
-    anatomy, before = trace_anatomy(model), state(model)
-    plan = random_plan(anatomy, 0)
+    structure, before = trace_structure(model), state(model)
+    plan = random_plan(structure, 0)
     with pytest.raises(PlanError, match=r"at least one unit to stay in group 1\.ffn, got none; prune less"):
-        prune_model(model, anatomy, replace(plan, kept={**plan.kept, "1.ffn": []}))
-    other = trace_anatomy(tiny_model("llama_gqa_2"))
+        prune_model(model, structure, replace(plan, kept={**plan.kept, "1.ffn": []}))
+    other = trace_structure(tiny_model("llama_gqa_2"))
     with pytest.raises(PlanError, match=r"expected units 4 in group '0\.attention' of this model, got 2"):
-        prune_model(model, anatomy, random_plan(other, 0))
+        prune_model(model, structure, random_plan(other, 0))
     assert equal_states(before, state(model))
 
 
 def test_pruned_twice_is_refused(tiny_model: Any) -> None:
     model = tiny_model("llama")
-    anatomy = trace_anatomy(model)
-    plan = random_plan(anatomy, 1)
-    prune_model(model, anatomy, plan)
+    structure = trace_structure(model)
+    plan = random_plan(structure, 1)
+    prune_model(model, structure, plan)
     with pytest.raises(ModelError, match="it is already pruned"):
-        prune_model(model, anatomy, plan)
+        prune_model(model, structure, plan)

@@ -6,15 +6,15 @@ import itertools
 
 import pytest
 
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import BudgetError
+from adapruner.models.tracing import trace_structure
 from adapruner.pruning.allocation import Allocation, allocate
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.costs import TOLERANCE
 from tests.conftest import build_model
 from tests.pruning.test_allocation import draw_scores, removed_parameters
 
-ANATOMY = trace_anatomy(build_model("llama", intermediate_size=160, num_attention_heads=8, num_key_value_heads=8))
+ANATOMY = trace_structure(build_model("llama", intermediate_size=160, num_attention_heads=8, num_key_value_heads=8))
 SCORES = draw_scores(ANATOMY)
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import PlanError
 from adapruner.importance.gram import collect_grams
+from adapruner.models.tracing import trace_structure
 from adapruner.pruning.surgery import prune_model
 from adapruner.recovery.local import pruned_and_refitted, refit_locally
 from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_reconstruct
@@ -46,15 +46,15 @@ def expected_refit(
 @pytest.mark.parametrize("case", CASES)
 def test_every_refit_solves_the_normal_equations(case: str, intercept: bool) -> None:
     dense = tiny_llama(**CASES[case])
-    anatomy = trace_anatomy(dense)
-    plan, whole = plan_for(anatomy), watch(dense, WINDOWS.input_ids)
+    structure = trace_structure(dense)
+    plan, whole = plan_for(structure), watch(dense, WINDOWS.input_ids)
     trial, refitted = copy.deepcopy(dense), copy.deepcopy(dense)
     before = snapshot(trial)
-    grams = collect_grams(trial, anatomy, WINDOWS, PARTS, 2)
+    grams = collect_grams(trial, structure, WINDOWS, PARTS, 2)
     config = ReconstructionConfig(form="local", ridge=0.03, intercept=intercept, batch_size=4)
-    prune_and_reconstruct(refitted, anatomy, plan, WINDOWS.input_ids, config, sample_weights=WEIGHTS)
-    with pruned_and_refitted(trial, anatomy, plan, grams, PART_WEIGHTS, 0.03, intercept=intercept):
-        for group in anatomy.groups:
+    prune_and_reconstruct(refitted, structure, plan, WINDOWS.input_ids, config, sample_weights=WEIGHTS)
+    with pruned_and_refitted(trial, structure, plan, grams, PART_WEIGHTS, 0.03, intercept=intercept):
+        for group in structure.groups:
             name, original = group.output.module, dense.get_submodule(group.output.module)
             channels = group.channels_of(plan.kept[group.name])
             weight, bias = expected_refit(whole[f"{name}.in"], WEIGHTS, original, channels, 0.03, intercept)
@@ -73,16 +73,16 @@ def test_every_refit_solves_the_normal_equations(case: str, intercept: bool) -> 
 def test_a_bias_that_the_dense_model_lacks_is_fitted_or_allowed_for() -> None:
     """As bias compensation leaves it: the projection has one only after the cut."""
     dense = tiny_llama()
-    anatomy = trace_anatomy(dense)
-    plan, group = plan_for(anatomy), anatomy.group(1, "ffn")
-    name, grams = group.output.module, collect_grams(dense, anatomy, WINDOWS)
+    structure = trace_structure(dense)
+    plan, group = plan_for(structure), structure.group(1, "ffn")
+    name, grams = group.output.module, collect_grams(dense, structure, WINDOWS)
     inputs = watch(dense, WINDOWS.input_ids)[f"{name}.in"].float()
     weight = dense.get_submodule(name).weight.detach()
     x = inputs[:, group.channels_of(plan.kept[group.name])]
     errors = {}
     for intercept in (True, False, None):
         cut = copy.deepcopy(dense)
-        prune_model(cut, anatomy, plan)
+        prune_model(cut, structure, plan)
         projection = cut.get_submodule(name)
         if intercept is not None:
             projection.bias = nn.Parameter(torch.linspace(-1, 1, 32))
@@ -96,25 +96,25 @@ def test_a_bias_that_the_dense_model_lacks_is_fitted_or_allowed_for() -> None:
 def test_nothing_removed_changes_no_bit() -> None:
     for form in ("local", "sequential"):
         model = tiny_llama(attention_bias=True, mlp_bias=True)
-        anatomy = trace_anatomy(model)
+        structure = trace_structure(model)
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        plan = plan_for(anatomy, keep=1)
-        with pruned_and_refitted(model, anatomy, plan, collect_grams(model, anatomy, WINDOWS)):
+        plan = plan_for(structure, keep=1)
+        with pruned_and_refitted(model, structure, plan, collect_grams(model, structure, WINDOWS)):
             assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
         for constraint in ("ridge", "rotation"):
             options: Any = {"form": form, "constraint": constraint}
             config = ReconstructionConfig(**options)
-            prune_and_reconstruct(model, anatomy, plan, WINDOWS.input_ids, config)
+            prune_and_reconstruct(model, structure, plan, WINDOWS.input_ids, config)
             assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_the_output_is_nearer_to_the_dense_one() -> None:
     dense, cut = tiny_llama(), tiny_llama()
-    anatomy = trace_anatomy(dense)
-    plan, grams = plan_for(anatomy, keep=0.7), collect_grams(dense, anatomy, WINDOWS)
-    prune_model(cut, anatomy, plan)
+    structure = trace_structure(dense)
+    plan, grams = plan_for(structure, keep=0.7), collect_grams(dense, structure, WINDOWS)
+    prune_model(cut, structure, plan)
     whole, pruned = watch(dense, WINDOWS.input_ids), watch(cut, WINDOWS.input_ids)
-    with pruned_and_refitted(dense, anatomy, plan, grams):
+    with pruned_and_refitted(dense, structure, plan, grams):
         now = watch(dense, WINDOWS.input_ids)
     end = "model.layers.2.out"
     assert float((now[end] - whole[end]).square().mean()) < 0.9 * float((pruned[end] - whole[end]).square().mean())
@@ -122,11 +122,11 @@ def test_the_output_is_nearer_to_the_dense_one() -> None:
 
 def test_dense_tensors_come_back_after_an_error() -> None:
     model = tiny_llama()
-    anatomy = trace_anatomy(model)
-    grams, before = collect_grams(model, anatomy, WINDOWS), snapshot(model)
-    with pytest.raises(ZeroDivisionError, match="division"), pruned_and_refitted(model, anatomy, plan_for(anatomy), grams):
+    structure = trace_structure(model)
+    grams, before = collect_grams(model, structure, WINDOWS), snapshot(model)
+    with pytest.raises(ZeroDivisionError, match="division"), pruned_and_refitted(model, structure, plan_for(structure), grams):
         _ = 1 / 0
     assert_same(before, snapshot(model))
-    other = trace_anatomy(tiny_llama(intermediate_size=96))
-    with pytest.raises(PlanError, match="plan: expected units 160"), pruned_and_refitted(model, anatomy, plan_for(other), grams):
+    other = trace_structure(tiny_llama(intermediate_size=96))
+    with pytest.raises(PlanError, match="plan: expected units 160"), pruned_and_refitted(model, structure, plan_for(other), grams):
         pass

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import ConfigurationError
+from adapruner.models.tracing import trace_structure
 from adapruner.pruning.surgery import prune_model
 from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora, recover_briefly
 from tests.recovery.test_reconstruction import plan_for
@@ -22,8 +22,8 @@ BATCHES = [{name: value for name, value in WINDOWS.__dict__.items() if name in (
 def model() -> Any:
     """Pruned to irregular widths, as recovery finds it."""
     pruned = tiny_llama()
-    anatomy = trace_anatomy(pruned)
-    prune_model(pruned, anatomy, plan_for(anatomy))
+    structure = trace_structure(pruned)
+    prune_model(pruned, structure, plan_for(structure))
     return pruned
 
 

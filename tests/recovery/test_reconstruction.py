@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from adapruner.anatomy.tracing import trace_anatomy
 from adapruner.errors import ConfigurationError, DataError, ModelError, PlanError
+from adapruner.models.tracing import trace_structure
 from adapruner.pruning.surgery import prune_model, restored
 from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_reconstruct, reconstruction_gib, record_dense_stream
 from tests.oracles.reconstruction import CASES, plan_for, ridge, watch
@@ -23,15 +23,15 @@ IDS = random_windows(6, 24, seed=5).input_ids
 @pytest.mark.parametrize("case", CASES)
 def test_every_refit_is_the_least_squares_solution(case: str, weighted: bool, intercept: bool) -> None:
     dense = tiny_llama(**CASES[case])
-    anatomy = trace_anatomy(dense)
-    plan = plan_for(anatomy)
+    structure = trace_structure(dense)
+    plan = plan_for(structure)
     cut, refitted = copy.deepcopy(dense), copy.deepcopy(dense)
-    prune_model(cut, anatomy, plan)
+    prune_model(cut, structure, plan)
     weights = torch.tensor([1.0, 4.0, 0.0, 2.0, 1.0, 1.0]) if weighted else None
     layers: list[int] = []
     # Batches of 4 and 2: what is recorded for one size must not serve the other.
     config = ReconstructionConfig(ridge=0.03, batch_size=4, intercept=intercept)
-    prune_and_reconstruct(refitted, anatomy, plan, IDS, config, sample_weights=weights, progress=layers.append)
+    prune_and_reconstruct(refitted, structure, plan, IDS, config, sample_weights=weights, progress=layers.append)
     assert layers == [1, 2, 3]
     whole, now = watch(dense, IDS), watch(refitted, IDS)
     rows = torch.ones(len(IDS)) if weights is None else weights / weights.mean()
@@ -57,9 +57,9 @@ def test_every_refit_is_the_least_squares_solution(case: str, weighted: bool, in
 def test_attention_is_not_run_again_for_the_ffn() -> None:
     """Three batches: dense, pruned up to o_proj, and the first batch in full to see that the module answers with o_proj's output."""
     model, calls = tiny_llama(), []
-    anatomy = trace_anatomy(model)
+    structure = trace_structure(model)
     model.model.layers[2].self_attn.q_proj.register_forward_hook(lambda *_: calls.append(1))
-    prune_and_reconstruct(model, anatomy, plan_for(anatomy), IDS, ReconstructionConfig(batch_size=2))
+    prune_and_reconstruct(model, structure, plan_for(structure), IDS, ReconstructionConfig(batch_size=2))
     assert len(calls) - 1 == 3 + 3 + 1  # and once in the model's own forward, which records how layers are called
     assert "forward" not in vars(model.model.layers[2].self_attn)
 
@@ -67,18 +67,18 @@ def test_attention_is_not_run_again_for_the_ffn() -> None:
 def test_nothing_removed_changes_no_bit() -> None:
     model = tiny_llama(attention_bias=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    anatomy = trace_anatomy(model)
-    prune_and_reconstruct(model, anatomy, plan_for(anatomy, keep=1), IDS, ReconstructionConfig())
+    structure = trace_structure(model)
+    prune_and_reconstruct(model, structure, plan_for(structure, keep=1), IDS, ReconstructionConfig())
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
 def test_a_huge_ridge_leaves_the_kept_weights() -> None:
     cut, refitted = tiny_llama(), tiny_llama()
-    anatomy = trace_anatomy(cut)
-    plan = plan_for(anatomy)
-    prune_model(cut, anatomy, plan)
-    prune_and_reconstruct(refitted, anatomy, plan, IDS, ReconstructionConfig(ridge=1e9))
+    structure = trace_structure(cut)
+    plan = plan_for(structure)
+    prune_model(cut, structure, plan)
+    prune_and_reconstruct(refitted, structure, plan, IDS, ReconstructionConfig(ridge=1e9))
     for name, value in refitted.state_dict().items():
         torch.testing.assert_close(value, cut.state_dict()[name], rtol=1e-4, atol=1e-5)
 
@@ -86,10 +86,10 @@ def test_a_huge_ridge_leaves_the_kept_weights() -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_the_output_is_nearer_to_the_dense_one(case: str) -> None:
     dense, cut, refitted = (tiny_llama(**CASES[case]) for _ in range(3))
-    anatomy = trace_anatomy(dense)
-    plan = plan_for(anatomy, keep=0.7)
-    prune_model(cut, anatomy, plan)
-    prune_and_reconstruct(refitted, anatomy, plan, IDS, ReconstructionConfig())
+    structure = trace_structure(dense)
+    plan = plan_for(structure, keep=0.7)
+    prune_model(cut, structure, plan)
+    prune_and_reconstruct(refitted, structure, plan, IDS, ReconstructionConfig())
     whole, pruned, now = (watch(model, IDS) for model in (dense, cut, refitted))
     errors = [
         [float((seen[f"model.layers.{i}.out"] - whole[f"model.layers.{i}.out"]).square().mean()) for i in range(3)]
@@ -100,11 +100,11 @@ def test_the_output_is_nearer_to_the_dense_one(case: str) -> None:
 
 def test_restored_gives_the_dense_model_back() -> None:
     model = tiny_llama(attention_bias=True, mlp_bias=True)
-    anatomy = trace_anatomy(model)
+    structure = trace_structure(model)
     dense = {name: value.clone() for name, value in model.state_dict().items()}
     identities = [id(p) for p in model.parameters()]
-    with restored(model, anatomy):
-        prune_and_reconstruct(model, anatomy, plan_for(anatomy), IDS, ReconstructionConfig())
+    with restored(model, structure):
+        prune_and_reconstruct(model, structure, plan_for(structure), IDS, ReconstructionConfig())
         assert model.model.layers[1].mlp.down_proj.weight.shape[1] == 80
     assert [id(p) for p in model.parameters()] == identities
     for name, value in model.state_dict().items():
@@ -113,8 +113,8 @@ def test_restored_gives_the_dense_model_back() -> None:
 
 def test_half_precision_and_training_mode_stay() -> None:
     model = tiny_llama().bfloat16().train()
-    anatomy = trace_anatomy(model)
-    prune_and_reconstruct(model, anatomy, plan_for(anatomy), IDS, ReconstructionConfig(samples=3))
+    structure = trace_structure(model)
+    prune_and_reconstruct(model, structure, plan_for(structure), IDS, ReconstructionConfig(samples=3))
     assert model.training
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert all(p.requires_grad for p in model.parameters())
@@ -124,47 +124,47 @@ def test_half_precision_and_training_mode_stay() -> None:
 def test_samples_are_spread_over_the_pool() -> None:
     """Windows 0, 2 and 5 of six, and their weights, not the first three."""
     chosen, spread = tiny_llama(), tiny_llama()
-    anatomy = trace_anatomy(chosen)
-    plan, weights = plan_for(anatomy), torch.tensor([1.0, 9.0, 3.0, 9.0, 9.0, 2.0])
+    structure = trace_structure(chosen)
+    plan, weights = plan_for(structure), torch.tensor([1.0, 9.0, 3.0, 9.0, 9.0, 2.0])
     picks = torch.tensor([0, 2, 5])
-    prune_and_reconstruct(spread, anatomy, plan, IDS, ReconstructionConfig(samples=3), sample_weights=weights)
-    prune_and_reconstruct(chosen, anatomy, plan, IDS[picks], ReconstructionConfig(), sample_weights=weights[picks])
+    prune_and_reconstruct(spread, structure, plan, IDS, ReconstructionConfig(samples=3), sample_weights=weights)
+    prune_and_reconstruct(chosen, structure, plan, IDS[picks], ReconstructionConfig(), sample_weights=weights[picks])
     torch.testing.assert_close(spread.state_dict(), chosen.state_dict())
 
 
 @pytest.mark.parametrize("options", [{}, {"candidates": [0.001, 0.1]}, {"constraint": "rotation"}, {"form": "local"}])
 def test_a_recorded_dense_stream_changes_nothing(options: dict[str, Any]) -> None:
     alone, helped = tiny_llama(attention_bias=True), tiny_llama(attention_bias=True)
-    anatomy = trace_anatomy(alone)
+    structure = trace_structure(alone)
     config = ReconstructionConfig(samples=5, batch_size=2, **options)
-    dense = record_dense_stream(helped, anatomy, IDS, config)
+    dense = record_dense_stream(helped, structure, IDS, config)
     for seed in (3, 4):
-        plan = plan_for(anatomy, seed=seed)
-        with restored(alone, anatomy), restored(helped, anatomy):
-            prune_and_reconstruct(alone, anatomy, plan, IDS, config)
-            prune_and_reconstruct(helped, anatomy, plan, IDS, config, dense=dense)
+        plan = plan_for(structure, seed=seed)
+        with restored(alone, structure), restored(helped, structure):
+            prune_and_reconstruct(alone, structure, plan, IDS, config)
+            prune_and_reconstruct(helped, structure, plan, IDS, config, dense=dense)
             for name, value in alone.state_dict().items():
                 assert torch.equal(value, helped.state_dict()[name]), name
 
 
 def test_a_dense_stream_of_other_windows_is_refused() -> None:
     model = tiny_llama()
-    anatomy, config = trace_anatomy(model), ReconstructionConfig()
-    dense = record_dense_stream(model, anatomy, IDS, config)
+    structure, config = trace_structure(model), ReconstructionConfig()
+    dense = record_dense_stream(model, structure, IDS, config)
     other = dataclasses.replace(config, batch_size=3)
     for ids, asked in ((IDS.flip(0), config), (IDS[:3], config), (IDS, other)):
         with pytest.raises(DataError, match="dense: expected the stream of these windows and batches, got another"):
-            prune_and_reconstruct(model, anatomy, plan_for(anatomy), ids, asked, dense=dense)
+            prune_and_reconstruct(model, structure, plan_for(structure), ids, asked, dense=dense)
     assert model.model.layers[0].mlp.down_proj.weight.shape[1] == 160
 
 
 @pytest.mark.parametrize("form", ["sequential", "local"])
 def test_a_single_candidate_is_the_ridge(form: Any) -> None:
     searched, fixed = tiny_llama(), tiny_llama()
-    anatomy = trace_anatomy(fixed)
-    plan = plan_for(anatomy)
-    prune_and_reconstruct(searched, anatomy, plan, IDS, ReconstructionConfig(ridge=9.0, candidates=[0.03], form=form))
-    prune_and_reconstruct(fixed, anatomy, plan, IDS, ReconstructionConfig(ridge=0.03, form=form))
+    structure = trace_structure(fixed)
+    plan = plan_for(structure)
+    prune_and_reconstruct(searched, structure, plan, IDS, ReconstructionConfig(ridge=9.0, candidates=[0.03], form=form))
+    prune_and_reconstruct(fixed, structure, plan, IDS, ReconstructionConfig(ridge=0.03, form=form))
     torch.testing.assert_close(searched.state_dict(), fixed.state_dict(), rtol=1e-3, atol=1e-4)
 
 
@@ -172,11 +172,11 @@ def test_a_single_candidate_is_the_ridge(form: Any) -> None:
 def test_candidates_are_judged_on_held_out_windows(form: Any) -> None:
     """The first refitted projection, by hand: five windows fit, the last is held out, then all six fit."""
     dense, searched = tiny_llama(), tiny_llama()
-    anatomy = trace_anatomy(dense)
-    plan, candidates = plan_for(anatomy), [1e-4, 1e-2, 1.0, 1e2]
-    whole, group = watch(dense, IDS), anatomy.group(0, "ffn")
+    structure = trace_structure(dense)
+    plan, candidates = plan_for(structure), [1e-4, 1e-2, 1.0, 1e2]
+    whole, group = watch(dense, IDS), structure.group(0, "ffn")
     name = group.output.module
-    prune_and_reconstruct(searched, anatomy, plan, IDS, ReconstructionConfig(candidates=candidates, form=form, batch_size=4))
+    prune_and_reconstruct(searched, structure, plan, IDS, ReconstructionConfig(candidates=candidates, form=form, batch_size=4))
     x, y = whole[f"{name}.in"][:, group.channels_of(plan.kept[group.name])], whole[f"{name}.out"]
     kept = dense.get_submodule(name).weight[:, group.channels_of(plan.kept[group.name])].detach()
     split = 5 * IDS.shape[1]
@@ -188,11 +188,11 @@ def test_candidates_are_judged_on_held_out_windows(form: Any) -> None:
 @pytest.mark.parametrize("form", ["sequential", "local"])
 def test_a_rotation_keeps_lengths_and_angles_and_helps(form: Any) -> None:
     dense, cut, refitted = tiny_llama(), tiny_llama(), tiny_llama()
-    anatomy = trace_anatomy(dense)
-    plan = plan_for(anatomy, keep=0.7)
-    prune_model(cut, anatomy, plan)
-    prune_and_reconstruct(refitted, anatomy, plan, IDS, ReconstructionConfig(constraint="rotation", form=form))
-    for group in anatomy.groups:
+    structure = trace_structure(dense)
+    plan = plan_for(structure, keep=0.7)
+    prune_model(cut, structure, plan)
+    prune_and_reconstruct(refitted, structure, plan, IDS, ReconstructionConfig(constraint="rotation", form=form))
+    for group in structure.groups:
         before, after = (m.get_submodule(group.output.module).weight for m in (cut, refitted))
         torch.testing.assert_close(after.T @ after, before.T @ before, rtol=1e-3, atol=1e-3)
     whole, pruned, now = (watch(model, IDS)["model.layers.2.out"] for model in (dense, cut, refitted))
@@ -202,17 +202,17 @@ def test_a_rotation_keeps_lengths_and_angles_and_helps(form: Any) -> None:
 @pytest.mark.parametrize("options", [{}, {"candidates": [0.01, 0.1]}, {"form": "local"}, {"form": "local", "candidates": [0.1]}])
 def test_memory_stays_below_the_formula(options: dict[str, Any]) -> None:
     model = tiny_llama(intermediate_size=640, hidden_size=64)
-    anatomy = trace_anatomy(model)
+    structure = trace_structure(model)
     ids, config = random_windows(40, 32, seed=6).input_ids, ReconstructionConfig(batch_size=4, **options)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     with torch.profiler.profile(profile_memory=True) as profile:
-        prune_and_reconstruct(model, anatomy, plan_for(anatomy, keep=0.999), ids, config)
+        prune_and_reconstruct(model, structure, plan_for(structure, keep=0.999), ids, config)
     held = peak = 0
     for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
-    predicted = reconstruction_gib(model, anatomy, 40, 32, config) * 2**30 - weights
+    predicted = reconstruction_gib(model, structure, 40, 32, config) * 2**30 - weights
     assert 0.5 * predicted < peak < 1.02 * predicted, (peak, predicted)
 
 
@@ -221,27 +221,27 @@ def test_a_7b_fits_into_24_gb() -> None:
 
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig()).bfloat16()
-    anatomy = trace_anatomy(model)
+    structure = trace_structure(model)
     for options, most in (({}, 20.0), ({"form": "local"}, 18.0), ({"candidates": [0.01, 0.1]}, 21.0)):
-        assert 13.0 < reconstruction_gib(model, anatomy, 512, 128, ReconstructionConfig(**options)) < most  # type: ignore[arg-type]
+        assert 13.0 < reconstruction_gib(model, structure, 512, 128, ReconstructionConfig(**options)) < most  # type: ignore[arg-type]
 
 
 def test_another_residual_form_is_refused() -> None:
     model = tiny_llama()
-    anatomy = trace_anatomy(model)
+    structure = trace_structure(model)
     model.model.layers[0].register_forward_hook(lambda module, arguments, output: 2.0 * output)
     with pytest.raises(ModelError, match="expected a layer's output to be its input plus attention plus FFN"):
-        prune_and_reconstruct(model, anatomy, plan_for(anatomy), IDS, ReconstructionConfig())
+        prune_and_reconstruct(model, structure, plan_for(structure), IDS, ReconstructionConfig())
 
 
 def test_bad_input_is_refused_before_anything_is_cut() -> None:
     model = tiny_llama()
-    anatomy = trace_anatomy(model)
+    structure = trace_structure(model)
     with pytest.raises(DataError, match="reconstruction: expected calibration windows, got none"):
-        prune_and_reconstruct(model, anatomy, plan_for(anatomy), IDS[:0], ReconstructionConfig())
-    other = trace_anatomy(tiny_llama(intermediate_size=96))
+        prune_and_reconstruct(model, structure, plan_for(structure), IDS[:0], ReconstructionConfig())
+    other = trace_structure(tiny_llama(intermediate_size=96))
     with pytest.raises(PlanError, match=r"plan: expected units 160 in group '0.ffn' of this model, got 96"):
-        prune_and_reconstruct(model, anatomy, plan_for(other), IDS, ReconstructionConfig())
+        prune_and_reconstruct(model, structure, plan_for(other), IDS, ReconstructionConfig())
     assert model.model.layers[0].mlp.down_proj.weight.shape[1] == 160
 
 

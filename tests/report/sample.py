@@ -104,7 +104,7 @@ def searched_calibration() -> dict[str, Any]:
         "clusters": {"cluster 0": {"samples": 150, "weight": 0.35}, "cluster 1": {"samples": 106, "weight": 0.65}},
         "effective_samples": 36.18,
         "set_file": "runs/quickstart/calibration_set.json",
-        "loudest": [
+        "heaviest": [
             {
                 "id": 1_017,
                 "source": "wikitext",

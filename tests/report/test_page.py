@@ -219,7 +219,7 @@ def test_calibration_shows_clusters_and_spread() -> None:
     assert page.text.index("sample 1,017") < page.text.index("each 4.7 % · code, sample 40 and 31 more\ndef lerp(a: float")
     assert html.count('role="img"') == render_page(sample_report()).count('role="img"') + 2
     report["calibration"]["set_file"] = "<script>alert(1)</script>"
-    report["calibration"]["loudest"][0]["text"] = "<script>alert(1)</script>"
+    report["calibration"]["heaviest"][0]["text"] = "<script>alert(1)</script>"
     assert "<script" not in render_page(report)
 
 

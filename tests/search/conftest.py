@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from adapruner.data.windows import TextWindows
-from adapruner.pipeline import PruningProblem
-from tests.tiny import pose_problem, random_windows, tiny_llama
+from adapruner.pruning.problem import PruningProblem
+from tests.tiny import prepare_problem, random_windows, tiny_llama
 
 
 @pytest.fixture(scope="package")
@@ -17,7 +17,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="package")
 def problem(model: Any) -> PruningProblem:
-    return pose_problem(model, random_windows(4, 16, seed=1, sources=("books", "code", "wiki")))
+    return prepare_problem(model, random_windows(4, 16, seed=1, sources=("books", "code", "wiki")))
 
 
 @pytest.fixture(scope="package")

@@ -18,16 +18,17 @@ SCRIPT = """
 import json, sys
 from dataclasses import replace
 import adapruner
-from adapruner.pipeline import Recipe, make_plan
+from adapruner.pruning.recipe import Recipe
+from adapruner.pruning.problem import make_plan
 from adapruner.pruning.allocation import Allocation
 from adapruner.search.config import SearchConfig
 from adapruner.search.space import SearchSpace
 from adapruner.search.study import run_search
 from pathlib import Path
-from tests.tiny import pose_problem, random_windows, tiny_llama
+from tests.tiny import prepare_problem, random_windows, tiny_llama
 
 model = tiny_llama()
-problem = pose_problem(model, random_windows(3, 12, seed=1, sources=("books", "code")))
+problem = prepare_problem(model, random_windows(3, 12, seed=1, sources=("books", "code")))
 recipe = Recipe({"l2": 1.0}, allocation=Allocation("gamma", 0.5))
 hashes = [make_plan(problem, replace(recipe, power=p)).hash for p in (1.0, 2.0)]
 plain = make_plan(problem, recipe).hash

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from adapruner.anatomy.latency import LatencyTable
-from adapruner.pipeline import PruningProblem, Recipe
+from adapruner.models.latency import LatencyTable
 from adapruner.pruning.budget import Budget
+from adapruner.pruning.problem import PruningProblem
+from adapruner.pruning.recipe import Recipe
 from adapruner.search import device_latency
 from adapruner.search.device_latency import meet_on_device, read_or_measure_table
 
@@ -35,7 +36,7 @@ def test_the_plan_meets_what_the_clock_says(model: Any, problem: PruningProblem,
     assert plan.kept == choice.kept
     assert plan.provenance["latency"]["measured_ms"] == choice.measured_ms
     assert plan.budget["latency_ms"] == 8.0
-    for group in problem.anatomy.groups:
+    for group in problem.structure.groups:
         assert model.get_submodule(group.output.module).weight.shape[1] == group.channels
 
 

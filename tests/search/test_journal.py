@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from adapruner.errors import ConfigurationError, StudyError
-from adapruner.search.evidence import read_or_collect
 from adapruner.search.journal import FILE, SEAL, check_journal, fail_killed, open_study, seal_of
+from adapruner.search.statistics_cache import read_or_collect
 
 IDENTITY = {"model": "f00d"}
 

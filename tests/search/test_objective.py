@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from adapruner.anatomy.sizes import measure_sizes
 from adapruner.data.windows import TextWindows
 from adapruner.errors import ConfigurationError
 from adapruner.evaluation.cost import count_macs
 from adapruner.evaluation.divergence import collect_top_k, evaluate_divergence_chunks
 from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.importance.gram import collect_grams
-from adapruner.pipeline import PruningProblem, Recipe, make_plan, part_weights
+from adapruner.models.sizes import measure_sizes
+from adapruner.pruning.problem import PruningProblem, make_plan, part_weights
+from adapruner.pruning.recipe import Recipe
 from adapruner.pruning.surgery import pruned
 from adapruner.recovery.local import pruned_and_refitted
 from adapruner.search.config import ObjectiveConfig, RerankConfig, SearchConfig
@@ -34,7 +35,7 @@ def test_chunks_add_up_to_the_whole(model: Any, problem: PruningProblem, windows
     objective = Objective(model, problem, windows, SearchConfig(batch_size=2, chunks=4), None)
     parts = list(objective.of_plan(model, make_plan(problem, RECIPE), RECIPE))
     assert len(parts) == 4
-    with pruned(model, problem.anatomy, make_plan(problem, RECIPE)):
+    with pruned(model, problem.structure, make_plan(problem, RECIPE)):
         assert parts[-1].value == pytest.approx(evaluate_nll(model, windows).nll)
         assert [p.alone for p in parts] == pytest.approx([evaluate_nll(model, windows.select([i, i + 1])).nll for i in (0, 2, 4, 6)])
 
@@ -43,7 +44,7 @@ def test_kl_is_measured_against_the_dense_model(model: Any, problem: PruningProb
     config = SearchConfig(objective=ObjectiveConfig(measure="kl", top_k=9))
     value = last(Objective(model, problem, windows, config, None), model, problem)
     dense = collect_top_k(model, windows, 9)
-    with pruned(model, problem.anatomy, make_plan(problem, RECIPE)):
+    with pruned(model, problem.structure, make_plan(problem, RECIPE)):
         *_, direct = evaluate_divergence_chunks(model, windows, dense)
     assert value == pytest.approx(direct.value, rel=1e-5)
     assert value > 0.01
@@ -51,14 +52,14 @@ def test_kl_is_measured_against_the_dense_model(model: Any, problem: PruningProb
 
 def test_the_refit_is_looked_at(model: Any, problem: PruningProblem, windows: TextWindows) -> None:
     calibration = random_windows(4, 16, seed=1, sources=("books", "code", "wiki"))
-    grams = collect_grams(model, problem.anatomy, calibration, calibration.source_index, 3)
+    grams = collect_grams(model, problem.structure, calibration, calibration.source_index, 3)
     with_grams = replace(problem, grams=grams)
     plan = make_plan(problem, RECIPE)
     value = last(Objective(model, with_grams, windows, SearchConfig(), 0.02), model, with_grams)
-    with pruned_and_refitted(model, problem.anatomy, plan, grams, part_weights(problem, RECIPE), 0.02):
+    with pruned_and_refitted(model, problem.structure, plan, grams, part_weights(problem, RECIPE), 0.02):
         assert value == pytest.approx(evaluate_nll(model, windows).nll)
     own = replace(RECIPE, ridge=0.5)
-    with pruned_and_refitted(model, problem.anatomy, plan, grams, part_weights(problem, own), 0.5):
+    with pruned_and_refitted(model, problem.structure, plan, grams, part_weights(problem, own), 0.5):
         direct = evaluate_nll(model, windows).nll
     assert last(Objective(model, with_grams, windows, SearchConfig(), 0.02), model, with_grams, own) == pytest.approx(direct)
     with pytest.raises(ConfigurationError, match="refit: expected Gram matrices of the calibration pool, got none"):
@@ -67,14 +68,14 @@ def test_the_refit_is_looked_at(model: Any, problem: PruningProblem, windows: Te
 
 def test_the_cost_term_is_the_fraction_left(model: Any, problem: PruningProblem, windows: TextWindows) -> None:
     plan = make_plan(problem, RECIPE)
-    sized = replace(problem, sizes=measure_sizes(model, problem.anatomy), budget=replace(problem.budget, seq_len=16))
+    sized = replace(problem, sizes=measure_sizes(model, problem.structure), budget=replace(problem.budget, seq_len=16))
     plain = last(Objective(model, sized, windows, SearchConfig(), None), model, sized)
     for what, weight in (("macs", 2.0), ("parameters", 0.5)):
         objective: Any = ObjectiveConfig(cost=what, cost_weight=weight)  # type: ignore[arg-type]
         found = Objective(model, sized, windows, SearchConfig(objective=objective), None)
         if what == "macs":
             dense = count_macs(model, seq_len=16)
-            with pruned(model, problem.anatomy, plan):
+            with pruned(model, problem.structure, plan):
                 left = count_macs(model, seq_len=16) / dense
         else:
             left = plan.parameters["pruned"] / plan.parameters["dense"]

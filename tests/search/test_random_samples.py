@@ -11,7 +11,8 @@ import pytest
 from adapruner.calibration.choice import CalibrationChoice
 from adapruner.calibration.spread import random_sets
 from adapruner.data.windows import TextWindows
-from adapruner.pipeline import PruningProblem, Recipe, make_plan
+from adapruner.pruning.problem import PruningProblem, make_plan
+from adapruner.pruning.recipe import Recipe
 from adapruner.search.config import SearchConfig
 from adapruner.search.objective import Objective
 from adapruner.search.random_samples import measure_spread

@@ -15,14 +15,15 @@ from torch import nn
 
 from adapruner.data.windows import TextWindows
 from adapruner.evaluation.perplexity import evaluate_nll
-from adapruner.pipeline import PruningProblem, Recipe, make_plan
+from adapruner.pruning.problem import PruningProblem, make_plan
+from adapruner.pruning.recipe import Recipe
+from adapruner.recovery.post_pruning import PostPruning
 from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_reconstruct
 from adapruner.search.config import RerankConfig, SearchConfig
 from adapruner.search.reranking import choose_candidates, rerank
 from adapruner.search.space import SearchSpace
 from adapruner.search.study import run_search
 from adapruner.search.trials import TrialRecord
-from adapruner.treatment import Treatment
 from tests.tiny import random_windows
 
 CALIBRATION = random_windows(4, 16, seed=1, sources=("books", "code", "wiki"))
@@ -68,14 +69,14 @@ def test_values_are_those_of_the_treated_models(
     def measure(m: nn.Module) -> float:
         return evaluate_nll(m, windows).nll
 
-    treatment = Treatment.of_windows(CALIBRATION, ReconstructionConfig(), recover)
+    post_pruning = PostPruning.of_windows(CALIBRATION, ReconstructionConfig(), recover)
     plans = plans_of(problem)
     steps: list[tuple[int, int]] = []
-    found = rerank(model, problem, plans, treatment, measure, RerankConfig(4, 0.5), tmp_path, {}, lambda d, t, n: steps.append((d, t)))
+    found = rerank(model, problem, plans, post_pruning, measure, RerankConfig(4, 0.5), tmp_path, {}, lambda d, t, n: steps.append((d, t)))
     direct = {}
     for trial, plan in plans:
         twin = copy.deepcopy(model)
-        prune_and_reconstruct(twin, problem.anatomy, plan, CALIBRATION.input_ids, ReconstructionConfig())
+        prune_and_reconstruct(twin, problem.structure, plan, CALIBRATION.input_ids, ReconstructionConfig())
         direct[trial.plan_hash] = (measure(twin), measure(nudge(twin)))
     for candidate in found:
         assert candidate.reconstructed == pytest.approx(direct[candidate.plan_hash][0], abs=1e-4)
@@ -86,7 +87,7 @@ def test_values_are_those_of_the_treated_models(
     alive = sorted(direct, key=lambda h: direct[h][0])[: 2 if recover else 4]
     assert found[0].plan_hash == min(alive, key=lambda h: direct[h][stage])
     assert steps[-1] == ((6, 6) if recover else (4, 4))
-    for group in problem.anatomy.groups:  # and the model is whole
+    for group in problem.structure.groups:  # and the model is whole
         assert model.get_submodule(group.output.module).weight.shape[1] == group.channels
 
 
@@ -99,27 +100,27 @@ def test_what_was_measured_is_not_measured_again(model: Any, problem: PruningPro
             raise KeyboardInterrupt
         return evaluate_nll(m, windows).nll
 
-    treatment, plans = Treatment.of_windows(CALIBRATION, ReconstructionConfig(), None), plans_of(problem)
+    post_pruning, plans = PostPruning.of_windows(CALIBRATION, ReconstructionConfig(), None), plans_of(problem)
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
-        rerank(model, problem, plans, treatment, measure, RerankConfig(4), tmp_path, {"model": "a"})
+        rerank(model, problem, plans, post_pruning, measure, RerankConfig(4), tmp_path, {"model": "a"})
     assert len(json.loads((tmp_path / "reranking.json").read_text())["values"]["reconstructed"]) == 2
     calls[:] = [1] * 10
-    first = rerank(model, problem, plans, treatment, measure, RerankConfig(4), tmp_path, {"model": "a"})
+    first = rerank(model, problem, plans, post_pruning, measure, RerankConfig(4), tmp_path, {"model": "a"})
     assert len(calls) == 12  # two were known
-    rerank(model, problem, plans, treatment, measure, RerankConfig(4), tmp_path, {"model": "b"})
+    rerank(model, problem, plans, post_pruning, measure, RerankConfig(4), tmp_path, {"model": "b"})
     assert len(calls) == 16  # another question: all anew
     (tmp_path / "reranking.json").write_text("{torn")
-    assert rerank(model, problem, plans, treatment, measure, RerankConfig(4), tmp_path, {"model": "a"}) == first
+    assert rerank(model, problem, plans, post_pruning, measure, RerankConfig(4), tmp_path, {"model": "a"}) == first
 
 
 def test_the_search_takes_the_winner_of_the_second_look(model: Any, problem: PruningProblem, windows: TextWindows, tmp_path: Path) -> None:
     config = SearchConfig(n_trials=14, chunks=2, random_sets=3, space=SearchSpace(metrics=["l1", "l2", "gate_fisher"]))
-    treatment = Treatment.of_windows(CALIBRATION, ReconstructionConfig(), None)
-    outcome = run_search(model, problem, windows, config, tmp_path, {}, treatment=treatment)
+    post_pruning = PostPruning.of_windows(CALIBRATION, ReconstructionConfig(), None)
+    outcome = run_search(model, problem, windows, config, tmp_path, {}, post_pruning=post_pruning)
     assert outcome.candidates[0].plan_hash == outcome.plan.hash == outcome.best.plan_hash
     assert outcome.candidates[0].reconstructed == min(c.reconstructed for c in outcome.candidates if c.reconstructed is not None)
     assert outcome.best_fixed is not None
     assert outcome.best_fixed[0].plan_hash in {c.plan_hash for c in outcome.candidates}
-    plain = run_search(model, problem, windows, replace(config, rerank=None), tmp_path, {}, treatment=treatment)
+    plain = run_search(model, problem, windows, replace(config, rerank=None), tmp_path, {}, post_pruning=post_pruning)
     assert plain.candidates == []
     assert plain.best.value == min(t.value for t in plain.trials if t.state == "complete" and t.value is not None)

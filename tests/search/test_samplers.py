@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adapruner.data.windows import TextWindows
-from adapruner.pipeline import PruningProblem
+from adapruner.pruning.problem import PruningProblem
 from adapruner.search.config import ORDERS, SAMPLERS, STOPPERS, ObjectiveConfig, SearchConfig
 from adapruner.search.samplers import frozen_dimensions
 from adapruner.search.space import CALIBRATION_DIMENSIONS, SearchSpace
@@ -59,12 +59,12 @@ def test_stopping(rule: Any, model: Any, problem: PruningProblem, windows: TextW
 def test_orders(order: Any, model: Any, problem: PruningProblem, windows: TextWindows, tmp_path: Path) -> None:
     whole = resumed_equals_unbroken(replace(CONFIG, order=order, sampler="random"), model, problem, windows, tmp_path)
 
-    def moved(trials: list[Any]) -> set[bool]:
+    def depth_and_width_removed(trials: list[Any]) -> set[bool]:
         """Whether calibration dimensions (True) or others (False) differ between these trials."""
         names = trials[0].params
         return {n.startswith(CALIBRATION_DIMENSIONS) for n in names if len({t.params[n] for t in trials}) > 1}
 
-    halves = [moved(whole.trials[FIXED : FIXED + 4]), moved(whole.trials[FIXED + 4 :])]
+    halves = [depth_and_width_removed(whole.trials[FIXED : FIXED + 4]), depth_and_width_removed(whole.trials[FIXED + 4 :])]
     assert halves == {"joint": [{True, False}] * 2, "data_first": [{True}, {False}], "metric_first": [{False}, {True}]}[order]
 
 

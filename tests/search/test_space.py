@@ -10,9 +10,10 @@ import torch
 from adapruner.calibration.pool import CalibrationGroups, CalibrationPool
 from adapruner.errors import ConfigurationError
 from adapruner.importance.metrics import METRICS
-from adapruner.pipeline import PruningProblem, Recipe, make_plan
 from adapruner.pruning.allocation import Allocation
-from adapruner.search.fixed_points import FixedPoints
+from adapruner.pruning.problem import PruningProblem, make_plan
+from adapruner.pruning.recipe import Recipe
+from adapruner.search.seed_trials import SeedTrials
 from adapruner.search.space import DEFAULT_METRICS, SearchSpace, softmax
 from adapruner.search.trials import TrialRecord
 
@@ -35,7 +36,7 @@ def suggested(space: SearchSpace, point: dict[str, Any], pool: CalibrationPool =
 
 def test_a_fixed_point_is_the_plain_metric(problem: PruningProblem) -> None:
     space = SearchSpace(metrics=sorted(METRICS))
-    points = dict(FixedPoints(space, POOL).first)
+    points = dict(SeedTrials(space, POOL).first)
     hashes = set()
     for metric in METRICS:
         plain = make_plan(problem, Recipe({metric: 1.0}, allocation=Allocation("gamma", 0.0)))
@@ -46,7 +47,7 @@ def test_a_fixed_point_is_the_plain_metric(problem: PruningProblem) -> None:
 
 def test_fixed_points_cover_metrics_then_sources() -> None:
     space = SearchSpace()
-    points = FixedPoints(space, POOL)
+    points = SeedTrials(space, POOL)
     assert [name for name, _ in points.first] == [*DEFAULT_METRICS, *(f"taylor_second on {source}" for source in SOURCES)]
     recipe = suggested(space, dict(points.first)["taylor_second on code"])
     assert recipe.calibration.source_weights is not None
@@ -55,7 +56,7 @@ def test_fixed_points_cover_metrics_then_sources() -> None:
 
 
 def test_the_last_fixed_points_go_to_the_best_source() -> None:
-    points = FixedPoints(SearchSpace(metrics=["l2", "taylor_second", "wanda_sp"]), POOL)
+    points = SeedTrials(SearchSpace(metrics=["l2", "taylor_second", "wanda_sp"]), POOL)
     values = {"taylor_second on books": 3.0, "taylor_second on code": 2.0, "taylor_second on wiki": 2.5}
     done = [TrialRecord(i, name, "complete", values.get(name, 1.0), 0.0, {}, f"hash {i}") for i, (name, _) in enumerate(points.first)]
     assert [points.limit(n) for n in (0, 4, 6)][:2] == [6, 2]
@@ -66,8 +67,8 @@ def test_the_last_fixed_points_go_to_the_best_source() -> None:
 
 def test_one_source_or_no_logit_leaves_the_sources_out() -> None:
     for space, pool in ((SearchSpace(), pool_of("books")), (SearchSpace(source_logit=0.0), POOL)):
-        points = FixedPoints(space, pool).first
-        assert len(points) == len(FixedPoints(space, pool)) == len(DEFAULT_METRICS)
+        points = SeedTrials(space, pool).first
+        assert len(points) == len(SeedTrials(space, pool)) == len(DEFAULT_METRICS)
         assert not any(name.startswith("source/") for _, point in points for name in point)
         assert suggested(space, points[0][1], pool).calibration.source_weights is None
 
@@ -88,7 +89,7 @@ def test_every_suggestion_stays_in_its_bounds() -> None:
         assert 0.5 <= recipe.allocation.log_head_multiplier <= 1.0
         assert recipe.reduction in ("sum", "max")
     assert 0.2 <= min(gammas) < 0.25 < 0.35 < max(gammas) <= 0.4
-    for _, point in FixedPoints(space, POOL).first:  # the fixed points, too
+    for _, point in SeedTrials(space, POOL).first:  # the fixed points, too
         assert point["gamma"] == 0.2
         assert point["log_head_multiplier"] == 0.5
 
@@ -130,7 +131,7 @@ def test_every_dimension_can_be_searched_together() -> None:
     assert all(-0.5 <= r.allocation.depth_slope <= 0.5 and -0.25 <= r.allocation.depth_curve <= 0.25 for r in recipes)
     assert all(r.ridge is not None and 1e-3 <= r.ridge <= 1e-1 for r in recipes)
     assert all(r.pruned_fraction is not None and 0.2 <= r.pruned_fraction <= 0.6 for r in recipes)
-    for _, point in FixedPoints(space, pool).first:  # and the fixed points lie inside
+    for _, point in SeedTrials(space, pool).first:  # and the fixed points lie inside
         suggested(space, point, pool)
 
 

@@ -11,13 +11,13 @@ import torch
 from adapruner.data.windows import TextWindows
 from adapruner.errors import ConfigurationError, DataError
 from adapruner.evaluation.perplexity import evaluate_nll
-from adapruner.pipeline import PruningProblem
+from adapruner.pruning.problem import PruningProblem
+from adapruner.recovery.post_pruning import PostPruning, reconstructed
 from adapruner.recovery.reconstruction import ReconstructionConfig
 from adapruner.search.config import RerankConfig, SearchConfig
 from adapruner.search.space import SearchSpace
 from adapruner.search.split import split_windows
 from adapruner.search.study import SearchOutcome, run_search
-from adapruner.treatment import Treatment, reconstructed
 from tests.tiny import random_windows
 
 CALIBRATION = random_windows(4, 16, seed=1, sources=("books", "code", "wiki"))
@@ -29,8 +29,8 @@ def config(held_out: int, trials: int = 10) -> SearchConfig:
 
 
 def search(model: Any, problem: PruningProblem, windows: Any, held_out: int, folder: Path) -> SearchOutcome:
-    treatment = Treatment.of_windows(CALIBRATION, ReconstructionConfig(), None)
-    return run_search(model, problem, windows, config(held_out), folder, {}, treatment=treatment)
+    post_pruning = PostPruning.of_windows(CALIBRATION, ReconstructionConfig(), None)
+    return run_search(model, problem, windows, config(held_out), folder, {}, post_pruning=post_pruning)
 
 
 def test_every_window_goes_to_one_side(windows: TextWindows) -> None:
@@ -50,7 +50,7 @@ def test_trials_see_the_first_part_and_the_last_part_decides(
     assert [t.value for t in found.trials] == [t.value for t in alone.trials]
     last = windows.select(range(len(windows) - 3, len(windows)))
     values = {c.trial: c.reconstructed for c in found.candidates}
-    with reconstructed(model, problem, found.plan, Treatment.of_windows(CALIBRATION, ReconstructionConfig(), None)):
+    with reconstructed(model, problem, found.plan, PostPruning.of_windows(CALIBRATION, ReconstructionConfig(), None)):
         assert values[found.best.trial] == pytest.approx(evaluate_nll(model, last).nll, abs=1e-5)
     assert values[found.best.trial] == min(values.values())  # type: ignore[type-var]
 

@@ -14,7 +14,8 @@ import torch
 from adapruner.data.windows import TextWindows
 from adapruner.errors import BudgetError, ConfigurationError, StudyError
 from adapruner.evaluation.perplexity import evaluate_nll
-from adapruner.pipeline import PruningProblem, Recipe, make_plan
+from adapruner.pruning.problem import PruningProblem, make_plan
+from adapruner.pruning.recipe import Recipe
 from adapruner.pruning.surgery import pruned
 from adapruner.search.objective import Objective, Part
 from adapruner.search.space import SearchSpace
@@ -51,13 +52,13 @@ def test_the_winner_is_not_worse_than_any_baseline(model: Any, problem: PruningP
     assert len(whole.trials) == CONFIG.n_trials
     for metric in METRICS:
         plan = make_plan(problem, Recipe({metric: 1.0}))
-        with pruned(model, problem.anatomy, plan):
+        with pruned(model, problem.structure, plan):
             value = evaluate_nll(model, windows).nll
         record = next(t for t in whole.trials if t.name == metric)
         assert (record.value, record.plan_hash) == (pytest.approx(value), plan.hash)
         assert whole.best.value is not None
         assert whole.best.value <= value + 1e-9
-    with pruned(model, problem.anatomy, whole.plan):
+    with pruned(model, problem.structure, whole.plan):
         assert evaluate_nll(model, windows).nll == pytest.approx(whole.best.value)
     assert whole.plan.hash == whole.best.plan_hash
     assert whole.plan.provenance["trial"] == whole.best.trial
@@ -65,7 +66,7 @@ def test_the_winner_is_not_worse_than_any_baseline(model: Any, problem: PruningP
 
 
 def test_the_model_comes_back_whole(model: Any, problem: PruningProblem, whole: SearchOutcome) -> None:
-    for group in problem.anatomy.groups:
+    for group in problem.structure.groups:
         assert model.get_submodule(group.output.module).weight.shape[1] == group.channels
     assert whole.plan.pruned_fraction == pytest.approx(0.3, abs=0.002)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import Evidence
+from adapruner.importance.metrics.interface import MetricInputs
 
 
 class ActivationNorm:
@@ -14,10 +14,8 @@ class ActivationNorm:
     paper = "arXiv 1611.06440, section 2.2"
     needs = frozenset({"input_square_sum"})
 
-    def score(self, evidence: Evidence) -> Tensor:
+    def score(self, inputs: MetricInputs) -> Tensor:
         """``[1, channels]``."""
-        statistics = evidence.statistics
-        mean_square = (evidence.weights @ statistics.inputs["input_square_sum", evidence.group.name]) / (
-            evidence.weights @ statistics.tokens
-        )
+        statistics = inputs.statistics
+        mean_square = (inputs.weights @ statistics.inputs["input_square_sum", inputs.group.name]) / (inputs.weights @ statistics.tokens)
         return mean_square.sqrt()[None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import Evidence, input_variance
+from adapruner.importance.metrics.interface import MetricInputs, input_variance
 
 
 class FluctuationIFV:
@@ -14,6 +14,6 @@ class FluctuationIFV:
     paper = "arXiv 2312.11983, equation 4"
     needs = frozenset({"input_sum", "input_square_sum"})
 
-    def score(self, evidence: Evidence) -> Tensor:
+    def score(self, inputs: MetricInputs) -> Tensor:
         """``[1, channels]``."""
-        return input_variance(evidence)[None]
+        return input_variance(inputs)[None]

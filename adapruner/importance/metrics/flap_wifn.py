@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import Evidence
+from adapruner.importance.metrics.interface import MetricInputs
 from adapruner.importance.metrics.wanda_sp import WandaSP
 
 
@@ -15,8 +15,8 @@ class FluctuationWIFN:
     paper = "arXiv 2312.11983, section 4.1"
     needs = WandaSP.needs
 
-    def score(self, evidence: Evidence) -> Tensor:
+    def score(self, inputs: MetricInputs) -> Tensor:
         """``[1, channels]``: z-scores over the group's channels, moved to start at 0 (only their order is used)."""
-        scores = WandaSP().score(evidence)
+        scores = WandaSP().score(inputs)
         z = (scores - scores.mean()) / scores.std(correction=0).clamp_min(1e-12)
         return z - z.min()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import Evidence, input_variance
+from adapruner.importance.metrics.interface import MetricInputs, input_variance
 
 
 class FluctuationWIFV:
@@ -14,7 +14,7 @@ class FluctuationWIFV:
     paper = "arXiv 2312.11983, equation 5"
     needs = frozenset({"input_sum", "input_square_sum"})
 
-    def score(self, evidence: Evidence) -> Tensor:
+    def score(self, inputs: MetricInputs) -> Tensor:
         """``[1, channels]``; the variance is over all tokens, each sample at its weight."""
-        norms = evidence.statistics.weights["l2", evidence.group.output.module]
-        return (input_variance(evidence) * norms)[None]
+        norms = inputs.statistics.weights["l2", inputs.group.output.module]
+        return (input_variance(inputs) * norms)[None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import Evidence
+from adapruner.importance.metrics.interface import MetricInputs
 
 
 class GateFisher:
@@ -14,10 +14,10 @@ class GateFisher:
     paper = "arXiv 2204.09656, equation 6"
     needs = frozenset({"first"})
 
-    def score(self, evidence: Evidence) -> Tensor:
+    def score(self, inputs: MetricInputs) -> Tensor:
         """``[1, channels]``: squares are taken per unit and sample, then shared out over the unit's channels."""
-        group = evidence.group
-        signed = evidence.statistics.member["first", group.output.module]
+        group = inputs.group
+        signed = inputs.statistics.member["first", group.output.module]
         gates = signed.view(-1, group.units, group.channels_per_unit).sum(2)
-        per_unit = evidence.weights @ gates.square()
+        per_unit = inputs.weights @ gates.square()
         return (per_unit / group.channels_per_unit).repeat_interleave(group.channels_per_unit)[None]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import Evidence
+from adapruner.importance.metrics.interface import MetricInputs
 
 
 class GateTaylor:
@@ -17,9 +17,9 @@ class GateTaylor:
     paper = "arXiv 1906.10771"
     needs = frozenset({"first"})
 
-    def score(self, evidence: Evidence) -> Tensor:
+    def score(self, inputs: MetricInputs) -> Tensor:
         """``[1, channels]``: signed sums are joined over the unit's channels before the modulus, then shared out."""
-        group = evidence.group
-        signed = evidence.weights @ evidence.statistics.member["first", group.output.module]
+        group = inputs.group
+        signed = inputs.weights @ inputs.statistics.member["first", group.output.module]
         per_unit = signed.view(group.units, group.channels_per_unit).sum(1).abs()
         return (per_unit / group.channels_per_unit).repeat_interleave(group.channels_per_unit)[None]

@@ -8,12 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from adapruner.anatomy.units import Member, UnitGroup
 from adapruner.importance.statistics import UnitStatistics
+from adapruner.models.units import Member, UnitGroup
 
 
 @dataclass(frozen=True)
-class Evidence:
+class MetricInputs:
     """What a metric may look at for one group."""
 
     statistics: UnitStatistics
@@ -37,7 +37,7 @@ class Metric(Protocol):
         """Names of :data:`adapruner.importance.statistics.STATISTICS`; empty if weights alone suffice."""
         ...
 
-    def score(self, evidence: Evidence) -> Tensor:
+    def score(self, inputs: MetricInputs) -> Tensor:
         """``[members, channels]`` float32, non-negative; one row per coupled tensor the metric looks at, output last."""
         ...
 
@@ -50,21 +50,21 @@ def spread_to_channels(values: Tensor, member: Member) -> Tensor:
     return values[member.index] * member.share
 
 
-def input_variance(evidence: Evidence) -> Tensor:
+def input_variance(inputs: MetricInputs) -> Tensor:
     """``[channels]``: variance of each input channel of the output projection over all tokens, each sample at its weight."""
-    statistics, weights, name = evidence.statistics, evidence.weights, evidence.group.name
+    statistics, weights, name = inputs.statistics, inputs.weights, inputs.group.name
     tokens = weights @ statistics.tokens
     mean = (weights @ statistics.inputs["input_sum", name]) / tokens
     mean_square = (weights @ statistics.inputs["input_square_sum", name]) / tokens
     return (mean_square - mean.square()).clamp_min(0.0)
 
 
-def weighted_member_rows(evidence: Evidence, kind: str) -> list[Tensor]:
+def weighted_member_rows(inputs: MetricInputs, kind: str) -> list[Tensor]:
     """For every member ``[rows]``: the weighted sum over samples of a per-sample statistic."""
-    table = evidence.statistics.member
-    return [evidence.weights @ table[kind, m.module] for m in evidence.group.members]
+    table = inputs.statistics.member
+    return [inputs.weights @ table[kind, m.module] for m in inputs.group.members]
 
 
-def stack_members(evidence: Evidence, rows: list[Tensor]) -> Tensor:
+def stack_members(inputs: MetricInputs, rows: list[Tensor]) -> Tensor:
     """``[members, channels]`` from one row of values per member."""
-    return torch.stack([spread_to_channels(v, m) for v, m in zip(rows, evidence.group.members, strict=True)])
+    return torch.stack([spread_to_channels(v, m) for v, m in zip(rows, inputs.group.members, strict=True)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import Evidence, stack_members
+from adapruner.importance.metrics.interface import MetricInputs, stack_members
 
 
 class L2Norm:
@@ -14,7 +14,7 @@ class L2Norm:
     paper = "arXiv 2305.11627, section 4.1"
     needs: frozenset[str] = frozenset()
 
-    def score(self, evidence: Evidence) -> Tensor:
+    def score(self, inputs: MetricInputs) -> Tensor:
         """``[members, channels]``."""
-        table = evidence.statistics.weights
-        return stack_members(evidence, [table["l2", m.module] for m in evidence.group.members])
+        table = inputs.statistics.weights
+        return stack_members(inputs, [table["l2", m.module] for m in inputs.group.members])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import Evidence
+from adapruner.importance.metrics.interface import MetricInputs
 
 
 class OptimalBrainSurgeon:
@@ -17,6 +17,6 @@ class OptimalBrainSurgeon:
     paper = "arXiv 2302.04089, equation 4"
     needs = frozenset({"obs"})
 
-    def score(self, evidence: Evidence) -> Tensor:
+    def score(self, inputs: MetricInputs) -> Tensor:
         """``[1, channels]``: a unit's score in equal parts over its channels."""
-        return evidence.statistics.weights["obs", evidence.group.output.module][None]
+        return inputs.statistics.weights["obs", inputs.group.output.module][None]

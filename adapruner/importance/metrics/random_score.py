@@ -7,7 +7,7 @@ import zlib
 import torch
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import Evidence
+from adapruner.importance.metrics.interface import MetricInputs
 
 
 class RandomScore:
@@ -17,13 +17,13 @@ class RandomScore:
     paper = "baseline"
     needs: frozenset[str] = frozenset()
 
-    def score(self, evidence: Evidence) -> Tensor:
+    def score(self, inputs: MetricInputs) -> Tensor:
         """``[1, channels]``: one draw per unit, the same for all its channels (sums of draws would hardly differ).
 
         Drawn per parameter, as every global ranking divides by a unit's parameters: attention and FFN lose alike.
         """
-        group = evidence.group
-        generator = torch.Generator().manual_seed(evidence.seed * 1_000_003 + zlib.crc32(group.name.encode()))
+        group = inputs.group
+        generator = torch.Generator().manual_seed(inputs.seed * 1_000_003 + zlib.crc32(group.name.encode()))
         draws = 1.0 - torch.rand(group.units, generator=generator)
         per_channel = draws * group.parameters_per_unit / group.channels_per_unit
         return per_channel.repeat_interleave(group.channels_per_unit)[None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import Evidence, stack_members
+from adapruner.importance.metrics.interface import MetricInputs, stack_members
 
 
 class TaylorFirst:
@@ -14,7 +14,7 @@ class TaylorFirst:
     paper = "arXiv 2305.11627, equation 3"
     needs = frozenset({"summed_first"})
 
-    def score(self, evidence: Evidence) -> Tensor:
+    def score(self, inputs: MetricInputs) -> Tensor:
         """``[members, channels]``."""
-        table = evidence.statistics.weights
-        return stack_members(evidence, [table["summed_first", m.module] for m in evidence.group.members])
+        table = inputs.statistics.weights
+        return stack_members(inputs, [table["summed_first", m.module] for m in inputs.group.members])

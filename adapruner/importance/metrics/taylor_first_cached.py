@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import Evidence, stack_members, weighted_member_rows
+from adapruner.importance.metrics.interface import MetricInputs, stack_members, weighted_member_rows
 
 
 class TaylorFirstCached:
@@ -14,6 +14,6 @@ class TaylorFirstCached:
     paper = "after arXiv 2305.11627, equation 3"
     needs = frozenset({"first_absolute"})
 
-    def score(self, evidence: Evidence) -> Tensor:
+    def score(self, inputs: MetricInputs) -> Tensor:
         """``[members, channels]``."""
-        return stack_members(evidence, weighted_member_rows(evidence, "first_absolute"))
+        return stack_members(inputs, weighted_member_rows(inputs, "first_absolute"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import Evidence
+from adapruner.importance.metrics.interface import MetricInputs
 
 
 class WandaSP:
@@ -17,8 +17,8 @@ class WandaSP:
     paper = "arXiv 2306.11695, equation 1"
     needs = frozenset({"input_square_sum"})
 
-    def score(self, evidence: Evidence) -> Tensor:
+    def score(self, inputs: MetricInputs) -> Tensor:
         """``[1, channels]``; the norm is over the mean token (a common factor of all channels)."""
-        group, statistics = evidence.group, evidence.statistics
-        mean_square = (evidence.weights @ statistics.inputs["input_square_sum", group.name]) / (evidence.weights @ statistics.tokens)
+        group, statistics = inputs.group, inputs.statistics
+        mean_square = (inputs.weights @ statistics.inputs["input_square_sum", group.name]) / (inputs.weights @ statistics.tokens)
         return (statistics.weights["l1", group.output.module] * mean_square.sqrt())[None]

@@ -1,0 +1,200 @@
+"""``adapruner compare``: reads what to compare, runs what is missing, writes the table and the plot."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from adapruner.compare.cells import Cell, check_folder, is_done, lay_out
+from adapruner.compare.costs import read_cost
+from adapruner.compare.pareto import write_pareto
+from adapruner.compare.plot import draw_plot
+from adapruner.compare.process import FitProcess, only_one
+from adapruner.compare.progress import Display
+from adapruner.compare.schedule import Listener, Outcome, Start, run_cells
+from adapruner.compare.spec import BASE_METHOD, ComparisonSpec, FindConfig, make_spec, read_options, read_spec
+from adapruner.compare.summary import make_sections, read_rows
+from adapruner.compare.tables import NAME, Result, print_tables, write_tables
+from adapruner.errors import ConfigurationError
+from adapruner.files.atomic import write_atomically
+from adapruner.report.measurements import card_lines
+from adapruner.report.record import read_report
+
+CheckFit = Callable[[Mapping[str, Sequence[str]]], None]
+"""Method -> arguments of ``fit``: refuses what its parser refuses, before the first cell."""
+
+_DESCRIPTION = """\
+Compare methods over budgets and seeds: every method at every budget with every seed is one fit in its own folder,
+FOLDER/METHOD/BUDGET/seed-N. Then one table with mean, spread and paired differences (comparison.md, .csv, .json), one plot (.svg,
+.png), and a Pareto plot of perplexity against parameters and latency (comparison.pareto.svg, .png, .json).
+
+Killed and started again, it runs only what is missing, and a run that was cut short goes on where it stopped.
+A failed cell is named in the table, the others go on, and the exit code is 1.
+"""
+_EPILOG = f"""\
+examples:
+  adapruner compare --config compare.yaml
+  adapruner compare --base quickstart.yaml --methods {BASE_METHOD} baselines/l2.yaml ablations/data-only.yaml \\
+                    --budgets 0.2 0.5 --seeds 0 1 2 --folder runs/compare -- --pruning.search.n_trials 64
+
+A method is a configuration laid over the base; "{BASE_METHOD}" is the base alone. Differences are taken to the first method, or to that of
+--against, at the same budget and seed.
+Everything behind -- goes to every fit. The exported models are deleted after each cell, unless --keep_models.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's own options."""
+    parser = argparse.ArgumentParser(
+        prog="adapruner compare",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage="adapruner compare [--config FILE] [options] [-- options of fit]",
+    )
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="a comparison in YAML: the options below as keys, and options: {data.batch_size: 4} for every fit")
+    add("--base", metavar="CONFIG", help="the configuration that all methods share, such as quickstart.yaml")
+    add("--methods", nargs="+", metavar="CONFIG", help=f"{BASE_METHOD}, baselines/l2.yaml, ablations/data-only.yaml, files of your own")
+    add("--budgets", nargs="+", metavar="FRACTION", help="pruned fractions, each in [0, 1)")
+    add("--seeds", nargs="+", metavar="N", help="of data, search and recovery alike (default: 0 1 2)")
+    add("--folder", metavar="DIR", help="where everything goes (default: runs/compare)")
+    add("--against", metavar="METHOD", help="the method that differences are taken to, by its name in the table (default: the first)")
+    add("--jobs", metavar="N", help="cells at a time; they share the processor cores and the accelerator (default: 1)")
+    add("--keep_models", action="store_true", default=None, help="keep the exported model of every cell")
+    return parser
+
+
+def run_compare(arguments: Sequence[str], find_config: FindConfig, check_fit: CheckFit | None = None, start: Start | None = None) -> int:
+    """The whole command; 0, or 1 if a cell failed.
+
+    Args:
+        arguments: behind ``compare``.
+        find_config: finds the file of a configuration's name.
+        check_fit: called once before the first cell, if there is one to run.
+        start: starts a cell; ``adapruner fit`` in a process of its own when empty.
+
+    Raises:
+        ConfigurationError: before anything is run.
+    """
+    spec = make_spec(_values(arguments, find_config), find_config)
+    cells = lay_out(spec)
+    made = not Path(spec.folder).exists()
+    check_folder(spec, cells)
+    if check_fit is not None and not all(map(is_done, cells)):
+        try:
+            check_fit({cell.method: cell.arguments for cell in cells})
+        except BaseException:
+            if made:  # what is refused leaves nothing behind
+                shutil.rmtree(spec.folder, ignore_errors=True)
+            raise
+    with only_one(spec.folder):
+        write_atomically(spec.folder / f"{NAME}.yaml", to_yaml(spec))
+        done = sum(map(is_done, cells))
+        with _terminated_is_interrupted(), Display(len(cells), done) as display:
+            display.announce(done)
+            outcomes = run_cells(
+                cells, start or _starter(spec), _TablesAfterEach(spec, cells, display), jobs=spec.jobs, keep_models=spec.keep_models
+            )
+        result = collect(spec, cells, outcomes)
+        write_tables(result, spec.folder)
+        drawn = [*draw_plot(result, spec.folder), *write_pareto(result, spec.folder)]
+    print_tables(result)
+    print(f"adapruner: comparison: {', '.join(str(path) for path in (spec.folder / f'{NAME}.md', *drawn))}")
+    return 1 if result.failures else 0
+
+
+def collect(spec: ComparisonSpec, cells: Sequence[Cell], outcomes: Mapping[Cell, Outcome]) -> Result:
+    """The result of the cells with an outcome, in the order of the comparison, whatever order they were run in."""
+    position = {method.name: number for number, method in enumerate(spec.methods)}
+    ordered = sorted(outcomes, key=lambda c: (spec.budgets.index(c.budget), position[c.method], spec.seeds.index(c.seed)))
+    done = [cell for cell in ordered if outcomes[cell].failure is None]
+    rows = tuple(row for cell in done for row in read_rows(cell))
+    methods = tuple(position)
+    failures = tuple((c.method, c.budget, c.seed, str(outcomes[c].failure)) for c in ordered if outcomes[c].failure is not None)
+    first = read_report(done[0].folder) if done else None
+    protocol, card = (first.get("protocol", ""), tuple(card_lines(first))) if first else ("", ())
+    sections = tuple(make_sections(rows, methods, spec.budgets, spec.against))
+    costs = tuple(read_cost(cell) for cell in done)
+    missing = len(cells) - len(outcomes)
+    return Result(methods, spec.budgets, spec.seeds, rows, sections, failures, missing, protocol, card, spec.against, costs)
+
+
+def to_yaml(spec: ComparisonSpec) -> str:
+    """The comparison as a file for ``--config``."""
+    import yaml
+
+    record = {
+        "base": str(spec.base),
+        "methods": [m.name if len(m.configs) == 1 else str(m.configs[-1]) for m in spec.methods],
+        "budgets": list(spec.budgets),
+        "seeds": list(spec.seeds),
+        "folder": str(spec.folder),
+        "options": list(spec.options),
+        "against": spec.against,
+        "jobs": spec.jobs,
+        "keep_models": spec.keep_models,
+    }
+    return f"# adapruner compare --config {spec.folder / NAME}.yaml\n" + yaml.safe_dump(record, sort_keys=False)
+
+
+def _values(arguments: Sequence[str], find_config: FindConfig) -> dict[str, Any]:
+    """The file's keys, the flags laid over them."""
+    own, options = list(arguments), []
+    if "--" in own:
+        own, options = own[: own.index("--")], own[own.index("--") + 1 :]
+    given, unknown = make_parser().parse_known_args(own)
+    if unknown:
+        raise ConfigurationError(f"compare: expected its own options, got {unknown[0]!r}; options of fit go behind --, see compare --help")
+    flags = {key: value for key, value in vars(given).items() if value is not None}
+    file = flags.pop("config", None)
+    values = {**({} if file is None else read_spec(find_config(file, "--config"))), **flags}
+    if options:
+        values["options"] = [*read_options(values.get("options") or ()), *options]
+    return values
+
+
+def _starter(spec: ComparisonSpec) -> Start:
+    threads = max(1, (os.cpu_count() or 1) // spec.jobs) if spec.jobs > 1 else None
+    return lambda cell: FitProcess(cell, threads)
+
+
+class _TablesAfterEach:
+    """Passes everything on, and writes the tables after every cell: a comparison that is cut short shows what it has."""
+
+    def __init__(self, spec: ComparisonSpec, cells: Sequence[Cell], display: Listener) -> None:
+        self.spec, self.cells, self.display = spec, cells, display
+        self.outcomes = {cell: Outcome(cell, None) for cell in cells if is_done(cell)}
+
+    def begun(self, cell: Cell, left: float | None) -> None:
+        self.display.begun(cell, left)
+
+    def ended(self, outcome: Outcome, left: float | None) -> None:
+        self.outcomes[outcome.cell] = outcome
+        write_tables(collect(self.spec, self.cells, self.outcomes), Path(self.spec.folder))
+        self.display.ended(outcome, left)
+
+
+@contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """A plain ``kill`` ends the cells at work too; without a handler it would end this process alone."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread, for instance under a test
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

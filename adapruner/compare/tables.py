@@ -1,0 +1,227 @@
+"""The table in four forms: JSON and CSV for programs, Markdown for a document, and the terminal's."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapruner.compare.costs import CostRow
+from adapruner.compare.summary import Line, Paired, Row, Section, Spread
+from adapruner.files.atomic import write_atomically
+from adapruner.report.formats import MISSING, percent_text, perplexity_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NAME = "comparison"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything the files are made from; the same result gives the same bytes."""
+
+    methods: tuple[str, ...]
+    budgets: tuple[float, ...]
+    seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
+    sections: tuple[Section, ...]
+    failures: tuple[tuple[str, float, int, str], ...] = ()
+    """Method, budget, seed and the line that says why."""
+    missing: int = 0
+    """Cells not yet run."""
+    protocol: str = ""
+    """How perplexity was measured, in the reports' words."""
+    card: tuple[str, ...] = ()
+    """Held-out text with hashes, leak check, hardware and versions, of the first run; seeds and budgets stand in the rows."""
+    other: str | None = None
+    """The method that differences are taken to; the first one when empty."""
+    costs: tuple[CostRow, ...] = ()
+    """Times among them differ from run to run: they are in the Pareto plot and beside it, not in these tables."""
+
+    @property
+    def against(self) -> str:
+        """The method that differences are taken to."""
+        return self.other or self.methods[0]
+
+
+def write_tables(result: Result, folder: Path) -> None:
+    """``comparison.json``, ``comparison.csv`` and ``comparison.md``."""
+    write_atomically(folder / f"{NAME}.json", to_json(result))
+    write_atomically(folder / f"{NAME}.csv", to_csv(result.rows))
+    write_atomically(folder / f"{NAME}.md", to_markdown(result))
+
+
+def to_json(result: Result) -> str:
+    """Rows and summary; numbers that are not finite are ``null``."""
+    record = {
+        "methods": list(result.methods),
+        "budgets": list(result.budgets),
+        "seeds": list(result.seeds),
+        "against": result.against,
+        "protocol": result.protocol,
+        "card": list(result.card),
+        "rows": [asdict(row) for row in result.rows],
+        "summary": [_plain(section) for section in result.sections],
+        "failed": [dict(zip(("method", "budget", "seed", "reason"), failure, strict=True)) for failure in result.failures],
+        "missing": result.missing,
+    }
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """One line per measurement."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(Row.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: "" if value is None else value for key, value in asdict(row).items()} for row in rows)
+    return text.getvalue()
+
+
+def to_markdown(result: Result) -> str:
+    """One table per dataset and window; the best mean of each budget and stage is bold."""
+    parts = []
+    for section in result.sections:
+        header = ["removed", "method", *section.stages, f"against {result.against}", "lower", "seeds"]
+        parts.append(f"## Perplexity on {section.dataset}, window of {section.window:,} tokens\n")
+        parts.append(f"| {' | '.join(header)} |\n| ---: | :--- |{' ---: |' * (len(header) - 2)}")
+        for line in section.lines:
+            cells = [f"**{text}**" if best else text for text, best in stage_cells(section, line)]
+            paired = [difference_text(line.difference), lower_text(line.paired)]
+            row = [percent_text(line.budget), line.method, *cells, *paired, _seeds(line, result)]
+            parts.append(f"| {' | '.join(row)} |")
+        parts.append(f"\n{caption(section, result)}\n")
+    parts += [f"{result.protocol}\n"] if result.protocol else []
+    parts += [f"- {line}" for line in (*result.card, *remarks(result))]
+    return "\n".join(parts).rstrip("\n") + "\n"
+
+
+def print_tables(result: Result, console: Console | None = None) -> None:
+    """The same on the terminal; a star keeps the best visible where bold is not, for instance in a file."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or Console()
+    if not console.is_terminal:  # a file or a log is as wide as the table
+        console.width = max(console.width, 120)
+    for section in result.sections:
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("removed", justify="right")
+        table.add_column("method", overflow="fold")
+        for name in (*section.stages, f"against {result.against}", "lower", "seeds"):
+            table.add_column(name, justify="right")
+        for line in section.lines:
+            first = line.method == result.methods[0]
+            if first and line.budget != result.budgets[0]:
+                table.add_section()
+            cells = [Text(f"{t}{'*' if best else ' '}", style="bold" if best else "") for t, best in stage_cells(section, line)]
+            removed = percent_text(line.budget) if first else ""
+            paired = (difference_text(line.difference), lower_text(line.paired))
+            table.add_row(removed, line.method, *cells, *paired, _seeds(line, result))
+        console.print()
+        console.print(Text(f"Perplexity on {section.dataset}, window of {section.window:,} tokens (lower is better)", style="bold"))
+        console.print(table)
+        console.print(Text(f"* lowest mean. {caption(section, result)}", style="dim"), soft_wrap=True)
+    for remark in remarks(result):
+        console.print(Text(remark, style="bold"), soft_wrap=True)
+
+
+def stage_cells(section: Section, line: Line) -> list[tuple[str, bool]]:
+    """Text of each stage, and whether it is the best of its budget."""
+    cells = []
+    for stage in section.stages:
+        spread = line.stages.get(stage)
+        best = spread is not None and spread.mean == section.best(line.budget, stage)
+        cells.append((MISSING if spread is None else spread_text(spread), best))
+    return cells
+
+
+def spread_text(spread: Spread) -> str:
+    """Mean and sample standard deviation, both to the digits that suit the mean.
+
+    >>> spread_text(Spread(34.153, 0.4217, 3)), spread_text(Spread(412.34, 12.04, 2)), spread_text(Spread(34.153, None, 1))
+    ('34.15 ± 0.42', '412.3 ± 12.0', '34.15')
+    """
+    mean = perplexity_text(spread.mean)
+    return mean if spread.deviation is None else f"{mean} ± {_as_fine_as(spread.deviation, spread.mean)}"
+
+
+def difference_text(spread: Spread | None) -> str:
+    """With its sign.
+
+    >>> difference_text(Spread(1.5, 0.25, 2)), difference_text(Spread(-120.04, 3.0, 3))
+    ('+1.50 ± 0.25', '-120.0 ± 3.0')
+    """
+    if spread is None:
+        return MISSING
+    if not math.isfinite(spread.mean):
+        return perplexity_text(None)
+    sign = "-" if spread.mean < 0 else "+"
+    mean = f"{sign}{_as_fine_as(abs(spread.mean), spread.mean)}"
+    return mean if spread.deviation is None else f"{mean} ± {_as_fine_as(spread.deviation, spread.mean)}"
+
+
+def lower_text(paired: Paired | None) -> str:
+    """At how many of the shared seeds a method is lower.
+
+    >>> lower_text(Paired(Spread(-1.0, 2.0, 3), 2, {0: -1.0, 1: -3.0, 2: 1.0}))
+    '2 of 3'
+    """
+    return MISSING if paired is None else f"{paired.lower} of {paired.spread.seeds}"
+
+
+def caption(section: Section, result: Result) -> str:
+    """How to read a section."""
+    dense = "" if section.dense is None else f"Dense: {perplexity_text(section.dense.mean)}. "
+    spread = (
+        "Mean ± sample standard deviation over seeds; " if len(result.seeds) > 1 else "One seed: nothing here says how far chance goes; "
+    )
+    return f"{dense}{spread}the difference to {result.against} is taken seed by seed, at the last stage."
+
+
+def remarks(result: Result) -> list[str]:
+    """Failed and missing cells."""
+    lines = [f"failed: {method}, {percent_text(budget)}, seed {seed}: {reason}" for method, budget, seed, reason in result.failures]
+    return [*lines, f"{result.missing} cells are not done yet"] if result.missing else lines
+
+
+def _seeds(line: Line, result: Result) -> str:
+    have = max((spread.seeds for spread in line.stages.values()), default=0)
+    if have == len(result.seeds):
+        return str(have)
+    failed = any((method, budget) == (line.method, line.budget) for method, budget, _, _ in result.failures)
+    return f"{have} of {len(result.seeds)}{', failed' if failed else ''}"
+
+
+def _as_fine_as(value: float, measure: float) -> str:
+    """Digits as in ``perplexity_text(measure)``."""
+    size = abs(measure)
+    return f"{value:.2f}" if size < 100 else f"{value:.1f}" if size < 1000 else f"{value:,.0f}"
+
+
+def _plain(section: Section) -> dict[str, Any]:
+    def spread(value: Spread | None) -> dict[str, Any] | None:
+        return None if value is None else {**asdict(value), "mean": value.mean if math.isfinite(value.mean) else None}
+
+    def line(value: Line) -> Mapping[str, Any]:
+        stages = {stage: spread(s) for stage, s in value.stages.items()}
+        differences = {
+            stage: {**(spread(p.spread) or {}), "lower": p.lower, "by_seed": {str(seed): d for seed, d in p.by_seed.items()}}
+            for stage, p in value.differences.items()
+        }
+        ends = {"difference": spread(value.difference), "differences": differences}
+        return {"method": value.method, "budget": value.budget, "stages": stages, **ends}
+
+    return {
+        "dataset": section.dataset,
+        "window": section.window,
+        "dense": spread(section.dense),
+        "lines": [line(value) for value in section.lines],
+    }

@@ -1,5 +1,0 @@
-"""StarCoder2 (arXiv 2402.19173): a feed-forward network without gates under names of its own."""
-
-from adapruner.families.family import Family
-
-FAMILIES = (Family("starcoder2", outputs={"self_attn.o_proj": "attention", "mlp.c_proj": "ffn"}),)

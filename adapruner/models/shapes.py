@@ -1,0 +1,46 @@
+"""The widths of one layer that keeps certain units, and the attributes that its forward reads beside its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adapruner.models.families import LayerShape, family_of
+from adapruner.models.units import Kind, ModelStructure, UnitGroup
+
+
+def layer_shape(groups: Mapping[Kind, UnitGroup], kept: Mapping[Kind, list[int]]) -> LayerShape:
+    """The shape of a layer whose groups keep these units; a kind that is not there counts as 0."""
+    attention, ffn = groups.get("attention"), groups.get("ffn")
+    heads: list[int] = []
+    key_value_heads = 0
+    if attention is not None:
+        heads = [int(c) // attention.head_dim for c in attention.channels_of(kept["attention"])[:: attention.head_dim]]
+        key_value_heads = attention.key_value_heads if attention.query_head_units else len(kept["attention"])
+    channels, experts = (0, 0) if ffn is None else _ffn_widths(ffn, len(kept["ffn"]))
+    head_dim = 0 if attention is None else attention.head_dim
+    return LayerShape(len(heads), key_value_heads, head_dim, channels, tuple(heads), experts)
+
+
+def _ffn_widths(ffn: UnitGroup, kept: int) -> tuple[int, int]:
+    """Channels of the FFN, or of one expert, and the number of experts, which is 0 where there is no mixture."""
+    if ffn.expert_units:
+        return ffn.channels_per_unit, kept
+    return kept * ffn.channels_per_unit // ffn.sets, 0 if ffn.sets == 1 else ffn.sets
+
+
+def layer_attributes(config: Any, structure: ModelStructure, layer: int, kept: Mapping[str, list[int]]) -> dict[str, dict[str, Any]]:
+    """Module inside the layer -> attribute -> value, for a layer that keeps ``kept`` (group name -> units).
+
+    ``num_key_value_groups``, which the attention of most families repeats keys by, is given where single query heads go.
+    """
+    groups: dict[Kind, UnitGroup] = {g.kind: g for g in structure.of_layer(layer)}
+    shape = layer_shape(groups, {kind: kept[g.name] for kind, g in groups.items()})
+    attention = groups.get("attention")
+    found = {name: dict(values) for name, values in family_of(structure.model_type).attributes(config, shape).items()}
+    if attention is None:
+        return {name: values for name, values in found.items() if not name.startswith(("attn", "self_attn", "self_attention"))}
+    if attention.query_head_units:
+        module = attention.output.module.split(f".{layer}.", 1)[1].rpartition(".")[0]
+        found.setdefault(module, {})["num_key_value_groups"] = shape.query_heads // shape.key_value_heads
+    return found

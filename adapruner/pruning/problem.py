@@ -1,0 +1,132 @@
+"""The pruning problem: model structure, statistics, calibration pool and budget; a recipe solves it to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapruner.calibration.pool import CalibrationPool
+from adapruner.errors import ConfigurationError
+from adapruner.importance.gram import GramMatrices
+from adapruner.importance.mixture import mix_metrics
+from adapruner.importance.statistics import UnitStatistics
+from adapruner.models.latency import LatencyTable
+from adapruner.models.sizes import ModelSizes
+from adapruner.models.units import ModelStructure
+from adapruner.pruning.allocation import allocate
+from adapruner.pruning.bias_compensation import input_means
+from adapruner.pruning.budget import Budget
+from adapruner.pruning.costs import UnitCosts
+from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class PruningProblem:
+    """What stays the same over all trials of a search."""
+
+    structure: ModelStructure
+    statistics: UnitStatistics
+    calibration: CalibrationPool
+    budget: Budget
+    model_name: str
+    fingerprint: str
+    seed: int = 0
+    costs: UnitCosts | None = None
+    """What a unit costs in what the budget counts; ``None``: worked out from the structure."""
+    added_biases: int = 0
+    """Parameters that bias compensation adds to the model, where it is used."""
+    sizes: ModelSizes | None = None
+    """Of the dense model, where MACs or memory are counted."""
+    latency: LatencyTable | None = None
+    """Of the device, where the budget is one of latency."""
+    grams: GramMatrices | None = None
+    """Of the output projections' inputs, one for each source of the pool, where trials are refitted."""
+    other_lengths: Mapping[int, tuple[UnitStatistics, CalibrationPool]] = field(default_factory=dict)
+    """Samples of the same sources at other lengths in tokens, where the length is searched."""
+
+    def at_length(self, seq_len: int | None) -> tuple[UnitStatistics, CalibrationPool]:
+        """Statistics and pool of one length; ``None`` is the pool's first.
+
+        Raises:
+            ConfigurationError: if the pool was not cut at this length.
+        """
+        if seq_len is None:
+            return self.statistics, self.calibration
+        if seq_len not in self.other_lengths:
+            known = ", ".join(map(str, self.other_lengths)) or "none but the first"
+            raise ConfigurationError(f"calibration.seq_len: expected a length of the pool ({known}), got {seq_len}; leave it null")
+        return self.other_lengths[seq_len]
+
+
+def make_plan(problem: PruningProblem, recipe: Recipe, provenance: Mapping[str, Any] | None = None) -> PruningPlan:
+    """Scores every unit by the recipe and keeps the best under the budget."""
+    statistics, pool = problem.at_length(recipe.calibration.seq_len)
+    weights = pool.sample_weights(recipe.calibration)
+    scores = mix_metrics(
+        recipe.coefficients,
+        statistics,
+        problem.structure,
+        weights,
+        reduction=recipe.reduction,
+        head_reduction=recipe.head_reduction,
+        form=recipe.form,
+        normaliser=recipe.normaliser,
+        scope=recipe.scope,
+        seed=problem.seed,
+    )
+    budget, costs = problem.budget, problem.costs
+    if recipe.pruned_fraction is not None:
+        budget, costs = replace(budget, pruned_fraction=recipe.pruned_fraction), None
+    costs = costs or budget.costs(problem.structure, sizes=problem.sizes, latency=problem.latency)
+    kept = allocate(scores, problem.structure, budget, recipe.allocation, costs)
+    plan = plan_from_kept(problem, kept, recipe.to_dict(), provenance, budget.to_dict(costs))
+    if not recipe.bias_compensation:
+        return plan
+    parameters = {name: count + (problem.added_biases if name.endswith("pruned") else 0) for name, count in plan.parameters.items()}
+    return replace(plan, output_bias=True, parameters=parameters)
+
+
+def plan_from_kept(
+    problem: PruningProblem,
+    kept: Mapping[str, list[int]],
+    recipe: Mapping[str, Any],
+    provenance: Mapping[str, Any] | None = None,
+    budget: Mapping[str, Any] | None = None,
+) -> PruningPlan:
+    """The record of a choice of units, with its parameter counts."""
+    structure = problem.structure
+    removed = sum((g.units - len(kept[g.name])) * g.parameters_per_unit for g in structure.groups)
+    return PruningPlan(
+        model={"name": problem.model_name, "model_type": structure.model_type, "fingerprint": problem.fingerprint},
+        kept={name: list(units) for name, units in kept.items()},
+        units={g.name: g.units for g in structure.groups},
+        parameters={
+            "dense": structure.parameters,
+            "pruned": structure.parameters - removed,
+            "block_dense": structure.block_parameters,
+            "block_pruned": structure.block_parameters - removed,
+        },
+        budget=dict(problem.budget.to_dict() if budget is None else budget),
+        recipe=dict(recipe),
+        provenance=dict(provenance or {}),
+    )
+
+
+def bias_means(problem: PruningProblem, recipe: Recipe) -> dict[str, Tensor] | None:
+    """Mean inputs ``[channels]`` of every group under the recipe's weights; ``None`` where it does not compensate."""
+    if not recipe.bias_compensation:
+        return None
+    statistics, pool = problem.at_length(recipe.calibration.seq_len)
+    return input_means(statistics, problem.structure, pool.sample_weights(recipe.calibration))
+
+
+def part_weights(problem: PruningProblem, recipe: Recipe) -> Tensor:
+    """``[sources]``: what the recipe's sample weights come to for each source of the pool."""
+    _, pool = problem.at_length(recipe.calibration.seq_len)
+    weights = pool.sample_weights(recipe.calibration)
+    return torch.zeros(len(pool.sources.names)).index_add_(0, pool.sources.index, weights)

@@ -1,0 +1,79 @@
+"""The recipe: everything that decides which units go, given the statistics of a model and a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from adapruner.calibration.choice import CalibrationChoice
+from adapruner.errors import ConfigurationError, nearest
+from adapruner.importance.metrics import find_metric
+from adapruner.importance.mixture import FORMS
+from adapruner.importance.normalisation import NORMALISERS
+from adapruner.importance.reduction import HEAD_REDUCTIONS, MEMBER_REDUCTIONS
+from adapruner.pruning.allocation import Allocation
+from adapruner.pruning.bias_compensation import NEEDS as BIAS_NEEDS
+
+#: Fields of a recipe that are a choice among names.
+_KNOWN: dict[str, Sequence[str]] = {
+    "reduction": tuple(MEMBER_REDUCTIONS),
+    "head_reduction": tuple(HEAD_REDUCTIONS),
+    "form": FORMS,
+    "normaliser": tuple(NORMALISERS),
+    "scope": ("model", "layer"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides which units go, given the statistics and a budget."""
+
+    coefficients: dict[str, float] = field(default_factory=lambda: {"l2": 1.0})
+    """Metric name -> weight in the log-linear mixture; scaled to sum 1."""
+    calibration: CalibrationChoice = field(default_factory=CalibrationChoice)
+    """Which calibration samples speak, and how much."""
+    reduction: str = "sum"
+    """Over coupled tensors: sum, mean, max, prod, first."""
+    head_reduction: str = "sum"
+    """Over a head's channels: sum, mean, max."""
+    form: str = "log"
+    """How metrics are mixed: ``log``, a weighted geometric mean; ``additive``, a weighted sum."""
+    normaliser: str = "mean"
+    """Brings each metric to a common scale first: none, sum, mean, max, standardise, rank, per_parameter."""
+    scope: str = "model"
+    """What a normaliser looks at: the whole ``model``, or each ``layer``'s attention and FFN by itself."""
+    bias_compensation: bool = False
+    """Add back the mean of what is removed, as a bias of the output projection (FLAP, arXiv 2312.11983)."""
+    pruned_fraction: float | None = None
+    """Goes before the budget's, where sizes are searched too; ``None``: the budget's."""
+    ridge: float | None = None
+    """Strength of the reconstruction, relative to the mean diagonal of the Gram matrix; ``None``: as configured there."""
+    allocation: Allocation = field(default_factory=Allocation)
+
+    def __post_init__(self) -> None:
+        if not self.coefficients or not all(0 <= c < math.inf for c in self.coefficients.values()) or not any(self.coefficients.values()):
+            raise ConfigurationError(
+                f"recipe.coefficients: expected metrics with weights of 0 or more, one above 0, got {self.coefficients}; give l2: 1.0"
+            )
+        for name in self.coefficients:
+            find_metric(name)
+        for argument, known in _KNOWN.items():
+            value = getattr(self, argument)
+            if value not in known:
+                raise ConfigurationError(f"recipe.{argument}: expected a known {argument}, got {value!r}; {nearest(str(value), known)}")
+        if self.pruned_fraction is not None and not 0 <= self.pruned_fraction < 1:
+            raise ConfigurationError(f"recipe.pruned_fraction: expected a number in [0, 1), got {self.pruned_fraction}; leave it null")
+        if self.ridge is not None and not 0 < self.ridge < math.inf:
+            raise ConfigurationError(f"recipe.ridge: expected a positive number, got {self.ridge}; leave it null")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return asdict(self)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Statistics its metrics and its bias compensation ask for."""
+        needs = frozenset().union(*(find_metric(name).needs for name in self.coefficients))
+        return needs | BIAS_NEEDS if self.bias_compensation else needs

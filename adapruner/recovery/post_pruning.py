@@ -1,0 +1,162 @@
+"""What a plan gets after its units are chosen: surgery, refit, recovery. The same for every method that is compared.
+
+Every stage can be measured; the dense model comes back whole.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from adapruner.calibration.choice import CalibrationChoice
+from adapruner.errors import ConfigurationError
+from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.problem import PruningProblem, bias_means, part_weights
+from adapruner.pruning.recipe import Recipe
+from adapruner.pruning.surgery import cut_layer, pruned, restored
+from adapruner.recovery.local import pruned_and_refitted
+from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_reconstruct
+
+Value = TypeVar("Value")
+#: A window whose weight is below this part of the largest one is left out of the refit: it would cost time and change nothing.
+_SILENT = 1e-3
+
+
+@dataclass(frozen=True)
+class PostPruning:
+    """What every compared method gets after its units are chosen."""
+
+    input_ids: Tensor
+    """Calibration windows ``[n, seq_len]`` for the reconstruction."""
+    reconstruction: ReconstructionConfig | None
+    recover: Callable[[nn.Module], nn.Module] | None
+    """Recovers a model in place; ``None``: not compared after recovery."""
+    rows: Tensor | None = None
+    """``[n]`` int64: the windows' positions in the pool, where they are not all of it."""
+    dense: Any = None
+    """The dense model's hidden states on the windows, where several plans of one model are refitted
+    (:class:`adapruner.recovery.reconstruction.DenseStream`)."""
+
+    @classmethod
+    def of_windows(
+        cls, windows: Any, reconstruction: ReconstructionConfig | None, recover: Callable[[nn.Module], nn.Module] | None, dense: Any = None
+    ) -> PostPruning:
+        """With a pool's windows; those with padding are left out of the refit where others are whole."""
+        whole = windows.attention_mask.bool().all(1)
+        rows = whole.nonzero().flatten() if bool(whole.any()) and not bool(whole.all()) else None
+        return cls(windows.input_ids if rows is None else windows.input_ids[rows], reconstruction, recover, rows, dense)
+
+
+def recipe_of(plan: PruningPlan) -> Recipe:
+    """What of a plan's recipe its post_pruning depends on: calibration weights, bias compensation, the refit's strength."""
+    record = plan.recipe
+    return Recipe(
+        calibration=CalibrationChoice.from_dict(record.get("calibration")),
+        bias_compensation=plan.output_bias,
+        ridge=record.get("ridge"),
+    )
+
+
+def measure_stages(
+    model: nn.Module,
+    problem: PruningProblem,
+    plan: PruningPlan,
+    post_pruning: PostPruning,
+    measure: Callable[[nn.Module], Value],
+) -> Iterator[tuple[str, Value]]:
+    """One plan through the stages: (``pruned`` | ``reconstructed`` | ``recovered``, measurement).
+
+    The dense tensors are back when the iterator is exhausted or closed.
+    """
+    with pruned_only(model, problem, plan):
+        yield "pruned", measure(model)
+        if post_pruning.reconstruction is None:
+            yield from _recovered(model, post_pruning, measure)
+            return
+    with reconstructed(model, problem, plan, post_pruning):
+        yield "reconstructed", measure(model)
+        yield from _recovered(model, post_pruning, measure)
+
+
+@contextmanager
+def reconstructed(model: nn.Module, problem: PruningProblem, plan: PruningPlan, post_pruning: PostPruning) -> Iterator[nn.Module]:
+    """The model cut by the plan and refitted, inside the block; as the post_pruning has no refit, only cut."""
+    if post_pruning.reconstruction is None:
+        with pruned_only(model, problem, plan):
+            yield model
+        return
+    with restored(model, problem.structure):
+        refit_plan(model, problem, plan, post_pruning)
+        yield model
+
+
+def refit_plan(
+    model: nn.Module,
+    problem: PruningProblem,
+    plan: PruningPlan,
+    post_pruning: PostPruning,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Cuts and refits the model in place, for good, at the strength and with the sample weights of the plan's own recipe."""
+    assert post_pruning.reconstruction is not None
+    recipe = recipe_of(plan)
+    config = post_pruning.reconstruction if recipe.ridge is None else replace(post_pruning.reconstruction, ridge=recipe.ridge)
+    weights = problem.calibration.sample_weights(replace(recipe.calibration, seq_len=None))
+    if post_pruning.rows is not None:
+        weights = weights[post_pruning.rows]
+    input_ids = post_pruning.input_ids
+    heard = (weights > _SILENT * weights.max()).nonzero().flatten()
+    if post_pruning.dense is None and 0 < len(heard) < len(weights):  # a dense stream is of all windows
+        input_ids, weights = input_ids[heard], weights[heard]
+    prune_and_reconstruct(
+        model,
+        problem.structure,
+        plan,
+        input_ids,
+        config,
+        sample_weights=weights,
+        progress=progress,
+        dense=post_pruning.dense,
+    )
+
+
+@contextmanager
+def trial_model(
+    model: nn.Module, problem: PruningProblem, plan: PruningPlan, recipe: Recipe, refit: float | None = None
+) -> Iterator[nn.Module]:
+    """The model as a trial judges it, inside the block: cut, biases compensated, and refitted where asked.
+
+    Args:
+        refit: relative strength of the local refit from the problem's Gram matrices (the recipe's own goes before it);
+            ``None`` leaves the kept weights as they are.
+    """
+    if refit is None:
+        with pruned(model, problem.structure, plan, bias_means(problem, recipe)):
+            yield model
+        return
+    if problem.grams is None:
+        raise ConfigurationError("refit: expected Gram matrices of the calibration pool, got none; collect them, or judge without a refit")
+    parts = part_weights(problem, recipe)
+    strength = recipe.ridge if recipe.ridge is not None else refit
+    with pruned_and_refitted(model, problem.structure, plan, problem.grams, parts, strength):
+        yield model
+
+
+@contextmanager
+def pruned_only(model: nn.Module, problem: PruningProblem, plan: PruningPlan) -> Iterator[nn.Module]:
+    """The model cut by the plan, biases compensated, not refitted, inside the block."""
+    means = bias_means(problem, recipe_of(plan))
+    with restored(model, problem.structure):
+        for layer in range(problem.structure.layers):
+            cut_layer(model, problem.structure, plan, layer, means)
+        yield model
+
+
+def _recovered(model: nn.Module, post_pruning: PostPruning, measure: Callable[[nn.Module], Value]) -> Iterator[tuple[str, Value]]:
+    if post_pruning.recover is not None:
+        yield "recovered", measure(post_pruning.recover(copy.deepcopy(model)))

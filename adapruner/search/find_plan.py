@@ -1,0 +1,102 @@
+"""From a scored model to the one plan that it is pruned by: the plan that is given, a fixed recipe's, or the winner of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from adapruner.distributed import Ranks
+from adapruner.progress import announce, late_progress_bar, progress_bar
+from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.problem import make_plan
+from adapruner.recovery.post_pruning import PostPruning
+from adapruner.search.device_latency import meet_latency
+from adapruner.search.score import ScoredModel
+from adapruner.search.study import SearchOutcome, run_search
+from adapruner.search.trials import TrialRecord
+
+OnTrial = Callable[[TrialRecord, TrialRecord | None], None]
+
+
+@dataclass(frozen=True)
+class FoundPlan:
+    """Which units stay, and how that was found."""
+
+    plan: PruningPlan
+    """For the dense model."""
+    remaining: PruningPlan
+    """The same units for the model that they were searched in; differs from ``plan`` only where layers or hidden channels went first."""
+    outcome: SearchOutcome | None
+    """The search: its trials, the winner's recipe, the second look; ``None`` where a plan or a recipe was given."""
+
+
+def find_plan(
+    scored: ScoredModel,
+    *,
+    recover: Callable[[nn.Module], nn.Module] | None = None,
+    on_trial: OnTrial | None = None,
+) -> FoundPlan:
+    """Searches, or takes what is given. The model is dense again afterwards.
+
+    Args:
+        scored: the model, its statistics and what is asked for.
+        recover: recovers a model in place and briefly, for the second look at the best few; ``None`` decides before recovery.
+        on_trial: called with every finished trial and the best so far.
+
+    Raises:
+        StudyError: if the study belongs to another search or is damaged, or too many trials fail.
+        PlanError: if ranks come to different plans, or the plan is for another model.
+    """
+    model, problem = scored.model, scored.problem
+    with scored.stage.entered(model):
+        plan, outcome = _plan(scored, recover, on_trial)
+        if problem.latency is not None:  # every rank timed its own device: the first one's clock counts
+            plan = Ranks().broadcast(plan)
+        Ranks().check_same_plan(plan.hash)
+        plan.check(problem.structure, problem.fingerprint)
+    return FoundPlan(scored.stage.lifted(plan), plan, outcome)
+
+
+def _plan(
+    scored: ScoredModel, recover: Callable[[nn.Module], nn.Module] | None, on_trial: OnTrial | None
+) -> tuple[PruningPlan, SearchOutcome | None]:
+    options, problem, folder = scored.options, scored.problem, scored.folder
+    if scored.given is not None:
+        return scored.given, None
+    if options.recipe is not None:
+        plan = make_plan(problem, options.recipe, {"seed": problem.seed, **scored.identity})
+        return meet_latency(scored.model, problem, plan, options.recipe, folder, scored.identity), None
+    post_pruning = PostPruning.of_windows(scored.data.calibration_windows, options.reconstruction, recover)
+    with _shown(options.search.n_trials, on_trial) as shown, late_progress_bar("best few again") as on_candidate:
+        outcome = run_search(
+            scored.model,
+            problem,
+            scored.data.search_windows,
+            options.search,
+            folder,
+            scored.identity,
+            shown,
+            refit=scored.refit,
+            post_pruning=post_pruning,
+            on_candidate=on_candidate,
+        )
+    if outcome.resumed:
+        announce(f"took {outcome.resumed} of {len(outcome.trials)} trials from the study in {folder}")
+    return meet_latency(scored.model, problem, outcome.plan, outcome.recipe, folder, scored.identity), outcome
+
+
+@contextmanager
+def _shown(trials: int, on_trial: OnTrial | None) -> Iterator[OnTrial]:
+    """The progress bar of the search, and whoever else listens."""
+    with progress_bar("search", trials) as advance:
+
+        def show(record: TrialRecord, best: TrialRecord | None) -> None:
+            words = "" if best is None or best.value is None else f"best {best.value:.4f} nats/token (trial {best.trial}, {best.name})"
+            advance(record.trial + 1, words)
+            if on_trial is not None:
+                on_trial(record, best)
+
+        yield show

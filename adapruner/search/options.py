@@ -1,0 +1,55 @@
+"""What a run is asked to do to a model, in one record: the budget, how units are found, what is refitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from adapruner.errors import ConfigurationError
+from adapruner.models.tracing import AttentionUnits, FfnUnits
+from adapruner.pruning.budget import Budget
+from adapruner.pruning.depth_and_width import DepthWidthConfig
+from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.recipe import Recipe
+from adapruner.recovery.configuration import ReconstructionConfig
+from adapruner.search.config import SearchConfig
+from adapruner.search.depth_and_width import check_beside_depth_and_width
+
+
+@dataclass(frozen=True)
+class PruningOptions:
+    """Everything that decides which units go and what becomes of the others, apart from the model and its data.
+
+    Raises:
+        ConfigurationError: if options exclude each other.
+    """
+
+    budget: Budget = field(default_factory=Budget)
+    """How much is removed."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    """How recipes are searched; left alone where a plan or a recipe is given."""
+    reconstruction: ReconstructionConfig | None = field(default_factory=ReconstructionConfig)
+    """The closed-form refit of the output projections; ``None`` leaves it out."""
+    plan: PruningPlan | None = None
+    """Applied instead of a search."""
+    recipe: Recipe | None = None
+    """Scores the units instead of a search."""
+    attention_units: AttentionUnits = "kv_group"
+    """``kv_group``: a KV head with all its query heads; ``query_head``: single query heads, equally many of each KV head."""
+    ffn_units: FfnUnits = "channel"
+    """``channel``, or in a mixture of experts ``expert``."""
+    depth_width: DepthWidthConfig = field(default_factory=DepthWidthConfig)
+    """Layers and hidden channels that go before units are searched."""
+    batch_size: int = 8
+    """Calibration samples in one forward and backward pass."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigurationError(f"pruning.statistics_batch_size: expected 1 or more, got {self.batch_size}; give 8")
+        if self.plan is not None and self.recipe is not None:
+            raise ConfigurationError(f"pruning.recipe: expected a plan or a recipe, got both ({self.plan.hash}); leave one out")
+        check_beside_depth_and_width(self.depth_width, self.budget, self.search.space, self.recipe)
+
+    @property
+    def searches(self) -> bool:
+        """Whether neither a plan nor a recipe is given."""
+        return self.plan is None and self.recipe is None

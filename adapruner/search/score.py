@@ -1,0 +1,141 @@
+"""Scoring: what a run knows of a dense model before it decides which units go. The search and a fixed recipe both start from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapruner.calibration.pool import CalibrationPool
+from adapruner.data.run_data import RunData
+from adapruner.distributed import Ranks
+from adapruner.errors import check_all
+from adapruner.importance.metrics import find_metric
+from adapruner.models.fingerprint import fingerprint_model
+from adapruner.models.tracing import trace_structure
+from adapruner.models.units import ModelStructure
+from adapruner.progress import announce
+from adapruner.pruning.bias_compensation import NEEDS as BIAS_NEEDS
+from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.problem import PruningProblem
+from adapruner.pruning.self_check import check_family
+from adapruner.pruning.surgery import trace_for_plan
+from adapruner.recovery.configuration import ReconstructionConfig
+from adapruner.recovery.reconstruction import fitting_form
+from adapruner.search.depth_and_width import DepthWidthStage, RemainingModel, prune_depth_and_width
+from adapruner.search.journal import check_journal
+from adapruner.search.options import PruningOptions
+from adapruner.search.prepare_problem import ProblemBuilder
+from adapruner.search.split import split_windows
+from adapruner.search.study_identity import lengths_of, needs_of, refit_strength, study_identity
+from adapruner.search.validation import check_problem
+
+
+@dataclass(frozen=True)
+class ScoredModel:
+    """A dense model with everything that decides which of its units go: what :func:`score` returns and the other stages take.
+
+    The model is whole; a plan that comes of it is applied by :func:`adapruner.apply` or :func:`adapruner.reconstruct`.
+    """
+
+    model: Any
+    """The dense causal LM."""
+    data: RunData
+    options: PruningOptions
+    structure: ModelStructure
+    """Units of the dense model, each with every coupled row and column."""
+    stage: DepthWidthStage
+    """Layers and hidden channels that go before units are searched; none by default."""
+    problem: PruningProblem
+    """Structure, statistics, calibration pool and budget of the model that units are searched in."""
+    given: PruningPlan | None
+    """The plan to apply instead of a search, for the model that units are searched in."""
+    refit: float | None
+    """Relative strength of the local refit that trials are judged after; ``None`` judges them as pruned."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What the value of a trial depends on, as JSON types."""
+    folder: Path | None = None
+    """The run folder; ``None`` keeps everything in memory."""
+    seconds: float = 0.0
+    """Time that collecting the statistics took; 0 where they came from the run folder."""
+
+
+def score_model(
+    model: Any,
+    data: RunData,
+    options: PruningOptions,
+    *,
+    name: str | None = None,
+    folder: Path | None = None,
+    compared_metrics: Iterable[str] = (),
+    on_accepted: Callable[[], None] | None = None,
+) -> ScoredModel:
+    """Traces the model, refuses what cannot work, and collects the statistics that the search, the recipe or the plan need.
+
+    Args:
+        model: the dense causal LM, whole and on its device; it stays as it is.
+        data: its token windows.
+        options: what is asked for.
+        name: of the model, for the plan; as its configuration says when ``None``.
+        folder: where statistics are kept and looked for; ``None``: nowhere.
+        compared_metrics: metrics that others will score the units by, beside the search.
+        on_accepted: called once nothing is left to refuse, before the first statistic is collected.
+
+    Raises:
+        AdaPrunerError: with everything that does not fit, before the heavy work.
+    """
+    given = options.plan
+    structure = trace_for_plan(model, given) if given else trace_structure(model, options.attention_units, options.ffn_units)
+    for kind, reason in structure.left_whole:
+        announce(f"{kind} stays whole: {reason}")
+    check_family(model, structure)
+    pool, config = data.calibration_windows, options.depth_width
+    stage = prune_depth_and_width(model, structure, config, options.budget, given, pool, options.batch_size)
+    name = name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+    with stage.entered(model) as remaining:
+        options = _with_possible_reconstruction(model, data, options, remaining)
+        fingerprint, seed = fingerprint_model(model), options.search.seed
+        builder = ProblemBuilder(model, remaining.structure, data, remaining.budget, name, fingerprint, folder, seed, options.batch_size)
+        check_all(
+            lambda: check_problem(builder, remaining.given, options.recipe, options.search.space),  # an unreachable budget, say
+            lambda: options.search.space.check_pool(CalibrationPool.of_windows(pool), list(builder.lengths)),
+            lambda: split_windows(data.search_windows, options.search),
+        )
+        problem = builder.without_statistics()
+        refit = refit_strength(builder, options.search, options.reconstruction)
+        identity = study_identity(options, data, fingerprint, refit)
+        if options.searches and folder is not None:
+            Ranks().on_rank_zero(check_journal, folder, identity, options.search.storage)
+        if on_accepted is not None:
+            on_accepted()
+        needs = _needs(options, compared_metrics)
+        if needs is not None:
+            lengths = lengths_of(options.search, options.recipe, given)
+            problem = builder.build(builder.pools(), needs, lengths, grams=options.searches and refit is not None)
+    seconds = sum(builder.seconds.values())
+    return ScoredModel(model, data, options, structure, stage, problem, remaining.given, refit, identity, folder, seconds)
+
+
+def _with_possible_reconstruction(model: Any, data: RunData, options: PruningOptions, remaining: RemainingModel) -> PruningOptions:
+    """The local form where the family does not let the sequential one be solved: known before the search, not after it."""
+    from dataclasses import replace
+
+    asked = options.reconstruction
+    if asked is None:
+        return options
+    possible: ReconstructionConfig = fitting_form(model, remaining.structure, data.calibration_windows.input_ids, asked)
+    if possible == asked:
+        return options
+    announce("reconstruction: local, since this family's layers do not simply add attention and FFN to their input")
+    return replace(options, reconstruction=possible)
+
+
+def _needs(options: PruningOptions, compared_metrics: Iterable[str]) -> frozenset[str] | None:
+    """Names of the statistics that are needed; ``None`` where nothing has to be scored: a plan is given, and no metric compared."""
+    needs = frozenset().union(*(find_metric(metric).needs for metric in compared_metrics))
+    if options.plan is None:
+        return needs | needs_of(options.search, options.recipe)
+    if options.plan.output_bias:
+        return needs | BIAS_NEEDS
+    return needs or None

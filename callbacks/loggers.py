@@ -1,0 +1,99 @@
+"""The numbers of a run for the Trainer's loggers: TensorBoard, CSV and W&B get what ``report.json`` gets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from adapruner.progress import progress_bar
+from adapruner.report.answer import OWN_METHOD
+from adapruner.search.trials import TrialRecord
+
+
+def log_report(loggers: Iterable[Logger], report: Mapping[str, Any], step: int = 0) -> None:
+    """Logs :func:`metrics_of` a report.
+
+    Args:
+        step: of the optimizer, at the end of the run.
+    """
+    metrics = metrics_of(report)
+    for logger in loggers:
+        logger.log_metrics(metrics, step=step)
+
+
+def metrics_of(report: Mapping[str, Any]) -> dict[str, float]:
+    """A report's numbers by name; what is not finite is left out.
+
+    Perplexities are ``perplexity/DATASET/WINDOW/STAGE``, those of compared methods with ``/METHOD`` behind; zero-shot
+    scores ``zero_shot/TASK/METRIC/STAGE``; costs ``cost/dense/latency_ms`` and the like; the
+    search's result ``search/best_value`` and the like (each trial is logged by the search itself); the model's size
+    ``model/parameters_pruned`` and the like.
+    """
+    found: dict[str, Any] = {}
+    for row in report.get("perplexity") or ():
+        method = "" if row["method"] in (OWN_METHOD, "dense") else f"/{row['method']}"
+        found[f"perplexity/{row['dataset']}/{row['window']}/{row['stage']}{method}"] = row["value"]
+    for row in (report.get("zero_shot") or {}).get("rows", ()):
+        found[f"zero_shot/{row['task']}/{row['metric']}/{row['stage']}"] = row["value"]
+    for which in ("dense", "pruned"):
+        cost = (report.get("cost") or {}).get(which) or {}
+        found |= {f"cost/{which}/{name}": value for name, value in cost.items()}
+    recovery = report.get("recovery") or {}
+    for section, values in (
+        ("model", report["model"]),
+        ("search", report.get("search")),
+        *((f"recovery/{part}", recovery.get(part)) for part in ("reconstruction", "lora")),
+    ):
+        found |= {f"{section}/{name}": value for name, value in (values or {}).items()}
+    return {name: float(value) for name, value in found.items() if _is_number(value)}
+
+
+def logger_of_command(logger: Logger, command: str) -> Logger:
+    """The logger of ``validate`` or ``test``: in a folder of its own where it would delete what ``fit`` logged."""
+    if not isinstance(logger, CSVLogger):
+        return logger
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return CSVLogger(logger.save_dir, name=logger.name, version=str(Path(version) / command))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@contextmanager
+def trial_progress(trainer: Trainer, trials: int) -> Iterator[Callable[[TrialRecord, TrialRecord | None], None]]:
+    """A bar for the search; yields ``on_trial(record, best)``, which also gives the trial to every logger."""
+    with progress_bar("search", trials) as advance:
+
+        def on_trial(record: TrialRecord, best: TrialRecord | None) -> None:
+            shown = "" if best is None or best.value is None else f"best {best.value:.4f} nats/token (trial {best.trial}, {best.name})"
+            advance(record.trial + 1, shown)
+            values = {
+                "search/value": record.value,
+                "search/best": None if best is None else best.value,
+                "search/seconds": record.seconds,
+            }
+            for logger in trainer.loggers:
+                logger.log_metrics({k: v for k, v in values.items() if v is not None}, step=record.trial)
+
+        yield on_trial
+
+
+@rank_zero_only
+def keep_earlier_metrics(loggers: Iterable[Logger]) -> None:
+    """Moves ``metrics.csv`` of an earlier attempt to ``metrics-1.csv`` and so on: Lightning's logger would delete it."""
+    for logger in loggers:
+        if not isinstance(logger, CSVLogger):
+            continue
+        file = Path(logger.log_dir) / "metrics.csv"
+        if file.is_file() and logger._experiment is None:  # else this attempt is writing it
+            number = next(n for n in count(1) if not file.with_name(f"metrics-{n}.csv").exists())
+            file.replace(file.with_name(f"metrics-{number}.csv"))
