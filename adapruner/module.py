@@ -16,13 +16,12 @@ from adapruner.evaluation.perplexity import NLLResult, token_nll
 from adapruner.evaluation.streaming import Decoding, stream_text
 from adapruner.export.exported import ExportedModel, open_export
 from adapruner.models.units import ModelStructure
-from adapruner.pruning.plan import PruningPlan, read_plan
+from adapruner.pruned_module import PrunedCheckpoints
+from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import prune_model, trace_for_plan
-from adapruner.recovery.lora import LoRAConfig, attach_lora, describe_lora
+from adapruner.recovery.pruned_checkpoint import fit_to_checkpoint
 from adapruner.recovery.sharding import FlatlyShardedModel, ShardedModel, token_share
 
-PLAN_KEY = "adapruner_plan"
-LORA_KEY = "adapruner_lora"
 DEMO = "demo"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -44,7 +43,7 @@ class TextListener(Protocol):
         """The continuation is whole."""
 
 
-class PrunableCausalLM(LightningModule):
+class PrunableCausalLM(PrunedCheckpoints, LightningModule):
     """Any decoder-only Hugging Face causal language model, ready to be pruned and recovered.
 
     Args:
@@ -299,32 +298,14 @@ class PrunableCausalLM(LightningModule):
             scheduler = warm if scheduler is None else schedulers.SequentialLR(optimizer, [warm, scheduler], [self.warmup_steps])
         return optimizer, scheduler
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The plan and the adapters' form go into the checkpoint, as JSON types."""
-        if self.plan is not None:
-            checkpoint[PLAN_KEY] = self.plan.to_dict()
-        if hasattr(self.model, "peft_config"):
-            checkpoint[LORA_KEY] = describe_lora(self.model)
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Prunes a still dense model by the checkpoint's plan and puts its adapters on, so that the weights fit.
+        """Prunes a still dense model by the checkpoint's plan and attaches its adapters, so that the weights fit.
 
         Raises:
             ModelError: if the model was pruned by another plan already.
         """
-        record = checkpoint.get(PLAN_KEY)
         self.configure_model()
-        if record is not None:
-            self._cut_for(read_plan(record))
-        if checkpoint.get(LORA_KEY) is not None and not hasattr(self.model, "peft_config"):
-            self.model = attach_lora(self.model, LoRAConfig(**checkpoint[LORA_KEY])).train()
-
-    def _cut_for(self, plan: PruningPlan) -> None:
-        done = self.plan or (None if self.exported is None else self.exported.plan)
-        if done is not None and done.hash == plan.hash:
-            return
-        if self.plan is not None:
-            raise ModelError(
-                f"ckpt_path: expected a checkpoint of the plan {self.plan.hash}, got one of {plan.hash}; give one of the two, not both"
-            )
-        self.apply_plan(plan)
+        if self.exported is None:
+            super().on_load_checkpoint(checkpoint)
+        else:  # pruned before, and no plan of this module's
+            self.model, _ = fit_to_checkpoint(self.model, checkpoint, self.exported.plan)

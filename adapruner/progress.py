@@ -4,13 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 
 from adapruner.distributed import is_rank_zero
 
 
+#: Whether anything is printed at all.
+_SHOWN: ContextVar[bool] = ContextVar("shown", default=True)
+
+
+@contextmanager
+def shown(yes: bool) -> Iterator[None]:
+    """Inside the block bars and lines are printed, or not."""
+    token = _SHOWN.set(yes)
+    try:
+        yield
+    finally:
+        _SHOWN.reset(token)
+
+
+def _silent() -> bool:
+    return not _SHOWN.get() or not is_rank_zero()
+
+
 def announce(message: str) -> None:
     """One plain line."""
-    if not is_rank_zero():
+    if _silent():
         return
     from rich.console import Console
 
@@ -19,15 +38,15 @@ def announce(message: str) -> None:
 
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
-    """A bar with time left; yields ``advance(done, note="")``. Where there is no terminal, ten plain lines instead."""
+    """A bar with time left, on a terminal and in a notebook; yields ``advance(done, note="")``. Elsewhere ten plain lines instead."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    if not is_rank_zero():
+    if _silent():
         yield lambda done, note="": None
         return
     console = Console()
-    if not console.is_terminal:
+    if not console.is_terminal and not console.is_jupyter:
         yield _lines(title, total)
         return
     columns = (

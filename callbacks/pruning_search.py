@@ -14,7 +14,6 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from adapruner.callbacks.checkpoints import load_by_plan, plan_of_checkpoint
 from adapruner.callbacks.listener import callbacks_of
 from adapruner.callbacks.loggers import TrialLogger, keep_earlier_metrics
 from adapruner.callbacks.lora_recovery import short_recovery
@@ -29,11 +28,13 @@ from adapruner.files.folder_lock import FolderLock, check_folder
 from adapruner.models.loading import check_language_model
 from adapruner.models.tracing import AttentionUnits, FfnUnits
 from adapruner.progress import announce
+from adapruner.pruned_module import carry_pruning
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.depth_and_width import DepthWidthConfig
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.recipe import Recipe
 from adapruner.recovery.configuration import ReconstructionConfig
+from adapruner.recovery.pruned_checkpoint import plan_of_checkpoint
 from adapruner.search.config import SearchConfig
 from adapruner.search.find_plan import FoundPlan, find_plan
 from adapruner.search.options import PruningOptions
@@ -118,7 +119,7 @@ class PruningSearchCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """At the start of ``fit``: search, surgery and reconstruction, once. Before ``test`` and the like: checkpoints fit the module."""
-        load_by_plan(pl_module, self.model_attribute)
+        carry_pruning(pl_module, self.model_attribute)
         if stage != "fit" or self.plan is not None:
             return
         self.folder = Path(self.folder_name or trainer.default_root_dir)

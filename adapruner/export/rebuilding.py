@@ -13,12 +13,11 @@ from adapruner.models.fingerprint import fingerprint_model
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import trace_for_plan
 from adapruner.recovery.lora import LoRAConfig, attach_lora
+from adapruner.recovery.pruned_checkpoint import LORA_KEY, PLAN_KEY
 
 OpenBase = Callable[..., Any]
 """``(name_or_path=, dtype=, revision=)`` -> a :class:`adapruner.module.PrunableCausalLM`, nothing loaded yet."""
 
-# What the module calls them; it stands above this package and cannot be imported. A test holds them equal.
-PLAN_KEY, LORA_KEY = "adapruner_plan", "adapruner_lora"
 _PREFIX = "model."
 
 

@@ -42,6 +42,12 @@ class PostPruning:
     """The dense model's hidden states on the windows, where several plans of one model are refitted
     (:class:`adapruner.recovery.reconstruction.DenseStream`)."""
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that a plan goes through, in their order."""
+        later = [("reconstructed", self.reconstruction), ("recovered", self.recover)]
+        return ("pruned", *(stage for stage, how in later if how is not None))
+
     @classmethod
     def of_windows(
         cls, windows: Any, reconstruction: ReconstructionConfig | None, recover: Callable[[nn.Module], nn.Module] | None, dense: Any = None

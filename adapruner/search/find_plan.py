@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-from adapruner.distributed import Ranks
+from adapruner.distributed import Ranks, is_rank_zero
 from adapruner.progress import announce, late_progress_bar, progress_bar
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.problem import make_plan
 from adapruner.recovery.post_pruning import PostPruning
+from adapruner.search.chosen_samples import write_chosen_set
 from adapruner.search.device_latency import meet_latency
 from adapruner.search.score import ScoredModel
 from adapruner.search.study import SearchOutcome, run_search
@@ -31,6 +33,14 @@ class FoundPlan:
     """The same units for the model that they were searched in; differs from ``plan`` only where layers or hidden channels went first."""
     outcome: SearchOutcome | None
     """The search: its trials, the winner's recipe, the second look; ``None`` where a plan or a recipe was given."""
+
+
+def save_found_plan(scored: ScoredModel, found: FoundPlan, tokenizer: Any = None) -> None:
+    """Writes ``plan.json`` into the run folder, and ``calibration_set.json`` where there is a tokenizer; nothing without a folder."""
+    if scored.folder is None or not is_rank_zero():
+        return
+    found.plan.save(scored.folder / "plan.json")
+    write_chosen_set(tokenizer, scored.data, scored.problem, found.remaining, scored.folder)
 
 
 def find_plan(

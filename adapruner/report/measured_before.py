@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lightning import Trainer
 from torch import nn
 
-from adapruner.callbacks.pruning_search import PruningSearchCallback
-from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback
 from adapruner.files.value_cache import ValueCache
 from adapruner.recovery.post_pruning import PostPruning
 from adapruner.report.comparison import compare_methods
@@ -18,33 +15,16 @@ FILE = "report_measurements.json"
 Values = dict[tuple[str, int], float]
 
 
-class ReportMemory:
+class MeasuredBefore:
     """Method and stage -> perplexity by data set and window; remembers nothing without a file.
 
     Args:
+        known: the values of earlier attempts; ``None`` remembers nothing.
         sets: data sets and windows that must all be known.
     """
 
     def __init__(self, known: ValueCache | None = None, sets: list[tuple[str, int]] | None = None) -> None:
         self._known, self._sets = known, list(sets or [])
-
-    @classmethod
-    def of_run(cls, trainer: Trainer, pruning: PruningSearchCallback, depends_on: dict[str, Any]) -> ReportMemory:
-        """In the run's folder, where something says what the whole run depends on: the command line, by the settings of checkpoints.
-
-        On the first rank alone, which alone measures for the report.
-
-        Args:
-            depends_on: what the values depend on beside the run's settings, its data and its plan; JSON types.
-        """
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        settings = next((c.settings for c in callbacks if isinstance(c, RecoveryCheckpointCallback)), {})
-        data: Any = getattr(trainer, "datamodule", None)
-        fingerprint = getattr(data, "fingerprint", None)
-        if not settings or not fingerprint or pruning.plan is None:
-            return cls()
-        identity = {**pruning.identity, "settings": settings, "all data": fingerprint, "plan": pruning.plan.hash, **depends_on}
-        return cls(ValueCache(pruning.folder / FILE, identity, shared=False), list(data.evaluation_windows))
 
     def recall(self, method: str, stage: str) -> Values | None:
         """What was measured, if it was on all sets."""
@@ -73,11 +53,8 @@ class ReportMemory:
         self, model: nn.Module, problem: Any, recipes: dict[str, Any], post_pruning: PostPruning, measure: Callable[[nn.Module], Values]
     ) -> Iterator[tuple[str, str, Values]]:
         """:func:`compare_methods`, but a method that an earlier attempt took through all stages is recalled."""
-        stages = (
-            ["pruned"] + ["reconstructed"] * (post_pruning.reconstruction is not None) + ["recovered"] * (post_pruning.recover is not None)
-        )
         for name, recipe in recipes.items():
-            known = [(stage, self.recall(name, stage)) for stage in stages]
+            known = [(stage, self.recall(name, stage)) for stage in post_pruning.stages]
             if all(values is not None for _, values in known):
                 yield from ((name, stage, values or {}) for stage, values in known)
                 continue

@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning import Trainer
 from torch import nn
 
 from adapruner._version import __version__
 from adapruner.calibration.choice import CalibrationChoice
-from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
-from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.data.calibration_set import effective_samples
 from adapruner.pruning.budget import Budget
 from adapruner.recovery.post_pruning import recipe_of
 from adapruner.search.chosen_samples import CALIBRATION_SET, heaviest_samples
+from adapruner.search.find_plan import FoundPlan
 from adapruner.search.reranking import to_rows
+from adapruner.search.score import ScoredModel
 from adapruner.search.trials import TrialRecord, to_history
 
 
@@ -39,33 +38,30 @@ class EvaluatedText:
         return math.log2(perplexity) * self.tokens / self.text_bytes if self.text_bytes else None
 
 
-def judged_in_words(pruning: PruningSearchCallback) -> str:
-    """What a trial's value is."""
-    objective = pruning.search.objective
+def judged_in_words(scored: ScoredModel) -> str:
+    """What the value of a trial is, in words."""
+    objective = scored.options.search.objective
     measure = "NLL" if objective.measure == "nll" else "KL from the dense model's predictions"
-    model = "of the model as cut" if pruning.refit is None else "of the model after the local refit"
+    model = "of the model as pruned" if scored.refit is None else "of the model after the local refit"
     cost = f", plus {objective.cost_weight} times the fraction of {objective.cost} left" if objective.cost_weight else ""
     return f"{measure} {model}{cost}"
 
 
-def _reached(pruning: PruningSearchCallback) -> float:
+def _removed_fraction(scored: ScoredModel, found: FoundPlan) -> float:
     """Removed fraction of what the budget counts."""
-    plan, problem = pruning.plan, pruning.problem
-    assert plan is not None
-    if problem is None or problem.costs is None or plan.budget["of"] in ("block", "all"):
+    plan, problem, stage = found.plan, scored.problem, scored.stage
+    if problem.costs is None or plan.budget["of"] in ("block", "all"):
         return plan.pruned_fraction
-    assert pruning.plan_within is not None
-    start, left = pruning.start, problem.costs.left_by(pruning.plan_within.kept, problem.structure)
-    if start is None or start.sizes is None or plan.budget["of"] == "latency":
+    left = problem.costs.left_by(found.remaining.kept, problem.structure)
+    if stage.sizes is None or plan.budget["of"] == "latency":
         return 1.0 - left / problem.costs.whole
-    return 1.0 - left / Budget(0.0, plan.budget["of"], seq_len=pruning.budget.seq_len).costs(start.dense, sizes=start.sizes).whole
+    dense = Budget(0.0, plan.budget["of"], seq_len=scored.options.budget.seq_len).costs(stage.dense, sizes=stage.sizes)
+    return 1.0 - left / dense.whole
 
 
-def model_section(pruning: PruningSearchCallback) -> dict[str, Any]:
+def model_section(scored: ScoredModel, found: FoundPlan) -> dict[str, Any]:
     """What was pruned, and by how much."""
-    plan = pruning.plan
-    assert plan is not None
-    kinds = ("attention", "ffn")
+    plan, kinds = found.plan, ("attention", "ffn")
     dense = {
         kind: [plan.units[n] for n in sorted(plan.units, key=lambda n: int(n.split(".")[0])) if n.endswith(f".{kind}")] for kind in kinds
     }
@@ -76,7 +72,7 @@ def model_section(pruning: PruningSearchCallback) -> dict[str, Any]:
         "parameters_dense": plan.parameters["dense"],
         "parameters_pruned": plan.parameters["pruned"],
         "pruned_fraction_target": plan.budget["pruned_fraction"],
-        "pruned_fraction": _reached(pruning),
+        "pruned_fraction": _removed_fraction(scored, found),
         "budget_of": plan.budget["of"],
         "block_parameters_dense": plan.parameters["block_dense"],
         "block_parameters_pruned": plan.parameters["block_pruned"],
@@ -86,9 +82,9 @@ def model_section(pruning: PruningSearchCallback) -> dict[str, Any]:
     }
 
 
-def search_section(pruning: PruningSearchCallback, dense_nll: float | None) -> dict[str, Any] | None:
+def search_section(scored: ScoredModel, found: FoundPlan, dense_nll: float | None) -> dict[str, Any] | None:
     """The study; ``None`` without a search. ``dense_nll``: of the dense model on the search split, in nats per token."""
-    outcome = pruning.outcome
+    outcome = found.outcome
     if outcome is None:
         return None
     fixed = [t.value for t in outcome.trials if t.name != "searched" and t.state == "complete" and t.value is not None]
@@ -97,40 +93,38 @@ def search_section(pruning: PruningSearchCallback, dense_nll: float | None) -> d
         "completed": _count(outcome.trials, "complete"),
         "stopped_early": _count(outcome.trials, "pruned"),
         "resumed": outcome.resumed,
-        "world_size": pruning.identity.get("world size"),
-        "seconds_total": outcome.seconds + pruning.seconds.get("statistics", 0.0),
-        "seconds_statistics": pruning.seconds.get("statistics", 0.0),
+        "world_size": scored.identity.get("world size"),
+        "seconds_total": outcome.seconds + scored.seconds,
+        "seconds_statistics": scored.seconds,
         "best_value": outcome.best.value,
         "best_trial": outcome.best.trial,
         "best_fixed_value": min(fixed, default=None),
-        "dense_value": dense_nll if pruning.search.objective.measure == "nll" else 0.0,
+        "dense_value": dense_nll if scored.options.search.objective.measure == "nll" else 0.0,
         "recipe": outcome.recipe.to_dict(),
         "history": to_history(outcome.trials),
         "importance": outcome.importance,
-        "judged": judged_in_words(pruning),
+        "judged": judged_in_words(scored),
         "candidates": to_rows(outcome.candidates),
         "front": [{"trial": t.trial, "value": t.value, "cost": t.cost} for t in outcome.front],
     }
 
 
-def calibration_section(pruning: PruningSearchCallback, data: Any) -> dict[str, Any] | None:
-    """Which samples spoke, and how much it matters which; ``None`` without a problem."""
-    problem, plan = pruning.problem, pruning.plan
-    if problem is None or plan is None:
-        return None
-    choice = recipe_of(plan).calibration
-    given = pruning.outcome is None and pruning.recipe is None  # a plan from elsewhere: its sources need not be this pool's
+def calibration_section(scored: ScoredModel, found: FoundPlan) -> dict[str, Any]:
+    """The weights of sources and samples, and how much their choice matters."""
+    problem = scored.problem
+    choice = recipe_of(found.plan).calibration
+    given = scored.given is not None  # a plan from elsewhere: its sources need not be this pool's
     pool = problem.calibration if given else problem.at_length(choice.seq_len)[1]
     weights = pool.sample_weights(CalibrationChoice() if given else choice)
-    file = pruning.folder / CALIBRATION_SET
-    spread = pruning.outcome.spread if pruning.outcome is not None else None
+    file = None if scored.folder is None else scored.folder / CALIBRATION_SET
+    spread = found.outcome.spread if found.outcome is not None else None
     return {
         "samples": pool.samples,
-        "seq_len": choice.seq_len or int(data.calibration_windows.input_ids.shape[1]),
+        "seq_len": choice.seq_len or int(scored.data.calibration_windows.input_ids.shape[1]),
         "sources": pool.sources.shares(weights),
         "effective_samples": effective_samples(weights),
         **({} if pool.clusters is None else {"clusters": pool.clusters.shares(weights)}),
-        **({"set_file": file.name, "heaviest": heaviest_samples(file)} if file.is_file() else {}),
+        **({"set_file": file.name, "heaviest": heaviest_samples(file)} if file is not None and file.is_file() else {}),
         **({} if spread is None else {"spread": spread.to_dict()}),
     }
 
@@ -172,12 +166,6 @@ def cost_section(
     return section
 
 
-def seeds_section(pruning: PruningSearchCallback, data: Any, lora: LoRARecoveryCallback | None) -> dict[str, int]:
-    """Every seed of the run, by what draws from it."""
-    seeds = {"search": pruning.search.seed, "data": getattr(data, "seed", None), "recovery": None if lora is None else lora.seed}
-    return {name: seed for name, seed in seeds.items() if seed is not None}
-
-
 def package_versions() -> dict[str, str]:
     """Of adapruner, Python and the libraries that decide a result."""
     from importlib.metadata import version
@@ -186,11 +174,10 @@ def package_versions() -> dict[str, str]:
     return {"adapruner": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
 
 
-def hardware_in_words(trainer: Trainer) -> str:
+def hardware_in_words(device: torch.device, processes: int = 1) -> str:
     """Device, threads and processes."""
-    device = trainer.strategy.root_device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    return f"{where}, {trainer.world_size} process{'es' if trainer.world_size > 1 else ''}"
+    return f"{where}, {processes} process{'es' if processes > 1 else ''}"
 
 
 def _count(trials: list[TrialRecord], state: str) -> int:

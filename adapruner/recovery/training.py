@@ -1,0 +1,218 @@
+"""LoRA recovery without a Trainer: one process, one device, resumable. Lightning's Trainer does the same on any number of devices."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapruner.data.resumable import ResumableLoader, SharedOrder
+from adapruner.errors import ConfigurationError, ModelError
+from adapruner.files.atomic import temporary_beside
+from adapruner.progress import announce, progress_bar
+from adapruner.recovery.diagnosis import blame_for_gradient, blame_for_loss, first_bad_gradient, gradient_message, loss_message
+from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora
+
+FILE = Path("checkpoints") / "recovery.pt"
+
+
+@dataclass(frozen=True)
+class RecoveryConfig:
+    """LoRA recovery of a pruned model.
+
+    Raises:
+        ConfigurationError: if a number is out of range.
+
+    >>> RecoveryConfig(steps=200, lora=LoRAConfig(r=16)).lora.r
+    16
+    """
+
+    steps: int = 100
+    """Optimizer steps."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """Rank, scale, dropout and place of the adapters."""
+    batch_size: int = 8
+    """Windows in one step."""
+    learning_rate: float = 1e-4
+    """Of AdamW, without weight decay; constant after the warm-up."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    clip_norm: float | None = 1.0
+    """Largest norm of the gradients of one step; ``None`` leaves them as they are."""
+    seed: int = 0
+    """Of the adapters' initial values, of dropout and of the order of windows."""
+    every_n_steps: int = 50
+    """Steps between two checkpoints in the run folder: what a kill can cost at most."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "every_n_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"recovery.{name}: expected 1 or more, got {getattr(self, name)}; give a positive number")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ConfigurationError(f"recovery.learning_rate: expected a positive number, got {self.learning_rate}; give 1e-4")
+        if self.warmup_steps < 0:
+            raise ConfigurationError(f"recovery.warmup_steps: expected 0 or more, got {self.warmup_steps}; give 0 for no warm-up")
+
+
+@dataclass(frozen=True)
+class RecoveredModel:
+    """A recovered model, its adapters merged."""
+
+    model: Any
+    history: list[tuple[int, float]]
+    """(optimizer step, mean loss of its batch in nats per token)."""
+    seconds: float
+    """Time that the training took, over all attempts of a run that was ended in between."""
+    config: RecoveryConfig
+
+    def to_report(self) -> dict[str, Any]:
+        """The report's section on LoRA recovery."""
+        lora = self.config.lora
+        return {"r": lora.r, "alpha": lora.alpha, "steps": len(self.history), "seconds": self.seconds, "history": self.history}
+
+
+def train_adapters(
+    model: nn.Module,
+    windows: Any,
+    config: RecoveryConfig,
+    *,
+    folder: Path | None = None,
+    identity: dict[str, Any] | None = None,
+    tokenizer: Any = None,
+) -> RecoveredModel:
+    """Trains low-rank adapters on the pruned model and merges them.
+
+    Args:
+        model: the pruned model on its device; changed in place.
+        windows: training text, with ``input_ids``, ``labels``, ``attention_mask``, each int64 ``[n, seq_len]``.
+        config: how.
+        folder: the run folder, where ``checkpoints/recovery.pt`` is kept, and gone on from; ``None`` keeps nothing.
+        identity: what the result depends on beside ``config``, as plain values; a checkpoint of another identity is left alone.
+        tokenizer: quotes the text of a sample whose loss is not finite.
+
+    Raises:
+        ModelError: if a loss or a gradient is not finite, naming the step and where it can be told the sample and the layer.
+        ConfigurationError: if no layer has one of the adapters' target names, or the checkpoint cannot be written.
+    """
+    order = SharedOrder(windows, config.batch_size, config.seed)
+    loader: Any = ResumableLoader(windows, config.batch_size, sampler=order, generator=torch.Generator().manual_seed(config.seed))
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        adapted = attach_lora(model, config.lora).train()
+        state = _State(adapted, loader, config, folder, {**asdict(config), **(identity or {}), "steps": None})
+        state.resume()
+        with progress_bar("recovery", config.steps) as advance:
+            for batch in _endless(loader) if state.step < config.steps else ():
+                loss = _step(adapted, batch, state, config, tokenizer)
+                state.finished(loss)
+                advance(state.step, f"loss {loss:.4f} nats/token")
+                if state.step >= config.steps:
+                    break
+        state.save()
+    return RecoveredModel(merge_lora(adapted), state.history, state.seconds, config)
+
+
+def _step(adapted: Any, batch: dict[str, Tensor], state: _State, config: RecoveryConfig, tokenizer: Any) -> float:
+    loss = adapted(**{name: value.to(state.device) for name, value in batch.items()}, use_cache=False).loss
+    where = f"the batch of step {state.step + 1}"
+    if not bool(torch.isfinite(loss.detach())):
+        raise ModelError(loss_message(loss, state.step, blame_for_loss(adapted, batch, where, tokenizer)))
+    state.optimizer.zero_grad()
+    loss.backward()
+    bad = first_bad_gradient(adapted)
+    if bad is not None:
+        blame = blame_for_gradient(adapted, batch, adapted.get_parameter(bad), where, tokenizer)
+        raise ModelError(gradient_message(bad, state.step, blame))
+    if config.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(state.parameters, config.clip_norm)
+    state.optimizer.step()
+    state.scheduler.step()
+    return float(loss.detach())
+
+
+class _State:
+    """Adapters, optimizer, place in the data and random numbers: what a checkpoint holds."""
+
+    def __init__(self, adapted: Any, loader: Any, config: RecoveryConfig, folder: Path | None, identity: dict[str, Any]) -> None:
+        self.adapted, self.loader, self.config = adapted, loader, config
+        self.file, self.identity = None if folder is None else folder / FILE, identity
+        named = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+        self.trained, self.parameters = named, list(named.values())
+        self.device = self.parameters[0].device
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.0)
+        warm = max(1, config.warmup_steps)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / warm))
+        self.step, self.history, self.seconds = 0, list[tuple[int, float]](), 0.0
+        self._started, self._saved = time.monotonic(), 0
+
+    def finished(self, loss: float) -> None:
+        """After an optimizer step."""
+        self.step += 1
+        self.history.append((self.step, loss))
+        if self.step % self.config.every_n_steps == 0:
+            self.save()
+
+    def save(self) -> None:
+        """Writes the checkpoint whole, where there is a folder and something new."""
+        now = time.monotonic()
+        self.seconds, self._started = self.seconds + now - self._started, now
+        if self.file is None or self.step == self._saved:
+            return
+        record = {
+            "identity": self.identity,
+            "step": self.step,
+            "history": [list(row) for row in self.history],
+            "seconds": self.seconds,
+            "adapters": {name: p.detach() for name, p in self.trained.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "loader": self.loader.state_dict(),
+            "random": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with temporary_beside(self.file) as temporary:
+                torch.save(record, temporary)
+                temporary.replace(self.file)
+        except (OSError, RuntimeError) as error:  # a full disk is the one or the other
+            reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
+            raise ConfigurationError(
+                f"folder: expected to write {self.file}, got {reason}; make room, the same call goes on from the checkpoint before"
+            ) from error
+        self._saved = self.step
+
+    def resume(self) -> None:
+        """Goes on from the checkpoint of a run of the same identity, if there is one."""
+        if self.file is None or not self.file.is_file():
+            return
+        try:
+            record = torch.load(self.file, map_location=self.device, weights_only=True)
+        except Exception:  # a damaged pickle can fail in any way
+            announce(f"recovery starts anew: {self.file} is damaged")
+            return
+        if record.get("identity") != self.identity or record["step"] > self.config.steps:
+            announce(f"recovery starts anew: {self.file} was written under other settings")
+            return
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(record["adapters"][name])
+        self.optimizer.load_state_dict(record["optimizer"])
+        self.scheduler.load_state_dict(record["scheduler"])
+        self.loader.load_state_dict(record["loader"])
+        self.step, self.seconds = record["step"], record["seconds"]
+        self.history, self._saved = [(int(step), float(loss)) for step, loss in record["history"]], record["step"]
+        torch.set_rng_state(record["random"].cpu())
+        if record["cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(record["cuda"].cpu(), self.device)
+        announce(f"recovery goes on from step {self.step} in {self.file}")
+
+
+def _endless(loader: Any) -> Iterator[dict[str, Tensor]]:
+    while True:
+        yield from loader

@@ -1,0 +1,230 @@
+"""Measures a run while it goes on: the dense, pruned, reconstructed and recovered model, other methods beside them, cost and text.
+
+:meth:`ReportRecorder.to_report` is the record that ``report.json`` holds.
+"""
+
+from __future__ import annotations
+
+import copy
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from adapruner.data.run_data import RunData
+from adapruner.errors import ConfigurationError
+from adapruner.evaluation.generation import generate_text
+from adapruner.evaluation.perplexity import describe_protocol, evaluate_nll
+from adapruner.importance.metrics import find_metric
+from adapruner.progress import announce, progress_bar
+from adapruner.pruning.depth_and_width import depth_and_width_removed
+from adapruner.recovery.post_pruning import PostPruning, pruned_only
+from adapruner.report.comparison import baseline_recipes
+from adapruner.report.measured_before import MeasuredBefore, Values
+from adapruner.report.run_sections import (
+    EvaluatedText,
+    calibration_section,
+    cost_section,
+    hardware_in_words,
+    model_section,
+    package_versions,
+    search_section,
+)
+from adapruner.search.find_plan import FoundPlan
+from adapruner.search.score import ScoredModel
+from adapruner.search.split import split_windows
+
+METHOD = "adapruner"
+Recover = Callable[[nn.Module], nn.Module]
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What a report compares and measures.
+
+    Raises:
+        ConfigurationError: if a number is out of range, or a metric or an allocation is unknown.
+    """
+
+    compare: list[str] = field(default_factory=list)
+    """Metrics to prune with alone, at the same budget; the best fixed recipe that the search tried is then compared too."""
+    compare_allocations: list[str] = field(default_factory=lambda: ["uniform"])
+    """``uniform`` (every layer loses the same), ``global`` (one ranking of score per parameter)."""
+    batch_size: int = 8
+    """Windows in one forward pass of an evaluation."""
+    prompts: list[str] = field(default_factory=list)
+    """Texts that the dense and the final model continue."""
+    latency_seq_len: int = 128
+    """Tokens in the timed forward pass."""
+    latency_repeats: int = 20
+    """Timed rounds."""
+    speed_batches: list[int] = field(default_factory=list)
+    """Batch sizes at which dense and pruned model are timed side by side, prefill and decoding; empty for none."""
+    speed_seq_lens: list[int] = field(default_factory=list)
+    """Lengths in tokens of these, each with each batch size; ``latency_seq_len`` when empty."""
+
+    def __post_init__(self) -> None:
+        sizes = [("batch_size", self.batch_size, 1), ("latency_seq_len", self.latency_seq_len, 1)]
+        sizes += [("latency_repeats", self.latency_repeats, 1), *(("speed_batches", b, 1) for b in self.speed_batches)]
+        for argument, value, least in (*sizes, *(("speed_seq_lens", n, 2) for n in self.speed_seq_lens)):
+            if value < least:
+                raise ConfigurationError(f"report.{argument}: expected {least} or more, got {value}; give a larger number")
+        for metric in self.compare:
+            find_metric(metric)
+        baseline_recipes(list(self.compare), list(self.compare_allocations))
+
+
+class ReportRecorder:
+    """Collects the measurements of one run, stage by stage, on the process that writes the report.
+
+    Args:
+        config: what is compared and measured.
+        data: the run's sets; perplexity is measured on its ``evaluation_windows``.
+        tokenizer: continues the prompts; needed for them alone.
+        before: what an earlier attempt at the same run measured.
+    """
+
+    def __init__(self, config: ReportConfig, data: RunData, tokenizer: Any = None, before: MeasuredBefore | None = None) -> None:
+        self.config, self.data, self.tokenizer = config, data, tokenizer
+        self.before = MeasuredBefore() if before is None else before
+        self.perplexity: list[dict[str, Any]] = []
+        self.protocols: list[str] = []
+        self.texts: dict[tuple[str, int], EvaluatedText] = {}
+        self.generations: list[dict[str, str]] = []
+        self.dense_config: Any = None
+        self.dense_search_nll: float | None = None
+        self.cost: dict[str, Any] | None = None
+
+    def measure_dense(self, model: Any, scored: ScoredModel, found: FoundPlan, recover: Recover | None = None) -> None:
+        """The dense model, and every compared method through its stages; the model is dense again afterwards.
+
+        Args:
+            recover: the run's own recovery as a function of a model, where methods are compared after it too.
+        """
+        self.dense_config = copy.deepcopy(model.config)
+        trials_see, _ = split_windows(self.data.search_windows, scored.options.search)
+        self.dense_search_nll = evaluate_nll(model, trials_see, self.config.batch_size).nll
+        self._add("dense", "dense", self._measure(model))  # again in each attempt: it gives the protocols, too
+        if self.config.prompts:
+            texts = generate_text(model, self.tokenizer, self.config.prompts)
+            self.generations = [{"prompt": p, "dense": t, "recovered": ""} for p, t in zip(self.config.prompts, texts, strict=True)]
+        with depth_and_width_removed(model, scored.stage.cut):  # plan and problem are for what is left of layers and hidden channels
+            self._measure_methods(model, scored, found, recover)
+
+    def measure_stage(self, stage: str, model: nn.Module) -> None:
+        """The run's own model at a stage: ``pruned`` or ``reconstructed``."""
+        self._add(METHOD, stage, self.before.measure(METHOD, stage, lambda: self._measure(model)))
+
+    def measure_final(self, model: Any, recovered: bool) -> None:
+        """The model as it leaves the run: perplexity where it was recovered, text, and what it costs beside the dense one."""
+        if recovered:
+            announce("evaluates the recovered model")
+            self._add(METHOD, "recovered", self._measure(model))
+        if self.generations:
+            for row, text in zip(self.generations, generate_text(model, self.tokenizer, self.config.prompts), strict=True):
+                row["recovered"] = text
+        if self.dense_config is not None:
+            announce("times the dense and the pruned model in turns")
+            config = self.config
+            lengths = config.speed_seq_lens or [config.latency_seq_len]
+            self.cost = cost_section(
+                self.dense_config, model, config.latency_seq_len, config.latency_repeats, config.speed_batches, lengths
+            )
+
+    def knows_stage(self, stage: str) -> bool:
+        """Whether an earlier attempt measured the plan at this stage, so that the model need not be brought there again."""
+        return self.before.recall(METHOD, stage) is not None
+
+    def _measure_methods(self, model: Any, scored: ScoredModel, found: FoundPlan, recover: Recover | None) -> None:
+        problem, reconstruction = scored.problem, scored.options.reconstruction
+        if reconstruction is not None:  # else the stage after the surgery is this one
+            with pruned_only(model, problem, found.remaining):
+                self.measure_stage("pruned", model)
+        post_pruning = PostPruning.of_windows(self.data.calibration_windows, reconstruction, recover)
+        recipes = baseline_recipes(list(self.config.compare), list(self.config.compare_allocations))
+        if found.outcome is not None and found.outcome.best_fixed is not None and recipes:
+            trial, recipe = found.outcome.best_fixed
+            recipes["best fixed"] = recipe
+            self.protocols.append(f"Best fixed: the best recipe tried before the search, {trial.name}, in one global ranking.")
+        with progress_bar("comparison", len(post_pruning.stages) * len(recipes)) as advance:
+            measured = self.before.compare(model, problem, recipes, post_pruning, self._measure)
+            for done, (method, stage, values) in enumerate(measured, start=1):
+                if stage == "skipped":
+                    announce(f"comparison: {method} cannot meet this budget with its widths, left out")
+                self._add(method, stage, values)
+                advance(done, f"{method}: {stage}")
+
+    def _measure(self, model: nn.Module) -> Values:
+        values = {}
+        for (name, window), windows in self.data.evaluation_windows.items():
+            result = evaluate_nll(model, windows, self.config.batch_size)
+            values[name, window] = result.perplexity
+            protocol = describe_protocol(name, window, len(windows.input_ids), result.tokens)
+            self.texts[name, window] = EvaluatedText(protocol, result.tokens, result.text_bytes)
+            if protocol not in self.protocols:
+                self.protocols.append(protocol)
+        return values
+
+    def _add(self, method: str, stage: str, values: Values) -> None:
+        for (name, window), value in values.items():
+            bits = self.texts[name, window].bits_per_byte(value)
+            row = {"stage": stage, "method": method, "dataset": name, "window": window, "value": value}
+            self.perplexity.append(row if bits is None else {**row, "bits_per_byte": bits})
+
+    def to_report(
+        self,
+        scored: ScoredModel,
+        found: FoundPlan,
+        *,
+        name: str,
+        model: nn.Module,
+        processes: int = 1,
+        recovery: Mapping[str, Any] | None = None,
+        reconstruction_seconds: float = 0.0,
+        recovery_seed: int | None = None,
+        zero_shot: Mapping[str, Any] | None = None,
+        export: Mapping[str, Any] | None = None,
+        card: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The dictionary that ``report.json`` holds; see :mod:`adapruner.report.schema`.
+
+        Args:
+            name: of the run.
+            model: the final model, for the device.
+            processes: in which it was made.
+            recovery: ``r``, ``alpha``, ``steps``, ``seconds`` and ``history`` of the LoRA recovery; ``None`` where there was none.
+            zero_shot: the section on zero-shot tasks.
+            export: the section on the export.
+            card: what text every set holds.
+        """
+        refit = scored.options.reconstruction
+        seeds = {"search": scored.options.search.seed, "data": scored.data.seed, "recovery": recovery_seed}
+        return {
+            "name": name,
+            "seed": scored.options.search.seed,
+            "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": package_versions(),
+            "hardware": hardware_in_words(next(model.parameters()).device, processes),
+            "model": model_section(scored, found),
+            "perplexity": self.perplexity,
+            "protocol": "; ".join(p.rstrip(".") for p in self.protocols),
+            "protocols": [{"dataset": name, "window": window, "words": text.protocol} for (name, window), text in self.texts.items()],
+            "data": card,
+            "seeds": {name: seed for name, seed in seeds.items() if seed is not None},
+            "zero_shot": zero_shot,
+            "search": search_section(scored, found, self.dense_search_nll),
+            "calibration": calibration_section(scored, found),
+            "recovery": {
+                "reconstruction": None if refit is None else {"ridge": refit.ridge, "seconds": reconstruction_seconds},
+                "lora": recovery,
+            },
+            "cost": self.cost,
+            "export": export,
+            "generations": self.generations or None,
+        }

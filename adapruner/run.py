@@ -1,0 +1,177 @@
+"""The run, from top to bottom: load, trace, score, search, cut, reconstruct, recover, evaluate, export.
+
+This file is the one to read first. Every line of :func:`prune` is a stage, and every stage lives in a room of its own. The Lightning
+callbacks (``callbacks/``) call the same stages when a Trainer says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapruner.data.from_texts import data_from_texts
+from adapruner.data.run_data import RunData
+from adapruner.export.folder import ExportRecord
+from adapruner.files.atomic import clear_leftovers
+from adapruner.files.folder_lock import FolderLock, check_folder
+from adapruner.files.value_cache import ValueCache
+from adapruner.progress import shown
+from adapruner.pruning.budget import Budget
+from adapruner.pruning.plan import PruningPlan
+from adapruner.recovery.training import RecoveredModel, RecoveryConfig, train_adapters
+from adapruner.report.measured_before import FILE, MeasuredBefore
+from adapruner.report.record import write_report
+from adapruner.report.recorder import ReportConfig, ReportRecorder
+from adapruner.search.find_plan import FoundPlan, save_found_plan
+from adapruner.search.score import ScoredModel, score_model
+from adapruner.search.study import SearchOutcome
+from adapruner.stages import PrunedModel, export, load_model, pruning_options, reconstruct, search
+
+
+@dataclass(frozen=True)
+class PruningResult:
+    """What :func:`prune` returns."""
+
+    model: Any
+    """The pruned model, ready to generate; the object that was given, where one was given."""
+    tokenizer: Any
+    plan: PruningPlan
+    """Which units stay, as a record."""
+    outcome: SearchOutcome | None
+    """The search: trials, the winner's recipe; ``None`` where a plan or a recipe was given."""
+    perplexity: list[Mapping[str, Any]] = field(default_factory=list)
+    """Rows of ``stage``, ``method``, ``dataset``, ``window``, ``value``: what was measured on ``evaluation``."""
+    report: Mapping[str, Any] = field(default_factory=dict)
+    """The record that ``report.json`` holds."""
+
+    def save(self, folder: str | Path, **options: Any) -> ExportRecord:
+        """Writes the folder that transformers, vLLM and llama.cpp load; options as :func:`adapruner.export`."""
+        return export(self.model, folder, self.tokenizer, **options)
+
+
+def prune(
+    model: Any,
+    tokenizer: Any = None,
+    calibration: Any = None,
+    budget: Budget | float = 0.2,
+    *,
+    recovery: RecoveryConfig | int | None = None,
+    evaluation: Any = None,
+    recovery_texts: Any = None,
+    report: ReportConfig = ReportConfig(),
+    folder: str | Path | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> PruningResult:
+    """Makes a causal LM smaller: searches which units matter least, removes them, refits and recovers what stays.
+
+    Args:
+        model: a Hugging Face causal LM, changed in place, or a name or folder to load one from.
+        tokenizer: of the model; loaded beside a model that is loaded by name.
+        calibration: texts that decide which units matter: a list, a mapping of source names to lists, a ``datasets.Dataset`` with a
+            column ``text``, or token windows ``[n, seq_len]``.
+        budget: how much to remove; a number is a fraction of the block parameters.
+        recovery: LoRA recovery after the refit, or a number of optimizer steps; ``None`` leaves it out.
+        evaluation: held-out texts, in the same forms, on which perplexity is measured at every stage; ``None`` measures nothing.
+        recovery_texts: what recovery trains on; the calibration texts when empty.
+        report: what else is compared and measured for the report.
+        folder: the run folder. With one the run goes on where an earlier call was ended, and writes ``plan.json``, ``trials.csv``,
+            ``report.html`` and what a resumed run needs; without one nothing is written to disk.
+        progress: show bars and what is decided.
+        options: ``search``, ``recipe``, ``plan``, ``reconstruction``, ``seed``, ``attention_units``, ... as :func:`adapruner.score`
+            takes them.
+
+    Raises:
+        AdaPrunerError: in one line, before the heavy work, where something does not fit.
+
+    >>> import adapruner
+    >>> from adapruner.demo import texts
+    >>> result = adapruner.prune("demo", calibration=texts("calibration"), budget=0.4, search=20, progress=False)
+    >>> 0.39 < result.plan.pruned_fraction < 0.41
+    True
+    """
+    with shown(progress), _run_folder(folder) as where:
+        asked = pruning_options(budget, **options)
+        model, tokenizer = load_model(model, tokenizer)
+        data = _data(calibration, tokenizer, asked.search.seed, evaluation, (recovery_texts or calibration) if recovery else None)
+        recorder = ReportRecorder(report, data, tokenizer) if where is not None or evaluation is not None else None
+        scored = score_model(model, data, asked, folder=where, compared_metrics=report.compare)
+        found = search(scored)
+        save_found_plan(scored, found, tokenizer)
+        if recorder is not None:
+            recorder.before = _measured_before(scored, found, report)
+            recorder.measure_dense(model, scored, found)
+        pruned = reconstruct(scored, found)
+        if recorder is not None:
+            recorder.measure_stage("pruned" if scored.options.reconstruction is None else "reconstructed", pruned.model)
+        recovered = _recover(pruned.model, data, recovery, where, found, tokenizer)
+        rows, record = _finish_report(recorder, scored, found, pruned, recovered, where)
+    return PruningResult(model, tokenizer, found.plan, found.outcome, rows, record)
+
+
+@contextmanager
+def _run_folder(folder: str | Path | None) -> Iterator[Path | None]:
+    """The folder, made, locked against a second run, and cleared of what a killed one was writing."""
+    if folder is None:
+        yield None
+        return
+    where, lock = Path(folder), FolderLock()
+    check_folder(where)
+    lock.take(where)
+    try:
+        clear_leftovers(where)
+        yield where
+    finally:
+        lock.release()
+
+
+def _data(calibration: Any, tokenizer: Any, seed: int, evaluation: Any, recovery: Any) -> RunData:
+    if isinstance(calibration, RunData):
+        return calibration
+    return data_from_texts(calibration, tokenizer, evaluation=evaluation, recovery=recovery, seed=seed)
+
+
+def _measured_before(scored: ScoredModel, found: FoundPlan, report: ReportConfig) -> MeasuredBefore:
+    if scored.folder is None or scored.data.fingerprint is None:
+        return MeasuredBefore()
+    identity = {**scored.identity, "all data": scored.data.fingerprint, "plan": found.plan.hash, "batch size": report.batch_size}
+    return MeasuredBefore(ValueCache(scored.folder / FILE, identity, shared=False), list(scored.data.evaluation_windows))
+
+
+def _recover(
+    model: Any, data: RunData, recovery: RecoveryConfig | int | None, folder: Path | None, found: FoundPlan, tokenizer: Any
+) -> RecoveredModel | None:
+    if recovery is None:
+        return None
+    config = RecoveryConfig(steps=recovery) if isinstance(recovery, int) else recovery
+    identity = {"plan": found.plan.hash, "text": data.recovery_windows.fingerprint}
+    recovered = train_adapters(model, data.recovery_windows, config, folder=folder, identity=identity, tokenizer=tokenizer)
+    return recovered
+
+
+def _finish_report(
+    recorder: ReportRecorder | None,
+    scored: ScoredModel,
+    found: FoundPlan,
+    pruned: PrunedModel,
+    recovered: RecoveredModel | None,
+    folder: Path | None,
+) -> tuple[list[Mapping[str, Any]], Mapping[str, Any]]:
+    """The measurements and the report's record; written where there is a folder."""
+    if recorder is None:
+        return [], {}
+    recorder.measure_final(pruned.model, recovered=recovered is not None)
+    record = recorder.to_report(
+        scored,
+        found,
+        name="pruned" if folder is None else folder.resolve().name,
+        model=pruned.model,
+        recovery=None if recovered is None else recovered.to_report(),
+        reconstruction_seconds=pruned.seconds,
+    )
+    if folder is not None:
+        write_report(record, folder)
+    return list(recorder.perplexity), record

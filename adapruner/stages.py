@@ -1,0 +1,272 @@
+"""The stages of a run as functions with plain arguments and frozen results; :func:`adapruner.prune` calls them in their order.
+
+===================== ============================================================================================
+:func:`score`         traces the model and collects the statistics that decide which units matter
+:func:`search`        finds the plan: which units stay
+:func:`apply`         removes the other units
+:func:`reconstruct`   removes them and refits what stays, in closed form
+:func:`recover`       trains low-rank adapters on the pruned model and merges them
+:func:`evaluate`      perplexity of a model on texts
+:func:`export`        writes the folder that transformers, vLLM and llama.cpp load
+===================== ============================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adapruner.data.from_texts import data_from_texts, evaluation_from_texts, windows_from_texts
+from adapruner.data.run_data import RunData
+from adapruner.errors import ConfigurationError
+from adapruner.evaluation.perplexity import NLLResult, evaluate_nll
+from adapruner.export.folder import ExportRecord, export_model
+from adapruner.export.saving import save_as_export
+from adapruner.models.loading import check_language_model, load_language_model, load_tokenizer
+from adapruner.models.tracing import trace_structure
+from adapruner.pruning.budget import Budget
+from adapruner.pruning.depth_and_width import DepthWidthConfig
+from adapruner.pruning.plan import PruningPlan, read_plan
+from adapruner.pruning.recipe import Recipe
+from adapruner.pruning.surgery import prune_model, trace_for_plan
+from adapruner.recovery.configuration import ReconstructionConfig
+from adapruner.recovery.training import RecoveredModel, RecoveryConfig, train_adapters
+from adapruner.search.apply_plan import apply_found_plan
+from adapruner.search.config import SearchConfig
+from adapruner.search.find_plan import FoundPlan, find_plan
+from adapruner.search.options import PruningOptions
+from adapruner.search.score import ScoredModel, score_model
+
+
+@dataclass(frozen=True)
+class PrunedModel:
+    """A model after :func:`apply` or :func:`reconstruct`: the same object, smaller."""
+
+    model: Any
+    plan: PruningPlan
+    seconds: float = 0.0
+    """Time that the refit took; 0 without one."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` measured: (name of the text, window in tokens) -> result."""
+
+    results: Mapping[tuple[str, int], NLLResult]
+
+    @property
+    def perplexity(self) -> dict[tuple[str, int], float]:
+        """exp of the mean NLL in nats per token."""
+        return {key: result.perplexity for key, result in self.results.items()}
+
+
+def load_model(model: Any, tokenizer: Any = None) -> tuple[Any, Any]:
+    """A causal LM and its tokenizer: as they are given, or loaded by name or folder.
+
+    Raises:
+        ModelError: if the model cannot be loaded, or is no Hugging Face causal LM.
+    """
+    source = str(model) if isinstance(model, str | Path) else None
+    if source is not None:
+        model = load_language_model(source)
+    if isinstance(tokenizer, str | Path) or (tokenizer is None and source is not None):
+        tokenizer = load_tokenizer(str(tokenizer or source))
+    check_language_model(model, "model")
+    return model, tokenizer
+
+
+def score(
+    model: Any,
+    tokenizer: Any = None,
+    calibration: Any = None,
+    budget: Budget | float = 0.2,
+    *,
+    search: SearchConfig | int | None = None,
+    recipe: Recipe | None = None,
+    plan: PruningPlan | str | Path | None = None,
+    reconstruction: ReconstructionConfig | None = ReconstructionConfig(),
+    seed: int | None = None,
+    folder: str | Path | None = None,
+    compared_metrics: tuple[str, ...] = (),
+    **units: Any,
+) -> ScoredModel:
+    """Traces the model and collects, once, the statistics that the search, the recipe or the plan need.
+
+    Args:
+        model: a Hugging Face causal LM, or a name or folder to load one from; it stays dense.
+        tokenizer: of the model; not needed where ``calibration`` holds tokens.
+        calibration: a list of texts, a mapping of source names to lists of texts, a ``datasets.Dataset`` with a column ``text``,
+            int64 token windows ``[n, seq_len]``, or a :class:`adapruner.data.run_data.RunData`. A quarter of each source is kept
+            for the search's own measurements.
+        budget: how much to remove; a number is a fraction of the block parameters.
+        search: how to search, or a number of trials; the default has 128.
+        recipe: prune by this fixed recipe instead of searching.
+        plan: prune by this plan, or plan file, instead of searching.
+        reconstruction: the closed-form refit after the surgery, which trials are judged with too; ``None`` leaves it out.
+        seed: of the windows that are drawn and of the search; the search's own when empty.
+        folder: where statistics and the study are kept, and gone on from; ``None`` writes nothing.
+        compared_metrics: further metrics whose statistics are wanted.
+        units: ``attention_units``, ``ffn_units``, ``remove_layers``, ``hidden_fraction``, ``batch_size``; see
+            :class:`adapruner.callbacks.PruningSearchCallback`.
+
+    Raises:
+        AdaPrunerError: with everything that does not fit, before the heavy work.
+
+    >>> import adapruner
+    >>> from adapruner.demo import texts
+    >>> scored = adapruner.score("demo", calibration=texts("calibration"), budget=0.4, recipe=adapruner.Recipe({"l2": 1.0}))
+    >>> scored.problem.calibration.samples > 0
+    True
+    """
+    options = pruning_options(budget, search, recipe, plan, reconstruction, seed, **units)
+    model, tokenizer = load_model(model, tokenizer)
+    data = calibration if isinstance(calibration, RunData) else data_from_texts(calibration, tokenizer, seed=options.search.seed)
+    where = None if folder is None else Path(folder)
+    return score_model(model, data, options, folder=where, compared_metrics=compared_metrics)
+
+
+def search(
+    scored: ScoredModel, *, recover: Callable[[Any], Any] | None = None, on_trial: Callable[[Any, Any], None] | None = None
+) -> FoundPlan:
+    """Finds the plan: by the joint search over calibration weights and metric mixtures, or by the recipe or plan that is given.
+
+    Args:
+        scored: what :func:`score` returned; its model is dense, and dense again afterwards.
+        recover: recovers a model in place and briefly, for the second look at the best few; ``None`` decides before recovery.
+        on_trial: called with every finished trial and the best so far.
+
+    Raises:
+        StudyError: if the study in the folder belongs to another search or is damaged, or too many trials fail.
+    """
+    return find_plan(scored, recover=recover, on_trial=on_trial)
+
+
+def apply(model: Any, plan: PruningPlan | FoundPlan | str | Path) -> PrunedModel:
+    """Removes the units that the plan does not keep, in place; the kept weights stay as they are.
+
+    Args:
+        model: the dense causal LM.
+        plan: a plan, a plan file, or what :func:`search` returned. A plan that adds biases gets them as zeros.
+
+    Raises:
+        PlanError: if the plan is damaged or for another model.
+    """
+    found = plan.plan if isinstance(plan, FoundPlan) else plan if isinstance(plan, PruningPlan) else read_plan(plan)
+    structure = trace_for_plan(model, found)
+    prune_model(model, structure, found)
+    save_as_export(model, structure, found)
+    return PrunedModel(model, found)
+
+
+def reconstruct(scored: ScoredModel, found: FoundPlan) -> PrunedModel:
+    """Removes the units that the plan does not keep, and refits the output projections of what stays; in place, instead of :func:`apply`.
+
+    (The refit needs the dense model's outputs, layer by layer, so that it removes the units itself.)
+
+    Args:
+        scored: what :func:`score` returned; its model is dense.
+        found: what :func:`search` returned.
+    """
+    seconds = apply_found_plan(scored, found)
+    save_as_export(scored.model, scored.structure, found.plan)
+    return PrunedModel(scored.model, found.plan, seconds)
+
+
+def recover(
+    model: Any,
+    tokenizer: Any = None,
+    texts: Any = None,
+    recovery: RecoveryConfig | int = RecoveryConfig(),
+    *,
+    seq_len: int = 256,
+    folder: str | Path | None = None,
+) -> RecoveredModel:
+    """Trains low-rank adapters on the pruned model and merges them; the model's widths stay.
+
+    Args:
+        model: the pruned model, on the device where it is to be trained; changed in place.
+        tokenizer: of the model; not needed where ``texts`` holds tokens.
+        texts: as ``calibration`` of :func:`score`.
+        recovery: how, or a number of optimizer steps.
+        seq_len: tokens in a window.
+        folder: where a checkpoint is kept, and gone on from; ``None`` writes nothing.
+
+    Raises:
+        ModelError: if a loss or a gradient is not finite.
+    """
+    config = RecoveryConfig(steps=recovery) if isinstance(recovery, int) else recovery
+    windows = windows_from_texts(texts, tokenizer, role="recovery", seq_len=seq_len, seed=config.seed)
+    where = None if folder is None else Path(folder)
+    identity = {"text": windows.fingerprint, "plan": _plan_hash(model)}
+    return train_adapters(model, windows, config, folder=where, identity=identity, tokenizer=tokenizer)
+
+
+def evaluate(model: Any, tokenizer: Any = None, texts: Any = None, *, window: int | list[int] = 128, batch_size: int = 8) -> Evaluation:
+    """Perplexity of a model on texts: tokenised once, cut into windows that do not overlap, every token but a window's first predicted.
+
+    Args:
+        model: any causal LM.
+        tokenizer: of the model; not needed where ``texts`` holds tokens.
+        texts: as ``calibration`` of :func:`score`; each source is a text of its own.
+        window: tokens in a window, or several such lengths.
+        batch_size: windows in one forward pass.
+
+    Raises:
+        DataError: if a text is shorter than a window.
+    """
+    lengths = [window] if isinstance(window, int) else list(window)
+    windows = evaluation_from_texts(texts, tokenizer, windows=lengths)
+    return Evaluation({key: evaluate_nll(model, found, batch_size) for key, found in windows.items()})
+
+
+def export(model: Any, folder: str | Path, tokenizer: Any = None, plan: PruningPlan | None = None, **options: Any) -> ExportRecord:
+    """Writes the pruned model as a folder of safetensors that transformers, vLLM and llama.cpp load.
+
+    Args:
+        model: the pruned model, adapters merged.
+        folder: where to; new, empty, or an earlier export, which is replaced as a whole.
+        tokenizer: saved along; without one the folder says that it has none.
+        plan: what the model was pruned by; known of a model that this package pruned.
+        options: ``dtype``, ``max_shard_size``, ``pad``, ``card``, as :func:`adapruner.export.folder.export_model` takes them.
+
+    Raises:
+        ConfigurationError: if the folder holds something else, or it is not known what the model was pruned by.
+    """
+    structure, known = getattr(model, "_pruned_by", (None, None))
+    if structure is None or (plan is not None and plan.hash != known.hash):
+        raise ConfigurationError(
+            f"model: expected one that adapruner pruned{'' if plan is None else f' by the plan {plan.hash}'}, got {type(model).__name__} "
+            "without a record of it; prune it with adapruner.apply or adapruner.prune"
+        )
+    return export_model(model, tokenizer, structure, known, folder, **options)
+
+
+def pruning_options(
+    budget: Budget | float = 0.2,
+    search: SearchConfig | int | None = None,
+    recipe: Recipe | None = None,
+    plan: PruningPlan | str | Path | None = None,
+    reconstruction: ReconstructionConfig | None = ReconstructionConfig(),
+    seed: int | None = None,
+    remove_layers: int = 0,
+    hidden_fraction: float = 0.0,
+    **units: Any,
+) -> PruningOptions:
+    """The arguments of :func:`score` as one record."""
+    config = SearchConfig() if search is None else SearchConfig(n_trials=search) if isinstance(search, int) else search
+    return PruningOptions(
+        budget=budget if isinstance(budget, Budget) else Budget(budget),
+        search=config if seed is None else replace(config, seed=seed),
+        reconstruction=reconstruction,
+        plan=plan if plan is None or isinstance(plan, PruningPlan) else read_plan(plan),
+        recipe=recipe,
+        depth_width=DepthWidthConfig(remove_layers, hidden_fraction),
+        **units,
+    )
+
+
+def _plan_hash(model: Any) -> str:
+    _, plan = getattr(model, "_pruned_by", (None, None))
+    return "" if plan is None else plan.hash
