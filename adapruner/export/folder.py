@@ -31,6 +31,9 @@ from adapruner.pruning.plan import PruningPlan
 MARK = "adapruner"
 """Key in ``config.json`` by which an export is known as ours; holds the plan's hash."""
 PLAN_FILE = "plan.json"
+#: What a tokenizer may consist of. No modelling code and no pickle is ever copied.
+_TOKENIZER_SUFFIXES = (".json", ".txt", ".jinja", ".tiktoken", ".spm")
+_TOKENIZER_NAMES = ("tokenizer.model", "sentencepiece.bpe.model")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -67,7 +70,7 @@ def export_model(
 
     Args:
         model: a Hugging Face causal LM, already pruned by ``plan``, adapters merged.
-        tokenizer: saved along; None leaves it out.
+        tokenizer: saved along; of a folder, as a ``Path``, its files are copied; None leaves it out, and notes and card say so.
         structure: of the dense model.
         plan: what the model was pruned by.
         folder: where to; new, empty, or an earlier export.
@@ -109,8 +112,7 @@ def export_model(
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         target.save_pretrained(temporary, max_shard_size=max_shard_size)
-        if tokenizer is not None:
-            notes += _save_tokenizer(tokenizer, temporary)
+        notes += _save_tokenizer(tokenizer, temporary)
         _without_path(whole).save(temporary / PLAN_FILE)
         (temporary / "README.md").write_text(
             model_card(whole, class_name=class_name, stock=stock, notes=notes, card=card), encoding="utf-8"
@@ -194,10 +196,25 @@ def _carry_generation_config(model: Any, target: Any) -> list[str]:
     return ["generation_config: do_sample set to true, as the sampling settings of the base model ask for"]
 
 
+def copy_tokenizer(source: Path, folder: Path) -> list[str]:
+    """Copies the tokenizer's files of another export as they are; returns their names."""
+    copied = []
+    for file in sorted(source.iterdir()):
+        carried = file.name in _TOKENIZER_NAMES or file.suffix in _TOKENIZER_SUFFIXES
+        if carried and file.is_file() and not (folder / file.name).exists() and not file.name.startswith("model.safetensors"):
+            shutil.copyfile(file, folder / file.name)
+            copied.append(file.name)
+    return copied
+
+
 def _save_tokenizer(tokenizer: Any, folder: Path) -> list[str]:
     """AutoTokenizer goes by the model's family before it goes by what was saved, so what it makes of the folder is tried."""
     from transformers import AutoTokenizer
 
+    if tokenizer is None or (isinstance(tokenizer, Path) and not any("token" in name for name in copy_tokenizer(tokenizer, folder))):
+        return ["no tokenizer in this folder: take the base model's"]
+    if isinstance(tokenizer, Path):
+        return []
     tokenizer.save_pretrained(folder)
     text = "The lazy dog, naïve as ever, slept 42 hours.\n\tDéjà vu in 東京!"
     try:

@@ -13,7 +13,7 @@ from adapruner.errors import ModelError
 from adapruner.export.adapters import ADAPTER_FILES, ADAPTER_FOLDER, attach_adapter
 from adapruner.export.card import model_card, written_in
 from adapruner.export.command import Options
-from adapruner.export.folder import PLAN_FILE, ExportRecord, export_model
+from adapruner.export.folder import PLAN_FILE, ExportRecord, copy_tokenizer, export_model
 from adapruner.export.licence import base_licence
 from adapruner.export.loading import load
 from adapruner.export.target import make_config
@@ -21,10 +21,6 @@ from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import trace_for_plan
 from adapruner.recovery.lora import merge_lora
-
-#: What a tokenizer may consist of. No modelling code and no pickle is ever carried over.
-_CARRIED = (".json", ".txt", ".jinja", ".tiktoken", ".spm")
-_NAMES = ("tokenizer.model", "sentencepiece.bpe.model")
 
 
 def open_export(folder: Path, dtype: str | None, merge: bool) -> Any:
@@ -54,7 +50,7 @@ def reexport_model(model: Any, source: Path, plan: PruningPlan, folder: Path, op
     """
     model.save_pretrained(folder, max_shard_size=options.max_shard_size)
     plan.save(folder / PLAN_FILE)
-    _carry_over(source, folder)
+    copy_tokenizer(source, folder)
     adapters, apart = source / ADAPTER_FOLDER, options.adapters == "folder"
     if apart:
         (folder / ADAPTER_FOLDER).mkdir()
@@ -77,24 +73,13 @@ def write_padded(model: Any, source: Path, plan: PruningPlan, folder: Path, opti
         PlanError, ModelError: see :func:`adapruner.export.folder.export_model`.
     """
     card = {**base_licence(str(source)), **card, **written_in(options.dtype, card)}
-    record = export_model(
-        model, None, _dense_structure(model, plan), plan, folder, max_shard_size=options.max_shard_size, card=card, pad=True
-    )
-    _carry_over(source, folder)
-    return record
+    structure = _dense_structure(model, plan)
+    return export_model(model, source, structure, plan, folder, max_shard_size=options.max_shard_size, card=card, pad=True)
 
 
 def is_stock(folder: Path) -> bool:
     """Whether a class of ``transformers`` reads an export."""
     return "auto_map" not in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-
-
-def _carry_over(source: Path, folder: Path) -> None:
-    """The tokenizer's files, as they are."""
-    for file in sorted(source.iterdir()):
-        carried = file.name in _NAMES or file.suffix in _CARRIED
-        if carried and file.is_file() and not (folder / file.name).exists() and not file.name.startswith("model.safetensors"):
-            shutil.copyfile(file, folder / file.name)
 
 
 def _dense_structure(model: Any, plan: PruningPlan) -> ModelStructure:

@@ -87,14 +87,6 @@ class FlatlyShardedModel:
         return _with_parameters(self._frame, lambda name, p: values[name])
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether some parameter is spread over ranks."""
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
-    flat = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
-    return flat or any(hasattr(p, "full_tensor") for p in model.parameters())
-
-
 def token_share(labels: Tensor) -> Tensor | float:
     """This rank's number of counted tokens over the mean of all ranks: a factor for its loss.
 

@@ -17,7 +17,7 @@ from tests.models.families import conformance
 from tests.models.families.table import Row, build
 from tests.oracles import family_maps
 
-PAGE = Path(__file__).parents[2] / "docs" / "add-a-family.md"
+PAGE = Path(__file__).parents[3] / "docs" / "add-a-family.md"
 
 
 def page_code() -> list[str]:

@@ -19,7 +19,7 @@ from adapruner.models.tracing import trace_structure
 from tests.models.families import conformance
 from tests.models.families.table import ROWS, Row, build
 
-PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+PAGE = Path(__file__).parents[3] / "docs" / "families.md"
 
 _TOP = """# Families
 

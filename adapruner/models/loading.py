@@ -1,0 +1,144 @@
+"""Loads a causal language model and its tokenizer from the hub or a folder, and checks that a model is one that can be pruned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from adapruner.errors import ConfigurationError, ModelError
+
+DEMO = "demo"
+"""Name of the small model that comes with adapruner."""
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def model_source(name_or_path: str) -> str:
+    """Where a model comes from: the embedded folder for ``demo``, else the name as given."""
+    if name_or_path != DEMO:
+        return name_or_path
+    from adapruner.demo import MODEL_FOLDER
+
+    return str(MODEL_FOLDER)
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuses the name of a type that models are not loaded in.
+
+    Raises:
+        ConfigurationError: if it is none of :data:`DTYPES`.
+    """
+    if dtype not in DTYPES:
+        raise ConfigurationError(f"model.dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}; name one of them")
+
+
+def load_language_model(
+    name_or_path: str,
+    *,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """A dense causal language model in evaluation mode, from safetensors only; ``from_pretrained`` with our errors.
+
+    Args:
+        name_or_path: hub name or local folder; ``demo`` is the small model that comes with adapruner. An export with layers of
+            different widths is loaded by :func:`adapruner.load` instead.
+        dtype: ``auto`` (as saved), ``float32``, ``bfloat16`` or ``float16``.
+        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ...; the library's choice when empty.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: run modelling code that comes with the model. Off: such a model is refused.
+
+    Raises:
+        ConfigurationError: for an unknown dtype.
+        ModelError: if the folder or hub name cannot be loaded, or lacks a tensor.
+
+    >>> load_language_model("demo").config.model_type
+    'llama'
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    check_dtype(dtype)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "use_safetensors": True, "output_loading_info": True}
+    options["dtype"] = "auto" if dtype == "auto" else getattr(torch, dtype)
+    if attn_implementation:
+        options["attn_implementation"] = attn_implementation
+    model, found = _from_pretrained(AutoModelForCausalLM, "model", name_or_path, revision, **options)
+    if found["missing_keys"]:  # from_pretrained only warns of them
+        name, more = sorted(found["missing_keys"])[0], len(found["missing_keys"]) - 1
+        raise ModelError(
+            f"model.name_or_path: expected every tensor of {type(model).__name__} in {name_or_path!r}, got none for {name}"
+            f"{f' and {more} more' if more else ''}: they would be random; restore the checkpoint"
+        )
+    return model
+
+
+def load_tokenizer(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model; one without a padding token pads with its end of text.
+
+    Args:
+        name_or_path: as for :func:`load_language_model`.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: run code that comes with the tokenizer.
+
+    Raises:
+        ModelError: if it cannot be loaded.
+
+    >>> load_tokenizer("demo").decode(load_tokenizer("demo")("a word")["input_ids"], skip_special_tokens=True)
+    'a word'
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _from_pretrained(AutoTokenizer, "tokenizer", name_or_path, revision, trust_remote_code=trust_remote_code)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def check_language_model(model: Any, where: str) -> None:
+    """Refuses what is not a whole Hugging Face causal LM.
+
+    Args:
+        model: what should be one.
+        where: the attribute or argument that holds it, for the message: ``MyModule.model``.
+
+    Raises:
+        ModelError: if it lacks ``config`` or ``get_input_embeddings``, or some parameter is spread over ranks.
+    """
+    if model is None or not hasattr(model, "config") or not hasattr(model, "get_input_embeddings"):
+        raise ModelError(
+            f"model_attribute: expected a Hugging Face causal LM in {where}, got "
+            f"{type(model).__name__}; name the attribute that holds it, and build it in __init__ or configure_model"
+        )
+    if is_sharded(model):
+        raise ModelError(
+            "configure_model: expected it to build the whole model, got one that is sharded before the surgery; shard it in the "
+            "module's setup, which comes after the callbacks'"
+        )
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether some parameter is spread over ranks, by FSDP1 or FSDP2."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    flat = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+    return flat or any(hasattr(p, "full_tensor") for p in model.parameters())
+
+
+def _from_pretrained(factory: Any, what: str, name_or_path: str, revision: str | None, **options: Any) -> Any:
+    from safetensors import SafetensorError
+
+    source = model_source(name_or_path)
+    local = Path(source).exists()
+    if not local and (source.startswith(("/", ".", "~")) or source.count("/") > 1):
+        raise ModelError(f"model.name_or_path: expected a folder or a hub name, got {source!r}, which is not there; correct the path")
+    try:
+        return factory.from_pretrained(source, revision=None if local else revision, **options)
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = " ".join(lines) if lines[0].rstrip().endswith(":") else lines[0]
+        raise ModelError(
+            f"model.name_or_path: expected a {what} to load from {name_or_path!r}, got {reason[:200]!r}; "
+            "give a local folder with config.json and safetensors, or a hub name this machine can reach"
+        ) from error
