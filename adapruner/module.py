@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -11,19 +10,17 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
-from adapruner.errors import ConfigurationError, ModelError
+from adapruner.errors import ConfigurationError
 from adapruner.evaluation.perplexity import NLLResult, token_nll
 from adapruner.evaluation.streaming import Decoding, stream_text
 from adapruner.export.exported import ExportedModel, open_export
+from adapruner.models.loading import DEMO, check_dtype, load_language_model, load_tokenizer, model_source
 from adapruner.models.units import ModelStructure
 from adapruner.pruned_module import PrunedCheckpoints
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import prune_model, trace_for_plan
 from adapruner.recovery.pruned_checkpoint import fit_to_checkpoint
 from adapruner.recovery.sharding import FlatlyShardedModel, ShardedModel, token_share
-
-DEMO = "demo"
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def _adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -76,8 +73,7 @@ class PrunableCausalLM(PrunedCheckpoints, LightningModule):
         generation: Decoding = Decoding(),
     ) -> None:
         super().__init__()
-        if dtype not in _DTYPES:
-            raise ConfigurationError(f"model.dtype: expected one of {', '.join(_DTYPES)}, got {dtype!r}; name one of them")
+        check_dtype(dtype)
         if warmup_steps < 0:
             raise ConfigurationError(f"model.warmup_steps: expected 0 or more, got {warmup_steps}; give 0 for no warm-up")
         self.save_hyperparameters(ignore=["optimizer", "scheduler", "generation"])
@@ -101,11 +97,7 @@ class PrunableCausalLM(PrunedCheckpoints, LightningModule):
     @property
     def source(self) -> str:
         """Where the model comes from: the embedded folder for ``demo``, else the name as given."""
-        if self.name_or_path != DEMO:
-            return self.name_or_path
-        from adapruner.demo import MODEL_FOLDER
-
-        return str(MODEL_FOLDER)
+        return model_source(self.name_or_path)
 
     @property
     def tokenizer(self) -> Any:
@@ -115,11 +107,7 @@ class PrunableCausalLM(PrunedCheckpoints, LightningModule):
             ModelError: if it cannot be loaded.
         """
         if self._tokenizer is None:
-            from transformers import AutoTokenizer
-
-            self._tokenizer = self._load(AutoTokenizer, "tokenizer", trust_remote_code=self.trust_remote_code)
-            if self._tokenizer.pad_token_id is None:
-                self._tokenizer.pad_token = self._tokenizer.eos_token
+            self._tokenizer = load_tokenizer(self.name_or_path, revision=self.revision, trust_remote_code=self.trust_remote_code)
         return self._tokenizer
 
     def configure_model(self) -> None:
@@ -131,7 +119,16 @@ class PrunableCausalLM(PrunedCheckpoints, LightningModule):
         if self.model is not None:
             return
         self.exported = open_export(self.source, self.dtype_name, self.attn_implementation)
-        self.model = self._load_dense() if self.exported is None else self.exported.model
+        if self.exported is not None:
+            self.model = self.exported.model
+        else:
+            self.model = load_language_model(
+                self.name_or_path,
+                dtype=self.dtype_name,
+                attn_implementation=self.attn_implementation,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+            )
         self.model.train()  # it loads in evaluation mode
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -176,40 +173,6 @@ class PrunableCausalLM(PrunedCheckpoints, LightningModule):
             self.model, self._sharded = self._sharded.whole(self.trainer.strategy.model), None  # type: ignore[arg-type]
         elif self._sharded is not None:
             self.model, self._sharded = self._sharded.whole(), None
-
-    def _load_dense(self) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        dtype = "auto" if self.dtype_name == "auto" else getattr(torch, self.dtype_name)
-        options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": self.trust_remote_code, "use_safetensors": True}
-        if self.attn_implementation:
-            options["attn_implementation"] = self.attn_implementation
-        model, found = self._load(AutoModelForCausalLM, "model", output_loading_info=True, **options)
-        if found["missing_keys"]:
-            name, more = sorted(found["missing_keys"])[0], len(found["missing_keys"]) - 1
-            raise ModelError(
-                f"model.name_or_path: expected every tensor of {type(model).__name__} in {self.name_or_path!r}, got none for {name}"
-                f"{f' and {more} more' if more else ''}: they would be random; restore the checkpoint"
-            )
-        return model
-
-    def _load(self, factory: Any, what: str, **options: Any) -> Any:
-        from safetensors import SafetensorError
-
-        local = Path(self.source).exists()
-        if not local and (self.source.startswith(("/", ".", "~")) or self.source.count("/") > 1):
-            raise ModelError(
-                f"model.name_or_path: expected a folder or a hub name, got {self.source!r}, which is not there; correct the path"
-            )
-        try:
-            return factory.from_pretrained(self.source, revision=None if local else self.revision, **options)
-        except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            reason = " ".join(lines) if lines[0].rstrip().endswith(":") else lines[0]
-            raise ModelError(
-                f"model.name_or_path: expected a {what} to load from {self.name_or_path!r}, got {reason[:200]!r}; "
-                "give a local folder with config.json and safetensors, or a hub name this machine can reach"
-            ) from error
 
     def apply_plan(self, plan: PruningPlan) -> None:
         """Prunes the dense model by a plan, in place, and remembers the plan."""

@@ -8,7 +8,6 @@ from contextvars import ContextVar
 
 from adapruner.distributed import is_rank_zero
 
-
 #: Whether anything is printed at all.
 _SHOWN: ContextVar[bool] = ContextVar("shown", default=True)
 

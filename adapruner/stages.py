@@ -23,9 +23,8 @@ from adapruner.data.run_data import RunData
 from adapruner.errors import ConfigurationError
 from adapruner.evaluation.perplexity import NLLResult, evaluate_nll
 from adapruner.export.folder import ExportRecord, export_model
-from adapruner.export.saving import save_as_export
+from adapruner.export.saving import pruned_by, save_as_export
 from adapruner.models.loading import check_language_model, load_language_model, load_tokenizer
-from adapruner.models.tracing import trace_structure
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.depth_and_width import DepthWidthConfig
 from adapruner.pruning.plan import PruningPlan, read_plan
@@ -234,13 +233,13 @@ def export(model: Any, folder: str | Path, tokenizer: Any = None, plan: PruningP
     Raises:
         ConfigurationError: if the folder holds something else, or it is not known what the model was pruned by.
     """
-    structure, known = getattr(model, "_pruned_by", (None, None))
-    if structure is None or (plan is not None and plan.hash != known.hash):
+    known = pruned_by(model)
+    if known is None or (plan is not None and plan.hash != known[1].hash):
         raise ConfigurationError(
             f"model: expected one that adapruner pruned{'' if plan is None else f' by the plan {plan.hash}'}, got {type(model).__name__} "
             "without a record of it; prune it with adapruner.apply or adapruner.prune"
         )
-    return export_model(model, tokenizer, structure, known, folder, **options)
+    return export_model(model, tokenizer, *known, folder, **options)
 
 
 def pruning_options(
@@ -268,5 +267,5 @@ def pruning_options(
 
 
 def _plan_hash(model: Any) -> str:
-    _, plan = getattr(model, "_pruned_by", (None, None))
-    return "" if plan is None else plan.hash
+    known = pruned_by(model)
+    return "" if known is None else known[1].hash

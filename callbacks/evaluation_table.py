@@ -11,9 +11,9 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from adapruner.callbacks.report_sections import hardware_in_words, package_versions
 from adapruner.evaluation.perplexity import IGNORED, NLLResult, describe_protocol
 from adapruner.report.formats import MISSING, nll_text, perplexity_text
+from adapruner.report.run_sections import hardware_in_words, package_versions
 
 #: Of each command, the middle of the Trainer's option that leaves batches out.
 _LIMITED = {"validate": "val", "test": "test"}
@@ -114,7 +114,12 @@ def protocol_card(trainer: Trainer, role: str) -> list[str]:
         lines += [f"leaks: {card['leaks']}", f"data seed: {card['seed']}"]
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-    return [*lines, f"hardware: {hardware_in_words(trainer)}", f"versions: {versions}", f"command: {command}"]
+    return [
+        *lines,
+        f"hardware: {hardware_in_words(trainer.strategy.root_device, trainer.world_size)}",
+        f"versions: {versions}",
+        f"command: {command}",
+    ]
 
 
 def _sets(data: Any, command: str) -> list[tuple[str, int, Any]]:

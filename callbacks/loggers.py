@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from adapruner.progress import progress_bar
 from adapruner.report.answer import OWN_METHOD
 from adapruner.search.trials import TrialRecord
 
@@ -68,23 +65,20 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-@contextmanager
-def trial_progress(trainer: Trainer, trials: int) -> Iterator[Callable[[TrialRecord, TrialRecord | None], None]]:
-    """A bar for the search; yields ``on_trial(record, best)``, which also gives the trial to every logger."""
-    with progress_bar("search", trials) as advance:
+class TrialLogger:
+    """Gives every finished trial of the search to the Trainer's loggers; to be called with the trial and the best so far."""
 
-        def on_trial(record: TrialRecord, best: TrialRecord | None) -> None:
-            shown = "" if best is None or best.value is None else f"best {best.value:.4f} nats/token (trial {best.trial}, {best.name})"
-            advance(record.trial + 1, shown)
-            values = {
-                "search/value": record.value,
-                "search/best": None if best is None else best.value,
-                "search/seconds": record.seconds,
-            }
-            for logger in trainer.loggers:
-                logger.log_metrics({k: v for k, v in values.items() if v is not None}, step=record.trial)
+    def __init__(self, loggers: Iterable[Logger]) -> None:
+        self.loggers = list(loggers)
 
-        yield on_trial
+    def __call__(self, record: TrialRecord, best: TrialRecord | None) -> None:
+        values = {
+            "search/value": record.value,
+            "search/best": None if best is None else best.value,
+            "search/seconds": record.seconds,
+        }
+        for logger in self.loggers:
+            logger.log_metrics({k: v for k, v in values.items() if v is not None}, step=record.trial)
 
 
 @rank_zero_only

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from adapruner.callbacks.loss_diagnosis import blame_for_gradient, blame_for_loss
-from adapruner.callbacks.pruning_search import PruningSearchCallback
+from adapruner.callbacks.listener import callbacks_of, first_of
 from adapruner.errors import ConfigurationError, ModelError
+from adapruner.recovery.diagnosis import blame_for_gradient, blame_for_loss, first_bad_gradient, gradient_message, loss_message
 from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora, recover_briefly
 
 
@@ -26,6 +28,9 @@ class LoRARecoveryCallback(Callback):
         lora: rank, scale, dropout and where adapters go.
         seed: of the adapters' initial values, so that a searched and a given plan start alike.
         model_attribute: the module's attribute that holds the language model.
+
+    >>> LoRARecoveryCallback(LoRAConfig(r=16)).lora.r
+    16
     """
 
     def __init__(self, lora: LoRAConfig = LoRAConfig(), seed: int = 0, model_attribute: str = "model") -> None:
@@ -41,6 +46,8 @@ class LoRARecoveryCallback(Callback):
         """Attaches the adapters, once, at the start of ``fit``."""
         if stage != "fit" or self._attached:
             return
+        from adapruner.callbacks.pruning_search import PruningSearchCallback  # it knows this callback, in its turn
+
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if any(isinstance(c, PruningSearchCallback) for c in callbacks[callbacks.index(self) :]):
             raise ConfigurationError(
@@ -57,41 +64,46 @@ class LoRARecoveryCallback(Callback):
         self._started = time.monotonic()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Remembers the batch, should its loss be no number."""
+        """Remembers the batch, should its loss not be finite."""
         self._batch = batch, batch_idx
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        """A loss that is no number would make every weight one: refused before it does.
+        """Refuses a loss that is not finite before it makes every weight so.
 
         Raises:
             ModelError: naming the step and, where a sample of the batch shows it alone, the sample and the layer.
         """
-        if not bool(torch.isfinite(loss.detach()).all()):
-            blame = blame_for_loss(trainer, pl_module, getattr(pl_module, self.model_attribute), *self._batch)
-            raise ModelError(
-                f"recovery: expected a finite loss, got {float(loss.detach())} after {trainer.global_step} optimizer steps{blame}; "
-                "lower the learning rate, set trainer.gradient_clip_val, or train in bfloat16 or float32"
-            )
+        if bool(torch.isfinite(loss.detach()).all()):
+            return
+        batch, where, tokenizer = self._suspect(trainer, pl_module)
+        with trainer.precision_plugin.forward_context():
+            blame = blame_for_loss(getattr(pl_module, self.model_attribute), batch, where, tokenizer)
+        raise ModelError(loss_message(loss, trainer.global_step, blame))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
-        """The same for gradients; where losses are scaled (``16-mixed``), the scaler passes over such a step by itself.
+        """Refuses gradients that are not finite; where losses are scaled (``16-mixed``), the scaler skips such a step by itself.
 
         Raises:
             ModelError: naming the first parameter, the step and, where a sample of the last batch shows it alone, the sample.
         """
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        bad = None if getattr(trainer.precision_plugin, "scaler", None) is not None else first_bad_gradient(pl_module)
+        if bad is None:
             return
-        named = [(name, p.grad) for name, p in pl_module.named_parameters() if p.grad is not None]
-        norms = torch._foreach_norm([gradient for _, gradient in named]) if named else []
-        if named and not bool(torch.isfinite(torch.stack([n.float() for n in norms])).all()):
-            bad = next((name for name, gradient in named if not bool(torch.isfinite(gradient).all())), None)
-            if bad is not None:  # a norm may overflow where no gradient does
-                model = getattr(pl_module, self.model_attribute, None)
-                blame = "" if model is None else blame_for_gradient(trainer, pl_module, model, *self._batch, pl_module.get_parameter(bad))
-                raise ModelError(
-                    f"recovery: expected finite gradients, got inf or nan in {bad} after {trainer.global_step} optimizer steps{blame}; "
-                    "lower the learning rate, or train in bfloat16 or float32"
-                )
+        (batch, where, tokenizer), model = self._suspect(trainer, pl_module), getattr(pl_module, self.model_attribute, None)
+        blame = ""
+        if model is not None:
+            with trainer.precision_plugin.forward_context():
+                blame = blame_for_gradient(model, batch, pl_module.get_parameter(bad), where, tokenizer)
+        raise ModelError(gradient_message(bad, trainer.global_step, blame))
+
+    def _suspect(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Any, str, Any]:
+        """The running batch, its name and the tokenizer; no batch where a forward is a step of all ranks, and one alone met it."""
+        (batch, index), tokenizer = self._batch, None
+        with suppress(ModelError):  # a model without one trains all the same
+            tokenizer = getattr(pl_module, "tokenizer", None)
+        sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+        rank = f" of rank {trainer.global_rank}" if trainer.world_size > 1 else ""
+        return (None if sharded else batch), f"batch {index}{rank}", tokenizer
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Keeps the recovery curve for the report, over all ranks."""
@@ -110,11 +122,19 @@ class LoRARecoveryCallback(Callback):
         make_whole = getattr(pl_module, "make_whole", None)
         if callable(make_whole):
             make_whole()
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            listener = getattr(callback, "before_merge", None)  # a resumed run that had ended has no end of training
-            if listener is not None:
-                listener(trainer, pl_module)
+        for listener in callbacks_of(trainer):  # a resumed run that had ended has no end of training
+            listener.before_merge(trainer, pl_module)
         setattr(pl_module, self.model_attribute, merge_lora(getattr(pl_module, self.model_attribute)))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Merges the adapters that ``test(ckpt_path=...)`` and the like brought, so that the module holds an ordinary model again."""
+        if stage != "fit" and getattr(pl_module, self.model_attribute, None) is not None:
+            setattr(pl_module, self.model_attribute, merge_lora(getattr(pl_module, self.model_attribute)))
+
+    def to_report(self, trainer: Trainer) -> dict[str, Any]:
+        """The report's section on LoRA recovery."""
+        lora = self.lora
+        return {"r": lora.r, "alpha": lora.alpha, "steps": trainer.global_step, "seconds": self.seconds, "history": self.history}
 
     def state_dict(self) -> dict[str, Any]:
         """The recovery curve so far, and the seconds it took."""
@@ -133,16 +153,21 @@ def short_recovery(trainer: Trainer, pl_module: LightningModule, steps: int) -> 
     ``None`` where the run has no LoRA recovery, no steps are asked for, or the module cannot build its optimizer for other
     parameters (``build_optimizer``).
     """
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    lora = next((c for c in callbacks if isinstance(c, LoRARecoveryCallback)), None)
-    build: Any = getattr(pl_module, "build_optimizer", None)
+    lora, build = first_of(trainer, LoRARecoveryCallback), getattr(pl_module, "build_optimizer", None)
     if lora is None or build is None or steps < 1:
         return None
     settings, seed, clip = lora.lora, lora.seed, trainer.gradient_clip_val
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
 
     def recover(model: torch.nn.Module) -> torch.nn.Module:
-        batches = data.train_dataloader()
+        batches = training_batches(trainer)
         return recover_briefly(model, batches, settings, steps=steps, build_optimizer=build, clip_norm=clip, seed=seed)
 
     return recover
+
+
+def training_batches(trainer: Trainer) -> Iterable[Any]:
+    """What ``fit`` trains on: the data module's loader, or the one that ``fit`` was given."""
+    data: Any = getattr(trainer, "datamodule", None)
+    if data is not None:
+        return data.train_dataloader()  # type: ignore[no-any-return]
+    return trainer.fit_loop._data_source.dataloader()  # type: ignore[no-any-return]

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
+from adapruner.callbacks.listener import PruningListener, first_of
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.errors import ConfigurationError
 from adapruner.export.adapters import ADAPTER_FOLDER, difference_apart, export_either
@@ -22,7 +23,7 @@ from adapruner.files.atomic import write_atomically
 from adapruner.progress import announce
 
 
-class PrunedExportCallback(Callback):
+class PrunedExportCallback(PruningListener):
     """Exports at the end of ``fit``, after the adapters are merged.
 
     The model card tells what the run measured: put it behind :class:`CompressionReportCallback` in the list.
@@ -35,6 +36,9 @@ class PrunedExportCallback(Callback):
         adapters: ``merged`` into the weights, or the LoRA recovery in a ``folder`` of its own, ``adapter`` in the export.
         pad: widen every layer with zeros to the widest, for engines that know only stock classes.
         push: upload the folder to the hub under this name, ``user/model``, at the very end. A new repository is private.
+
+    >>> PrunedExportCallback(dtype="bfloat16").dtype
+    'bfloat16'
     """
 
     def __init__(
@@ -62,11 +66,11 @@ class PrunedExportCallback(Callback):
             self.check_before_search(trainer)
 
     def check_before_search(self, trainer: Trainer) -> None:
-        """What cannot be done is refused before the hours of work, not after; the search calls this first."""
+        """Refuses what cannot be written, before the hours of work, not after."""
         check_folder(self._folder(trainer))
         from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 
-        if self.adapters == "folder" and not any(isinstance(c, LoRARecoveryCallback) for c in _callbacks(trainer)):
+        if self.adapters == "folder" and first_of(trainer, LoRARecoveryCallback) is None:
             raise ConfigurationError("export.adapters: expected a run with LoRA recovery for a folder of adapters, got none; give merged")
         if self.push is not None and trainer.is_global_zero:
             from adapruner.export.push import check_push
@@ -76,13 +80,13 @@ class PrunedExportCallback(Callback):
     def before_merge(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """With ``adapters: folder``: writes and checks the folder; called by recovery, which then merges the adapters."""
         pruning = self._pruning(trainer)
-        if self.adapters != "folder" or pruning.plan is None or pruning.structure is None or not trainer.is_global_zero:
+        if self.adapters != "folder" or pruning.plan is None or pruning.scored is None or not trainer.is_global_zero:
             return
         model, folder = getattr(pl_module, pruning.model_attribute), self._folder(trainer)
         sizes = {"dtype": self.dtype, "max_shard_size": self.max_shard_size}
         with staged(Path(os.path.abspath(folder))) as new:
             plain, record = export_either(
-                model, getattr(pl_module, "tokenizer", None), pruning.structure, pruning.plan, new, card={}, **sizes
+                model, getattr(pl_module, "tokenizer", None), pruning.scored.structure, pruning.plan, new, card={}, **sizes
             )
         self.record = replace(record, path=folder)
         announce(f"exported {record.class_name} to {folder}, the adapters to {folder / ADAPTER_FOLDER}")
@@ -93,7 +97,7 @@ class PrunedExportCallback(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes and checks the folder; where it is there already, its model card gets what was measured since."""
         pruning = self._pruning(trainer)
-        if pruning.plan is None or pruning.structure is None or not trainer.is_global_zero:
+        if pruning.plan is None or pruning.scored is None or not trainer.is_global_zero:
             return
         model: Any = getattr(pl_module, pruning.model_attribute)
         folder, card = self._folder(trainer), self._card(trainer, pl_module)
@@ -105,7 +109,7 @@ class PrunedExportCallback(Callback):
         self.record = export_model(
             model,
             getattr(pl_module, "tokenizer", None),
-            pruning.structure,
+            pruning.scored.structure,
             pruning.plan,
             folder,
             dtype=self.dtype,
@@ -147,8 +151,9 @@ class PrunedExportCallback(Callback):
 
     def _tokens(self, trainer: Trainer) -> torch.Tensor:
         """``[1, t]``: the beginning of the search split."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        ids: torch.Tensor = data.search_windows.input_ids[:1, :64] if data is not None else torch.arange(1, 33)[None]
+        scored = self._pruning(trainer).scored
+        assert scored is not None
+        ids: torch.Tensor = scored.data.search_windows.input_ids[:1, :64]
         return ids
 
     def _card(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -159,16 +164,15 @@ class PrunedExportCallback(Callback):
         pruning = self._pruning(trainer)
         source = getattr(pl_module, "source", None) or (pruning.plan.model.get("name") if pruning.plan else None)
         revision = getattr(pl_module, "revision", None)
-        report = next((c for c in _callbacks(trainer) if isinstance(c, CompressionReportCallback)), None)
-        lora = next((c for c in _callbacks(trainer) if isinstance(c, LoRARecoveryCallback)), None)
+        report, lora = first_of(trainer, CompressionReportCallback), first_of(trainer, LoRARecoveryCallback)
         data: Any = getattr(trainer, "datamodule", None)
         seeds = {
             "everything": os.environ.get("PL_GLOBAL_SEED"),
             "data": getattr(data, "seed", None),
-            "search": pruning.search.seed,
+            "search": pruning.options.search.seed,
             "recovery": None if lora is None else lora.seed,
         }
-        measured = {} if report is None else card_of_report(report.to_report(trainer, pl_module))
+        measured = {} if report is None or report.recorder is None else card_of_report(report.to_report(trainer, pl_module))
         return {
             **(base_licence(str(source), revision) if source else {}),
             "revision": revision,
@@ -183,11 +187,7 @@ class PrunedExportCallback(Callback):
         return Path(self._pruning(trainer).folder_name or trainer.default_root_dir) / "model"
 
     def _pruning(self, trainer: Trainer) -> PruningSearchCallback:
-        found = next((c for c in _callbacks(trainer) if isinstance(c, PruningSearchCallback)), None)
+        found = first_of(trainer, PruningSearchCallback)
         if found is None:
             raise ConfigurationError("trainer.callbacks: expected a PruningSearchCallback beside PrunedExportCallback, got none; add one")
         return found
-
-
-def _callbacks(trainer: Trainer) -> list[Any]:
-    return trainer.callbacks  # type: ignore[attr-defined,no-any-return]

@@ -22,10 +22,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from adapruner.errors import ConfigurationError
 from adapruner.files.atomic import clear_leftovers, replace_folder, temporary_beside
 from adapruner.progress import announce
+from adapruner.recovery.pruned_checkpoint import SHARDED
 
 FILE = Path("checkpoints") / "last.ckpt"
-#: Of a sharded checkpoint, the file that holds everything but tensors.
-SHARDED = "meta.pt"
 _SETTINGS = "settings"
 #: Options of the Trainer that decide what recovery computes; where and on how much it runs may change.
 _TRAINER = ("precision", "max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")

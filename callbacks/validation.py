@@ -1,19 +1,78 @@
-"""What a run refuses before any work."""
+"""What a run refuses before any work, of the Trainer, its callbacks and the module; models, data and options: ``search/validation.py``.
+
+Each check is independent of the others and raises its own error, so that everything that does not fit is said at once.
+"""
 
 from __future__ import annotations
 
-import json
-import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from lightning import Trainer
+import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
-from adapruner.errors import ConfigurationError, ModelError
-from adapruner.recovery.sharding import is_sharded
+from adapruner.data.calibration_set import fingerprint_tokenizer
+from adapruner.data.run_data import RunData
+from adapruner.errors import AdaPrunerError, ConfigurationError, DataError, ModelError, nearest
+from adapruner.recovery.lora import LoRAConfig
+from adapruner.recovery.pruned_checkpoint import SHARDED
+from adapruner.search.validation import check_model_and_data
 
 _REFUSED_LAUNCHERS = ("spawn", "fork", "forkserver")
+#: What ``ckpt_path`` may be besides a file.
+_LIGHTNING_NAMES = ("last", "best", "hpc")
+
+
+def check_trainer(trainer: Trainer, checkpoint: str | None) -> list[Callable[[], None]]:
+    """The checks that need no model: of the launcher, the strategy, the list of callbacks, the checkpoint to resume from."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return [
+        partial(check_launcher, trainer),
+        partial(check_gathers, trainer),
+        partial(check_callbacks, callbacks),
+        partial(check_checkpoint, checkpoint),
+    ]
+
+
+def check_training(trainer: Trainer, pl_module: LightningModule, model: Any, data: RunData) -> None:
+    """Everything that the loaded model, on its device, decides; then one forward pass of one sample.
+
+    Raises:
+        AdaPrunerError: with all that does not fit.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    module: Any = getattr(trainer, "datamodule", None)
+    check_model_and_data(
+        model,
+        data,
+        _other_lengths(callbacks),
+        lambda: check_tokenizer(pl_module, module),
+        lambda: check_adapters(model, callbacks),
+        lambda: check_optimizer(pl_module),
+        lambda: check_training_data(trainer, module),
+    )
+
+
+def _other_lengths(callbacks: Sequence[Any]) -> dict[str, int]:
+    """Option -> tokens of the sequences that callbacks run through the model, beside the data."""
+    lengths: dict[str, int] = {}
+    for config in (getattr(callback, "config", None) for callback in callbacks):
+        if hasattr(config, "latency_seq_len"):
+            lengths["report.latency_seq_len"] = config.latency_seq_len
+            if config.speed_batches and config.speed_seq_lens:
+                lengths["report.speed_seq_lens"] = max(config.speed_seq_lens)
+    for options in (getattr(callback, "options", None) for callback in callbacks):
+        if getattr(getattr(options, "budget", None), "of", "") == "latency":
+            lengths["budget.seq_len"] = options.budget.seq_len  # type: ignore[union-attr]
+    return lengths
 
 
 def check_launcher(trainer: Trainer) -> None:
@@ -53,31 +112,117 @@ def check_gathers(trainer: Trainer) -> None:
         )
 
 
-def check_whole(model: nn.Module) -> None:
-    """A model that its module sharded while loading it cannot be cut any more.
+def check_callbacks(callbacks: Sequence[Any]) -> None:
+    """Two searches would prune twice, two recoveries train adapters of adapters.
 
     Raises:
-        ModelError: if some parameter is spread over ranks.
+        ConfigurationError: if one of this package's callbacks stands twice in the list.
     """
-    if is_sharded(model):
-        raise ModelError(
-            "configure_model: expected it to build the whole model, got one that is sharded before the surgery; shard it in the "
-            "module's setup, which comes after the callbacks'"
+    own = [next((k for k in type(c).__mro__ if k.__module__.startswith("adapruner.callbacks.")), None) for c in callbacks]
+    twice = [kind.__name__ for kind, times in Counter(own).items() if kind is not None and times > 1]
+    if twice:
+        raise ConfigurationError(
+            f"trainer.callbacks: expected one {twice[0]}, got {own.count(next(k for k in own if k and k.__name__ == twice[0]))}; "
+            "leave the others out (the command line adds its own)"
         )
 
 
-def check_folder(folder: Path) -> None:
-    """Makes the folder and writes a probe into it.
+def check_checkpoint(path: str | None) -> None:
+    """Training resumes after the search: a checkpoint that is not there would be missed hours later.
 
     Raises:
-        ConfigurationError: if it cannot be written.
+        ConfigurationError: if there is no such file, or it is no checkpoint.
     """
+    if path is None or path in _LIGHTNING_NAMES or "://" in path or path.startswith("registry"):
+        return
+    file = Path(path)
+    if not file.exists():
+        raise ConfigurationError(f"ckpt_path: expected a checkpoint, got {path!r}, which does not exist; correct the path")
+    if file.is_dir() and not (file / SHARDED).is_file():
+        raise ConfigurationError(f"ckpt_path: expected a checkpoint, got the folder {path!r} without {SHARDED}; name the .ckpt file")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-test.{os.getpid()}"
-        probe.write_text(json.dumps({}))
-        probe.unlink(missing_ok=True)
-    except OSError as error:
+        torch.load(file / SHARDED if file.is_dir() else file, map_location="cpu", mmap=True, weights_only=True)
+    except Exception:  # a damaged pickle can fail in any way
         raise ConfigurationError(
-            f"folder: expected a folder that can be written, got {folder} ({error.strerror}); choose another"
-        ) from error
+            f"ckpt_path: expected a whole Lightning checkpoint of tensors and plain values, got damage in {path!r}; take another"
+        ) from None
+
+
+def check_tokenizer(pl_module: Any, data: Any) -> None:
+    """A tokenizer of one's own against the model's.
+
+    Raises:
+        DataError: if the model has a tokenizer of another vocabulary.
+    """
+    given, own = getattr(data, "tokenizer_name", None), None
+    if given is None or getattr(data, "tokenizer_object", None) is None:
+        return
+    with suppress(ModelError):  # a model without one takes what it gets
+        own = getattr(pl_module, "tokenizer", None)
+    if own is not None and fingerprint_tokenizer(own) != fingerprint_tokenizer(data.tokenizer_object):
+        raise DataError(f"data.tokenizer: expected the model's vocabulary, got another in {given!r}; leave data.tokenizer out")
+
+
+def check_adapters(model: nn.Module, callbacks: Sequence[Any]) -> None:
+    """Names of layers that get adapters: peft passes over one that is misspelt, as long as another is there.
+
+    Raises:
+        ConfigurationError: if no linear layer has such a name.
+    """
+    layers = [n for n, m in model.named_modules() if next(m.children(), None) is None and getattr(m, "weight", None) is not None]
+    for settings in (c.lora for c in callbacks if isinstance(getattr(c, "lora", None), LoRAConfig)):
+        targets = settings.target_modules
+        if targets == "all-linear":
+            continue
+        if isinstance(targets, str):  # a pattern of whole names
+            unknown = [] if any(re.fullmatch(targets, name) for name in layers) else [targets]
+        else:
+            unknown = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in layers)]
+        if unknown or not targets:
+            got = unknown[0] if unknown else "none"
+            hint = nearest(got, {name.split(".")[-1] for name in layers})
+            raise ConfigurationError(f"recovery.lora.target_modules: expected layers of the model, got {got!r}; {hint}")
+
+
+def check_optimizer(pl_module: Any) -> None:
+    """Optimizer and scheduler are built after the search: their options are tried on a parameter of no use.
+
+    Raises:
+        ConfigurationError: if they refuse them.
+    """
+    build = getattr(pl_module, "build_optimizer", None)
+    if build is None:
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            build([nn.Parameter(torch.zeros(1))])
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise ConfigurationError(f"model.optimizer, model.scheduler: expected options they take, got: {reason}; correct them") from None
+
+
+def check_training_data(trainer: Trainer, data: Any) -> None:
+    """A data module of ours without recovery text, in a fit that is to train.
+
+    Raises:
+        ConfigurationError: as :meth:`adapruner.PruningDataModule.train_dataloader` would after the search.
+    """
+    trains = trainer.max_steps != 0 and trainer.max_epochs != 0 and trainer.limit_train_batches != 0
+    if trains and getattr(data, "recovery_windows", 0) is None:
+        raise ConfigurationError("data.recovery: expected data to train on, got null; give recovery sources, or trainer.max_steps 0")
+
+
+@contextmanager
+def no_empty_folders(root: Path) -> Iterator[None]:
+    """What is refused leaves no empty folder behind: loggers make theirs before anything is checked."""
+    root = root.absolute()
+    there = {path for path in (*root.rglob("*"), root, *root.parents) if path.is_dir()}
+    try:
+        yield
+    except AdaPrunerError:
+        for path in (*sorted(root.rglob("*"), reverse=True), root, *root.parents):
+            if path not in there and path.is_dir():
+                with suppress(OSError):  # not empty
+                    path.rmdir()
+        raise

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from adapruner.callbacks.evaluation_table import EvaluationTableCallback
+from adapruner.callbacks.listener import PruningListener, first_of
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.errors import ConfigurationError
@@ -17,7 +17,7 @@ from adapruner.evaluation.zero_shot import TaskScore, ZeroShotTasks, describe_ze
 from adapruner.progress import announce
 
 
-class ZeroShotEvaluationCallback(Callback):
+class ZeroShotEvaluationCallback(PruningListener):
     """Zero-shot tasks by lm-eval (``pip install adapruner[eval]``): what ``fit`` makes of them is in the report, ``test`` prints them.
 
     Put it after :class:`LoRARecoveryCallback` in the list, so that the recovered model is scored with its adapters merged. All
@@ -32,6 +32,9 @@ class ZeroShotEvaluationCallback(Callback):
         task_folder: a folder with task files (YAML) of one's own.
         dense: score the dense model too.
         model_attribute: the module's attribute that holds the language model.
+
+    >>> ZeroShotEvaluationCallback(["piqa"], limit=100).tasks
+    ['piqa']
     """
 
     def __init__(
@@ -51,9 +54,9 @@ class ZeroShotEvaluationCallback(Callback):
         self.tasks, self.limit, self.num_fewshot, self.batch_size = list(tasks or []), limit, num_fewshot, batch_size
         self.task_folder, self.dense, self.model_attribute = task_folder, dense, model_attribute
         self.scores: dict[str, list[TaskScore]] = {}
-        """Of ``fit``: by stage, in the order in which they were scored."""
+        """Scores of ``fit`` by stage, in the order in which the stages were scored."""
         self.tested: list[TaskScore] = []
-        """Of the last ``test``."""
+        """Scores of the last ``test``."""
         self._loaded: ZeroShotTasks | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -62,7 +65,7 @@ class ZeroShotEvaluationCallback(Callback):
             self.check_before_search(trainer)
 
     def check_before_search(self, trainer: Trainer) -> None:
-        """Called by the search before any work: a missing package, task or download is refused before the hours, not after."""
+        """Reads the tasks: a missing package, task or download is refused before the hours of work, not after."""
         if self.tasks and self._loaded is None:
             if getattr(trainer.lightning_module, "tokenizer", None) is None:
                 got = type(trainer.lightning_module).__name__
@@ -70,7 +73,7 @@ class ZeroShotEvaluationCallback(Callback):
             self._loaded = load_tasks(self.tasks, self.task_folder, self.num_fewshot)
 
     def on_pruning_stage(self, trainer: Trainer, pl_module: LightningModule, stage: str, pruning: PruningSearchCallback) -> None:
-        """Called by the search on all ranks: at ``dense``, and after the surgery."""
+        """Scores the model at ``dense``, and after the surgery; on all ranks."""
         if stage != "dense" or self.dense:
             self._score(pl_module, pruning.model_attribute, stage)
 
@@ -79,19 +82,17 @@ class ZeroShotEvaluationCallback(Callback):
         return not self.tasks or stage in self.scores
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The recovered model, where there was a recovery."""
-        callbacks: Sequence[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        searched = next((c for c in callbacks if isinstance(c, PruningSearchCallback)), None)
-        if searched is None or any(isinstance(c, LoRARecoveryCallback) for c in callbacks):
-            self._score(pl_module, self.model_attribute if searched is None else searched.model_attribute, "recovered")
+        """Scores the recovered model, where there was a recovery."""
+        search = first_of(trainer, PruningSearchCallback)
+        if search is None or first_of(trainer, LoRARecoveryCallback) is not None:
+            self._score(pl_module, self.model_attribute if search is None else search.model_attribute, "recovered")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Whatever model the module holds: scores, how they were made, and ``test/zero_shot/TASK/METRIC`` for the Trainer's loggers."""
+        """Scores whatever model the module holds, says how, and gives ``test/zero_shot/TASK/METRIC`` to the Trainer's loggers."""
         if self._loaded is None:
             return
-        callbacks: Sequence[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        words = next((c.model for c in callbacks if isinstance(c, EvaluationTableCallback)), "the model")
-        self.tested = self._scores_of(pl_module, self.model_attribute, words)
+        table = first_of(trainer, EvaluationTableCallback)
+        self.tested = self._scores_of(pl_module, self.model_attribute, "the model" if table is None else table.model)
         announce(describe_zero_shot(self.tested, self.limit, self.batch_size))
         values = {f"test/zero_shot/{score.task}/{score.metric}": score.value for score in self.tested if score.value is not None}
         for logger in trainer.loggers:
@@ -110,7 +111,7 @@ class ZeroShotEvaluationCallback(Callback):
             self.scores[stage] = self._scores_of(pl_module, attribute, f"the {stage} model")
 
     def _scores_of(self, pl_module: Any, attribute: str, words: str) -> list[TaskScore]:
-        """Scores the module's model, and says so; ``words`` name it."""
+        """Scores the module's model, which ``words`` name, and says what came of it."""
         assert self._loaded is not None
         announce(f"scores {words} on {', '.join(self.tasks)}")
         model = getattr(pl_module, attribute, None)

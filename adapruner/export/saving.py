@@ -52,6 +52,13 @@ def save_as_export(model: Any, structure: ModelStructure, plan: PruningPlan) -> 
 
     # A bound method: copy.deepcopy binds it to the copy. The closure, and so the structure and the plan, is shared.
     model.save_pretrained = MethodType(save_pretrained, model)
+    model._pruned_by = (structure, plan)
+
+
+def pruned_by(model: Any) -> tuple[ModelStructure, PruningPlan] | None:
+    """The dense model's structure and the plan of a model that :func:`save_as_export` was told of; ``None`` for any other."""
+    found: tuple[ModelStructure, PruningPlan] | None = getattr(model, "_pruned_by", None)
+    return found
 
 
 def _save(model: Any, structure: ModelStructure, plan: PruningPlan, folder: Path, max_shard_size: str | int) -> None:

@@ -228,8 +228,8 @@ def restrict_plan(plan: PruningPlan, remaining: ModelStructure, fingerprint: str
 def remaining_structure(dense: ModelStructure, plan: PruningPlan) -> ModelStructure:
     """What :func:`adapruner.models.tracing.trace_structure` says of the model after the plan's cut, from the dense model's alone.
 
-    With :func:`restrict_plan`, all that knows models without depth and width pruning (the export, say) has what it needs: layers are numbered as in
-    the pruned model.
+    With :func:`restrict_plan`, all that knows no depth and width pruning (the export, say) has what it needs: layers are numbered
+    as in the pruned model.
     """
     stay = plan.kept_layers()
     groups = tuple(_renumbered_group(group, now, plan) for now, before in enumerate(stay) for group in dense.of_layer(before))

@@ -48,10 +48,8 @@ def open_study(folder: Path | None, identity: dict[str, Any], objectives: int | 
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     identity = json.loads(json.dumps(identity))
-    if storage is not None:
-        where = storage.rpartition("@")[2]  # a password stays out
-    else:
-        where = "memory" if folder is None else str(folder / FILE)
+    local = "memory" if folder is None else str(folder / FILE)
+    where = local if storage is None else storage.rpartition("@")[2]  # a password stays out
     try:
         if storage is not None:
             opened = _open_storage(storage)

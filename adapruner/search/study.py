@@ -78,7 +78,9 @@ def run_search(
     post_pruning: PostPruning | None = None,
     on_candidate: Callable[[int, int, str], None] | None = None,
 ) -> SearchOutcome:
-    """Runs, or goes on with, the study in ``folder/study.journal`` (in memory without a folder) until it has ``n_trials`` trials; looks at the best few again.
+    """Runs, or goes on with, the study until it has ``n_trials`` trials, then looks at the best few again.
+
+    The study is kept in ``folder/study.journal``, in memory without a folder.
 
     Args:
         model: the dense model; whole again after every trial.

@@ -2,16 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from adapruner.errors import ConfigurationError
+from adapruner.data.run_data import RunData
+from adapruner.errors import ConfigurationError, DataError, check_all
+from adapruner.importance.finiteness import check_activations, check_weights
 from adapruner.pruning.allocation import allocate
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.recipe import Recipe
 from adapruner.search.prepare_problem import ProblemBuilder
 from adapruner.search.space import SearchSpace
+
+
+def check_model_and_data(model: Any, data: RunData, other_lengths: Mapping[str, int] | None = None, *more: Callable[[], object]) -> None:
+    """Whether the model, on its device, can read the data: lengths, tokens, finite weights; then one forward pass of one sample.
+
+    Args:
+        other_lengths: option -> tokens of sequences that are run through the model beside the data.
+        more: further checks, to be said together with these.
+
+    Raises:
+        AdaPrunerError: with all that does not fit.
+    """
+    check_all(
+        lambda: check_lengths(model, data, other_lengths or {}),
+        lambda: check_tokens(model, data),
+        lambda: check_weights(model),
+        *more,
+    )
+    check_activations(model, data.calibration_windows)
+
+
+def check_lengths(model: Any, data: RunData, other_lengths: Mapping[str, int]) -> None:
+    """Windows against the positions that the model knows.
+
+    Raises:
+        ConfigurationError: naming every option whose sequences are too long.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    lengths = {f"data.{name}": windows.input_ids.shape[1] for name, windows in _window_sets(data)} | dict(other_lengths)
+    long = {name: length for name, length in lengths.items() if isinstance(limit, int) and length > limit}
+    if long:
+        names = ", ".join(long)
+        raise ConfigurationError(f"{names}: expected at most the model's {limit} positions, got {max(long.values())}; shorten them")
+
+
+def check_tokens(model: Any, data: RunData) -> None:
+    """Token ids against the rows of the embedding.
+
+    Raises:
+        DataError: if a set has a token that the model does not.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    for name, windows in _window_sets(data):
+        most = int(windows.input_ids.max())
+        if most >= rows:
+            raise DataError(
+                f"data.{name}: expected tokens below the model's {rows}, got {most}: the tokenizer does not match the model; "
+                "give the model's own in data.tokenizer, or leave it out"
+            )
+
+
+def _window_sets(data: RunData) -> Iterator[tuple[str, Any]]:
+    """Name of the option that made the set -> its windows."""
+    for length, windows in data.calibration_windows_at.items():
+        first = length == data.calibration_windows.input_ids.shape[1]
+        yield f"calibration.{'seq_len' if first else 'other_seq_lens'}", windows
+    for name, windows in (("search", data.search_windows), ("recovery", data.recovery_windows)):
+        if windows is not None:
+            yield f"{name}.seq_len", windows
+    for (name, _), windows in data.evaluation_windows.items():
+        yield f"evaluation.{name}.windows", windows
 
 
 def check_problem(builder: ProblemBuilder, plan: PruningPlan | None, recipe: Recipe | None, space: SearchSpace) -> None:
