@@ -28,7 +28,7 @@ from adapruner._version import __version__
 from adapruner.errors import AdaPrunerError
 
 if TYPE_CHECKING:
-    from adapruner.data.data_module import PruningDataModule
+    from adapruner.data_module import PruningDataModule
     from adapruner.export.loading import load
     from adapruner.module import PrunableCausalLM
     from adapruner.pruning.plan import PruningPlan, read_plan
@@ -46,7 +46,7 @@ __all__ = [
 #: Public name -> the module that defines it.
 _LAZY = {
     "PrunableCausalLM": "adapruner.module",
-    "PruningDataModule": "adapruner.data.data_module",
+    "PruningDataModule": "adapruner.data_module",
     "PruningPlan": "adapruner.pruning.plan",
     "load": "adapruner.export.loading",
     "read_plan": "adapruner.pruning.plan",

@@ -32,8 +32,9 @@ from typing import Any
 import torch
 
 from adapruner.calibration.choice import CalibrationChoice
-from adapruner.data.data_module import CalibrationData, EvaluationSet, PruningDataModule, RecoveryData, SearchData
+from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
 from adapruner.data.sources import TextSource
+from adapruner.data_module import PruningDataModule
 from adapruner.demo import MODEL_FOLDER
 from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.importance.metrics import find_metric

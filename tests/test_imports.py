@@ -42,7 +42,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "gguf": ("adapruner.export.gguf",),
     "peft": ("adapruner.recovery", "adapruner.export"),
     "lm_eval": ("adapruner.evaluation.zero_shot",),
-    "lightning": ("adapruner.module", "adapruner.data.data_module", "adapruner.cli.lightning", "adapruner.callbacks"),
+    "lightning": ("adapruner.module", "adapruner.data_module", "adapruner.cli.lightning", "adapruner.callbacks"),
 }
 #: Other names of the same library.
 ALIASES = {"pytorch_lightning": "lightning", "lightning_fabric": "lightning"}

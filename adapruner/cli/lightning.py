@@ -30,7 +30,7 @@ from adapruner.callbacks.validation import check_folder, check_launcher
 from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
 from adapruner.cli.arguments import Refusals, collecting, make_plainly, one_line, refused
 from adapruner.cli.evaluation import EvaluationCommands
-from adapruner.data.data_module import PruningDataModule
+from adapruner.data_module import PruningDataModule
 from adapruner.errors import ConfigurationError, together
 from adapruner.export.exported import check_can_be_pruned
 from adapruner.files.atomic import clear_leftovers, write_atomically

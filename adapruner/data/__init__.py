@@ -4,7 +4,8 @@ Read in order: :mod:`~adapruner.data.sources` (where text comes from; :mod:`~ada
 :mod:`~adapruner.data.instructions` renders instruction rows), :mod:`~adapruner.data.windows` (text to token windows),
 :mod:`~adapruner.data.calibration_set` (the calibration samples a search found, as a file for another run or model),
 :mod:`~adapruner.data.leaks` (no text in two sets), :mod:`~adapruner.data.sets` (what each set is made of),
-:mod:`~adapruner.data.data_module` (all of it for a Trainer; imported by its own name, because it pulls in Lightning).
+:mod:`~adapruner.data.text_sets` (all sets as token windows, in one :class:`~adapruner.data.run_data.RunData`). For a Lightning Trainer
+:mod:`adapruner.data_module` wraps them.
 """
 
 from adapruner.data.sources import Document, TextSource, read_documents

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adapruner.data.leaks import SHORT_CHARACTERS
-
-if TYPE_CHECKING:
-    from adapruner.data.data_module import PruningDataModule
-    from adapruner.data.sources import TextSource
-    from adapruner.data.windows import TextWindows
+from adapruner.data.sources import TextSource
+from adapruner.data.windows import TextWindows
 
 
-def describe_data(data: PruningDataModule) -> dict[str, Any]:
-    """The card of a data module that is set up: JSON types.
+def describe_set(role: str, name: str, sources: list[str], windows: TextWindows) -> dict[str, Any]:
+    """One set at one window length, as JSON types.
 
     Returns:
-        ``sets``, one row a set and window length: ``role``, ``name``, ``sources`` (in words), ``windows``, ``seq_len`` in tokens,
-        ``documents`` that these windows touch, ``hash`` of their token ids; ``leaks``, what was checked, in words; ``seed``.
+        ``role``, ``name``, ``sources`` (in words), ``windows``, ``seq_len`` in tokens, ``documents`` that these windows touch, ``hash`` of
+        their token ids.
     """
-    rows = [_row("calibration", "", _pool_sources(data), windows) for windows in data.calibration_windows_at.values()]
-    rows.append(_row("search", "", sources_in_words(data.search.sources), data.search_windows))
-    if data.recovery_windows is not None and data.recovery is not None:
-        rows.append(_row("recovery", "", sources_in_words(data.recovery.sources), data.recovery_windows))
-    for item in data.evaluation:
-        own = [windows for (name, _), windows in data.evaluation_windows.items() if name == item.name]
-        rows += [_row("evaluation", item.name, sources_in_words([item.source]), windows) for windows in own]
-    return {"sets": rows, "leaks": leaks_in_words(data.allow_leak), "seed": data.seed}
+    count, length = windows.input_ids.shape
+    return {
+        "role": role,
+        "name": name,
+        "sources": sources,
+        "windows": int(count),
+        "seq_len": int(length),
+        "documents": len(windows.documents),
+        "hash": windows.fingerprint,
+    }
 
 
 def leaks_in_words(allowed: bool) -> str:
@@ -56,21 +55,3 @@ def _source_in_words(source: TextSource) -> str:
     details += [] if source.column == "text" else [f"column {source.column}"]
     details += ["instructions"] if source.instruction else []
     return f"{source.name}: {', '.join(details)}"
-
-
-def _pool_sources(data: PruningDataModule) -> list[str]:
-    given = data.calibration.given_set
-    return sources_in_words(data.calibration.sources) if given is None else [f"given set {given}"]
-
-
-def _row(role: str, name: str, sources: list[str], windows: TextWindows) -> dict[str, Any]:
-    count, length = windows.input_ids.shape
-    return {
-        "role": role,
-        "name": name,
-        "sources": sources,
-        "windows": int(count),
-        "seq_len": int(length),
-        "documents": len(windows.documents),
-        "hash": windows.fingerprint,
-    }

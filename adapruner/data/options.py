@@ -7,32 +7,13 @@ from functools import partial
 
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
 from adapruner.data.sources import TextSource, check_source
-from adapruner.errors import ConfigurationError, check_all
+from adapruner.errors import ConfigurationError
 
 
-def sources_of(
-    calibration: CalibrationData, search: SearchData, recovery: RecoveryData | None, evaluation: Sequence[EvaluationSet]
-) -> list[TextSource]:
-    """Every source of every set."""
-    trained = recovery.sources if recovery else []
-    return [*calibration.sources, *search.sources, *trained, *(item.source for item in evaluation)]
-
-
-def check_sets(
-    calibration: CalibrationData,
-    search: SearchData,
-    recovery: RecoveryData | None,
-    evaluation: Sequence[EvaluationSet],
-    batch_size: int,
-    num_workers: int,
-    seed: int,
-) -> None:
-    """Everything about the sets that can be known without reading them.
-
-    Raises:
-        ConfigurationError: if a number is out of range, a name stands twice, a stream has no end, or calibration has both
-            sources and a given set; with all that is wrong.
-    """
+def checks_of_sets(
+    calibration: CalibrationData, search: SearchData, recovery: RecoveryData | None, evaluation: Sequence[EvaluationSet], seed: int
+) -> list[Callable[[], object]]:
+    """Independent checks of everything about the sets that can be known without reading them; each raises its own error."""
     sizes: list[tuple[str, int | None, int]] = [
         ("calibration.samples_per_source", calibration.samples_per_source, 1),
         ("calibration.seq_len", calibration.seq_len, 2),
@@ -40,22 +21,22 @@ def check_sets(
         *(("calibration.other_seq_lens", length, 2) for length in calibration.other_seq_lens),
         ("search.samples", search.samples, max(1, len(search.sources))),
         ("search.seq_len", search.seq_len, 2),
-        ("batch_size", batch_size, 1),
-        ("num_workers", num_workers, 0),
         ("seed", seed, 0),
     ]
+    sources = [*calibration.sources, *search.sources, *(item.source for item in evaluation)]
     if recovery is not None:
         sizes += [("recovery.samples", recovery.samples, max(1, len(recovery.sources))), ("recovery.seq_len", recovery.seq_len, 2)]
+        sources += recovery.sources
     for item in evaluation:
         sizes += [(f"evaluation.{item.name}.windows", window, 2) for window in item.windows]
         sizes.append((f"evaluation.{item.name}.limit", item.limit, 1))
-    check_all(
-        *(partial(_check_size, *size) for size in sizes),
+    return [
+        *(partial(check_size, *size) for size in sizes),
         partial(_check_calibration, calibration),
         *_checks_of_names(calibration, search, recovery, evaluation),
         partial(_check_streams, recovery, evaluation),
-        *(partial(check_source, source) for source in sources_of(calibration, search, recovery, evaluation)),
-    )
+        *(partial(check_source, source) for source in sources),
+    ]
 
 
 def _checks_of_names(
@@ -97,7 +78,8 @@ def _check_streams(recovery: RecoveryData | None, evaluation: Sequence[Evaluatio
             raise ConfigurationError(f"data.{role}: expected a limit for the streamed source {source.name!r}, got none; {remedy}")
 
 
-def _check_size(name: str, value: int | None, least: int) -> None:
+def check_size(name: str, value: int | None, least: int) -> None:
+    """Refuses what is no whole number of ``least`` or more; ``None`` passes."""
     if value is not None and (type(value) is not int or value < least):
         raise ConfigurationError(f"data.{name}: expected a whole number >= {least}, got {value!r}; correct it")
 

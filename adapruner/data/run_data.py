@@ -47,6 +47,8 @@ class RunData:
     """16 hex digits over every set; ``None`` where nobody says."""
     seed: int | None = None
     """What the windows were drawn with."""
+    card: Mapping[str, Any] | None = None
+    """What text every set holds, as JSON types: ``sets`` (a row for each set and window length), ``leaks`` and ``seed``."""
 
     @classmethod
     def of(cls, data: Any) -> RunData:
@@ -60,7 +62,7 @@ class RunData:
         for name in ("calibration_windows", "search_windows"):
             if not hasattr(data, name):
                 raise DataError(f"data: expected a data module with {name}, got {type(data).__name__}; use adapruner.PruningDataModule")
-        pool = data.calibration_windows
+        pool, card = data.calibration_windows, getattr(data, "card", None)
         return cls(
             calibration_windows=pool,
             search_windows=data.search_windows,
@@ -72,4 +74,5 @@ class RunData:
             evaluation_windows=getattr(data, "evaluation_windows", {}),
             fingerprint=getattr(data, "fingerprint", None),
             seed=getattr(data, "seed", None),
+            card=card() if callable(card) else card,
         )

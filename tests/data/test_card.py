@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from adapruner.data.card import leaks_in_words, sources_in_words
-from adapruner.data.data_module import CalibrationData, EvaluationSet, PruningDataModule, RecoveryData, SearchData
+from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
 from adapruner.data.sources import TextSource
+from adapruner.data_module import PruningDataModule
 
 
 def write(folder: Path, name: str, start: int) -> TextSource:

@@ -10,9 +10,9 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DistributedSampler, SequentialSampler
 
-from adapruner.data.data_module import PruningDataModule
 from adapruner.data.padding_rows import share_out, with_padding_rows
 from adapruner.data.windows import IGNORED
+from adapruner.data_module import PruningDataModule
 from adapruner.evaluation.perplexity import evaluate_nll, token_nll
 from tests.tiny import random_windows, tiny_llama
 

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FullOptimStateDictConfig, FullStateDictConfig
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback
-from adapruner.data.data_module import PruningDataModule
+from adapruner.data_module import PruningDataModule
 from adapruner.module import PrunableCausalLM
 from adapruner.pruning.budget import Budget
 from adapruner.recovery.lora import LoRAConfig

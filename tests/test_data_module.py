@@ -9,9 +9,18 @@ import pytest
 import torch
 
 from adapruner.data.calibration_set import make_set
-from adapruner.data.data_module import CalibrationData, EvaluationSet, PruningDataModule, RecoveryData, SearchData
+from adapruner.data.run_data import PruningData, RunData
+from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
 from adapruner.data.sources import TextSource
+from adapruner.data.text_sets import TextSets, check_leaks
+from adapruner.data_module import PruningDataModule
 from adapruner.errors import ConfigurationError, DataError
+from tests.data.words import numbered_word_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return numbered_word_tokenizer()
 
 
 def source(folder: Path, name: str, start: int, rows: int = 12, per_row: int = 90) -> TextSource:
@@ -59,6 +68,14 @@ def test_setup_builds_once(tokenizer: Any, options: dict[str, Any]) -> None:
     data.setup("test")
     assert data.calibration_windows is pool
     assert data.fingerprint == fingerprint
+
+
+def test_a_run_reads_all_sets_from_it(tokenizer: Any, options: dict[str, Any]) -> None:
+    data = built(tokenizer, **options, seed=3)
+    assert isinstance(data, PruningData)
+    assert RunData.of(data) == data.run_data
+    options.pop("batch_size")
+    assert TextSets(**options, seed=3).build(tokenizer).fingerprint == data.fingerprint
 
 
 def test_the_seed_decides_every_draw(tokenizer: Any, options: dict[str, Any]) -> None:
@@ -257,7 +274,7 @@ def test_other_lengths_may_leak_too(tokenizer: Any, options: dict[str, Any]) -> 
     only_long = data.calibration_windows_at[64].documents - data.calibration_windows.documents
     data.search_windows.document_hashes[0] = sorted(only_long)[0]
     with pytest.raises(DataError, match="expected calibration and search to share no document, got 1 in both"):
-        data._check_leaks()
+        check_leaks(data.calibration_windows_at, data.search_windows, None, {})
 
 
 def test_clusters_need_samples(tokenizer: Any, options: dict[str, Any]) -> None:

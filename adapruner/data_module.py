@@ -1,0 +1,170 @@
+"""Every set of a pruning run for a Lightning Trainer: calibration, search, recovery, evaluation."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, DistributedSampler
+
+from adapruner.data.options import check_size
+from adapruner.data.padding_rows import share_out
+from adapruner.data.prompts import prompt_loader, read_prompts
+from adapruner.data.resumable import ResumableLoader, SharedOrder
+from adapruner.data.run_data import RunData
+from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
+from adapruner.data.sources import read_documents
+from adapruner.data.text_sets import TextSets
+from adapruner.data.windows import TextWindows
+from adapruner.errors import ConfigurationError, DataError
+
+
+class PruningDataModule(LightningDataModule):
+    """Builds every set once, in :meth:`setup`, and refuses text that is in two of them.
+
+    It offers what :class:`adapruner.data.run_data.PruningData` asks of any data module. After ``setup``: ``calibration_windows``
+    (``source_index`` counts ``calibration.sources``, or the sources of a given set), ``calibration_windows_at`` (the same by length in
+    tokens, with every other length), ``calibration_sample_weights`` (of a given set, else ``None``), ``search_windows`` (shuffled, so
+    that any first part is a fair sample), ``recovery_windows`` and ``evaluation_windows`` by ``(name, window)``. Without a Trainer set
+    ``tokenizer_object`` before ``setup``.
+
+    Args:
+        calibration: the calibration pool.
+        search: the objective's text; also what ``val_dataloader`` serves.
+        recovery: training text, or null when nothing is trained.
+        evaluation: held-out sets, or null.
+        batch_size: windows in a batch, of one rank.
+        num_workers: processes per loader; the windows are in memory, so 0 is usually best.
+        seed: decides which windows are drawn, and their order in training.
+        tokenizer: name or folder; null takes the ``tokenizer`` of the Trainer's module.
+        allow_leak: let sets share documents.
+        prompts: for ``predict``: a file with one prompt a line, or .jsonl with ``prompt`` in each row.
+
+    Raises:
+        ConfigurationError: if a number is out of range, a name stands twice, or calibration has both sources and a given set.
+        DataError: if a source or a given set cannot be read, or sets share documents.
+    """
+
+    calibration_windows: TextWindows
+    calibration_windows_at: dict[int, TextWindows]
+    """Length in tokens -> the pool at that length; the first is ``calibration_windows``."""
+    calibration_sample_weights: torch.Tensor | None
+    """``[n]`` float32 with sum 1, the weights of a given set; ``None`` where all samples start alike."""
+    calibration_fingerprint: str
+    """16 hex digits over everything that a sample's weight may be searched over.
+
+    That of ``calibration_windows`` where there is nothing beside them: one length, no clusters, no given set.
+    """
+    search_windows: TextWindows
+    recovery_windows: TextWindows | None
+    evaluation_windows: dict[tuple[str, int], TextWindows]
+    fingerprint: str | None
+    """16 hex digits over every window of every set, and the weights of a given one."""
+    run_data: RunData | None = None
+    """All of the above as one record, after ``setup``."""
+
+    def __init__(
+        self,
+        calibration: CalibrationData,
+        search: SearchData,
+        recovery: RecoveryData | None = None,
+        evaluation: list[EvaluationSet] | None = None,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        seed: int = 0,
+        tokenizer: str | None = None,
+        allow_leak: bool = False,
+        prompts: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.calibration, self.search, self.recovery = calibration, search, recovery
+        self.evaluation = list(evaluation or [])
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.tokenizer_name: str | None = tokenizer
+        self.tokenizer_object: Any = None
+        self.prompts = None if prompts is None else read_prompts(prompts)
+        self.sets = TextSets(calibration, search, recovery, self.evaluation, seed, allow_leak)
+        self.sets.check(partial(check_size, "batch_size", batch_size, 1), partial(check_size, "num_workers", num_workers, 0))
+
+    def card(self) -> dict[str, Any] | None:
+        """What text every set holds, with hashes (:attr:`adapruner.data.run_data.RunData.card`); ``None`` before ``setup``."""
+        return None if self.run_data is None or self.run_data.card is None else dict(self.run_data.card)
+
+    def prepare_data(self) -> None:
+        """Downloads (on one process only) what ``setup`` then reads on all: the first document pulls the whole set."""
+        for source in self.sets.sources:
+            if not source.streaming:
+                next(read_documents(source))
+
+    def setup(self, stage: str | None = None) -> None:
+        """Builds all sets, whatever the stage; a second call does nothing."""
+        if self.run_data is not None or stage == "predict":  # prompts are all that it needs
+            return
+        data = self.run_data = self.sets.build(self._find_tokenizer())
+        self.calibration_windows, self.calibration_windows_at = data.calibration_windows, dict(data.calibration_windows_at)
+        self.calibration_sample_weights, self.calibration_fingerprint = data.calibration_sample_weights, data.calibration_fingerprint
+        self.search_windows, self.recovery_windows = data.search_windows, data.recovery_windows
+        self.evaluation_windows, self.fingerprint = dict(data.evaluation_windows), data.fingerprint
+
+    def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
+        """Recovery windows, shuffled by ``seed``: ``input_ids``, ``attention_mask``, ``labels``, each ``[batch, seq_len]``.
+
+        ``batch_size`` is that of one rank. The loader's state is kept in checkpoints: a resumed run goes on with the next batch.
+
+        Raises:
+            ConfigurationError: if there is no recovery data.
+        """
+        if self.recovery_windows is None:
+            raise ConfigurationError("data.recovery: expected data to train on, got null; give recovery sources or do not fit")
+        order = SharedOrder(self.recovery_windows, self.batch_size, self.seed, *self._place())
+        return self._loader(self.recovery_windows, order)
+
+    def val_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
+        """The search split, in order; of several ranks each serves its share, filled up with rows that count nothing."""
+        return self._loader(*share_out(self.search_windows, *self._place()))
+
+    def test_dataloader(self) -> list[DataLoader[dict[str, torch.Tensor]]]:
+        """One loader per entry of ``evaluation_windows``, in its order; shared out as by :meth:`val_dataloader`."""
+        return [self._loader(*share_out(windows, *self._place())) for windows in self.evaluation_windows.values()]
+
+    def predict_dataloader(self) -> DataLoader[str]:
+        """The prompts, one at a time; none where there are none."""
+        return prompt_loader(self.prompts or [])
+
+    def _place(self) -> tuple[int, int]:
+        """Number of ranks, and this one: of those that see different data."""
+        strategy: Any = None if self.trainer is None else self.trainer.strategy
+        place = getattr(strategy, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
+        return place["num_replicas"], place["rank"]
+
+    def _loader(self, windows: TextWindows, order: DistributedSampler[Any] | None = None) -> DataLoader[dict[str, torch.Tensor]]:
+        shuffled = isinstance(order, SharedOrder)
+        kind: Any = ResumableLoader if shuffled else DataLoader
+        loader: DataLoader[dict[str, torch.Tensor]] = kind(
+            windows,
+            batch_size=self.batch_size,
+            sampler=order,
+            generator=torch.Generator().manual_seed(self.seed) if shuffled else None,  # without one it would draw from everyone's
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+        return loader
+
+    def _find_tokenizer(self) -> Any:
+        if self.tokenizer_object is None and self.tokenizer_name is not None:
+            from transformers import AutoTokenizer
+
+            try:
+                self.tokenizer_object = AutoTokenizer.from_pretrained(self.tokenizer_name)
+            except (OSError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise DataError(
+                    f"data.tokenizer: expected a tokenizer in {self.tokenizer_name!r}, got: {reason}; correct the name"
+                ) from error
+        if self.tokenizer_object is None and self.trainer is not None:
+            self.tokenizer_object = getattr(self.trainer.lightning_module, "tokenizer", None)
+        if self.tokenizer_object is None:
+            raise ConfigurationError("data.tokenizer: expected a name or a module with a tokenizer, got neither; set data.tokenizer")
+        return self.tokenizer_object
