@@ -1,18 +1,21 @@
 """Structured pruning of language models, from calibration text to a folder that loads anywhere.
 
-The pipeline is readable from the folder tree; each stage is one package, in this order:
+>>> import adapruner
+>>> result = adapruner.prune(model, tokenizer, calibration=texts, budget=0.2)  # doctest: +SKIP
+>>> result.save("out")  # doctest: +SKIP
 
-1. :mod:`adapruner.data` -- text in, token windows out: sources, the calibration pool ``[n_samples, seq_len]``.
-2. :mod:`adapruner.models` -- what the model is made of: heads, KV groups and FFN channels, each with every coupled row
-   and column.
+:mod:`adapruner.run` is the run from top to bottom and the file to read first; each of its stages is one room:
+
+1. :mod:`adapruner.data` -- text in, token windows out.
+2. :mod:`adapruner.models` -- what a model is made of: heads, KV groups and FFN channels, each with every coupled row and column.
 3. :mod:`adapruner.importance` -- statistics collected once per calibration sample, one metric per file, their mixture.
-   :mod:`adapruner.calibration` -- which samples of the pool speak, and how much.
-4. :mod:`adapruner.search` -- which recipe: the space, the objective, a study that can be killed and resumed.
-5. :mod:`adapruner.pruning` -- scores and a budget become a plan; masks for the trials, one surgery for the winner.
-6. :mod:`adapruner.recovery` -- closed-form reconstruction, then LoRA in the same ``fit``.
+   :mod:`adapruner.calibration` -- the weights of the calibration samples.
+4. :mod:`adapruner.pruning` -- scores and a budget become a plan; masks for the trials, one surgery for the winner.
+5. :mod:`adapruner.recovery` -- closed-form reconstruction, then LoRA.
+6. :mod:`adapruner.search` -- which recipe: the space, the objective, a study that can be killed and resumed.
 7. :mod:`adapruner.evaluation` -- perplexity, zero-shot tasks, parameters, MACs, memory and latency.
 8. :mod:`adapruner.report` -- one JSON and one page with plots.
-9. :mod:`adapruner.export` -- a Hugging Face folder, with the stock class whenever the shapes allow it.
+9. :mod:`adapruner.export` -- a Hugging Face folder, with the stock class whenever the shapes allow it; GGUF.
 
 :mod:`adapruner.callbacks` puts these stages into any Lightning project; :mod:`adapruner.cli` runs them from a YAML file.
 
@@ -30,26 +33,81 @@ from adapruner.errors import AdaPrunerError
 if TYPE_CHECKING:
     from adapruner.data_module import PruningDataModule
     from adapruner.export.loading import load
+    from adapruner.importance.metrics import register_metric
+    from adapruner.models.families.registry import register_family
     from adapruner.module import PrunableCausalLM
+    from adapruner.pruning.allocation import Allocation
+    from adapruner.pruning.budget import Budget
     from adapruner.pruning.plan import PruningPlan, read_plan
+    from adapruner.pruning.recipe import Recipe
+    from adapruner.recovery.configuration import ReconstructionConfig
+    from adapruner.recovery.lora import LoRAConfig
+    from adapruner.recovery.training import RecoveryConfig
+    from adapruner.report.recorder import ReportConfig
+    from adapruner.run import PruningResult, prune
+    from adapruner.search.config import ObjectiveConfig, SearchConfig
+    from adapruner.search.space import SearchSpace
+    from adapruner.stages import apply, evaluate, export, reconstruct, recover, score, search
 
 __all__ = [
     "AdaPrunerError",
+    "Allocation",
+    "Budget",
+    "LoRAConfig",
+    "ObjectiveConfig",
     "PrunableCausalLM",
     "PruningDataModule",
     "PruningPlan",
+    "PruningResult",
+    "Recipe",
+    "ReconstructionConfig",
+    "RecoveryConfig",
+    "ReportConfig",
+    "SearchConfig",
+    "SearchSpace",
     "__version__",
+    "apply",
+    "evaluate",
+    "export",
     "load",
+    "prune",
     "read_plan",
+    "reconstruct",
+    "recover",
+    "register_family",
+    "register_metric",
+    "score",
+    "search",
 ]
 
 #: Public name -> the module that defines it.
 _LAZY = {
+    "Allocation": "adapruner.pruning.allocation",
+    "Budget": "adapruner.pruning.budget",
+    "LoRAConfig": "adapruner.recovery.lora",
+    "ObjectiveConfig": "adapruner.search.config",
     "PrunableCausalLM": "adapruner.module",
     "PruningDataModule": "adapruner.data_module",
     "PruningPlan": "adapruner.pruning.plan",
+    "PruningResult": "adapruner.run",
+    "Recipe": "adapruner.pruning.recipe",
+    "ReconstructionConfig": "adapruner.recovery.configuration",
+    "RecoveryConfig": "adapruner.recovery.training",
+    "ReportConfig": "adapruner.report.recorder",
+    "SearchConfig": "adapruner.search.config",
+    "SearchSpace": "adapruner.search.space",
+    "apply": "adapruner.stages",
+    "evaluate": "adapruner.stages",
+    "export": "adapruner.stages",
     "load": "adapruner.export.loading",
+    "prune": "adapruner.run",
     "read_plan": "adapruner.pruning.plan",
+    "reconstruct": "adapruner.stages",
+    "recover": "adapruner.stages",
+    "register_family": "adapruner.models.families.registry",
+    "register_metric": "adapruner.importance.metrics",
+    "score": "adapruner.stages",
+    "search": "adapruner.stages",
 }
 
 

@@ -7,6 +7,7 @@
 :class:`ZeroShotEvaluationCallback`      scores dense, pruned and recovered model on zero-shot tasks
 :class:`CompressionReportCallback`       measures dense against pruned, writes the JSON and the page
 :class:`PrunedExportCallback`            writes the Hugging Face folder
+:class:`PruningListener`                 base class of callbacks that follow the pruning of a model
 ======================================== ===================================================================
 
 The files live at the top of the repository; their name on import is ``adapruner.callbacks``. From a checkout,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from adapruner.callbacks.compression_report import CompressionReportCallback
+    from adapruner.callbacks.listener import PruningListener
     from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
     from adapruner.callbacks.pruned_export import PrunedExportCallback
     from adapruner.callbacks.pruning_search import PruningSearchCallback
@@ -36,6 +38,7 @@ __all__ = [
     "CompressionReportCallback",
     "LoRARecoveryCallback",
     "PrunedExportCallback",
+    "PruningListener",
     "PruningSearchCallback",
     "RecoveryCheckpointCallback",
     "ZeroShotEvaluationCallback",
@@ -46,6 +49,7 @@ _LAZY = {
     "CompressionReportCallback": "adapruner.callbacks.compression_report",
     "LoRARecoveryCallback": "adapruner.callbacks.lora_recovery",
     "PrunedExportCallback": "adapruner.callbacks.pruned_export",
+    "PruningListener": "adapruner.callbacks.listener",
     "PruningSearchCallback": "adapruner.callbacks.pruning_search",
     "RecoveryCheckpointCallback": "adapruner.callbacks.recovery_checkpoint",
     "ZeroShotEvaluationCallback": "adapruner.callbacks.zero_shot_evaluation",

@@ -35,11 +35,11 @@ from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.recipe import Recipe
 from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.recovery.pruned_checkpoint import plan_of_checkpoint
+from adapruner.search.apply_plan import apply_found_plan
 from adapruner.search.config import SearchConfig
-from adapruner.search.find_plan import FoundPlan, find_plan
+from adapruner.search.find_plan import FoundPlan, find_plan, save_found_plan
 from adapruner.search.options import PruningOptions
 from adapruner.search.score import ScoredModel, score_model
-from adapruner.stages import cut
 
 
 class PruningSearchCallback(Callback):
@@ -166,11 +166,10 @@ class PruningSearchCallback(Callback):
         self.found = find_plan(self.scored, recover=recover, on_trial=TrialLogger(trainer.loggers))
         self.plan = self.found.plan
         self._notify(trainer, pl_module, "dense")
-        self.reconstruction_seconds = cut(self.scored, self.found, widths_only=self._refit_is_known(trainer)).seconds
+        self.reconstruction_seconds = apply_found_plan(self.scored, self.found, widths_only=self._refit_is_known(trainer))
         pl_module.plan = self.plan  # type: ignore[assignment]
         save_as_export(model, self.scored.structure, self.plan)
-        if trainer.is_global_zero:
-            self.found.save(self.scored, getattr(pl_module, "tokenizer", self.tokenizer))
+        save_found_plan(self.scored, self.found, getattr(pl_module, "tokenizer", self.tokenizer))
         self._notify(trainer, pl_module, "pruned" if self.options.reconstruction is None else "reconstructed")
 
     def data(self, trainer: Trainer, pl_module: LightningModule) -> RunData:

@@ -14,11 +14,12 @@ from adapruner.errors import ConfigurationError, ModelError
 from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.export.adapters import export_either
 from adapruner.models.tracing import trace_structure
-from adapruner.module import PLAN_KEY, PrunableCausalLM
+from adapruner.module import PrunableCausalLM
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.problem import make_plan
 from adapruner.pruning.recipe import Recipe
 from adapruner.recovery.lora import LoRAConfig, attach_lora
+from adapruner.recovery.pruned_checkpoint import PLAN_KEY
 from tests.tiny import prepare_problem, random_windows, save_tiny, tiny_llama, word_tokenizer
 
 BATCH = {

@@ -16,12 +16,13 @@ from adapruner.callbacks.loggers import logger_of_command
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.evaluation.generation import encode_prompt
-from adapruner.export.rebuilding import PLAN_KEY, read_checkpoint
+from adapruner.export.rebuilding import read_checkpoint
 from adapruner.files.atomic import temporary_beside
 from adapruner.models.fingerprint import fingerprint_model
 from adapruner.progress import announce
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import trace_for_plan
+from adapruner.recovery.pruned_checkpoint import PLAN_KEY
 
 COMMANDS = ("validate", "test", "predict")
 PREDICTIONS = "predictions.jsonl"
@@ -111,7 +112,7 @@ class EvaluationCommands:
             PlanError: if the plan is for another model.
             ModelError: if the checkpoint cannot be read.
         """
-        given = next((c.given_plan for c in self.trainer.callbacks if isinstance(c, PruningSearchCallback)), None)
+        given = next((c.options.plan for c in self.trainer.callbacks if isinstance(c, PruningSearchCallback)), None)
         checkpoint = self.config[self.subcommand].get("ckpt_path")
         if checkpoint is not None and not Path(checkpoint).is_dir():
             return self._of_checkpoint(Path(checkpoint), given)

@@ -21,12 +21,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from adapruner.callbacks.compression_report import CompressionReportCallback
+from adapruner.callbacks.listener import PruningListener
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
-from adapruner.callbacks.preflight import check_callbacks, no_empty_folders
 from adapruner.callbacks.pruned_export import PrunedExportCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.callbacks.recovery_checkpoint import FILE, RecoveryCheckpointCallback, find_checkpoint, settings_of, writes_shards
-from adapruner.callbacks.validation import check_folder, check_launcher
+from adapruner.callbacks.validation import check_callbacks, check_launcher, no_empty_folders
 from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
 from adapruner.cli.arguments import Refusals, collecting, make_plainly, one_line, refused
 from adapruner.cli.evaluation import EvaluationCommands
@@ -34,6 +34,7 @@ from adapruner.data_module import PruningDataModule
 from adapruner.errors import ConfigurationError, together
 from adapruner.export.exported import check_can_be_pruned
 from adapruner.files.atomic import clear_leftovers, write_atomically
+from adapruner.files.folder_lock import check_folder
 from adapruner.module import PrunableCausalLM
 from adapruner.progress import announce
 
@@ -60,7 +61,7 @@ def quiet_libraries() -> None:
     transformers.logging.disable_progress_bar()
 
 
-class SaveRunConfig(SaveConfigCallback):
+class SaveRunConfig(SaveConfigCallback, PruningListener):
     """Writes ``config.yaml`` into the run folder, where it belongs, and not into a logger's."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -35,7 +35,7 @@ def test_a_given_plan_is_applied_without_a_search(finished: Run, tmp_path: Path,
     assert given.search.plan is not None
     assert given.search.plan.hash == finished.search.plan.hash  # type: ignore[union-attr]
     assert given.widths == finished.widths
-    assert given.search.outcome is None
+    assert given.search.found.outcome is None
     assert not (tmp_path / "study.journal").exists()
     assert "no search" in capsys.readouterr().out
 
@@ -78,7 +78,7 @@ def test_a_resumed_run_has_the_same_widths(tmp_path: Path, known: bool) -> None:
     assert second.widths == first.widths != [FFN] * 3
     assert callback.plan is not None
     assert callback.plan.hash == first.search.plan.hash  # type: ignore[union-attr]
-    assert callback.structure is not None
+    assert callback.scored is not None
     if known:
         assert not (folder / "study.journal").exists()
 
@@ -97,8 +97,8 @@ def test_a_killed_search_goes_on(finished: Run, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(Killed, match=r"^killed$"):
         foreign_trainer(tmp_path, [search_callback()]).fit(ForeignModule(), datamodule=ForeignData())
     resumed = fitted(tmp_path, search_callback(), max_steps=1)
-    assert resumed.search.outcome is not None
-    assert resumed.search.outcome.resumed == 3
+    assert resumed.search.found.outcome is not None
+    assert resumed.search.found.outcome.resumed == 3
     assert resumed.search.plan.hash == finished.search.plan.hash  # type: ignore[union-attr]
 
 
@@ -178,7 +178,7 @@ def test_the_search_leaves_the_random_state_alone(tmp_path: Path) -> None:
 def test_a_fixed_recipe_is_applied_without_a_search(tmp_path: Path) -> None:
     recipe = Recipe({"flap_wifv": 1.0}, head_reduction="mean", normaliser="standardise", scope="layer", bias_compensation=True)
     run = fitted(tmp_path, search_callback(recipe=recipe), max_steps=1)
-    assert run.search.outcome is None
+    assert run.search.found.outcome is None
     assert run.search.plan is not None
     assert run.search.plan.recipe["coefficients"] == {"flap_wifv": 1.0}
     assert run.search.plan.output_bias
@@ -208,8 +208,8 @@ def test_a_latency_budget_is_measured_on_the_device(tmp_path: Path, monkeypatch:
 def test_trials_are_judged_after_the_refit_where_it_fits(tmp_path: Path) -> None:
     run = fitted(tmp_path, search_callback(), max_steps=1)
     assert (tmp_path / "grams.safetensors").exists()
-    assert run.search.identity["objective"]["refit"] == pytest.approx(0.01)
+    assert run.search.scored.identity["objective"]["refit"] == pytest.approx(0.01)
     small = SearchConfig(n_trials=4, space=SearchSpace(metrics=["l2"]), objective=ObjectiveConfig(refit_gib=0.0))
     other = fitted(tmp_path / "small", search_callback(search=small), max_steps=1)
-    assert other.search.identity["objective"]["refit"] is None
+    assert other.search.scored.identity["objective"]["refit"] is None
     assert not (tmp_path / "small" / "grams.safetensors").exists()

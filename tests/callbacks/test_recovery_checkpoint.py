@@ -12,16 +12,17 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from adapruner import lightning_cli
-from adapruner.callbacks import pruning_search, report_memory
 from adapruner.callbacks.compression_report import CompressionReportCallback
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruned_export import PrunedExportCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.callbacks.recovery_checkpoint import FILE, RecoveryCheckpointCallback, find_checkpoint, settings_of
+from adapruner.cli import lightning as lightning_cli
 from adapruner.data.resumable import ResumableLoader, SharedOrder
 from adapruner.errors import ConfigurationError
 from adapruner.recovery.lora import LoRAConfig
+from adapruner.report import measured_before
+from adapruner.search import apply_plan
 from tests.callbacks.conftest import ForeignData, ForeignModule, Run, foreign_trainer, search_callback
 from tests.tiny import random_windows
 
@@ -192,9 +193,9 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
     def no_more(*_: Any, **__: Any) -> Any:
         raise AssertionError("it was known")
 
-    monkeypatch.setattr(report_memory, "compare_methods", no_more)
-    monkeypatch.setattr(pruning_search, "refit_plan", no_more)
+    monkeypatch.setattr(measured_before, "compare_methods", no_more)
+    monkeypatch.setattr(apply_plan, "refit_plan", no_more)
     again = fit(None, tmp_path / FILE)
-    rows = {(r["method"], r["stage"]) for r in again.perplexity}
+    rows = {(r["method"], r["stage"]) for r in again.recorder.perplexity}
     stages = {("l2", "pruned"), ("l2", "reconstructed"), ("best fixed", "pruned"), ("best fixed", "reconstructed")}
     assert rows == {("dense", "dense"), ("adapruner", "pruned"), ("adapruner", "reconstructed"), ("adapruner", "recovered"), *stages}

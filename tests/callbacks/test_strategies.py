@@ -7,13 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import nn
 
-from adapruner.callbacks.validation import check_gathers, check_launcher, check_whole
+from adapruner.callbacks.validation import check_gathers, check_launcher
 from adapruner.cli import main
-from adapruner.errors import ConfigurationError, ModelError
+from adapruner.errors import ConfigurationError
 from adapruner.module import PrunableCausalLM
 
 
@@ -66,15 +65,3 @@ def test_what_works_passes() -> None:
         ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
     ):
         check_launcher(trainer_with(strategy))
-    check_whole(nn.Linear(2, 2))
-
-
-def test_a_model_that_is_sharded_too_early() -> None:
-    class Spread(torch.nn.Parameter):
-        def full_tensor(self) -> Any:
-            return self.data
-
-    model = nn.Linear(2, 2)
-    model.weight = Spread(torch.zeros(2, 2))
-    with pytest.raises(ModelError, match=r"configure_model: expected it to build the whole model, got one that is sharded before"):
-        check_whole(model)

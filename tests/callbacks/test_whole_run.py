@@ -34,7 +34,7 @@ def test_the_report_has_every_key_that_others_read(report: dict[str, Any], finis
     assert model["parameters_pruned"] == sum(p.numel() for p in finished.module.parameters()) < model["parameters_dense"]
     assert report["search"]["trials"] == 6
     assert report["search"]["seconds_total"] > 0
-    assert report["search"]["best_value"] == finished.search.outcome.best.value
+    assert report["search"]["best_value"] == finished.search.found.outcome.best.value
     for which, parameters in (("dense", model["parameters_dense"]), ("pruned", model["parameters_pruned"])):
         cost = report["cost"][which]
         assert cost["parameters"] == parameters

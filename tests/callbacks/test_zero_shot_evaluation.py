@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,7 +48,7 @@ def run(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("run")
     callbacks = all_callbacks()
     report = callbacks[2]
-    report.speed_batches, report.speed_seq_lens = [1, 2], [8, 16]
+    report.config = replace(report.config, speed_batches=[1, 2], speed_seq_lens=[8, 16])
     scoring = ZeroShotEvaluationCallback(TASKS, task_folder=str(tasks))
     callbacks.insert(2, scoring)
     module = WithTokenizer()

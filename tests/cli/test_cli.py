@@ -11,8 +11,8 @@ import pytest
 import tomllib
 import yaml
 
-from adapruner import lightning_cli
 from adapruner.cli import find_config, find_configs, main, shipped_configs
+from adapruner.cli import lightning as lightning_cli
 from adapruner.errors import ConfigurationError
 
 ROOT = Path(__file__).parent.parent

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from adapruner.callbacks.report_sections import cost_section
 from adapruner.evaluation import cost, limited_memory
 from adapruner.evaluation.limited_memory import ONE_BY_ONE, UNKNOWN
+from adapruner.report.run_sections import cost_section
 from tests.tiny import tiny_llama
 
 SEQ_LEN = 12
