@@ -15,8 +15,8 @@ from adapruner.data.prompts import prompt_loader, read_prompts
 from adapruner.data.resumable import ResumableLoader, SharedOrder
 from adapruner.data.run_data import RunData
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
-from adapruner.data.sources import read_documents
 from adapruner.data.text_sets import TextSets
+from adapruner.data.text_source import read_documents
 from adapruner.data.windows import TextWindows
 from adapruner.errors import ConfigurationError, DataError
 

@@ -32,7 +32,7 @@ def _make(folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from adapruner.data.sources import TextSource, read_documents
+    from adapruner.data.text_source import TextSource, read_documents
     from adapruner.demo import MODEL_FOLDER
 
     new = folder / "base.new"

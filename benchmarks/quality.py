@@ -33,7 +33,7 @@ import torch
 
 from adapruner.calibration.choice import CalibrationChoice
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
-from adapruner.data.sources import TextSource
+from adapruner.data.text_source import TextSource
 from adapruner.data_module import PruningDataModule
 from adapruner.demo import MODEL_FOLDER
 from adapruner.evaluation.perplexity import evaluate_nll

@@ -11,8 +11,8 @@ import torch
 from adapruner.data.calibration_set import make_set
 from adapruner.data.run_data import PruningData, RunData
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
-from adapruner.data.sources import TextSource
 from adapruner.data.text_sets import TextSets, check_leaks
+from adapruner.data.text_source import TextSource
 from adapruner.data_module import PruningDataModule
 from adapruner.errors import ConfigurationError, DataError
 from tests.data.words import numbered_word_tokenizer

@@ -8,7 +8,8 @@ Read in order: :mod:`~adapruner.data.sources` (where text comes from; :mod:`~ada
 :mod:`adapruner.data_module` wraps them.
 """
 
-from adapruner.data.sources import Document, TextSource, read_documents
+from adapruner.data.documents import Document
+from adapruner.data.text_source import TextSource, read_documents
 from adapruner.data.windows import TextWindows, joined_windows, pad_instructions, sample_windows
 
 __all__ = ["Document", "TextSource", "TextWindows", "joined_windows", "pad_instructions", "read_documents", "sample_windows"]

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapruner.data.documents import hash_text
 from adapruner.data.windows import IGNORED, TextWindows, common_prefix, ended, padded_rows
 from adapruner.errors import ConfigurationError, DataError
 
@@ -39,7 +40,7 @@ class CalibrationSample:
     source: str
     """The name of its source."""
     documents: list[str]
-    """Hashes of the documents it was cut from (:attr:`adapruner.data.sources.Document.hash`), for the check for leaks."""
+    """Hashes of the documents it was cut from (:attr:`adapruner.data.documents.Document.hash`), for the check for leaks."""
     text_hash: str
     """First 16 hex digits of the text's SHA-256."""
     weight: float
@@ -217,11 +218,6 @@ def effective_samples(weights: Tensor) -> float:
 def fingerprint_tokenizer(tokenizer: Any) -> str:
     """16 hex digits over the vocabulary: equal when a token id means the same text."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
-
-
-def hash_text(text: str) -> str:
-    """First 16 hex digits of the text's SHA-256, as of a document."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def decode(tokenizer: Any, tokens: list[int]) -> str:

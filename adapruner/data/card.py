@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adapruner.data.leaks import SHORT_CHARACTERS
-from adapruner.data.sources import TextSource
+from adapruner.data.text_source import TextSource
 from adapruner.data.windows import TextWindows
 
 
@@ -45,10 +45,10 @@ def sources_in_words(sources: Sequence[TextSource]) -> list[str]:
 
 
 def _source_in_words(source: TextSource) -> str:
-    where = source.hub or source.path or f"demo corpus {source.demo}"
-    details = [where]
+    reader = source.reader
+    details = [reader.where]
     details += [] if source.config is None else [source.config]
-    details += [] if source.path is not None else [f"split {source.split}"]
+    details += [f"split {source.split}"] if "split" in reader.fields else []
     details += [] if source.revision is None else [f"revision {source.revision}"]
     details += [] if tuple(source.part) == (0.0, 1.0) else [f"part [{source.part[0]:g}, {source.part[1]:g})"]
     details += [] if source.documents is None else [f"first {source.documents:,} documents"]

@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import torch
 
+from adapruner.data.documents import Document, draw_documents
 from adapruner.data.leaks import SHORT_CHARACTERS
 from adapruner.data.sets import EvaluationSet
-from adapruner.data.sources import Document, TextSource, draw_documents, read_documents
+from adapruner.data.text_source import TextSource, read_documents
 from adapruner.data.windows import TextWindows, joined_windows, pad_instructions, sample_windows
 from adapruner.errors import DataError
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
-from adapruner.data.sources import TextSource, check_source
+from adapruner.data.text_source import TextSource
 from adapruner.errors import ConfigurationError
 
 
@@ -35,7 +35,7 @@ def checks_of_sets(
         partial(_check_calibration, calibration),
         *_checks_of_names(calibration, search, recovery, evaluation),
         partial(_check_streams, recovery, evaluation),
-        *(partial(check_source, source) for source in sources),
+        *(source.reader.check for source in sources),
     ]
 
 

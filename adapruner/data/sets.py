@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from adapruner.data.sources import TextSource
+from adapruner.data.text_source import TextSource
 from adapruner.errors import ConfigurationError, nearest
 
 
@@ -85,18 +86,18 @@ class EvaluationSet:
 
 #: The sets of the literature. WikiText2 and PTB as LLM-Pruner (arXiv 2305.11627) reads them; C4 is the part that GPTQ (arXiv
 #: 2210.17323) and its successors take. PTB's own repository still rests on a loading script: its parquet branch does not.
-KNOWN_SETS: dict[str, TextSource] = {
-    "wikitext2": TextSource(name="wikitext2", hub="Salesforce/wikitext", config="wikitext-2-raw-v1", split="test"),
-    "ptb": TextSource(
-        name="ptb",
-        hub="ptb-text-only/ptb_text_only",
-        config="penn_treebank",
-        split="validation",
-        revision="refs/convert/parquet",
-        column="sentence",
-    ),
-    "c4": TextSource(name="c4", hub="allenai/c4", config="en", split="validation", documents=1100, streaming=True),
+KNOWN_SETS: dict[str, dict[str, Any]] = {
+    "wikitext2": {"hub": "Salesforce/wikitext", "config": "wikitext-2-raw-v1", "split": "test"},
+    "ptb": {
+        "hub": "ptb-text-only/ptb_text_only",
+        "config": "penn_treebank",
+        "split": "validation",
+        "revision": "refs/convert/parquet",
+        "column": "sentence",
+    },
+    "c4": {"hub": "allenai/c4", "config": "en", "split": "validation", "documents": 1100, "streaming": True},
 }
+"""Name -> the options of its :class:`~adapruner.data.text_source.TextSource`."""
 
 
 def known_source(name: str, path: str | None = None) -> TextSource:
@@ -117,7 +118,7 @@ def known_source(name: str, path: str | None = None) -> TextSource:
         raise ConfigurationError(
             f"data.evaluation.{name}: expected a source, or a known name without one, got neither; {nearest(name, KNOWN_SETS)}"
         )
-    source = KNOWN_SETS[name]
+    source = TextSource(name=name, **KNOWN_SETS[name])
     if path is None:
         return source
     plain = Path(path).name.removesuffix(".gz").endswith((".txt", ".md"))

@@ -17,7 +17,7 @@ from adapruner.data.leaks import check_disjoint
 from adapruner.data.options import checks_of_sets
 from adapruner.data.run_data import RunData
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
-from adapruner.data.sources import TextSource
+from adapruner.data.text_source import TextSource
 from adapruner.data.windows import TextWindows
 from adapruner.errors import ConfigurationError, check_all
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapruner.data.sources import Document
+from adapruner.data.documents import Document
 from adapruner.data.text_bytes import predicted_bytes, tokenise_with_ends
 from adapruner.errors import ConfigurationError, DataError
 

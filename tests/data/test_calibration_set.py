@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from adapruner.data.calibration_set import CalibrationSet, decode, effective_samples, fingerprint_tokenizer, hash_text, make_set, read_set
-from adapruner.data.sources import Document
+from adapruner.data.documents import Document
 from adapruner.data.windows import IGNORED, TextWindows, pad_instructions, sample_windows
 from adapruner.errors import ConfigurationError, DataError
 

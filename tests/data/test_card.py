@@ -10,7 +10,7 @@ import pytest
 
 from adapruner.data.card import leaks_in_words, sources_in_words
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
-from adapruner.data.sources import TextSource
+from adapruner.data.text_source import TextSource
 from adapruner.data_module import PruningDataModule
 
 
@@ -65,6 +65,7 @@ def test_every_set_is_named_with_its_size_and_hash(data: PruningDataModule, tmp_
             "p: org/set, split train, first 1,100 documents, column sentence",
         ),
         (TextSource("f", path="text", part=[0.25, 0.5]), "f: text, part [0.25, 0.5)"),
+        (TextSource("m", texts=["a", "b"], part=[0, 0.5]), "m: 2 texts in memory, part [0, 0.5)"),
         (TextSource("i", hub="org/set", instruction=True), "i: org/set, split train, instructions"),
     ],
 )

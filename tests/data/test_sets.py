@@ -10,14 +10,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from adapruner.data.sets import KNOWN_SETS, EvaluationSet
-from adapruner.data.sources import TextSource, read_documents
+from adapruner.data.sets import EvaluationSet, known_source
+from adapruner.data.text_source import TextSource, read_documents
 from adapruner.errors import ConfigurationError
 
 
 def test_a_known_name_is_enough() -> None:
     found = EvaluationSet("ptb", windows=[128, 2048])
-    assert found.source == KNOWN_SETS["ptb"]
+    assert found.source == known_source("ptb")
     assert (found.source.hub, found.source.split, found.source.revision, found.source.column) == (
         "ptb-text-only/ptb_text_only",
         "validation",

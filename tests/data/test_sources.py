@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from adapruner.data.card import sources_in_words
+from adapruner.data.documents import Document, draw_documents
 from adapruner.data.files import PIECE_CHARACTERS, read_text_pieces
-from adapruner.data.sources import Document, TextSource, draw_documents, read_documents
+from adapruner.data.text_source import SOURCE_KINDS, TextSource, read_documents
 from adapruner.demo.corpus import load_demo_corpus
-from adapruner.errors import DataError
+from adapruner.errors import ConfigurationError, DataError
 
 ROWS = [{"text": f"row {i}", "label": i} for i in range(5)] + [{"text": "", "label": 5}]
 TEXTS = [row["text"] for row in ROWS]
@@ -170,13 +174,16 @@ def test_a_loading_script_is_answered_with_the_parquet_revision(monkeypatch: pyt
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "expected exactly one of hub, path and demo, got none"),
-        ({"path": "a", "hub": "b"}, "expected exactly one of hub, path and demo, got hub and path"),
+        ({}, "expected exactly one of hub, path, demo, texts and kind, got none"),
+        ({"path": "a", "hub": "b"}, "expected exactly one of hub, path, demo, texts and kind, got hub and path"),
         ({"path": "a", "split": "test"}, "expected no split with path, got 'test'; leave it out and choose documents with part"),
         ({"path": "a", "streaming": True}, "expected no streaming with path"),
         ({"demo": "all", "column": "body"}, "expected no column with demo"),
         ({"demo": "all", "instruction": True}, "expected no instruction with demo"),
         ({"path": "a", "instruction": True, "column": "body"}, "expected no column with instruction"),
+        ({"texts": ["a"], "column": "body"}, "expected no column with texts, got 'body'; leave it out"),
+        ({"texts": ["a"], "options": {"n": 1}}, "expected options that texts has, got 'n'; leave it out"),
+        ({"kind": "texts"}, "expected the field texts, got kind 'texts'; give texts instead"),
         ({"path": "a", "documents": 0}, "expected documents >= 1 or null, got 0"),
         ({"path": "a", "part": [0.5, 0.5]}, r"0 <= low < high <= 1, got \[0.5, 0.5\]"),
         ({"path": "a", "part": [0.0]}, "expected part"),
@@ -185,6 +192,61 @@ def test_a_loading_script_is_answered_with_the_parquet_revision(monkeypatch: pyt
 def test_contradictions_are_refused_when_the_source_is_made(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         TextSource("own", **options)
+
+
+def test_texts_in_memory_are_documents_named_by_their_position() -> None:
+    documents = list(read_documents(TextSource("own", texts=["one", "", "two"])))
+    assert documents == [Document("own", "texts#0", "one"), Document("own", "texts#1", ""), Document("own", "texts#2", "two")]
+    with pytest.raises(DataError, match=r"source 'own': expected texts as strings, got int at position 1; convert it"):
+        read_documents(TextSource("own", texts=["one", 2]))  # type: ignore[list-item]
+    with pytest.raises(DataError, match=r"expected documents with text in 1 texts in memory, got only blank ones"):
+        list(read_documents(TextSource("own", texts=[" "])))
+
+
+OWN_KIND = """
+from adapruner.data.documents import Document
+from adapruner.data.text_source import SOURCE_KINDS, SourceKind
+
+
+@SOURCE_KINDS.register("letters")
+class Letters(SourceKind):
+    fields = ("split",)
+    options = ("count",)
+
+    def read(self):
+        for i in range(self.source.options["count"]):
+            yield Document(self.source.name, str(i), f"{self.source.split} letter {i}")
+"""
+
+
+@pytest.fixture
+def letters(tmp_path: Path) -> Iterator[None]:
+    """A kind of source from a user's own file."""
+    spec = importlib.util.spec_from_file_location("letters", write(tmp_path / "letters.py", OWN_KIND))
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    yield
+    SOURCE_KINDS.remove("letters")
+
+
+@pytest.mark.usefixtures("letters")
+def test_a_kind_of_ones_own_is_read_like_any_other() -> None:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--sources", type=list[TextSource])
+    parsed = parser.parse_args(["--sources=[{name: mail, kind: letters, split: test, options: {count: 3}, documents: 2}]"])
+    source = parser.instantiate(parsed).sources[0]
+    assert source == TextSource("mail", kind="letters", split="test", options={"count": 3}, documents=2)
+    assert [d.text for d in read_documents(source)] == ["test letter 0", "test letter 1"]
+    assert sources_in_words([source]) == ["mail: letters, count 3, split test, first 2 documents"]
+    with pytest.raises(DataError, match=r"source 'mail': expected no column with letters, got 'body'"):
+        TextSource("mail", kind="letters", column="body")
+    with pytest.raises(DataError, match=r"expected options that letters has, got 'cuont'; did you mean 'count'"):
+        TextSource("mail", kind="letters", options={"cuont": 3})
+    with pytest.raises(ConfigurationError, match=r"source 'mail', kind: expected a known kind of data source, got 'leters'; did you mean"):
+        TextSource("mail", kind="leters")
 
 
 def test_demo_names_are_checked_at_once() -> None:

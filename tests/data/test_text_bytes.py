@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapruner.data.sources import Document
+from adapruner.data.documents import Document
 from adapruner.data.text_bytes import predicted_bytes, tokenise_with_ends
 from adapruner.data.windows import joined_windows
 from adapruner.demo import MODEL_FOLDER

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from adapruner.data.documents import Document
 from adapruner.data.instructions import render
-from adapruner.data.sources import Document
 from adapruner.data.windows import IGNORED, TextWindows, joined_windows, pad_instructions, sample_windows
 from adapruner.errors import ConfigurationError, DataError
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapruner.data.sources import Document
+from adapruner.data.documents import Document
 from adapruner.data.windows import joined_windows
 from adapruner.demo import MODEL_FOLDER
 from adapruner.demo.corpus import load_demo_corpus

@@ -1,0 +1,97 @@
+"""One text with its origin, and how rows with columns become texts."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from heapq import heappop, heappush
+from typing import Any
+
+from adapruner.data.instructions import REQUIRED_COLUMNS, render
+from adapruner.errors import DataError
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text with its origin."""
+
+    source: str
+    """The name of its :class:`~adapruner.data.text_source.TextSource`."""
+    name: str
+    """Where in the source: row number, or file and piece."""
+    text: str
+    """The whole text. May be blank: some evaluation protocols join blank rows too."""
+    prompt: str = ""
+    """For instruction rows, the part of ``text`` before the response; otherwise empty."""
+
+    @cached_property
+    def hash(self) -> str:
+        """First 16 hex digits of the text's SHA-256."""
+        return hash_text(self.text)
+
+    @property
+    def position(self) -> float:
+        """The hash as a number in [0, 1), which ``part`` chooses by (52 bits, exact in a float)."""
+        return int(self.hash[:13], 16) / 16**13
+
+
+def hash_text(text: str) -> str:
+    """First 16 hex digits of the text's SHA-256.
+
+    >>> hash_text("abc")
+    'ba7816bf8f01cfea'
+    """
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def draw_documents(documents: Iterable[Document], characters: int, seed: int) -> list[Document]:
+    """All documents when together they are short enough, else a random sample of at least so many characters.
+
+    One pass; memory holds the sample only. The documents keep their order; blank ones are left out.
+
+    Args:
+        documents: any number of them, but an end there must be.
+        characters: how much text to keep.
+        seed: decides the sample.
+    """
+    generator = random.Random(seed)
+    kept: list[tuple[float, int, Document]] = []  # the document with the largest draw comes first, and goes first
+    total = 0
+    for position, document in enumerate(d for d in documents if d.text.strip()):
+        heappush(kept, (-generator.random(), position, document))
+        total += len(document.text)
+        while total - len(kept[0][2].text) >= characters:
+            total -= len(heappop(kept)[2].text)
+    return [document for _, _, document in sorted(kept, key=lambda entry: entry[1])]
+
+
+def row_documents(
+    source: str, label: str, rows: Iterable[Mapping[str, Any]], column: str = "text", instruction: bool = False
+) -> Iterator[Document]:
+    """One document of each row.
+
+    Args:
+        source: name of the source.
+        label: file or data set, for messages and the documents' names.
+        column: the one with the text.
+        instruction: rows have ``instruction``, ``input`` and ``output``, which become one text by the Alpaca template.
+
+    Raises:
+        DataError: if a row lacks a column, or holds no text there.
+    """
+    needed = REQUIRED_COLUMNS if instruction else (column,)
+    for number, row in enumerate(rows):
+        for name in needed:
+            if name not in row:
+                there = ", ".join(map(str, row)) or "none"
+                raise DataError(f"source {source!r}: expected a column {name!r} in {label!r}, got the columns {there}; name one of them")
+        strings = {name: "" if row.get(name) is None else row[name] for name in ((*needed, "input") if instruction else needed)}
+        for name, value in strings.items():
+            if not isinstance(value, str):
+                got = f"{type(value).__name__} in row {number} of {label!r}"
+                raise DataError(f"source {source!r}: expected text in column {name!r}, got {got}; convert it")
+        prompt, text = render(strings) if instruction else ("", strings[column])
+        yield Document(source, f"{label}#{number}", text, prompt)

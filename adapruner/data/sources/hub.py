@@ -1,0 +1,43 @@
+"""A data set of the Hugging Face hub, downloaded or streamed by ``datasets``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from adapruner.data.documents import Document, row_documents
+from adapruner.data.text_source import SOURCE_KINDS, SourceKind
+from adapruner.errors import DataError
+
+
+@SOURCE_KINDS.register("hub")
+class HubSource(SourceKind):
+    """``hub`` is its name there, or a folder that ``datasets.load_dataset`` takes."""
+
+    fields = ("config", "split", "revision", "column", "streaming", "instruction")
+
+    @property
+    def where(self) -> str:
+        """Its name on the hub."""
+        return str(self.source.hub)
+
+    def read(self) -> Iterator[Document]:
+        """One document a row.
+
+        Raises:
+            DataError: if the data set cannot be had, with what ``datasets`` says.
+        """
+        source = self.source
+        return row_documents(source.name, self.where, self._rows(), source.column, source.instruction)
+
+    def _rows(self) -> Iterator[Mapping[str, Any]]:
+        import datasets
+
+        s = self.source
+        try:
+            yield from datasets.load_dataset(s.hub, s.config, split=s.split, revision=s.revision, streaming=s.streaming)
+        except Exception as error:  # datasets, its file systems and its HTTP client each have their own; all mean: no text
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            script = "scripts are no longer supported" in str(error)
+            remedy = "add revision: refs/convert/parquet" if script else "check the name, config and split, or give a local path"
+            raise DataError(f"source {s.name!r}: expected the hub data set {s.hub!r}, got: {reason}; {remedy}") from error

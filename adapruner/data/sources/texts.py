@@ -1,0 +1,35 @@
+"""Texts in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from adapruner.data.documents import Document
+from adapruner.data.text_source import SOURCE_KINDS, SourceKind
+from adapruner.errors import DataError
+
+
+@SOURCE_KINDS.register("texts")
+class TextsSource(SourceKind):
+    """``texts`` is a list of strings; each is one document, named by its position."""
+
+    @property
+    def where(self) -> str:
+        """How many there are."""
+        return f"{len(self.source.texts or []):,} texts in memory"
+
+    def check(self) -> None:
+        """Something that is no text.
+
+        Raises:
+            DataError: naming its position.
+        """
+        for position, text in enumerate(self.source.texts or []):
+            if not isinstance(text, str):
+                got = f"{type(text).__name__} at position {position}"
+                raise DataError(f"source {self.source.name!r}: expected texts as strings, got {got}; convert it")
+
+    def read(self) -> Iterator[Document]:
+        """In their order."""
+        for position, text in enumerate(self.source.texts or []):
+            yield Document(self.source.name, f"texts#{position}", text)

@@ -1,0 +1,169 @@
+"""Where text comes from: one named source of documents, of one of the kinds in :mod:`adapruner.data.sources`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, field, fields
+from itertools import islice
+from typing import Any, ClassVar
+
+from adapruner.data.documents import Document
+from adapruner.errors import DataError, nearest
+from adapruner.registry import Registry
+
+
+class SourceKind:
+    """How the documents of one kind of :class:`TextSource` are read; a new kind is a subclass with a name.
+
+    >>> @SOURCE_KINDS.register("counted")
+    ... class Counted(SourceKind):
+    ...     options = ("count",)
+    ...
+    ...     def read(self):
+    ...         for i in range(self.source.options["count"]):
+    ...             yield Document(self.source.name, str(i), f"text number {i}")
+    >>> [document.text for document in read_documents(TextSource("numbers", kind="counted", options={"count": 2}))]
+    ['text number 0', 'text number 1']
+    >>> SOURCE_KINDS.remove("counted")
+
+    Args:
+        source: what is read; its other fields are checked already.
+    """
+
+    fields: ClassVar[tuple[str, ...]] = ()
+    """Fields of :class:`TextSource` that mean something to this kind, beside ``name``, ``documents`` and ``part``."""
+    options: ClassVar[tuple[str, ...]] = ()
+    """Names that ``options`` may have."""
+
+    def __init__(self, source: TextSource) -> None:
+        self.source = source
+
+    @property
+    def where(self) -> str:
+        """What is read, in words, for the report's table of data."""
+        return ", ".join([str(self.source.kind), *(f"{name} {value}" for name, value in self.source.options.items())])
+
+    def check(self) -> None:
+        """Everything that can be refused without reading.
+
+        Raises:
+            DataError: naming what is wrong.
+        """
+
+    def read(self) -> Iterator[Document]:
+        """All documents, one by one, in a fixed order; ``documents`` and ``part`` are applied afterwards."""
+        raise NotImplementedError
+
+
+SOURCE_KINDS: Registry[type[SourceKind]] = Registry("kind of data source", "adapruner.data.sources", "adapruner.data_sources")
+"""Every kind by its name; a shipped one has its name as a field of :class:`TextSource`, any other is named by ``kind``."""
+
+#: Fields that name the kind and what is read; exactly one is given.
+_SELECTORS = ("hub", "path", "demo", "texts", "kind")
+_ALWAYS = ("name", "documents", "part", "options", *_SELECTORS)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """One named source of documents. Exactly one of ``hub``, ``path``, ``demo``, ``texts`` and ``kind`` is given.
+
+    Raises:
+        DataError: if the options contradict each other or one of them would have no effect.
+        ConfigurationError: if ``kind`` is unknown.
+
+    >>> TextSource("mine", texts=["One text.", "Another one."]).part
+    [0.0, 1.0]
+    """
+
+    name: str
+    """The name in tables, plans and messages."""
+    hub: str | None = None
+    """A data set on the Hugging Face hub, such as ``Salesforce/wikitext``."""
+    config: str | None = None
+    """Hub only: the data set's configuration, such as ``wikitext-2-raw-v1``."""
+    split: str = "train"
+    """Hub: the split to read. Demo: ``calibration``, ``search``, ``recovery``, ``test``, or ``train`` (what the demo model
+    was trained on). Files have no splits; see ``part``."""
+    revision: str | None = None
+    """Hub only: branch, tag or commit; ``refs/convert/parquet`` for data sets that still rest on a loading script."""
+    path: str | None = None
+    """A file, or a folder of files: .txt, .md, .jsonl, .json (an array), .parquet; all but the last also with .gz."""
+    demo: str | None = None
+    """A source of the built-in corpus, or ``all``."""
+    column: str = "text"
+    """The column with the text, where rows have columns."""
+    documents: int | None = None
+    """Stop after so many documents (after ``part`` chose)."""
+    part: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    """``[low, high)``: keep the documents whose text hashes into this part of [0, 1). Disjoint parts never share a text."""
+    streaming: bool = False
+    """Hub only: read over the network as needed, without a download of the whole split."""
+    instruction: bool = False
+    """Rows have ``instruction``, ``input`` and ``output``, which become one text by the Alpaca template."""
+    texts: list[str] | None = field(default=None, repr=False)
+    """The texts themselves, each one document."""
+    kind: str | None = None
+    """A kind of source of one's own: the name that its class was registered by (:data:`SOURCE_KINDS`)."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """With ``kind``: what that kind is told."""
+
+    def __post_init__(self) -> None:
+        given = [key for key in _SELECTORS if getattr(self, key) is not None]
+        if len(given) != 1:
+            got = " and ".join(given) or "none"
+            raise DataError(f"source {self.name!r}: expected exactly one of {', '.join(_SELECTORS[:-1])} and kind, got {got}; keep one")
+        if self.kind in _SELECTORS:
+            raise DataError(f"source {self.name!r}: expected the field {self.kind}, got kind {self.kind!r}; give {self.kind} instead")
+        self._refuse_options_without_effect(self.kind or given[0])
+        if self.documents is not None and self.documents < 1:
+            raise DataError(f"source {self.name!r}: expected documents >= 1 or null, got {self.documents}; give null for all")
+        if len(self.part) != 2 or not 0 <= self.part[0] < self.part[1] <= 1:
+            raise DataError(f"source {self.name!r}: expected part [low, high] with 0 <= low < high <= 1, got {list(self.part)}; correct it")
+
+    @property
+    def reader(self) -> SourceKind:
+        """What reads this source."""
+        kind = self.kind or next(key for key in _SELECTORS if getattr(self, key) is not None)
+        return SOURCE_KINDS.find(kind, f"source {self.name!r}, kind")(self)
+
+    def _refuse_options_without_effect(self, kind: str) -> None:
+        if self.instruction and self.column != "text":
+            raise DataError(f"source {self.name!r}: expected no column with instruction, got {self.column!r}; leave it out")
+        reader = self.reader
+        for option in fields(self):
+            value, default = getattr(self, option.name), option.default
+            if default is not MISSING and value != default and option.name not in (*_ALWAYS, *reader.fields):
+                remedy = "leave it out" if option.name != "split" else "leave it out and choose documents with part"
+                raise DataError(f"source {self.name!r}: expected no {option.name} with {kind}, got {value!r}; {remedy}")
+        unknown = next((name for name in self.options if name not in reader.options), None)
+        if unknown is not None:
+            known = nearest(unknown, reader.options) if reader.options else "leave it out"
+            raise DataError(f"source {self.name!r}: expected options that {kind} has, got {unknown!r}; {known}")
+
+
+def read_documents(source: TextSource) -> Iterator[Document]:
+    """The documents of a source, one by one, in a fixed order; nothing is read ahead.
+
+    Rows with empty text are kept (LLM-Pruner's evaluation joins WikiText's empty rows too).
+
+    Raises:
+        DataError: at once for what :meth:`SourceKind.check` refuses; while reading for a missing column, a damaged file, a
+            hub that cannot be reached, or when no document had any text.
+    """
+    reader = source.reader
+    reader.check()
+    return _chosen(source, reader)
+
+
+def _chosen(source: TextSource, reader: SourceKind) -> Iterator[Document]:
+    low, high = source.part
+    seen = readable = False
+    kept = (document for document in reader.read() if low <= document.position < high)
+    for document in islice(kept, source.documents):
+        seen, readable = True, readable or bool(document.text.strip())
+        yield document
+    if not readable:
+        reason = "only blank ones" if seen else f"none in part {list(source.part)}"
+        raise DataError(
+            f"source {source.name!r}: expected documents with text in {reader.where}, got {reason}; give other text or widen part"
+        )
