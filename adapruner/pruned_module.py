@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning import LightningModule
-
 from adapruner.recovery.pruned_checkpoint import describe_pruning, fit_to_checkpoint
 
 
@@ -44,7 +42,7 @@ class PrunedCheckpoints:
         setattr(self, self.model_attribute, model)
 
 
-def carry_pruning(pl_module: LightningModule, model_attribute: str) -> None:
+def carry_pruning(pl_module: Any, model_attribute: str) -> None:
     """Gives this one module what :class:`PrunedCheckpoints` gives a class; once, and not where the class has it.
 
     A callback cannot do it by its own hooks: they come after the weights are loaded, and not at all with ``save_weights_only``.
@@ -62,7 +60,7 @@ def carry_pruning(pl_module: LightningModule, model_attribute: str) -> None:
         pl_module.configure_model()
         model, plan = fit_to_checkpoint(getattr(pl_module, model_attribute), checkpoint, getattr(pl_module, "plan", None))
         setattr(pl_module, model_attribute, model)
-        pl_module.plan = plan  # type: ignore[assignment]
+        pl_module.plan = plan
 
     for hook in (on_save_checkpoint, on_load_checkpoint):
         object.__setattr__(pl_module, hook.__name__, hook)

@@ -8,13 +8,11 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from adapruner.callbacks.listener import PruningListener, first_of
+from adapruner.callbacks.listener import PruningListener, callbacks_of, first_of
 from adapruner.callbacks.loggers import log_report
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback, short_recovery
-from adapruner.callbacks.pruned_export import PrunedExportCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback
-from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
 from adapruner.errors import ConfigurationError
 from adapruner.files.value_cache import ValueCache
 from adapruner.progress import announce
@@ -144,9 +142,9 @@ class CompressionReportCallback(PruningListener):
     def to_report(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The dictionary that ``report.json`` holds; see :mod:`adapruner.report.schema`."""
         pruning, data = self._pruning, getattr(trainer, "datamodule", None)
-        lora, zero_shot, export = (
-            first_of(trainer, kind) for kind in (LoRARecoveryCallback, ZeroShotEvaluationCallback, PrunedExportCallback)
-        )
+        sections: dict[str, Any] = {}
+        for listener in callbacks_of(trainer):
+            sections |= listener.report_sections(trainer)
         assert pruning is not None
         assert pruning.scored is not None
         assert pruning.found is not None
@@ -157,12 +155,9 @@ class CompressionReportCallback(PruningListener):
             name=self.name or Path(trainer.default_root_dir).name,
             model=getattr(pl_module, pruning.model_attribute),
             processes=trainer.world_size,
-            recovery=None if lora is None else lora.to_report(trainer),
             reconstruction_seconds=pruning.reconstruction_seconds,
-            recovery_seed=None if lora is None else lora.seed,
-            zero_shot=None if zero_shot is None else zero_shot.to_report(),
-            export=None if export is None else export.to_report(),
             card=data.card() if hasattr(data, "card") else None,
+            **sections,
         )
 
     def _measured_before(self, trainer: Trainer, pruning: PruningSearchCallback) -> MeasuredBefore:

@@ -40,6 +40,10 @@ class PruningListener(Callback):
         """Whether the model need not be brought to this stage for this callback, since an earlier attempt has seen it there."""
         return True
 
+    def report_sections(self, trainer: Trainer) -> dict[str, Any]:
+        """What this callback adds to the run's report, by the report's keys; see :mod:`adapruner.report.schema`."""
+        return {}
+
     def before_merge(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Recovery is over; its adapters are about to be merged into the weights."""
 

@@ -8,17 +8,17 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from adapruner.callbacks.listener import callbacks_of, first_of
-from adapruner.errors import ConfigurationError, ModelError
+from adapruner.callbacks.listener import PruningListener, callbacks_of, first_of
+from adapruner.errors import ModelError
 from adapruner.recovery.diagnosis import blame_for_gradient, blame_for_loss, first_bad_gradient, gradient_message, loss_message
 from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora, recover_briefly
 
 
-class LoRARecoveryCallback(Callback):
+class LoRARecoveryCallback(PruningListener):
     """Trains low-rank adapters on the (pruned) model instead of the model itself.
 
     Put it after :class:`PruningSearchCallback` in the list of callbacks. At the end of ``fit`` the adapters are merged, so
@@ -46,13 +46,6 @@ class LoRARecoveryCallback(Callback):
         """Attaches the adapters, once, at the start of ``fit``."""
         if stage != "fit" or self._attached:
             return
-        from adapruner.callbacks.pruning_search import PruningSearchCallback  # it knows this callback, in its turn
-
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(c, PruningSearchCallback) for c in callbacks[callbacks.index(self) :]):
-            raise ConfigurationError(
-                "trainer.callbacks: expected LoRARecoveryCallback after PruningSearchCallback, got it before; move it behind"
-            )
         pl_module.configure_model()
         with isolate_rng():
             torch.manual_seed(self.seed)
@@ -131,10 +124,11 @@ class LoRARecoveryCallback(Callback):
         if stage != "fit" and getattr(pl_module, self.model_attribute, None) is not None:
             setattr(pl_module, self.model_attribute, merge_lora(getattr(pl_module, self.model_attribute)))
 
-    def to_report(self, trainer: Trainer) -> dict[str, Any]:
-        """The report's section on LoRA recovery."""
-        lora = self.lora
-        return {"r": lora.r, "alpha": lora.alpha, "steps": trainer.global_step, "seconds": self.seconds, "history": self.history}
+    def report_sections(self, trainer: Trainer) -> dict[str, Any]:
+        """Settings and curve of the recovery, and the seed of its adapters."""
+        lora, steps = self.lora, trainer.global_step
+        section = {"r": lora.r, "alpha": lora.alpha, "steps": steps, "seconds": self.seconds, "history": self.history}
+        return {"recovery": section, "recovery_seed": self.seed}
 
     def state_dict(self) -> dict[str, Any]:
         """The recovery curve so far, and the seconds it took."""

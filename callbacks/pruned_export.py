@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 
+from adapruner.callbacks.compression_report import CompressionReportCallback
 from adapruner.callbacks.listener import PruningListener, first_of
+from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.errors import ConfigurationError
 from adapruner.export.adapters import ADAPTER_FOLDER, difference_apart, export_either
@@ -68,8 +70,6 @@ class PrunedExportCallback(PruningListener):
     def check_before_search(self, trainer: Trainer) -> None:
         """Refuses what cannot be written, before the hours of work, not after."""
         check_folder(self._folder(trainer))
-        from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
-
         if self.adapters == "folder" and first_of(trainer, LoRARecoveryCallback) is None:
             raise ConfigurationError("export.adapters: expected a run with LoRA recovery for a folder of adapters, got none; give merged")
         if self.push is not None and trainer.is_global_zero:
@@ -131,17 +131,18 @@ class PrunedExportCallback(PruningListener):
         assert plan is not None
         announce(f"pushed to {push_folder(self.record.path, self.push, f'Pruned model, plan {plan.hash}')}")
 
-    def to_report(self) -> dict[str, Any] | None:
-        """The report's ``export`` section; ``None`` before the export."""
+    def report_sections(self, trainer: Trainer) -> dict[str, Any]:
+        """What was exported, and how far the folder's logits are from the model's; nothing before the export."""
         if self.record is None:
-            return None
-        return {
+            return {}
+        section = {
             "path": str(self.record.path),
             "class": self.record.class_name,
             "stock": self.record.stock,
             "max_abs_logit_difference": self.difference,
             "notes": list(self.record.notes),
         }
+        return {"export": section}
 
     def _check(self, trainer: Trainer, model: Any) -> None:
         from adapruner.export.verification import verify_export
@@ -158,9 +159,6 @@ class PrunedExportCallback(PruningListener):
 
     def _card(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Licence of the base model, seeds, and what the report measured so far."""
-        from adapruner.callbacks.compression_report import CompressionReportCallback  # it knows this callback, in its turn
-        from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
-
         pruning = self._pruning(trainer)
         source = getattr(pl_module, "source", None) or (pruning.plan.model.get("name") if pruning.plan else None)
         revision = getattr(pl_module, "revision", None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from adapruner.callbacks.listener import callbacks_of
 from adapruner.callbacks.loggers import TrialLogger, keep_earlier_metrics
-from adapruner.callbacks.lora_recovery import short_recovery
+from adapruner.callbacks.lora_recovery import LoRARecoveryCallback, short_recovery
 from adapruner.callbacks.validation import check_trainer, check_training
 from adapruner.data.from_texts import data_from_texts
 from adapruner.data.run_data import RunData
 from adapruner.distributed import Ranks
-from adapruner.errors import ModelError, check_all
+from adapruner.errors import ConfigurationError, ModelError, check_all
 from adapruner.export.saving import save_as_export
 from adapruner.files.atomic import clear_leftovers
 from adapruner.files.folder_lock import FolderLock, check_folder
@@ -125,6 +126,7 @@ class PruningSearchCallback(Callback):
         self.folder = Path(self.folder_name or trainer.default_root_dir)
         listeners = list(callbacks_of(trainer))
         check_all(
+            lambda: self._check_order(trainer),
             *check_trainer(trainer, self.checkpoint),
             *(partial(listener.check_before_search, trainer) for listener in listeners),  # their own setup comes after the search
         )
@@ -171,6 +173,13 @@ class PruningSearchCallback(Callback):
         save_as_export(model, self.scored.structure, self.plan)
         save_found_plan(self.scored, self.found, getattr(pl_module, "tokenizer", self.tokenizer))
         self._notify(trainer, pl_module, "pruned" if self.options.reconstruction is None else "reconstructed")
+
+    def _check_order(self, trainer: Trainer) -> None:
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(callback, LoRARecoveryCallback) for callback in takewhile(lambda callback: callback is not self, callbacks)):
+            raise ConfigurationError(
+                "trainer.callbacks: expected LoRARecoveryCallback after PruningSearchCallback, got it before; move it behind"
+            )
 
     def data(self, trainer: Trainer, pl_module: LightningModule) -> RunData:
         """The run's token windows: of ``calibration``, else of the Trainer's data module.

@@ -98,13 +98,13 @@ class ZeroShotEvaluationCallback(PruningListener):
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
 
-    def to_report(self) -> dict[str, Any] | None:
-        """The report's ``zero_shot`` section; ``None`` where nothing was scored."""
+    def report_sections(self, trainer: Trainer) -> dict[str, Any]:
+        """The scores of all stages; nothing where nothing was scored."""
         if not self.scores:
-            return None
+            return {}
         rows = [{"stage": stage, **asdict(score)} for stage, scores in self.scores.items() for score in scores]
         everything = [score for scores in self.scores.values() for score in scores]
-        return {"rows": rows, "protocol": describe_zero_shot(everything, self.limit, self.batch_size)}
+        return {"zero_shot": {"rows": rows, "protocol": describe_zero_shot(everything, self.limit, self.batch_size)}}
 
     def _score(self, pl_module: Any, attribute: str, stage: str) -> None:
         if self._loaded is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from adapruner.errors import AdaPrunerError, ConfigurationError, nearest
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 _CONFIG_FLAGS = ("--config", "-c")
 _NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _GOES_ON = "the same command goes on where it stopped"

@@ -173,7 +173,7 @@ def collecting(make: Callable[..., Any], refusals: Refusals) -> Callable[..., An
     """An instantiator of the parser that works as ``make`` but keeps an :class:`AdaPrunerError` for later, so that every section
     is looked at."""
 
-    def instantiate(kind: type, *arguments: Any, applied_instantiation_links: dict[str, Any], **options: Any) -> Any:
+    def instantiate(kind: type, /, *arguments: Any, applied_instantiation_links: dict[str, Any], **options: Any) -> Any:
         parts = [part for value in (*arguments, *options.values()) for part in (value if isinstance(value, list) else [value])]
         if any(isinstance(part, _Refused) for part in parts):
             return _Refused()
@@ -188,7 +188,7 @@ def collecting(make: Callable[..., Any], refusals: Refusals) -> Callable[..., An
     return instantiate
 
 
-def make_plainly(kind: type, *arguments: Any, applied_instantiation_links: dict[str, Any], **options: Any) -> Any:
+def make_plainly(kind: type, /, *arguments: Any, applied_instantiation_links: dict[str, Any], **options: Any) -> Any:
     """The parser's own way of making an object; what another library's class refuses is our error."""
     if kind.__module__.startswith("adapruner"):
         return kind(*arguments, **options)

@@ -11,6 +11,7 @@ from torch import nn
 
 from adapruner.errors import BudgetError, ConfigurationError, DataError, ModelError, PlanError, StudyError
 from adapruner.evaluation import latency_table
+from adapruner.files.folder_lock import FolderLock
 from adapruner.models.latency import LatencyTable
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import read_plan
@@ -213,3 +214,15 @@ def test_trials_are_judged_after_the_refit_where_it_fits(tmp_path: Path) -> None
     other = fitted(tmp_path / "small", search_callback(search=small), max_steps=1)
     assert other.search.scored.identity["objective"]["refit"] is None
     assert not (tmp_path / "small" / "grams.safetensors").exists()
+
+
+def test_a_run_is_refused_beside_another_and_changes_nothing(tmp_path: Path) -> None:
+    other = FolderLock()
+    other.take(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"^folder: expected no other run at work in .*, got one; wait for it"):
+        fitted(tmp_path, search_callback(), max_steps=1)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]  # the other's
+    other.release()
+    assert fitted(tmp_path, search_callback(), max_steps=1).search.plan is not None
+    other.take(tmp_path)  # a run that has ended gave it back
+    other.release()

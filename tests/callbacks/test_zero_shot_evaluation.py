@@ -110,7 +110,7 @@ def test_the_command_test_scores_whatever_the_module_holds(tasks: Path, tmp_path
     foreign_trainer(tmp_path, [scoring], logger=logger).test(Measurable(), verbose=False)
     expected = score_tasks(tiny_llama(intermediate_size=FFN), word_tokenizer(), load_tasks([COLOURS], tasks), limit=5)
     assert scoring.tested == expected
-    assert scoring.to_report() is None  # of a fit alone
+    assert scoring.report_sections(None) == {}  # of a fit alone
     (score,) = expected
     assert score.value is not None
     out = capsys.readouterr().out
@@ -143,7 +143,7 @@ def test_without_tasks_nothing_is_done_and_no_stage_is_waited_for(tmp_path: Path
     monkeypatch.setattr(under_test, "load_tasks", lambda *_: pytest.fail("nothing is loaded"))
     scoring = ZeroShotEvaluationCallback()
     foreign_trainer(tmp_path, [scoring], max_steps=1).fit(ForeignModule(), datamodule=ForeignData())
-    assert scoring.to_report() is None
+    assert scoring.report_sections(None) == {}
     assert scoring.knows_stage(Trainer(accelerator="cpu", logger=False), "reconstructed")
     assert not ZeroShotEvaluationCallback([COLOURS]).knows_stage(Trainer(accelerator="cpu", logger=False), "reconstructed")
 
