@@ -35,13 +35,27 @@ class WindowDrawer:
 
     def each(self, role: str, sources: Sequence[TextSource], seq_len: int, count: int | None) -> TextWindows:
         """``count`` windows ``[seq_len]`` from each source, or all when it is ``None``."""
-        return TextWindows.concatenate([self._draw(role, source, seq_len, count) for source in sources])
+        return TextWindows.concatenate([self.draw(role, source, seq_len, count) for source in sources])
 
     def evenly(self, role: str, sources: Sequence[TextSource], seq_len: int, count: int | None) -> TextWindows:
-        """``count`` windows in all, of each source equally many (the first ones have one more where that does not divide)."""
-        share, rest = divmod(count or 0, len(sources))
-        counts = [None if count is None else share + (i < rest) for i in range(len(sources))]
-        return TextWindows.concatenate([self._draw(role, s, seq_len, n) for s, n in zip(sources, counts, strict=True)])
+        """``count`` windows ``[seq_len]`` in all, shared out by :func:`shares`, or all when it is ``None``."""
+        counts = shares(count, len(sources))
+        return TextWindows.concatenate([self.draw(role, s, seq_len, n) for s, n in zip(sources, counts, strict=True)])
+
+    def draw(self, role: str, source: TextSource, seq_len: int, count: int | None, at_least: int | None = None) -> TextWindows:
+        """``count`` windows ``[seq_len]`` from one source, or all when it is ``None``; fewer, down to ``at_least``, where that is given.
+
+        Raises:
+            DataError: if the source cannot be read, or has too little text.
+        """
+        seed, documents, pool = self._seed_of(role, source.name), read_documents(source), None
+        if source.streaming:
+            pool = count  # read only as far as needed
+        elif count is not None:
+            documents = iter(draw_documents(documents, count * seq_len * _CHARACTERS_PER_TOKEN, seed))
+        build = pad_instructions if source.instruction else sample_windows
+        label, documents = f"{role}, source {source.name!r}", self._note_short(documents)
+        return _named(label, build, documents, self.tokenizer, seq_len, count, seed, at_least=at_least, pool=pool)
 
     def shuffled(self, role: str, windows: TextWindows) -> TextWindows:
         """In random order, so that any first part is a fair sample."""
@@ -52,16 +66,6 @@ class WindowDrawer:
         documents = list(self._note_short(read_documents(item.source)))
         return {(item.name, n): _named(item.name, joined_windows, documents, self.tokenizer, n, item.limit) for n in item.windows}
 
-    def _draw(self, role: str, source: TextSource, seq_len: int, count: int | None) -> TextWindows:
-        seed, documents, pool = self._seed_of(role, source.name), read_documents(source), None
-        if source.streaming:
-            pool = count  # read only as far as needed
-        elif count is not None:
-            documents = iter(draw_documents(documents, count * seq_len * _CHARACTERS_PER_TOKEN, seed))
-        build = pad_instructions if source.instruction else sample_windows
-        label = f"{role}, source {source.name!r}"
-        return _named(label, build, self._note_short(documents), self.tokenizer, seq_len, count, seed, pool=pool)
-
     def _seed_of(self, role: str, name: str) -> int:
         """A source draws the same whatever other sources there are, and differently in each role."""
         return int.from_bytes(hashlib.sha256(f"{self.seed}/{role}/{name}".encode()).digest()[:7], "big")
@@ -71,6 +75,18 @@ class WindowDrawer:
             if len(document.text) < SHORT_CHARACTERS:
                 self.short_documents.add(document.hash)
             yield document
+
+
+def shares(count: int | None, parts: int) -> list[int | None]:
+    """A number in equal parts; the first ones have one more where it does not divide.
+
+    >>> shares(7, 3)
+    [3, 2, 2]
+    """
+    if count is None:
+        return [None] * parts
+    share, rest = divmod(count, parts)
+    return [share + (i < rest) for i in range(parts)]
 
 
 def _named(label: str, build: Any, *arguments: Any, **options: Any) -> TextWindows:

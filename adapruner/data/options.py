@@ -31,7 +31,7 @@ def checks_of_sets(
         sizes += [(f"evaluation.{item.name}.windows", window, 2) for window in item.windows]
         sizes.append((f"evaluation.{item.name}.limit", item.limit, 1))
     return [
-        *(partial(check_size, *size) for size in sizes),
+        *(partial(check_size, f"data.{name}", value, least) for name, value, least in sizes),
         partial(_check_calibration, calibration),
         *_checks_of_names(calibration, search, recovery, evaluation),
         partial(_check_streams, recovery, evaluation),
@@ -78,10 +78,10 @@ def _check_streams(recovery: RecoveryData | None, evaluation: Sequence[Evaluatio
             raise ConfigurationError(f"data.{role}: expected a limit for the streamed source {source.name!r}, got none; {remedy}")
 
 
-def check_size(name: str, value: int | None, least: int) -> None:
+def check_size(argument: str, value: int | None, least: int) -> None:
     """Refuses what is no whole number of ``least`` or more; ``None`` passes."""
     if value is not None and (type(value) is not int or value < least):
-        raise ConfigurationError(f"data.{name}: expected a whole number >= {least}, got {value!r}; correct it")
+        raise ConfigurationError(f"{argument}: expected a whole number >= {least}, got {value!r}; correct it")
 
 
 def _check_names(argument: str, names: list[str]) -> None:

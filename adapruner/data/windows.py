@@ -123,7 +123,7 @@ def sample_windows(
     count: int | None,
     seed: int,
     *,
-    allow_fewer: bool = False,
+    at_least: int | None = None,
     pool: int | None = None,
 ) -> TextWindows:
     """Draws full windows without padding, in the spirit of LLM-Pruner's samples at random offsets.
@@ -137,7 +137,7 @@ def sample_windows(
         seq_len: tokens in a window.
         count: how many windows to draw; ``None`` for all.
         seed: decides offsets and draw.
-        allow_fewer: take what there is when that is less than ``count``.
+        at_least: take what there is when that is less than ``count``, down to so many; ``None`` wants ``count`` of them.
         pool: stop reading after enough tokens for so many windows and draw among those; ``None`` reads all.
 
     Raises:
@@ -160,14 +160,13 @@ def sample_windows(
         room = None if room is None else room - len(tokens)
         if room is not None and room <= 0:
             break  # before groupby looks for another source: that would read a stream to its end
-    windows = TextWindows.concatenate(parts) if parts else None
-    found = 0 if windows is None else len(windows)
-    if windows is None or found < (1 if allow_fewer else count or 1):
-        wanted = "at least 1" if allow_fewer or count is None else str(count)
+    found, least = sum(map(len, parts)), at_least or count or 1
+    if found < least:
         raise DataError(
-            f"documents: expected {wanted} windows of {seq_len} tokens, got {found}; give more text, fewer samples or a smaller seq_len"
+            f"documents: expected {_wanted(count, at_least)} windows of {seq_len} tokens, got {found}; "
+            f"give more text ({least * seq_len:,} tokens or more), fewer samples or a smaller seq_len"
         )
-    return windows.select(torch.randperm(found, generator=generator)[:count])
+    return TextWindows.concatenate(parts).select(torch.randperm(found, generator=generator)[:count])
 
 
 def pad_instructions(
@@ -177,7 +176,7 @@ def pad_instructions(
     count: int | None,
     seed: int,
     *,
-    allow_fewer: bool = False,
+    at_least: int | None = None,
     pool: int | None = None,
 ) -> TextWindows:
     """One row per example: text and end-of-text, truncated to ``seq_len``, padded on the right, prompt not counted.
@@ -191,7 +190,7 @@ def pad_instructions(
         seq_len: tokens in a row.
         count: how many examples to draw; ``None`` for all, in order.
         seed: decides the draw.
-        allow_fewer: take what there is when that is less than ``count``.
+        at_least: take what there is when that is less than ``count``, down to so many; ``None`` wants ``count`` of them.
         pool: stop reading after so many usable examples and draw among those; ``None`` reads all.
 
     Raises:
@@ -200,9 +199,9 @@ def pad_instructions(
     """
     _check_sizes(seq_len=seq_len, count=count, pool=pool)
     examples = list(islice(_usable_examples(documents, tokenizer, seq_len), pool))
-    if len(examples) < (1 if allow_fewer else count or 1):
-        wanted = "at least 1" if allow_fewer or count is None else str(count)
+    if len(examples) < (at_least or count or 1):
         got = f"{len(examples)} whose response begins within {seq_len} tokens"
+        wanted = _wanted(count, at_least)
         raise DataError(f"documents: expected {wanted} examples, got {got}; give more rows, fewer samples or a larger seq_len")
     if count is not None:
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:count]
@@ -300,6 +299,10 @@ def ended(ids: Sequence[int], tokenizer: Any) -> list[int]:
 def common_prefix(ids: Sequence[Any], prompt: Sequence[Any]) -> int:
     """With how many equal tokens (or characters) both begin."""
     return next((i for i, (a, b) in enumerate(zip(ids, prompt, strict=False)) if a != b), min(len(ids), len(prompt)))
+
+
+def _wanted(count: int | None, at_least: int | None) -> str:
+    return str(count) if count is not None and at_least is None else f"at least {at_least or 1}"
 
 
 def _check_sizes(**sizes: int | None) -> None:

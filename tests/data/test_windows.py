@@ -103,9 +103,9 @@ def test_too_few_windows_are_counted(tokenizer: Any) -> None:
     texts = documents([30, 30])
     with pytest.raises(DataError, match="expected 9 windows of 16 tokens, got 4; give more text"):
         sample_windows(texts, tokenizer, 16, 9, 0)
-    assert len(sample_windows(texts, tokenizer, 16, 9, 0, allow_fewer=True)) == 4
+    assert len(sample_windows(texts, tokenizer, 16, 9, 0, at_least=4)) == 4
     with pytest.raises(DataError, match="expected at least 1 windows of 256 tokens, got 0"):
-        sample_windows(texts, tokenizer, 256, 9, 0, allow_fewer=True)
+        sample_windows(texts, tokenizer, 256, 9, 0, at_least=1)
     with pytest.raises(DataError, match="expected 1 windows of 16 tokens, got 0"):
         sample_windows([], tokenizer, 16, 1, 0)
 
@@ -174,7 +174,7 @@ def test_drawing_examples(tokenizer: Any) -> None:
     assert pad_instructions(rows, tokenizer, 12, 4, 0, pool=4).documents == {d.hash for d in rows[:4]}
     with pytest.raises(DataError, match="expected 31 examples, got 30"):
         pad_instructions(rows, tokenizer, 12, 31, 0)
-    assert len(pad_instructions(rows, tokenizer, 12, 31, 0, allow_fewer=True)) == 30
+    assert len(pad_instructions(rows, tokenizer, 12, 31, 0, at_least=30)) == 30
 
 
 def test_select_and_concatenate_keep_rows_with_their_origin(tokenizer: Any) -> None:
