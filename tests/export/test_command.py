@@ -20,7 +20,7 @@ import yaml
 from torch.utils.data import DataLoader
 
 from adapruner.cli import main
-from adapruner.export import again, rebuilding, writing
+from adapruner.export import rebuilding, reexport, writing
 from adapruner.export.folder import is_export
 from adapruner.export.loading import load
 from adapruner.pruning.plan import read_plan
@@ -448,7 +448,7 @@ def test_gguf_is_written_of_the_whole_folder(run: Finished, capsys: pytest.Captu
 def test_padded_to_the_widest_layer_a_stock_class_loads_it(run: Finished, source: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert not again.is_stock(run.folder / "model")
+    assert not reexport.is_stock(run.folder / "model")
     export(source, "out", "--pad", "--no-verify")
     stock = AutoModelForCausalLM.from_pretrained("out")
     assert type(stock).__module__.startswith("transformers.")

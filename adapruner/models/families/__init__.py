@@ -10,7 +10,6 @@ A decoder that :mod:`adapruner.models.tracing` reads by itself needs no file her
 - or whose stock class cannot be told of every width (the export's fields).
 """
 
-from adapruner.models.families.family import Family, LayerShape
-from adapruner.models.families.registry import TRIED, family_of, known_families, register
+from adapruner.models.families.family import FAMILIES, TRIED, Family, LayerShape, family_of, known_families, register_family
 
-__all__ = ["TRIED", "Family", "LayerShape", "family_of", "known_families", "register"]
+__all__ = ["FAMILIES", "TRIED", "Family", "LayerShape", "family_of", "known_families", "register_family"]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from adapruner.models.families.family import Family, IndexMap, LayerShape
+from adapruner.models.families.family import Family, IndexMap, LayerShape, register_family
 from adapruner.models.families.index_maps import head_dim_of, interleaved_qkv
 
 
@@ -14,7 +14,7 @@ def _attributes(config: Any, shape: LayerShape) -> dict[str, dict[str, Any]]:
     return {"self_attention": {"num_heads": shape.query_heads, "alibi_heads": list(shape.kept_heads)}}
 
 
-FAMILIES = (
+register_family(
     Family(
         "bloom",
         outputs={"self_attention.dense": "attention", "mlp.dense_4h_to_h": "ffn"},
@@ -22,5 +22,5 @@ FAMILIES = (
         attributes=_attributes,
         ffn_name=None,  # always 4 * hidden_size there
         head_counts=False,
-    ),
+    )
 )

@@ -7,7 +7,7 @@ experts. Qwen2-MoE's shared expert stays whole.
 from collections.abc import Callable
 from typing import Any
 
-from adapruner.models.families.family import Family, IndexMap, LayerShape, MappedRows
+from adapruner.models.families.family import Family, IndexMap, LayerShape, MappedRows, register_family
 from adapruner.models.families.wide_experts import stack_experts, widen_experts
 
 
@@ -37,9 +37,7 @@ def _mixture(model_type: str, width: str, experts: str) -> Family:
     )
 
 
-FAMILIES = (
-    _mixture("mixtral", "intermediate_size", "num_local_experts"),
-    _mixture("qwen2_moe", "moe_intermediate_size", "num_experts"),
-    _mixture("qwen3_moe", "moe_intermediate_size", "num_local_experts"),
-    _mixture("olmoe", "intermediate_size", "num_experts"),
-)
+register_family(_mixture("mixtral", "intermediate_size", "num_local_experts"))
+register_family(_mixture("qwen2_moe", "moe_intermediate_size", "num_experts"))
+register_family(_mixture("qwen3_moe", "moe_intermediate_size", "num_local_experts"))
+register_family(_mixture("olmoe", "intermediate_size", "num_experts"))

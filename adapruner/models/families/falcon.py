@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from adapruner.models.families.family import Family, IndexMap, Kind, LayerShape
+from adapruner.models.families.family import Family, IndexMap, LayerShape, register_family
 from adapruner.models.families.index_maps import grouped_qkv, head_dim_of, interleaved_qkv, stacked_qkv
+from adapruner.models.kinds import Kind
 
 _FUSED = "self_attention.query_key_value"
 
@@ -23,7 +24,7 @@ def _unprunable(config: Any) -> dict[Kind, str]:
     return {"attention": "its ALiBi slopes are made for all heads"} if config.alibi else {}
 
 
-FAMILIES = (
+register_family(
     Family(
         "falcon",
         outputs={"self_attention.dense": "attention", "mlp.dense_4h_to_h": "ffn"},
@@ -32,5 +33,5 @@ FAMILIES = (
         unprunable=_unprunable,
         ffn_name="ffn_hidden_size",
         head_counts=False,
-    ),
+    )
 )

@@ -1,14 +1,15 @@
-"""The one record a family may fill in; every field has a default that fits Llama."""
+"""The one record a family may fill in, with defaults that fit Llama, and the registry of those that do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
-Kind = Literal["attention", "ffn"]
+from adapruner.models.kinds import Kind
+from adapruner.registry import Registry
 
 #: Role -> row of every channel: where the query, key, ... of each channel of the output projection live.
 IndexMap = Mapping[str, "MappedRows"]
@@ -39,25 +40,6 @@ class LayerShape:
     """Experts of a mixture; 0 where there is none."""
 
 
-def no_attributes(config: Any, shape: LayerShape) -> dict[str, dict[str, Any]]:
-    """For forwards that read every width off the tensors."""
-    return {}
-
-
-def nothing_unprunable(config: Any) -> dict[Kind, str]:
-    """Both kinds can be removed."""
-    return {}
-
-
-def already_linear(model: nn.Module) -> None:
-    """Every coupled tensor is the weight of a linear layer as it is."""
-
-
-def same_state(state: dict[str, Any], config: Any) -> dict[str, Any]:
-    """The stock class has the tensors of the linear form."""
-    return state
-
-
 @dataclass(frozen=True)
 class Family:
     """What sets one ``model_type`` apart from a plain decoder."""
@@ -68,14 +50,14 @@ class Family:
     maps: Mapping[Kind, Callable[[Any], IndexMap]] = field(default_factory=dict)
     """Kind -> rows of the coupled tensors, worked out from the configuration, where tracing gets them wrong. In the order
     q, k, v or gate, up; the output projection is added."""
-    attributes: Callable[[Any, LayerShape], dict[str, dict[str, Any]]] = no_attributes
+    attributes: Callable[[Any, LayerShape], dict[str, dict[str, Any]]] = lambda config, shape: {}
     """Module inside the layer -> attributes its forward reads -> values at these widths. An attribute ``config.name``
     gives the module a live view of the configuration with this value; ``alibi_heads`` picks rows of ALiBi's slopes."""
-    unprunable: Callable[[Any], dict[Kind, str]] = nothing_unprunable
+    unprunable: Callable[[Any], dict[Kind, str]] = lambda config: {}
     """Kinds that cannot be removed exactly from a model with this configuration -> why."""
-    linear_form: Callable[[nn.Module], None] = already_linear
+    linear_form: Callable[[nn.Module], None] = lambda model: None
     """Puts an unusual model into a form made of linear layers, in place; computes the same. Called again, does nothing."""
-    stock_state: Callable[[dict[str, Any], Any], dict[str, Any]] = same_state
+    stock_state: Callable[[dict[str, Any], Any], dict[str, Any]] = lambda state, config: state
     """Tensors of the linear form, pruned -> those of the stock class."""
 
     # The export.
@@ -85,7 +67,6 @@ class Family:
     """The configuration's name of the number of experts, the one that is saved; None where there are none."""
     head_counts: bool = True
     """Whether the stock class takes any number of heads, given ``head_dim`` (its refusals aside)."""
-    layers_name: str = "num_hidden_layers"
     twin: str | None = None
     """A ``model_type`` with the same tensors and maths whose configuration accepts any number of heads."""
     twin_changes: tuple[tuple[str, Any], ...] = ()
@@ -95,3 +76,40 @@ class Family:
     output_bias_switches: tuple[tuple[str, str], ...] = ()
     """Output projection -> the switch in the configuration that gives it a bias. The same switch gives one to the other
     linear layers of its block. A projection that is not named never has a bias that could be switched on."""
+
+
+FAMILIES: Registry[Family] = Registry("family", "adapruner.models.families", "adapruner.families")
+
+_TRIED = """
+llama mistral qwen2 qwen3 gemma gemma2 gemma3_text phi phi3 opt gpt_neox bloom gpt2 falcon olmo olmo2 olmo3 smollm3 granite cohere
+cohere2 starcoder2 stablelm glm4 helium exaone4 nemotron mixtral qwen2_moe olmoe qwen3_moe
+"""
+TRIED = frozenset(_TRIED.split())
+"""Model types that the tests take through the whole conformance suite; others are tried on the spot before they are pruned."""
+
+
+def register_family(family: Family) -> Family:
+    """Makes known what a ``model_type`` needs; what was known of it before is replaced.
+
+    >>> family = register_family(Family("gptj", ffn_name="n_inner", head_counts=False))
+    >>> family_of("gptj") is family
+    True
+    >>> FAMILIES.remove("gptj")
+    """
+    if family.model_type in FAMILIES:
+        FAMILIES.remove(family.model_type)
+    return FAMILIES.add(family.model_type, family)
+
+
+def family_of(model_type: str) -> Family:
+    """What is known of a family; the plain record for one that needs nothing.
+
+    >>> family_of("opt").ffn_name, family_of("some-new-decoder").ffn_name
+    ('ffn_dim', 'intermediate_size')
+    """
+    return FAMILIES.find(model_type) if model_type in FAMILIES else Family(model_type)
+
+
+def known_families() -> tuple[str, ...]:
+    """Sorted model types that something is written for."""
+    return tuple(sorted(FAMILIES))

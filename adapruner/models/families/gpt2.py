@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from adapruner.models.families.family import Family, IndexMap, LayerShape
+from adapruner.models.families.family import Family, IndexMap, LayerShape, register_family
 from adapruner.models.families.index_maps import stacked_qkv
 
 
@@ -36,7 +36,7 @@ def _stock_state(state: dict[str, Any], config: Any) -> dict[str, Any]:
     return {name: tensor.T.contiguous() if name.endswith(names) else tensor for name, tensor in state.items()}
 
 
-FAMILIES = (
+register_family(
     Family(
         "gpt2",
         outputs={"attn.c_proj": "attention", "mlp.c_proj": "ffn"},
@@ -46,5 +46,5 @@ FAMILIES = (
         stock_state=_stock_state,
         ffn_name="n_inner",
         head_counts=False,
-    ),
+    )
 )

@@ -5,7 +5,8 @@ OLMo 2 (arXiv 2501.00656) and OLMo 3 always do; Cohere and StableLM have weights
 
 from typing import Any
 
-from adapruner.models.families.family import Family, Kind, LayerShape
+from adapruner.models.families.family import Family, LayerShape, register_family
+from adapruner.models.kinds import Kind
 
 _OVER_ALL = "its norm of queries and keys runs over all heads"
 _PER_HEAD = "its norms of queries and keys have weights for each head"
@@ -23,10 +24,10 @@ def _stablelm_attributes(config: Any, shape: LayerShape) -> dict[str, dict[str, 
     return {"self_attn": {"num_heads": shape.query_heads, "num_key_value_heads": shape.key_value_heads}}
 
 
-FAMILIES = (
-    Family("olmo2", unprunable=_always),
-    Family("olmo3", unprunable=_always),
-    Family("cohere", unprunable=_with_switch("use_qk_norm")),
-    Family("stablelm", attributes=_stablelm_attributes, unprunable=_with_switch("qk_layernorm"), head_counts=False),
-    Family("phi", outputs={"self_attn.dense": "attention", "mlp.fc2": "ffn"}, unprunable=_with_switch("qk_layernorm"), head_counts=False),
+register_family(Family("olmo2", unprunable=_always))
+register_family(Family("olmo3", unprunable=_always))
+register_family(Family("cohere", unprunable=_with_switch("use_qk_norm")))
+register_family(Family("stablelm", attributes=_stablelm_attributes, unprunable=_with_switch("qk_layernorm"), head_counts=False))
+register_family(
+    Family("phi", outputs={"self_attn.dense": "attention", "mlp.fc2": "ffn"}, unprunable=_with_switch("qk_layernorm"), head_counts=False)
 )

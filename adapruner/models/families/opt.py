@@ -2,19 +2,19 @@
 
 from typing import Any
 
-from adapruner.models.families.family import Family, LayerShape
+from adapruner.models.families.family import Family, LayerShape, register_family
 
 
 def _attributes(config: Any, shape: LayerShape) -> dict[str, dict[str, Any]]:
     return {"self_attn": {"num_heads": shape.query_heads}}
 
 
-FAMILIES = (
+register_family(
     Family(
         "opt",
         outputs={"self_attn.out_proj": "attention", "fc2": "ffn"},
         attributes=_attributes,
         ffn_name="ffn_dim",
         head_counts=False,  # head_dim is hidden_size / heads there
-    ),
+    )
 )

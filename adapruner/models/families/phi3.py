@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from adapruner.models.families.family import Family, IndexMap, LayerShape
+from adapruner.models.families.family import Family, IndexMap, LayerShape, register_family
 from adapruner.models.families.index_maps import head_dim_of, stacked_gate_up, stacked_qkv
 
 
@@ -18,7 +18,5 @@ def _attributes(config: Any, shape: LayerShape) -> dict[str, dict[str, Any]]:
     return {"self_attn": {"num_key_value_heads": shape.key_value_heads, "config.num_attention_heads": shape.query_heads}}
 
 
-FAMILIES = (
-    Family("phi3", maps={"attention": _qkv, "ffn": _gate_up}, attributes=_attributes),
-    Family("glm4", maps={"ffn": _gate_up}),
-)
+register_family(Family("phi3", maps={"attention": _qkv, "ffn": _gate_up}, attributes=_attributes))
+register_family(Family("glm4", maps={"ffn": _gate_up}))

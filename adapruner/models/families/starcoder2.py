@@ -1,5 +1,5 @@
 """StarCoder2 (arXiv 2402.19173): a feed-forward network without gates under names of its own."""
 
-from adapruner.models.families.family import Family
+from adapruner.models.families.family import Family, register_family
 
-FAMILIES = (Family("starcoder2", outputs={"self_attn.o_proj": "attention", "mlp.c_proj": "ffn"}),)
+register_family(Family("starcoder2", outputs={"self_attn.o_proj": "attention", "mlp.c_proj": "ffn"}))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from adapruner.export.loading import load
-from adapruner.models.families import known_families, register, registry
+from adapruner.models.families import FAMILIES, Family, family_of, known_families, register_family
 from adapruner.models.tracing import trace_structure
 from tests.models.families import conformance
 from tests.models.families.table import Row, build
@@ -34,15 +34,12 @@ def row() -> Row:
 def added(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Steps 2 and 3."""
     _, file, oracle = page_code()
-    space: dict[str, Any] = {}
-    exec(file, space)
-    monkeypatch.setattr(registry, "_OWN", {})
-    for family in space["FAMILIES"]:
-        register(family)
+    exec(file, {})
     for table in ("NAMES", "FFN_WIDTHS"):
         monkeypatch.setattr(family_maps, table, dict(getattr(family_maps, table)))
     exec(oracle, {"NAMES": family_maps.NAMES, "FFN_WIDTHS": family_maps.FFN_WIDTHS})
-    return
+    yield
+    FAMILIES.remove("gptj")
 
 
 def test_it_is_left_out(row: Row) -> None:
@@ -66,3 +63,23 @@ def test_the_suite_passes_afterwards(row: Row, tmp_path: Path) -> None:
     for widths in ("uniform", "irregular"):
         _, expected = conformance.export(row, widths, "kv_group", tmp_path / widths)
         torch.testing.assert_close(conformance.logits(load(tmp_path / widths)), expected, rtol=0, atol=1e-5)
+
+
+def test_a_family_of_one_s_own_replaces_a_shipped_one() -> None:
+    shipped = family_of("opt")
+    own = register_family(Family("opt", ffn_name="width"))
+    try:
+        assert family_of("opt") is own
+        assert known_families().count("opt") == 1
+    finally:
+        register_family(shipped)
+
+
+def test_an_entry_point_adds_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_family.py").write_text("from adapruner.models.families import Family\nOWN = Family('stranger', ffn_name='width')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    entry = importlib.metadata.EntryPoint(name="stranger", value="own_family:OWN", group="adapruner.families")
+    monkeypatch.setattr("adapruner.registry.entry_points", lambda group: [entry] if group == "adapruner.families" else [])
+    monkeypatch.setattr(FAMILIES, "_loaded", False)
+    assert family_of("stranger").ffn_name == "width"
+    FAMILIES.remove("stranger")
