@@ -96,7 +96,7 @@ def prune(
     with shown(progress), _run_folder(folder) as where:
         asked = pruning_options(budget, **options)
         model, tokenizer = load_model(model, tokenizer)
-        data = _data(calibration, tokenizer, asked.search.seed, evaluation, (recovery_texts or calibration) if recovery else None)
+        data = _data(calibration, tokenizer, asked.search.seed, evaluation, _recovery_texts(recovery, recovery_texts, calibration))
         recorder = ReportRecorder(report, data, tokenizer) if where is not None or evaluation is not None else None
         scored = score_model(model, data, asked, folder=where, compared_metrics=report.compare)
         found = search(scored)
@@ -132,6 +132,12 @@ def _data(calibration: Any, tokenizer: Any, seed: int, evaluation: Any, recovery
     if isinstance(calibration, RunData):
         return calibration
     return data_from_texts(calibration, tokenizer, evaluation=evaluation, recovery=recovery, seed=seed)
+
+
+def _recovery_texts(recovery: Any, texts: Any, calibration: Any) -> Any:
+    if recovery is None:
+        return None
+    return calibration if texts is None else texts
 
 
 def _measured_before(scored: ScoredModel, found: FoundPlan, report: ReportConfig) -> MeasuredBefore:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,18 +55,27 @@ def read_text_pieces(file: Path) -> Iterator[str]:
     Raises:
         DataError: if the file is not UTF-8 or is damaged.
     """
-    lines: list[str] = []
-    size = 0
     try:
         with _open(file) as stream:
-            for line in stream:
-                lines.append(line)
-                size += len(line)
-                if size >= (2 if line.strip() else 1) * PIECE_CHARACTERS:
-                    yield from _piece(lines)
-                    lines, size = [], 0
+            yield from in_pieces(stream)
     except (UnicodeDecodeError, EOFError, OSError) as error:
         raise _damaged(file, error) from None
+
+
+def in_pieces(text: Iterable[str]) -> Iterator[str]:
+    """Pieces of about :data:`PIECE_CHARACTERS` of a text given by its lines, cut at blank lines where there are any.
+
+    >>> list(in_pieces(["one line\\n", "\\n", "another\\n"]))
+    ['one line\\n\\nanother']
+    """
+    lines: list[str] = []
+    size = 0
+    for line in text:
+        lines.append(line)
+        size += len(line)
+        if size >= (2 if line.strip() else 1) * PIECE_CHARACTERS:
+            yield from _piece(lines)
+            lines, size = [], 0
     yield from _piece(lines)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from adapruner.data.card import sources_in_words
 from adapruner.data.documents import Document
 from adapruner.data.draw_windows import WindowDrawer, shares
+from adapruner.data.files import in_pieces
 from adapruner.data.options import check_size
 from adapruner.data.run_data import RunData
 from adapruner.data.sets import EvaluationSet
@@ -90,9 +91,8 @@ def data_from_texts(
         partial(check_size, "search_samples", search_samples, len(search_from or pool_from)),
         partial(check_size, "seed", seed, 0),
     )
-    every = [item for given in (pool_from, search_from, train_from, held_from) for item in given.values()]
-    if tokenizer is None and any(isinstance(item, TextSource) for item in every):
-        raise ConfigurationError("tokenizer: expected a tokenizer for the texts, got none; give one, or token windows instead of texts")
+    for given in (pool_from, search_from, train_from, held_from):
+        _check_tokenizer(given, tokenizer)
     held_out = not search_from
     if held_out:
         pool_from, search_from = _hold_out(pool_from)
@@ -100,7 +100,7 @@ def data_from_texts(
     pool = drawer.windows("calibration", pool_from, seq_len, [samples_per_source] * len(pool_from), LEAST_WINDOWS)
     search_counts = shares(search_samples, len(search_from))
     try:
-        searched = drawer.windows("search", search_from, search_seq_len, search_counts, -(-LEAST_WINDOWS // len(search_from)))
+        searched = drawer.windows("search", search_from, search_seq_len, search_counts, -(-LEAST_WINDOWS // len(search_from)), skip=True)
     except DataError as error:
         own = "; or give the search texts of its own: now it has a quarter of the calibration texts"
         raise DataError(f"{error}{own if held_out else ''}") from error
@@ -115,6 +115,41 @@ def data_from_texts(
     return joined_sets({pool.seq_len: pool}, searched, trained, tested, words, seed)
 
 
+def windows_from_texts(texts: Any, tokenizer: Any, *, role: str = "recovery", seq_len: int = 256, seed: int = 0) -> TextWindows:
+    """All windows ``[n, seq_len]`` of one set, in the forms that :func:`data_from_texts` takes.
+
+    Raises:
+        ConfigurationError: if there are texts but no tokenizer.
+        DataError: if nothing is given, or it is neither text nor windows.
+    """
+    given = _given("texts", texts)
+    if not given:
+        raise DataError("texts: expected a list of texts, a datasets.Dataset, token windows or a mapping of these, got None; give one")
+    _check_tokenizer(given, tokenizer)
+    return _GreedyDrawer(tokenizer, seed).windows(role, given, seq_len, [None] * len(given), 1)
+
+
+def evaluation_from_texts(texts: Any, tokenizer: Any, *, windows: Sequence[int] = (128,)) -> dict[tuple[str, int], TextWindows]:
+    """(name of the source, window in tokens) -> windows that do not overlap, in the forms that :func:`data_from_texts` takes.
+
+    Raises:
+        ConfigurationError: if there are texts but no tokenizer, or a window is shorter than 2 tokens.
+        DataError: if nothing is given, it is neither text nor windows, or a text is shorter than a window.
+    """
+    given = _given("texts", texts)
+    if not given:
+        raise DataError("texts: expected a list of texts, a datasets.Dataset, token windows or a mapping of these, got None; give one")
+    check_all(*(partial(check_size, "window", window, 2) for window in windows))
+    _check_tokenizer(given, tokenizer)
+    drawer = _GreedyDrawer(tokenizer, 0)
+    return {key: found for name, item in given.items() for n in windows for key, found in drawer.evaluation(name, item, n).items()}
+
+
+def _check_tokenizer(given: Given, tokenizer: Any) -> None:
+    if tokenizer is None and any(isinstance(item, TextSource) for item in given.values()):
+        raise ConfigurationError("tokenizer: expected a tokenizer for the texts, got none; give one, or token windows instead of texts")
+
+
 class _GreedyDrawer(WindowDrawer):
     """Takes what there is where that is less than asked for, and windows as they are."""
 
@@ -123,13 +158,27 @@ class _GreedyDrawer(WindowDrawer):
         self.short_of: list[str] = []
         """``calibration 'wiki' 12 of 64 windows``, for every source with too little text."""
 
-    def windows(self, role: str, given: Given, seq_len: int, counts: Sequence[int | None], least: int) -> TextWindows:
-        parts = []
+    def windows(self, role: str, given: Given, seq_len: int, counts: Sequence[int | None], least: int, skip: bool = False) -> TextWindows:
+        """Windows of every source, ``least`` or more of each where there is a count.
+
+        Args:
+            skip: leave out a source that has fewer, as long as another has enough.
+        """
+        parts, refused = [], None
         for (name, item), count in zip(given.items(), counts, strict=True):
-            windows = item if isinstance(item, TextWindows) else self.draw(role, item, seq_len, count, min(least, count or least))
+            try:
+                windows = item if isinstance(item, TextWindows) else self.draw(role, item, seq_len, count, min(least, count or least))
+            except DataError as error:
+                if not skip:
+                    raise
+                refused = error
+                self.short_of.append(f"{role} {name!r} none of {count} windows")
+                continue
             if isinstance(item, TextSource) and count is not None and len(windows) < count:
                 self.short_of.append(f"{role} {name!r} {len(windows)} of {count} windows")
             parts.append(windows)
+        if refused is not None and not parts:
+            raise refused
         return TextWindows.concatenate(parts)
 
     def evaluation(self, name: str, item: TextSource | TextWindows, window: int) -> dict[tuple[str, int], TextWindows]:
@@ -193,17 +242,24 @@ def _hold_out(given: Given) -> tuple[Given, Given]:
     search: Given = {}
     for name, item in given.items():
         if isinstance(item, TextSource):
-            pool[name] = TextSource(name, texts=item.texts, part=[0.0, HELD_OUT_FROM])
-            search[name] = TextSource(name, texts=item.texts, part=[HELD_OUT_FROM, 1.0])
-            texts = [text for text in item.texts or [] if text.strip()]
-            if len({Document(name, "", text).position < HELD_OUT_FROM for text in texts}) < 2:
+            texts = item.texts or []
+            if not _on_both_sides(texts):  # few long ones: cut into pieces as text files are
+                texts = [piece for text in texts for piece in in_pieces(text.splitlines(keepends=True))]
+            if not _on_both_sides(texts):
                 raise DataError(
-                    f"calibration: expected texts in {name!r} of which a quarter can be held out for the search, got {len(texts)}, all on "
-                    "one side; split them into more and shorter ones, or give the search texts of its own"
+                    f"calibration: expected texts in {name!r} of which a quarter can be held out for the search, got {len(texts)} pieces, "
+                    "all on one side; give more text, or give the search texts of its own"
                 )
+            pool[name] = TextSource(name, texts=texts, part=[0.0, HELD_OUT_FROM])
+            search[name] = TextSource(name, texts=texts, part=[HELD_OUT_FROM, 1.0])
         else:
             pool[name], search[name] = _hold_out_rows(item)
     return pool, search
+
+
+def _on_both_sides(texts: Sequence[str]) -> bool:
+    """Whether some text falls to the pool and some to the search."""
+    return len({Document("", "", text).position < HELD_OUT_FROM for text in texts if text.strip()}) == 2
 
 
 def _hold_out_rows(windows: TextWindows) -> tuple[TextWindows, TextWindows]:

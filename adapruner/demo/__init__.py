@@ -9,3 +9,17 @@ from pathlib import Path
 
 #: The folder of the demo model: loads with plain ``AutoModelForCausalLM.from_pretrained``.
 MODEL_FOLDER = Path(__file__).parent / "model"
+
+
+def texts(split: str = "calibration") -> dict[str, list[str]]:
+    """Source -> its texts in one split of the demo corpus: ``calibration``, ``search``, ``recovery``, ``test`` or ``train``.
+
+    >>> sorted(texts("test"))
+    ['docstrings', 'topics']
+    """
+    from adapruner.demo.corpus import load_demo_corpus
+
+    found: dict[str, list[str]] = {}
+    for piece in load_demo_corpus(split, None):
+        found.setdefault(piece.source, []).append(piece.text)
+    return found

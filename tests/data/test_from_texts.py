@@ -146,7 +146,7 @@ def test_less_text_than_asked_for_is_taken_and_said_once(tokenizer: Any, capsys:
         (
             ["one long text"],
             {},
-            r"^calibration: expected texts in 'texts' of which a quarter can .* got 1, all on one side; split",
+            r"^calibration: expected texts in 'texts' of which a quarter can .* got 1 pieces, all on one side; give",
         ),
         ([" ", "\n"], {"search": WIKI}, r"^source 'texts': expected documents with text in 2 texts in memory, got only blank ones"),
         (texts(0, 40, 5), {}, r"source 'texts': .* at least 4 windows of 128 tokens, got 1; give more text \(512 tokens or more\)"),
