@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from adapruner.data_module import PruningDataModule
     from adapruner.export.loading import load
     from adapruner.importance.metrics import register_metric
-    from adapruner.models.families import register_family
+    from adapruner.models.families.family import register_family
     from adapruner.module import PrunableCausalLM
     from adapruner.pruning.allocation import Allocation
     from adapruner.pruning.budget import Budget
@@ -104,7 +104,7 @@ _LAZY = {
     "read_plan": "adapruner.pruning.plan",
     "reconstruct": "adapruner.stages",
     "recover": "adapruner.stages",
-    "register_family": "adapruner.models.families",
+    "register_family": "adapruner.models.families.family",
     "register_metric": "adapruner.importance.metrics",
     "score": "adapruner.stages",
     "search": "adapruner.stages",
