@@ -122,7 +122,7 @@ class PruningDataModule(LightningDataModule):
         return training_loader(self.recovery_windows, self.batch_size, self.seed, ranks=ranks, rank=rank, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """The search split, in order; of several ranks each serves its share, filled up with rows that count nothing."""
+        """The search windows, in order; each of several ranks serves its share (:mod:`adapruner.data.padding_rows`)."""
         return self._served(self.search_windows)
 
     def test_dataloader(self) -> list[DataLoader[dict[str, torch.Tensor]]]:
@@ -134,7 +134,7 @@ class PruningDataModule(LightningDataModule):
         return prompt_loader(self.prompts or [])
 
     def _place(self) -> tuple[int, int]:
-        """Number of ranks, and this one: of those that see different data."""
+        """Number of ranks that see different data, and which of them this process is."""
         strategy: Any = None if self.trainer is None else self.trainer.strategy
         place = getattr(strategy, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
         return place["num_replicas"], place["rank"]
