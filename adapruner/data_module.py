@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from adapruner.data.options import check_size
 from adapruner.data.padding_rows import share_out
 from adapruner.data.prompts import prompt_loader, read_prompts
-from adapruner.data.resumable import ResumableLoader, SharedOrder
+from adapruner.data.resumable import training_loader
 from adapruner.data.run_data import RunData
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
 from adapruner.data.text_sets import TextSets
@@ -118,39 +118,32 @@ class PruningDataModule(LightningDataModule):
         """
         if self.recovery_windows is None:
             raise ConfigurationError("data.recovery: expected data to train on, got null; give recovery sources or do not fit")
-        order = SharedOrder(self.recovery_windows, self.batch_size, self.seed, *self._place())
-        return self._loader(self.recovery_windows, order)
+        ranks, rank = self._place()
+        return training_loader(self.recovery_windows, self.batch_size, self.seed, ranks=ranks, rank=rank, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """The search split, in order; of several ranks each serves its share, filled up with rows that count nothing."""
-        return self._loader(*share_out(self.search_windows, *self._place()))
+        """The search windows, in order; each of several ranks serves its share (:mod:`adapruner.data.padding_rows`)."""
+        return self._served(self.search_windows)
 
     def test_dataloader(self) -> list[DataLoader[dict[str, torch.Tensor]]]:
         """One loader per entry of ``evaluation_windows``, in its order; shared out as by :meth:`val_dataloader`."""
-        return [self._loader(*share_out(windows, *self._place())) for windows in self.evaluation_windows.values()]
+        return [self._served(windows) for windows in self.evaluation_windows.values()]
 
     def predict_dataloader(self) -> DataLoader[str]:
         """The prompts, one at a time; none where there are none."""
         return prompt_loader(self.prompts or [])
 
     def _place(self) -> tuple[int, int]:
-        """Number of ranks, and this one: of those that see different data."""
+        """Number of ranks that see different data, and which of them this process is."""
         strategy: Any = None if self.trainer is None else self.trainer.strategy
         place = getattr(strategy, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
         return place["num_replicas"], place["rank"]
 
-    def _loader(self, windows: TextWindows, order: DistributedSampler[Any] | None = None) -> DataLoader[dict[str, torch.Tensor]]:
-        shuffled = isinstance(order, SharedOrder)
-        kind: Any = ResumableLoader if shuffled else DataLoader
-        loader: DataLoader[dict[str, torch.Tensor]] = kind(
-            windows,
-            batch_size=self.batch_size,
-            sampler=order,
-            generator=torch.Generator().manual_seed(self.seed) if shuffled else None,  # without one it would draw from everyone's
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
-        return loader
+    def _served(self, windows: TextWindows) -> DataLoader[dict[str, torch.Tensor]]:
+        """This rank's share, in order."""
+        own, order = share_out(windows, *self._place())
+        workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        return DataLoader(own, self.batch_size, sampler=order, **workers)  # type: ignore[arg-type]
 
     def _find_tokenizer(self) -> Any:
         if self.tokenizer_object is None and self.tokenizer_name is not None:

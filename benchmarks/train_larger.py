@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from train_demo import measure_perplexity, tokenize, train
 
 from adapruner.demo import MODEL_FOLDER
 from adapruner.demo.corpus import load_demo_corpus
-from adapruner.demo.train_model import measure_perplexity, tokenize, train
 
 TIMES = 2
 

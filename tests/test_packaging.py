@@ -108,7 +108,7 @@ def test_the_wheel_holds_every_data_file(source: Path, wheel_names: list[str]) -
 def test_the_wheel_holds_the_demo_model(source: Path, wheel_names: list[str]) -> None:
     folder = source / "adapruner" / "demo" / "model"
     if not (folder / "model.safetensors").exists():
-        pytest.skip("the demo model is not in this checkout: python -m adapruner.demo.train_model makes it")
+        pytest.skip("the demo model is not in this checkout: python benchmarks/train_demo.py makes it")
     expected = {f"adapruner/demo/model/{path.name}" for path in folder.iterdir() if path.is_file()}
     assert expected - set(wheel_names) == set()
 

@@ -1,8 +1,8 @@
-"""The winning calibration set as an artifact: which samples spoke, how loudly, and their very text.
+"""The calibration set that a search found, as a file: the samples with their weights, text and tokens.
 
-A search ends with one weight per sample of its pool. :func:`make_set` keeps the samples that matter, with text and tokens, in
-one JSON file that does not need the pool any more; ``data.calibration.given_set`` makes it the pool of another run or of
-another model. A model with the same vocabulary gets the very same tokens, any other one the text, tokenised anew.
+A search ends with one weight per sample of its pool. :func:`make_set` keeps the samples with a weight in one JSON file that does not
+need the pool any more; ``data.calibration.given_set`` makes it the pool of another run or of another model. A model with the same
+vocabulary gets the same tokens, any other one the text, tokenised anew.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 from adapruner.data.documents import hash_text
 from adapruner.data.windows import IGNORED, TextWindows, common_prefix, ended, padded_rows
 from adapruner.errors import ConfigurationError, DataError
+from adapruner.files.atomic import write_atomically
 
 CALIBRATION_SET_VERSION = 1
 
@@ -78,7 +78,7 @@ class CalibrationSet:
 
     @property
     def effective_samples(self) -> float:
-        """So many samples that speak alike say as much; see :func:`effective_samples`."""
+        """How many samples of equal weight would have the same variance; see :func:`effective_samples`."""
         return effective_samples(self.weights)
 
     @property
@@ -89,13 +89,9 @@ class CalibrationSet:
 
     def write(self, path: str | Path) -> None:
         """Writes the JSON, one sample a line, to a temporary name and moves it into place."""
-        path = Path(path)
         record = {**asdict(self), "effective_samples": self.effective_samples}
         lines = ",\n  ".join(json.dumps(sample, ensure_ascii=False) for sample in record.pop("samples"))
-        text = f'{json.dumps(record, indent=1, ensure_ascii=False)[:-2]},\n "samples": [\n  {lines}\n ]\n}}\n'
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_atomically(Path(path), f'{json.dumps(record, indent=1, ensure_ascii=False)[:-2]},\n "samples": [\n  {lines}\n ]\n}}\n')
 
     def to_windows(self, tokenizer: Any, seq_len: int) -> tuple[TextWindows, Tensor]:
         """The samples as this tokenizer's windows, and their weights ``[n]`` (float32, sum 1).
@@ -206,7 +202,9 @@ def read_set(path: str | Path) -> CalibrationSet:
 
 
 def effective_samples(weights: Tensor) -> float:
-    """(sum w)^2 / sum w^2: so many samples that speak alike have the same variance (Kish, Survey Sampling, 1965).
+    """Kish's effective sample size (sum w)^2 / sum w^2: so many samples of equal weight have the same variance.
+
+    Source: L. Kish, Survey Sampling, 1965.
 
     >>> effective_samples(torch.tensor([0.5, 0.5, 0.0]))
     2.0

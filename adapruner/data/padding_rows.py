@@ -1,6 +1,6 @@
-"""Rows that count nothing, so that several ranks measure every window once and take equally many steps.
+"""Padding rows, so that several ranks evaluate every window once and take equally many steps.
 
-Lightning's own way, a sampler that repeats windows where the ranks do not divide them, counts these twice.
+Why our own: Lightning's sampler repeats windows where the ranks do not divide them, and counts these twice.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from adapruner.data.windows import IGNORED, TextWindows
 
 
 def with_padding_rows(windows: TextWindows, ranks: int) -> TextWindows:
-    """The windows, and behind them as many silent rows as make their number a multiple of ``ranks``.
+    """The windows, followed by as many padding rows as make their number a multiple of ``ranks``.
 
-    A silent row holds the tokens of the first window, all its labels -100: nothing is predicted, no byte of text stands for it.
+    A padding row has the tokens of the first window, labels of -100 and no bytes of text: it adds nothing to any sum.
     """
     missing = -len(windows) % ranks
     if missing == 0:
@@ -26,9 +26,9 @@ def with_padding_rows(windows: TextWindows, ranks: int) -> TextWindows:
 
 
 def share_out(windows: TextWindows, ranks: int, rank: int) -> tuple[TextWindows, DistributedSampler[TextWindows] | None]:
-    """What a loader of this rank serves, and in which order: every ``ranks``-th window, in order; of one process all, without a sampler.
+    """The rows of a rank's loader, and the sampler that picks every ``ranks``-th of them; one process has all, and no sampler.
 
-    Every rank has equally many rows, hence batches: under FSDP a forward is a step of all ranks.
+    Every rank has equally many rows, hence batches: under FSDP a forward pass is a step of all ranks.
     """
     if ranks == 1:
         return windows, None

@@ -1,7 +1,7 @@
 """A training loader that goes on in the middle of an epoch, at the batch it would have served next, on any number of ranks.
 
-Why our own: torchdata's ``StatefulDataLoader`` builds its iterator when its state is loaded, and with worker processes it reads
-ahead at once. Lightning names the epoch only after that, so a run resumed in a later epoch would get the first epoch's order.
+Why our own: torchdata's ``StatefulDataLoader`` (0.11, tried) asks for the order of samples when its iterator is made, which Lightning does
+before it names the epoch, and its state fits only the number of ranks and of worker processes that it was taken with.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SharedOrder(DistributedSampler[Any]):
 
     @property
     def batches(self) -> int:
-        """Of each rank, in an epoch."""
+        """Batches of each rank in an epoch."""
         return -(-self.samples // (self.batch_size * self.num_replicas))
 
     def __iter__(self) -> Iterator[int]:
@@ -60,7 +60,10 @@ class SharedOrder(DistributedSampler[Any]):
 
 
 class ResumableLoader(DataLoader[Batch]):
-    """A DataLoader over a :class:`SharedOrder` with a state that Lightning keeps in its checkpoints."""
+    """A DataLoader over a :class:`SharedOrder` with a state, which Lightning keeps in its checkpoints and a plain loop in its own.
+
+    :func:`training_loader` makes one.
+    """
 
     _served = 0
     _from: tuple[int, int] | None = None
@@ -79,7 +82,7 @@ class ResumableLoader(DataLoader[Batch]):
             self._served += 1
             yield batch
         self._served = 0
-        order.set_epoch(epoch + 1)  # whoever reads again without naming an epoch gets another order
+        order.set_epoch(epoch + 1)  # a loop that does not name its epochs gets another order in each
 
     def state_dict(self) -> dict[str, int]:
         """Where the epoch stands, in samples of all ranks, so that another number of ranks can go on from there."""
@@ -114,3 +117,25 @@ class ResumableLoader(DataLoader[Batch]):
             )
         order.set_epoch(epoch)
         self._from = (epoch, int(batches))
+
+
+def training_loader(
+    dataset: Any, batch_size: int, seed: int = 0, *, ranks: int = 1, rank: int = 0, num_workers: int = 0
+) -> ResumableLoader[Any]:
+    """Batches of this rank in an order that ``seed`` decides, another in each epoch; it can go on in the middle of one.
+
+    Args:
+        dataset: anything with a length and items.
+        batch_size: samples in a batch of one rank.
+
+    >>> loader = training_loader([10, 20, 30, 40], batch_size=2)
+    >>> epoch = [batch.tolist() for batch in loader]
+    >>> first = next(iter(again := training_loader([10, 20, 30, 40], batch_size=2)))
+    >>> resumed = training_loader([10, 20, 30, 40], batch_size=2)
+    >>> resumed.load_state_dict(again.state_dict())
+    >>> [first.tolist(), *(batch.tolist() for batch in resumed)] == epoch
+    True
+    """
+    order = SharedOrder(dataset, batch_size, seed, ranks, rank)
+    own = torch.Generator().manual_seed(seed)  # without one, worker processes would be seeded from the global generator
+    return ResumableLoader(dataset, batch_size, sampler=order, generator=own, num_workers=num_workers, persistent_workers=num_workers > 0)

@@ -75,7 +75,7 @@ class EvaluationSet:
     limit: int | None = None
     """Keep only the first so many windows of each length; null for all."""
     path: str | None = None
-    """Of a known set: the file or folder that has its rows, instead of the hub."""
+    """A file or folder with the rows of a known set, instead of the hub."""
 
     def __post_init__(self) -> None:
         if self.source is not None and self.path is not None:

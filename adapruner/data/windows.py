@@ -74,11 +74,6 @@ class TextWindows:
         return {h for hashes in set(self.document_hashes) for h in hashes.split()}
 
     @property
-    def full(self) -> Tensor:
-        """``[n]`` bool: the windows without padding."""
-        return self.attention_mask.bool().all(1)
-
-    @property
     def fingerprint(self) -> str:
         """16 hex digits over ids, labels, and each window's source."""
         digest = hashlib.sha256(json.dumps([list(self.input_ids.shape), self.source_names]).encode())
@@ -247,7 +242,7 @@ def padded_rows(rows: Sequence[tuple[Sequence[int], int]], tokenizer: Any, seq_l
     """Ids, labels and mask, each ``[n, seq_len]`` int64: rows padded on the right, their first tokens not counted.
 
     Args:
-        rows: of each, its at most ``seq_len`` tokens and how many at its start no loss counts.
+        rows: for each, at most ``seq_len`` tokens, and how many of them at the start no loss counts.
         tokenizer: ``pad_token_id`` (``None``: ``eos_token_id`` pads).
         seq_len: tokens in a row of the result.
     """

@@ -2,7 +2,7 @@
 
 Nothing is downloaded. The text is the documentation that comes with every Python installation and with
 adapruner's own dependencies (:mod:`adapruner.demo.corpus`); the model lies beside this file and was made
-by :mod:`adapruner.demo.train_model`.
+by ``benchmarks/train_demo.py``.
 """
 
 from pathlib import Path

@@ -22,10 +22,12 @@ import os
 import platform
 import sysconfig
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from adapruner.errors import ConfigurationError, DataError, nearest
+from adapruner.files.atomic import temporary_beside
 
 #: Source name -> the package it is read from, and the parts of it (all of it when empty).
 PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -163,12 +165,10 @@ def _read_cache(file: Path) -> list[Document]:
             return [Document(**json.loads(line)) for line in lines]
     except (OSError, EOFError, ValueError, TypeError):
         documents = build_corpus()
-    try:  # a cache that cannot be written costs 20 s next time, no more
+    with suppress(OSError):  # a cache that cannot be written costs 20 s next time, no more
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        with gzip.open(temporary, "wt", encoding="utf-8") as out:
-            out.writelines(json.dumps(asdict(d)) + "\n" for d in documents)
-        temporary.replace(file)
-    except OSError:
-        pass
+        with temporary_beside(file) as temporary:
+            with gzip.open(temporary, "wt", encoding="utf-8") as out:
+                out.writelines(json.dumps(asdict(d)) + "\n" for d in documents)
+            temporary.replace(file)
     return documents

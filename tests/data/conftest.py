@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.words import numbered_word_tokenizer
+from .words import numbered_word_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from adapruner.data.calibration_set import CalibrationSet, decode, effective_samples, fingerprint_tokenizer, hash_text, make_set, read_set
-from adapruner.data.documents import Document
+from adapruner.data.calibration_set import CalibrationSet, decode, effective_samples, fingerprint_tokenizer, make_set, read_set
+from adapruner.data.documents import Document, hash_text
 from adapruner.data.windows import IGNORED, TextWindows, pad_instructions, sample_windows
 from adapruner.errors import ConfigurationError, DataError
 
@@ -63,7 +63,11 @@ def other_tokenizer(bos: bool = True) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>")
 
 
-def test_it_holds_the_samples_that_speak(tokenizer: Any, pool: TextWindows, weights: torch.Tensor, made: CalibrationSet) -> None:
+def without_padding(windows: TextWindows) -> torch.Tensor:
+    return windows.attention_mask.bool().all(1)
+
+
+def test_it_holds_the_samples_that_have_a_weight(tokenizer: Any, pool: TextWindows, weights: torch.Tensor, made: CalibrationSet) -> None:
     spoke = [i for i in range(16) if i not in (2, 5, 7)]
     assert [s.id for s in made.samples] == spoke
     shares = weights[spoke].double() / weights[spoke].double().sum()
@@ -116,12 +120,12 @@ def test_another_length_cuts_or_pads(tokenizer: Any, made: CalibrationSet) -> No
     assert torch.equal(longer.input_ids[:, :20], full.input_ids)
     assert longer.attention_mask.sum(1).tolist() == full.attention_mask.sum(1).tolist()
     assert (longer.labels[:, 20:] == IGNORED).all()
-    assert longer.full.sum() == 0 < full.full.sum()
+    assert without_padding(longer).sum() == 0 < without_padding(full).sum()
     shorter, shorter_weights = made.to_windows(tokenizer, 4)
     plain = [i for i, s in enumerate(made.samples) if s.source != "alpaca"]
     assert torch.equal(shorter.input_ids, full.input_ids[plain, :4]), "a prompt alone leaves nothing to predict"
     assert torch.allclose(shorter_weights, weights[plain] / weights[plain].sum())
-    assert shorter.full.all()
+    assert without_padding(shorter).all()
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -139,7 +143,7 @@ def test_another_vocabulary_gets_the_text(tokenizer: Any, made: CalibrationSet, 
             assert ids == counted == other(sample.text, add_special_tokens=False)["input_ids"]
             assert [f"w{i - 4}" for i in ids if i > 3] == sample.text.split()
     cut, _ = made.to_windows(other, 12)
-    assert cut.full.any()
+    assert without_padding(cut).any()
     assert tuple(cut.input_ids.shape)[1] == 12
 
 

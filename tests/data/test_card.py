@@ -9,34 +9,28 @@ from typing import Any
 import pytest
 
 from adapruner.data.card import leaks_in_words, sources_in_words
+from adapruner.data.run_data import RunData
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
+from adapruner.data.text_sets import TextSets
 from adapruner.data.text_source import TextSource
-from adapruner.data_module import PruningDataModule
 
-
-def write(folder: Path, name: str, start: int) -> TextSource:
-    texts = [" ".join(f"w{(start + 90 * row + j) % 2000}" for j in range(90)) for row in range(12)]
-    file = folder / f"{name}.jsonl"
-    file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    return TextSource(name, path=str(file))
+from .words import numbered_source as source
 
 
 @pytest.fixture
-def data(tmp_path: Path, tokenizer: Any) -> PruningDataModule:
-    made = PruningDataModule(
-        CalibrationData([write(tmp_path, "b", 0), write(tmp_path, "a", 7)], samples_per_source=5, seq_len=16, other_seq_lens=[8]),
-        SearchData([write(tmp_path, "x", 11)], samples=7, seq_len=24),
-        RecoveryData([write(tmp_path, "r", 17)], samples=9, seq_len=16),
-        [EvaluationSet("held", write(tmp_path, "e", 19), windows=[16, 32], limit=6)],
+def data(tmp_path: Path, tokenizer: Any) -> RunData:
+    return TextSets(
+        CalibrationData([source(tmp_path, "b", 0), source(tmp_path, "a", 7)], samples_per_source=5, seq_len=16, other_seq_lens=[8]),
+        SearchData([source(tmp_path, "x", 11)], samples=7, seq_len=24),
+        RecoveryData([source(tmp_path, "r", 17)], samples=9, seq_len=16),
+        [EvaluationSet("held", source(tmp_path, "e", 19), windows=[16, 32], limit=6)],
         seed=3,
-    )
-    made.tokenizer_object = tokenizer
-    made.setup()
-    return made
+    ).build(tokenizer)
 
 
-def test_every_set_is_named_with_its_size_and_hash(data: PruningDataModule, tmp_path: Path) -> None:
-    card = data.card()
+def test_every_set_is_named_with_its_size_and_hash(data: RunData, tmp_path: Path) -> None:
+    card = data.card
+    assert card is not None
     assert json.loads(json.dumps(card)) == card
     found = [(row["role"], row["name"], row["windows"], row["seq_len"], row["hash"]) for row in card["sets"]]
     held = data.evaluation_windows

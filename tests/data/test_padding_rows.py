@@ -72,7 +72,7 @@ def test_one_process_serves_the_windows_themselves() -> None:
     assert share_out(data.search_windows, 1, 0) == (data.search_windows, None)
 
 
-def test_silent_rows_stand_behind_the_windows_and_count_nothing() -> None:
+def test_padding_rows_stand_behind_the_windows_and_count_nothing() -> None:
     windows = random_windows(3, 8, seed=0)
     windows.text_bytes = torch.tensor([5, 6, 7])
     padded = with_padding_rows(windows, 5)

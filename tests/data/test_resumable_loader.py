@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from adapruner.data.resumable import ResumableLoader, SharedOrder
+from adapruner.data.resumable import ResumableLoader, training_loader
 from adapruner.errors import ConfigurationError
 
 
@@ -33,10 +33,7 @@ class Numbered:
 
 
 def loader(samples: int, batch_size: int, ranks: int = 1, rank: int = 0, workers: int = 0, seed: int = 3) -> ResumableLoader[Any]:
-    data: Any = Numbered(samples)
-    order = SharedOrder(data, batch_size, seed, ranks, rank)
-    generator = torch.Generator().manual_seed(seed)
-    return ResumableLoader(data, batch_size, sampler=order, generator=generator, num_workers=workers, persistent_workers=workers > 0)
+    return training_loader(Numbered(samples), batch_size, seed, ranks=ranks, rank=rank, num_workers=workers)
 
 
 def numbers(batches: Any) -> list[list[int]]:
@@ -129,6 +126,43 @@ class Small(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.parameters(), lr=0.05)
+
+
+def train_plainly(net: nn.Module, epochs: int, folder: Path, kill: int | None = None) -> list[list[int]]:
+    """A loop of one's own, which keeps everything after each step, goes on from there, and names no epoch; the numbers it saw."""
+    batches: Any = loader(11, 4)
+    optimizer, file = torch.optim.AdamW(net.parameters(), lr=0.05), folder / "state.pt"
+    parts: dict[str, Any] = {"net": net, "optimizer": optimizer, "batches": batches}
+    torch.manual_seed(7)
+    step, seen = 0, []
+    if file.exists():
+        state = torch.load(file, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        torch.set_rng_state(state["random"])
+        step = state["step"]
+    while step < 3 * epochs:
+        for batch in batches:
+            if step == kill:
+                raise Killed("killed")
+            seen.append(batch[0].tolist())
+            optimizer.zero_grad()
+            net(batch[1]).square().mean().backward()
+            optimizer.step()
+            step += 1
+            torch.save({**{n: p.state_dict() for n, p in parts.items()}, "random": torch.get_rng_state(), "step": step}, file)
+    return seen
+
+
+@pytest.mark.parametrize("kill", range(1, 9))
+def test_a_plain_loop_killed_anywhere_and_resumed_is_bit_equal(tmp_path: Path, kill: int) -> None:
+    whole, again = Small(4).net, Small(4).net
+    (tmp_path / "whole").mkdir()
+    seen = train_plainly(whole, 3, tmp_path / "whole")
+    with pytest.raises(Killed, match="killed"):
+        train_plainly(Small(4).net, 3, tmp_path, kill)
+    assert train_plainly(again, 3, tmp_path) == seen[kill:]
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
 class KillAt(Callback):

@@ -1,8 +1,12 @@
-"""A word-level tokenizer made on the spot: one token a word, ``<s>`` first, nothing to download."""
+"""A word-level tokenizer and files of numbered words, made on the spot: one token a word, ``<s>`` first, nothing to download."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
+
+from adapruner.data.text_source import TextSource
 
 
 def numbered_word_tokenizer() -> Any:
@@ -17,3 +21,11 @@ def numbered_word_tokenizer() -> Any:
     )
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+
+
+def numbered_source(folder: Path, name: str, start: int, rows: int = 12, per_row: int = 90) -> TextSource:
+    """A .jsonl file whose rows are runs of numbered words."""
+    path = folder / f"{name}.jsonl"
+    texts = [" ".join(f"w{(start + i * per_row + j) % 2000}" for j in range(per_row)) for i in range(rows)]
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return TextSource(name, path=str(path))

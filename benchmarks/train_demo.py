@@ -1,6 +1,6 @@
 """Trains the demo model from nothing, on text that every installation carries.
 
-    python -m adapruner.demo.train_model --out adapruner/demo/model
+    python benchmarks/train_demo.py --out adapruner/demo/model
 
 Two cores need about an hour; a killed run started again goes on from its last checkpoint. The folder gets the
 model (float16 safetensors), its tokenizer, ``training.json`` with every figure, and a model card made from it.
@@ -78,7 +78,7 @@ def build_model(tokenizer: Any, seed: int) -> Any:
 
 
 def train(model: Any, tokens: torch.Tensor, steps: int, seed: int, state_file: Path, device: torch.device) -> dict[str, float]:
-    """AdamW, cosine schedule, a new random offset per epoch. Saves its state every 100 steps and goes on from it."""
+    """AdamW with a cosine schedule and a new random offset in each epoch; saves its state every 100 steps and resumes from it."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -163,7 +163,7 @@ pipeline_tag: text-generation
 A small Llama for trying structured pruning without a GPU or a download: {facts["parameters"]:,} parameters, 8 layers,
 width 192, 12 query heads on 6 KV heads, 512 feed-forward channels, vocabulary {facts["vocabulary"]}, tied embeddings.
 
-Trained from random weights by `python -m adapruner.demo.train_model --out adapruner/demo/model --steps {facts["steps"]}`
+Trained from random weights by `python benchmarks/train_demo.py --out adapruner/demo/model --steps {facts["steps"]}`
 (seed {facts["seed"]}, {facts["seconds"] / 60:.0f} minutes on {facts["hardware"]}) on documentation that comes with Python
 {facts["versions"]["python"]} and with adapruner's dependencies; see `adapruner/demo/corpus.py` for how it is read and split.
 
