@@ -11,8 +11,8 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from adapruner.errors import ConfigurationError
+from adapruner.evaluation.generation import Decoding, stream_text
 from adapruner.evaluation.perplexity import NLLResult, token_nll
-from adapruner.evaluation.streaming import Decoding, stream_text
 from adapruner.export.exported import ExportedModel, open_export
 from adapruner.models.loading import DEMO, check_dtype, load_language_model, load_tokenizer, model_source
 from adapruner.models.units import ModelStructure

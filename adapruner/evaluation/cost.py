@@ -1,4 +1,4 @@
-"""What a model costs to run: parameters, multiply-accumulates, weight memory and latency.
+"""What a model costs to run: parameters, multiply-accumulates, weight memory, latency, peak memory and energy.
 
 Latencies of two models are comparable only when taken side by side, in one process, in turns. After surgery in place
 the dense model is gone: :func:`dense_twin` rebuilds it with random weights, on which latency does not depend.
@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,25 +17,22 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from adapruner.errors import ConfigurationError, ModelError
-from adapruner.evaluation.generation import greedy_tokens
+from adapruner.evaluation.energy import EnergyMeter
 from adapruner.evaluation.mode import evaluation_mode, input_device
+from adapruner.evaluation.timing import (
+    WARM_UP_ROUNDS,
+    Latency,
+    check_positive,
+    check_sizes,
+    decoded_tokens,
+    random_ids,
+    time_decode,
+    time_in_turns,
+    time_prefill,
+)
 from adapruner.models.units import count_parameters
 
-WARM_UP_ROUNDS = 2
-DECODED_TOKENS = 16
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Wall-clock times of one model, in milliseconds: medians and interquartile ranges over the repeats."""
-
-    prefill_ms: float
-    """One forward over ``[batch, seq_len]`` tokens."""
-    prefill_iqr_ms: float
-    decode_ms: float
-    """One more token with the key-value cache, batch 1."""
-    decode_iqr_ms: float
 
 
 @dataclass(frozen=True)
@@ -55,6 +49,10 @@ class Cost:
     latency_iqr_ms: float
     decode_ms: float
     """Median time of one more token with the key-value cache, batch 1."""
+    peak_memory_gib: float | None
+    """See :func:`peak_memory_gib`."""
+    prefill_energy_j: float | None
+    """See :func:`prefill_energy_j`."""
 
 
 def count_macs(model: nn.Module, seq_len: int, batch: int = 1) -> int:
@@ -88,73 +86,87 @@ def weight_memory_gib(model: nn.Module) -> float:
     return sum(t.numel() * t.element_size() for t in tensors.values()) / GIB
 
 
-def measure_latency(
-    models: dict[str, nn.Module], seq_len: int, batch: int = 1, repeats: int = 20, threads: int | None = None
-) -> dict[str, Latency]:
-    """Latencies of several models side by side: A B A B ..., after two rounds of warm-up.
+def peak_memory_gib(model: nn.Module, seq_len: int, batch: int = 1) -> float | None:
+    """GiB of the model's weights and of what one forward over ``[batch, seq_len]`` tokens needs beside them at most.
 
-    Not the loop of ``torch.utils.benchmark.Timer``: it finishes one model before the next, and a machine that slows
-    down in between would favour the first. Accelerators are synchronised before the clock is read.
+    As the allocator counts; what else is on the device does not count. ``None`` on CPU, where what a process holds is not what a
+    model needs.
+    """
+    device = input_device(model)
+    if device.type != "cuda":
+        return None
+    ids = random_ids(model, batch, seq_len)
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    with evaluation_mode(model):
+        model(input_ids=ids, use_cache=False)
+    torch.cuda.synchronize(device)
+    return weight_memory_gib(model) + (torch.cuda.max_memory_allocated(device) - before) / GIB
+
+
+def prefill_energy_j(model: nn.Module, seq_len: int, batch: int = 1) -> float | None:
+    """Joules of one forward over ``[batch, seq_len]`` tokens on the whole card; ``None`` where the device does not tell."""
+    ids = random_ids(model, batch, seq_len)
+    with evaluation_mode(model):
+        return EnergyMeter(ids.device).joules_of(lambda: model(input_ids=ids, use_cache=False))
+
+
+def measure_latency(models: dict[str, nn.Module], seq_len: int, batch: int = 1, repeats: int = 20) -> dict[str, Latency]:
+    """Latencies of several models side by side: A B A B ..., after two rounds of warm-up.
 
     Args:
         models: by name; all should have the same type and device.
         seq_len: tokens of the prefill. Decoding is timed over the last of them (at most 16), after the others.
         batch: of the prefill; decoding is always one sequence.
         repeats: timed rounds.
-        threads: CPU threads while measuring; None leaves them as they are. Restored afterwards.
 
     Raises:
         ConfigurationError: if a number is not positive, ``seq_len`` is below 2 or beyond a model's positions, or no model is given.
     """
     if not models:
         raise ConfigurationError("models: expected at least one, got none; give them by name")
-    for argument, value in (("repeats", repeats), ("threads", 1 if threads is None else threads)):
-        if value < 1:
-            raise ConfigurationError(f"{argument}: expected a positive integer, got {value}; give 1 or more")
+    check_positive("repeats", repeats)
     for model in models.values():
         check_sizes(model, seq_len, batch, shortest=2)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    with cpu_threads(threads):
-        for _ in range(WARM_UP_ROUNDS + repeats):
-            for name, model in models.items():
-                with evaluation_mode(model):
-                    times[name].append((time_prefill(model, seq_len, batch), time_decode(model, seq_len)))
-    return {name: _summary(pairs[WARM_UP_ROUNDS:]) for name, pairs in times.items()}
+    found = time_in_turns(models, repeats, lambda model: (time_prefill(model, seq_len, batch), time_decode(model, seq_len)))
+    return {name: latency for name, latency in found.items() if latency is not None}
 
 
-def measure_cost(model: nn.Module, seq_len: int = 128, batch: int = 1, repeats: int = 20, threads: int | None = None) -> Cost:
-    """The cost of one model alone. Its latency does not compare with one taken at another time: see :func:`compare_cost`.
+def measure_costs(models: dict[str, nn.Module], seq_len: int = 128, batch: int = 1, repeats: int = 20) -> dict[str, Cost]:
+    """The costs of several models, latencies taken side by side. Latencies of two calls do not compare.
+
+    Arguments as for :func:`measure_latency`.
 
     Raises:
         ConfigurationError: as :func:`measure_latency`.
         ModelError: as :func:`count_macs`.
     """
-    return _cost(model, seq_len, batch, measure_latency({"model": model}, seq_len, batch, repeats, threads)["model"])
-
-
-def compare_cost(
-    dense: nn.Module, pruned: nn.Module, seq_len: int = 128, batch: int = 1, repeats: int = 20, threads: int | None = None
-) -> dict[str, Cost]:
-    """The costs of both models, latencies taken side by side: ``{"dense": ..., "pruned": ...}``.
-
-    Raises:
-        ConfigurationError: as :func:`measure_latency`.
-        ModelError: as :func:`count_macs`.
-    """
-    models = {"dense": dense, "pruned": pruned}
-    latencies = measure_latency(models, seq_len, batch, repeats, threads)
-    return {name: _cost(model, seq_len, batch, latencies[name]) for name, model in models.items()}
+    latencies = measure_latency(models, seq_len, batch, repeats)
+    return {
+        name: Cost(
+            parameters=count_parameters(model),
+            macs=count_macs(model, seq_len, batch),
+            weight_memory_gib=weight_memory_gib(model),
+            latency_ms=latencies[name].prefill_ms,
+            latency_iqr_ms=latencies[name].prefill_iqr_ms,
+            decode_ms=latencies[name].decode_ms,
+            peak_memory_gib=peak_memory_gib(model, seq_len, batch),
+            prefill_energy_j=prefill_energy_j(model, seq_len, batch),
+        )
+        for name, model in models.items()
+    }
 
 
 def dense_twin(config: Any, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> nn.Module:
     """A model of the same shapes with random weights, to time what surgery in place has changed.
 
+    The random state of the process is left as it was.
+
     Args:
         config: Hugging Face configuration of the dense model, taken before the surgery; it is not changed.
         dtype: of the weights; give the pruned model's.
         device: give the pruned model's.
-
-    The random state of the process is left as it was.
     """
     from transformers import AutoModelForCausalLM
 
@@ -165,9 +177,7 @@ def dense_twin(config: Any, dtype: torch.dtype = torch.float32, device: str | to
     return model.eval()
 
 
-def cost_protocol(
-    model: nn.Module, seq_len: int = 128, batch: int = 1, repeats: int = 20, threads: int | None = None, order: str = "models in turns"
-) -> str:
+def cost_protocol(model: nn.Module, seq_len: int = 128, batch: int = 1, repeats: int = 20, order: str = "models in turns") -> str:
     """One sentence that says how a cost was measured, for reports and tables; arguments as for :func:`measure_latency`.
 
     ``order`` says in words which model was timed when.
@@ -175,23 +185,12 @@ def cost_protocol(
     device, dtype = input_device(model), str(next(model.parameters()).dtype).removeprefix("torch.")
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     if device.type == "cpu":
-        where += f" with {_plural(threads or torch.get_num_threads(), 'thread')}"
+        where += f" with {_plural(torch.get_num_threads(), 'thread')}"
     return (
         f"{where}, {dtype}, torch {torch.__version__}: MACs of the matrix products of one forward over {batch} x {seq_len} tokens, "
         f"logits of every position; latency of that forward and of one of the last {decoded_tokens(seq_len)} of {seq_len} tokens decoded "
         f"with a cache at batch 1, {order}, median of {_plural(repeats, 'round')} after {WARM_UP_ROUNDS} of warm-up; "
         "weight memory of distinct tensors"
-    )
-
-
-def _cost(model: nn.Module, seq_len: int, batch: int, latency: Latency) -> Cost:
-    return Cost(
-        parameters=count_parameters(model),
-        macs=count_macs(model, seq_len, batch),
-        weight_memory_gib=weight_memory_gib(model),
-        latency_ms=latency.prefill_ms,
-        latency_iqr_ms=latency.prefill_iqr_ms,
-        decode_ms=latency.decode_ms,
     )
 
 
@@ -212,85 +211,6 @@ def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: 
 def _grouped_product_flops(rows: torch.Size, weights: torch.Size, *_: Any, **__: Any) -> int:
     """Shapes ``[tokens, k]`` and ``[experts, k, n]``: each row meets one expert."""
     return 2 * math.prod(rows) * weights[-1]
-
-
-def time_prefill(model: nn.Module, seq_len: int, batch: int) -> float:
-    """Milliseconds of one forward over ``[batch, seq_len]`` tokens, once; use inside :func:`evaluation_mode`."""
-    ids = random_ids(model, batch, seq_len)
-    start = _clock(ids.device)
-    model(input_ids=ids, use_cache=False)
-    return _clock(ids.device) - start
-
-
-def time_decode(model: nn.Module, seq_len: int, batch: int = 1) -> float:
-    """Milliseconds per token of each of ``batch`` sequences, once; use inside :func:`evaluation_mode`.
-
-    The whole context stays within ``seq_len``, which the model is known to have positions for.
-    """
-    tokens = decoded_tokens(seq_len)
-    ids = random_ids(model, batch, seq_len - tokens)
-    steps = greedy_tokens(model, ids)
-    next(steps)
-    start = _clock(ids.device)
-    for _ in range(tokens):
-        next(steps)
-    return (_clock(ids.device) - start) / tokens
-
-
-def decoded_tokens(seq_len: int) -> int:
-    """How many of the last tokens are decoded one by one."""
-    return min(DECODED_TOKENS, seq_len // 2)
-
-
-def _clock(device: torch.device) -> float:
-    """Milliseconds, after everything queued on the device is done."""
-    if device.type not in ("cpu", "meta"):
-        torch.accelerator.synchronize(device)
-    return time.perf_counter() * 1000.0
-
-
-def _summary(pairs: list[tuple[float, float]]) -> Latency:
-    prefill, decode = zip(*pairs, strict=True)
-    return Latency(statistics.median(prefill), _interquartile_range(prefill), statistics.median(decode), _interquartile_range(decode))
-
-
-def _interquartile_range(values: tuple[float, ...]) -> float:
-    if len(values) < 2:
-        return 0.0
-    lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
-    return upper - lower
-
-
-@contextmanager
-def cpu_threads(threads: int | None) -> Iterator[None]:
-    """So many CPU threads inside the block; ``None`` leaves them as they are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if threads is None else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def random_ids(model: nn.Module, batch: int, seq_len: int) -> Tensor:
-    """The same ids ``[batch, seq_len]`` every time, from a generator of their own."""
-    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    ids = torch.randint(vocabulary, (batch, seq_len), generator=torch.Generator().manual_seed(0))
-    return ids.to(input_device(model))
-
-
-def check_sizes(model: nn.Module, seq_len: int, batch: int, shortest: int = 1) -> None:
-    """Refuses what the model has no positions for.
-
-    Raises:
-        ConfigurationError: if ``batch`` is not positive, or ``seq_len`` is too short or beyond the model's positions.
-    """
-    if batch < 1:
-        raise ConfigurationError(f"batch: expected a positive integer, got {batch}; give 1 or more")
-    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if seq_len < shortest or (positions is not None and seq_len > positions):
-        upper = f" and at most {positions}, the model's positions" if positions is not None else ""
-        raise ConfigurationError(f"seq_len: expected at least {shortest}{upper}, got {seq_len}; give a length in between")
 
 
 def _plural(count: int, noun: str) -> str:

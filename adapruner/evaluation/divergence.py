@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from adapruner.errors import ConfigurationError, DataError
 from adapruner.evaluation.mode import evaluation_mode, input_device
-from adapruner.evaluation.perplexity import IGNORED, ROWS_AT_ONCE, Windows, batch_logits, in_chunks
+from adapruner.evaluation.perplexity import IGNORED, ROWS_AT_ONCE, Windows, at_least_fp32, batch_logits, in_chunks, next_labels
 
 _SMALLEST = 1e-30
 
@@ -74,7 +75,7 @@ def collect_top_k(model: nn.Module, windows: Windows, k: int = 64, batch_size: i
         for start in range(0, len(windows.input_ids), batch_size):
             logits = batch_logits(model, windows, slice(start, start + batch_size))
             most = min(k, logits.shape[-1])
-            parts = [_log_softmax(rows).topk(most, dim=-1) for rows in logits.flatten(0, 1).split(ROWS_AT_ONCE)]
+            parts = [at_least_fp32(rows).log_softmax(-1).topk(most, dim=-1) for rows in logits.flatten(0, 1).split(ROWS_AT_ONCE)]
             shape = (*logits.shape[:2], most)
             values.append(torch.cat([p.values for p in parts]).view(shape).cpu())
             ids.append(torch.cat([p.indices for p in parts]).view(shape).int().cpu())
@@ -99,34 +100,25 @@ def evaluate_divergence_chunks(
         got = f"{list(windows.input_ids.shape)} and {list(dense.ids.shape[:2])}"
         raise DataError(f"dense: expected predictions for these windows, got {got}; collect them again")
 
-    def measure(rows: slice) -> DivergenceResult:
-        return _batch_divergence(model, windows, dense, rows)
-
+    measure = partial(_batch_divergence, model, windows, dense)
     return in_chunks(model, windows, batch_size, chunks, measure, DivergenceResult(0.0, 0), progress)
 
 
 def _batch_divergence(model: nn.Module, windows: Windows, dense: DenseTopK, rows: slice) -> DivergenceResult:
     device = input_device(model)
     logits = batch_logits(model, windows, rows).flatten(0, 1)
-    labels = windows.labels[rows]
-    counted = torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORED)], dim=1).flatten() != IGNORED
-    places = counted.nonzero().flatten()
+    places = (next_labels(windows.labels[rows]).flatten() != IGNORED).nonzero().flatten()
     ids = dense.ids[rows].flatten(0, 1)[places].long().to(device)
     p = dense.log_probabilities[rows].flatten(0, 1)[places].to(device)
     total = 0.0
     for part in torch.arange(len(places)).split(ROWS_AT_ONCE):
-        q = _log_softmax(logits[places[part].to(device)]).gather(1, ids[part])
+        q = at_least_fp32(logits[places[part].to(device)]).log_softmax(-1).gather(1, ids[part])
         total += float(_divergence(p[part], q).double().sum())
     return DivergenceResult(total, len(places))
 
 
 def _divergence(p: Tensor, q: Tensor) -> Tensor:
-    """``[rows]``: of two ``[rows, k]`` tables of log-probabilities, the rest of each row one more outcome."""
+    """``[rows]``, from two ``[rows, k]`` tables of log-probabilities; the rest of each row is one more outcome."""
     rest_p, rest_q = (1.0 - p.exp().sum(1)).clamp_min(0.0), (1.0 - q.exp().sum(1)).clamp_min(_SMALLEST)
     tail = torch.where(rest_p > 0, rest_p * (rest_p.clamp_min(_SMALLEST).log() - rest_q.log()), torch.zeros_like(rest_p))
     return ((p.exp() * (p - q)).sum(1) + tail).clamp_min(0.0)
-
-
-def _log_softmax(rows: Tensor) -> Tensor:
-    wide = rows if rows.dtype == torch.float64 else rows.float()
-    return wide.log_softmax(-1)

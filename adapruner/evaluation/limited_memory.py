@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from adapruner.evaluation.cost import compare_cost, count_macs, dense_twin, measure_cost, weight_memory_gib
-from adapruner.evaluation.speed import SpeedPoint, _within_memory, measure_speed, peak_memory_gib, prefill_energy_j
+from adapruner.evaluation.cost import count_macs, dense_twin, measure_costs, weight_memory_gib
+from adapruner.evaluation.speed import SpeedPoint, measure_speed, within_memory
 from adapruner.models.units import count_parameters
 
 ONE_BY_ONE = "one model after the other, as the device's memory does not hold both"
@@ -34,15 +34,15 @@ class PairOfModels:
     def __init__(self, dense_config: Any, pruned: nn.Module) -> None:
         parameter = next(pruned.parameters())
         self.device = parameter.device
-        twin: nn.Module | None = _within_memory(lambda: dense_twin(dense_config, parameter.dtype, self.device))
+        twin: nn.Module | None = within_memory(lambda: dense_twin(dense_config, parameter.dtype, self.device))
         self.together = twin is not None
         """Whether both have been on the device so far."""
         self.models = {"dense": dense_twin(dense_config, parameter.dtype) if twin is None else twin, "pruned": pruned}
 
     def costs(self, seq_len: int, repeats: int) -> dict[str, dict[str, Any]]:
-        """By model: the fields of :class:`adapruner.evaluation.cost.Cost`, ``peak_memory_gib`` and ``prefill_energy_j``."""
-        found = self._measure(lambda models: _costs(models, seq_len, repeats))
-        return {name: self._size(name, seq_len) if cost is None else cost for name, cost in found.items()}
+        """By model: the fields of :class:`adapruner.evaluation.cost.Cost`."""
+        found = self._measure(lambda models: measure_costs(models, seq_len, repeats=repeats))
+        return {name: self._size(name, seq_len) if cost is None else asdict(cost) for name, cost in found.items()}
 
     def speeds(self, batches: Sequence[int], seq_lens: Sequence[int], repeats: int) -> list[SpeedPoint] | None:
         """:func:`adapruner.evaluation.speed.measure_speed` of both; ``None`` where memory does not suffice for the least of it."""
@@ -55,7 +55,7 @@ class PairOfModels:
 
     def _measure(self, measure: Callable[[dict[str, nn.Module]], dict[str, Found]]) -> dict[str, Found | None]:
         """What ``measure`` finds of both at once, else of one at a time; ``None`` of a model that does not fit even so."""
-        both = _within_memory(lambda: measure(self.models)) if self.together else None
+        both = within_memory(lambda: measure(self.models)) if self.together else None
         if both is not None:
             return {**both}
         self.together = False
@@ -79,7 +79,7 @@ class PairOfModels:
                 model.to("cpu")
         torch.cuda.empty_cache()
         try:
-            found: Found | None = _within_memory(lambda: measure(self.models[name].to(self.device)))
+            found: Found | None = within_memory(lambda: measure(self.models[name].to(self.device)))
         finally:
             self._put_back()
         return found
@@ -88,18 +88,3 @@ class PairOfModels:
         self.models["dense"].to("cpu")
         torch.cuda.empty_cache()
         self.models["pruned"].to(self.device)
-
-
-def _costs(models: dict[str, nn.Module], seq_len: int, repeats: int) -> dict[str, dict[str, Any]]:
-    if len(models) > 1:
-        costs = compare_cost(models["dense"], models["pruned"], seq_len, repeats=repeats)
-    else:
-        costs = {name: measure_cost(model, seq_len, repeats=repeats) for name, model in models.items()}
-    return {
-        name: {
-            **asdict(costs[name]),
-            "peak_memory_gib": peak_memory_gib(model, seq_len),
-            "prefill_energy_j": prefill_energy_j(model, seq_len),
-        }
-        for name, model in models.items()
-    }

@@ -112,14 +112,19 @@ def token_nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
     >>> tokens, round(total.item(), 4)
     (1, 2.3026)
     """
-    targets = _next_tokens(logits, labels)
+    if logits.ndim != 3 or labels.shape != logits.shape[:2]:
+        raise DataError(
+            f"labels: expected logits [b, t, v] and labels [b, t], got {list(logits.shape)} and {list(labels.shape)}; "
+            "give unshifted labels, one per position"
+        )
+    targets = next_labels(labels)
     count = int((targets != IGNORED).sum())
     # Moving the labels left, and not cutting the logits, leaves the logits a view: no second copy of the largest tensor.
     rows, flat = logits.detach().flatten(0, 1), targets.to(logits.device).flatten()
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
     for start in range(0, len(flat), ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
-        total += cross_entropy(_at_least_fp32(rows[part]), flat[part], ignore_index=IGNORED, reduction="none").double().sum()
+        total += cross_entropy(at_least_fp32(rows[part]), flat[part], ignore_index=IGNORED, reduction="none").double().sum()
     return total, count
 
 
@@ -185,7 +190,21 @@ def in_chunks(
         if value < 1:
             raise ConfigurationError(f"{name}: expected a positive integer, got {value}; give 1 or more")
     _check_windows(windows)
-    return _cumulative(model, windows, batch_size, chunks, measure, nothing, progress)
+    n = len(windows.input_ids)
+    starts = range(0, n, batch_size)
+    parts = min(chunks, len(starts))
+
+    def cumulative() -> Iterator[Result]:
+        result = nothing
+        for part in range(parts):
+            with evaluation_mode(model):  # for each part: held over a yield, it would reach into the consumer's code
+                for start in starts[part * len(starts) // parts : (part + 1) * len(starts) // parts]:
+                    result = result + measure(slice(start, start + batch_size))
+                    if progress is not None:
+                        progress(min(start + batch_size, n), n)
+            yield result
+
+    return cumulative()
 
 
 def batch_logits(model: nn.Module, windows: Windows, rows: slice) -> Tensor:
@@ -218,28 +237,6 @@ def describe_protocol(name: str, window: int, n_windows: int, tokens: int) -> st
     )
 
 
-def _cumulative(
-    model: nn.Module,
-    windows: Windows,
-    batch_size: int,
-    chunks: int,
-    measure: Callable[[slice], Result],
-    result: Result,
-    progress: Callable[[int, int], None] | None,
-) -> Iterator[Result]:
-    n = len(windows.input_ids)
-    starts = list(range(0, n, batch_size))
-    chunks = min(chunks, len(starts))
-    for chunk in range(chunks):
-        # Entered for each chunk: a context held over a yield would switch gradients off in the consumer's code.
-        with evaluation_mode(model):
-            for start in starts[chunk * len(starts) // chunks : (chunk + 1) * len(starts) // chunks]:
-                result = result + measure(slice(start, start + batch_size))
-                if progress is not None:
-                    progress(min(start + batch_size, n), n)
-        yield result
-
-
 def _check_windows(windows: Windows) -> None:
     shape = tuple(windows.input_ids.shape)
     if len(shape) != 2 or shape[0] < 1 or shape[1] < 2:
@@ -252,15 +249,11 @@ def _check_windows(windows: Windows) -> None:
         raise DataError("windows.labels: expected at least one token to predict, got only -100; give longer texts or windows")
 
 
-def _next_tokens(logits: Tensor, labels: Tensor) -> Tensor:
-    """Targets ``[b, t]``: position i holds label i + 1, the last position nothing."""
-    if logits.ndim != 3 or labels.shape != logits.shape[:2]:
-        raise DataError(
-            f"labels: expected logits [b, t, v] and labels [b, t], got {list(logits.shape)} and {list(labels.shape)}; "
-            "give unshifted labels, one per position"
-        )
+def next_labels(labels: Tensor) -> Tensor:
+    """``[b, t]``: position i holds label i + 1, the last position nothing."""
     return torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORED)], dim=1)
 
 
-def _at_least_fp32(logits: Tensor) -> Tensor:
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """Float64 stays; anything narrower than float32 becomes it."""
     return logits if logits.dtype == torch.float64 else logits.float()

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapruner.distributed import Ranks
 from adapruner.errors import ConfigurationError, DataError
 from adapruner.evaluation.mode import evaluation_mode, input_device
 
@@ -123,40 +124,19 @@ def score_tasks(model: nn.Module, tokenizer: Any, tasks: ZeroShotTasks, limit: i
             raise ConfigurationError(f"zero_shot.{name}: expected a positive integer, got {value}; give 1 or more")
     from lm_eval import evaluate
 
-    rank, ranks = _place()
+    ranks = Ranks()
     for name, task in tasks.loaded["tasks"].items():
         documents = min(len(task.eval_docs), limit or len(task.eval_docs))
-        if documents < ranks:
+        if documents < ranks.size:
             raise DataError(
-                f"zero_shot.{name}: expected a document for each of {ranks} ranks, got {documents}; raise the limit or use fewer ranks"
+                f"zero_shot.{name}: expected a document for each of {ranks.size} ranks, got {documents}; raise the limit or use fewer ranks"
             )
         _set_shots(task, tasks.num_fewshot)
     with _quiet(), evaluation_mode(model):
-        wrapped = _wrap(model, tokenizer, batch_size, rank, ranks)
+        wrapped = _wrap(model, tokenizer, batch_size, ranks)
         found = evaluate(lm=wrapped, task_dict=tasks.loaded, limit=limit, log_samples=False)
-    scores = [None if found is None else _scores(found)]
-    if ranks > 1:
-        torch.distributed.broadcast_object_list(scores)
-    assert scores[0] is not None
-    return scores[0]
-
-
-def evaluate_zero_shot(
-    model: nn.Module,
-    tokenizer: Any,
-    tasks: Sequence[str] = SEVEN,
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    batch_size: int = 8,
-    task_folder: str | Path | None = None,
-) -> list[TaskScore]:
-    """:func:`load_tasks`, then :func:`score_tasks`.
-
-    Raises:
-        ConfigurationError: as these two.
-        DataError: as these two.
-    """
-    return score_tasks(model, tokenizer, load_tasks(tasks, task_folder, num_fewshot), limit, batch_size)
+    scores: list[TaskScore] = ranks.broadcast(None if found is None else _scores(found))  # the harness gives rank 0 alone its results
+    return scores
 
 
 def describe_zero_shot(scores: Sequence[TaskScore], limit: int | None, batch_size: int) -> str:
@@ -203,7 +183,7 @@ def _set_shots(task: Any, num_fewshot: int | None) -> None:
     task.set_fewshot_seed(seed=_FEWSHOT_SEED)
 
 
-def _wrap(model: nn.Module, tokenizer: Any, batch_size: int, rank: int, ranks: int) -> Any:
+def _wrap(model: nn.Module, tokenizer: Any, batch_size: int, ranks: Ranks) -> Any:
     """The harness's own wrapper, which would leave a model in memory to one process, told of the ranks."""
     from lm_eval.models.huggingface import HFLM
 
@@ -216,17 +196,11 @@ def _wrap(model: nn.Module, tokenizer: Any, batch_size: int, rank: int, ranks: i
         def barrier(self) -> None:
             torch.distributed.barrier()
 
-    plain: type[HFLM] = RankedLM if ranks > 1 else HFLM
+    plain: type[HFLM] = RankedLM if ranks.size > 1 else HFLM
     # A copy of the tokenizer: the harness gives it a padding token where it has none.
     wrapped = plain(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, backend="causal")
-    wrapped._device, wrapped._rank, wrapped._world_size = input_device(model), rank, ranks
+    wrapped._device, wrapped._rank, wrapped._world_size = input_device(model), ranks.rank, ranks.size
     return wrapped
-
-
-def _place() -> tuple[int, int]:
-    """Rank, and number of ranks."""
-    group = torch.distributed
-    return (group.get_rank(), group.get_world_size()) if group.is_available() and group.is_initialized() else (0, 1)
 
 
 def _scores(found: Any) -> list[TaskScore]:
@@ -237,21 +211,14 @@ def _scores(found: Any) -> list[TaskScore]:
             metric, _, kind = key.partition(",")
             if not kind or metric.endswith("_stderr"):
                 continue
-            scores.append(
-                TaskScore(
-                    task,
-                    metric if kind == "none" else f"{metric} ({kind})",
-                    _number(value),
-                    _number(values.get(f"{metric}_stderr,{kind}")),
-                    _documents(found, task),
-                    found["n-shot"].get(task, 0),
-                )
-            )
+            name, stderr = metric if kind == "none" else f"{metric} ({kind})", values.get(f"{metric}_stderr,{kind}")
+            shots = found["n-shot"].get(task, 0)
+            scores.append(TaskScore(task, name, _number(value), _number(stderr), _documents(found, task), shots))
     return scores
 
 
 def _documents(found: Any, task: str) -> int:
-    """Of a task; of a group, those of all its tasks."""
+    """How many documents a task has; for a group, those of all its tasks."""
     counts = found["n-samples"].get(task)
     return int(counts["effective"]) if counts else sum(_documents(found, part) for part in found["group_subtasks"].get(task, ()))
 

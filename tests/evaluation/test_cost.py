@@ -11,16 +11,8 @@ from torch import nn
 
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.evaluation import cost
-from adapruner.evaluation.cost import (
-    Latency,
-    compare_cost,
-    cost_protocol,
-    count_macs,
-    dense_twin,
-    measure_cost,
-    measure_latency,
-    weight_memory_gib,
-)
+from adapruner.evaluation.cost import cost_protocol, count_macs, dense_twin, measure_costs, measure_latency, weight_memory_gib
+from adapruner.evaluation.timing import WARM_UP_ROUNDS, Latency
 
 HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, LAYERS, VOCABULARY = 32, 48, 4, 2, 8, 2, 50
 
@@ -116,31 +108,29 @@ def test_latencies_are_positive_and_taken_in_turns(monkeypatch: pytest.MonkeyPat
 
     def spy(model: nn.Module, seq_len: int, batch: int) -> float:
         order.append("dense" if model is dense else "pruned")
-        assert torch.get_num_threads() == 1
         assert not torch.is_grad_enabled()
         assert not model.training
         return timed(model, seq_len, batch)
 
     monkeypatch.setattr(cost, "time_prefill", spy)
     dense.train()
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    latencies = measure_latency({"dense": dense, "pruned": pruned}, seq_len=12, repeats=3, threads=1)
+    state = torch.get_rng_state()
+    latencies = measure_latency({"dense": dense, "pruned": pruned}, seq_len=12, repeats=3)
     assert list(latencies) == ["dense", "pruned"]
     for latency in latencies.values():
         assert 0 < latency.prefill_ms < math.inf
         assert 0 < latency.decode_ms < math.inf
         assert latency.prefill_iqr_ms >= 0
         assert latency.decode_iqr_ms >= 0
-    assert order == ["dense", "pruned"] * (cost.WARM_UP_ROUNDS + 3)
+    assert order == ["dense", "pruned"] * (WARM_UP_ROUNDS + 3)
     assert dense.training
-    assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_summary_is_median_and_interquartile_range() -> None:
     pairs = [(float(x), 10.0 * x) for x in (9, 1, 5, 3, 7)]
-    assert cost._summary(pairs) == Latency(5.0, 4.0, 50.0, 40.0)
-    assert cost._summary([(2.0, 3.0)]) == Latency(2.0, 0.0, 3.0, 0.0)
+    assert Latency.of_rounds(pairs) == Latency(5.0, 4.0, 50.0, 40.0)
+    assert Latency.of_rounds([(2.0, 3.0)]) == Latency(2.0, 0.0, 3.0, 0.0)
 
 
 def test_decoding_never_leaves_the_models_positions() -> None:
@@ -159,9 +149,9 @@ def test_decoding_never_leaves_the_models_positions() -> None:
     assert latency.decode_ms > 0
 
 
-def test_compare_cost_has_both_names_and_the_counts_of_each() -> None:
+def test_costs_have_both_names_and_the_counts_of_each() -> None:
     dense, pruned = llama(), llama(num_attention_heads=2, num_key_value_heads=1)
-    costs = compare_cost(dense, pruned, seq_len=16, repeats=2)
+    costs = measure_costs({"dense": dense, "pruned": pruned}, seq_len=16, repeats=2)
     assert list(costs) == ["dense", "pruned"]
     assert costs["dense"].macs == llama_macs(16)
     assert costs["pruned"].macs == llama_macs(16, heads=2, kv_heads=1)
@@ -179,7 +169,7 @@ def test_dense_twin_has_the_shapes_and_leaves_config_and_random_state_alone() ->
     assert not twin.training
     assert config.to_dict() == record
     assert torch.equal(torch.get_rng_state(), state)
-    alone = measure_cost(twin, seq_len=8, repeats=1)
+    alone = measure_costs({"twin": twin}, seq_len=8, repeats=1)["twin"]
     assert alone.macs == llama_macs(8)
     assert alone.weight_memory_gib == 2 * alone.parameters / 2**30
 
@@ -191,7 +181,6 @@ def test_dense_twin_has_the_shapes_and_leaves_config_and_random_state_alone() ->
         ({"seq_len": 65}, "seq_len: expected at least 2 and at most 64, the model's positions, got 65"),
         ({"seq_len": 8, "batch": 0}, "batch: expected a positive integer, got 0"),
         ({"seq_len": 8, "repeats": 0}, "repeats: expected a positive integer, got 0"),
-        ({"seq_len": 8, "threads": 0}, "threads: expected a positive integer, got 0"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, int], message: str) -> None:
@@ -205,8 +194,9 @@ def test_no_model_is_refused() -> None:
 
 
 def test_protocol_says_where_and_how() -> None:
-    text = cost_protocol(llama(), seq_len=10, batch=2, repeats=1, threads=1)
-    assert text.startswith(f"CPU with 1 thread, float32, torch {torch.__version__}: MACs")
+    threads = torch.get_num_threads()
+    text = cost_protocol(llama(), seq_len=10, batch=2, repeats=1)
+    assert text.startswith(f"CPU with {threads} thread{'s' if threads > 1 else ''}, float32, torch {torch.__version__}: MACs")
     assert "2 x 10 tokens" in text
     assert "last 5 of 10 tokens" in text
     assert "median of 1 round after 2 of warm-up" in text

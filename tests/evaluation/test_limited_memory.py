@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from adapruner.evaluation import cost, limited_memory
-from adapruner.evaluation.cost import compare_cost, count_macs, dense_twin, weight_memory_gib
+from adapruner.evaluation.cost import count_macs, dense_twin, measure_costs, weight_memory_gib
 from adapruner.evaluation.limited_memory import UNKNOWN, PairOfModels
 from tests.tiny import tiny_llama
 
@@ -37,7 +37,7 @@ def pruned() -> Any:
 
 
 def check_sizes(found: dict[str, dict[str, Any]], pruned: nn.Module) -> None:
-    expected = compare_cost(dense_twin(tiny_llama().config), pruned, SEQ_LEN, repeats=1)
+    expected = measure_costs({"dense": dense_twin(tiny_llama().config), "pruned": pruned}, SEQ_LEN, repeats=1)
     for name in ("dense", "pruned"):
         assert {key: found[name][key] for key in SIZES} == {key: getattr(expected[name], key) for key in SIZES}
 

@@ -24,7 +24,6 @@ from adapruner.evaluation.perplexity import (
     evaluate_nll_chunks,
     token_nll,
 )
-from adapruner.evaluation.perplexity_metric import CausalPerplexity
 
 VOCABULARY = 23
 
@@ -195,21 +194,6 @@ def test_results_add_up_and_extremes_are_handled() -> None:
     assert NLLResult(1e6, 1).perplexity == math.inf
     with pytest.raises(DataError, match="expected at least one token to predict"):
         _ = NLLResult(0.0, 0).nll
-
-
-def test_metric_over_two_updates_equals_one_and_the_slow_loop() -> None:
-    logits, labels = random_batch()
-    once, twice = CausalPerplexity(), CausalPerplexity()
-    once.update(logits, labels)
-    twice.update(logits[:1], labels[:1])
-    twice.update(logits[1:], labels[1:])
-    sums, counts = slow_nll(logits, labels)
-    assert twice.compute().item() == pytest.approx(once.compute().item(), rel=1e-12)
-    assert once.compute().item() == pytest.approx(math.exp(sum(sums) / sum(counts)), rel=1e-6)
-    assert once.nll_sum.dtype == torch.float64
-    assert once.tokens.dtype == torch.int64
-    once.reset()
-    assert once.tokens.item() == 0
 
 
 def test_protocol_names_data_windows_and_predictions() -> None:

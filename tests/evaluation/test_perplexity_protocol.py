@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,6 @@ from adapruner.data.windows import joined_windows
 from adapruner.demo import MODEL_FOLDER
 from adapruner.demo.corpus import load_demo_corpus
 from adapruner.evaluation.perplexity import evaluate_nll
-from adapruner.evaluation.perplexity_metric import CausalPerplexity
-from tests.ranks import RANKS, on_two_ranks
 from tests.tiny import random_windows, tiny_llama
 
 
@@ -75,26 +72,3 @@ def test_bits_per_byte_do_not_depend_on_how_the_text_is_cut_into_tokens(demo: An
     expected = math.log2(model.config.vocab_size) * result.tokens / sum(covered)
     assert result.bits_per_byte == pytest.approx(expected, rel=1e-5)
     assert evaluate_nll(uniform, random_windows(2, 8, seed=1)).bits_per_byte is None
-
-
-def measure_on_rank(rank: int) -> float:
-    """The worker of the next test: each rank has windows of its own, and not equally many."""
-    model, metric = tiny_llama(), CausalPerplexity()
-    with torch.no_grad():
-        for row in shares()[rank]:
-            metric.update(model(input_ids=row[None]).logits, row[None])
-    return float(metric.compute())
-
-
-def shares() -> list[torch.Tensor]:
-    """Windows of the ranks."""
-    ids = random_windows(7, 16, seed=5).input_ids
-    return [ids[:2], ids[2:]]
-
-
-@pytest.mark.slow  # two processes, each of which imports torchmetrics
-def test_the_metric_is_synchronised_over_ranks_and_weighted_by_token(tmp_path: Path) -> None:
-    found = on_two_ranks(measure_on_rank, tmp_path)
-    assert len(found) == RANKS
-    assert found[0] == found[1]
-    assert found[0] == pytest.approx(evaluate_nll(tiny_llama(), random_windows(7, 16, seed=5)).perplexity, rel=1e-6)

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from adapruner.errors import ConfigurationError
-from adapruner.evaluation import energy, speed
-from adapruner.evaluation.cost import WARM_UP_ROUNDS, count_macs
+from adapruner.evaluation import cost, energy, speed
+from adapruner.evaluation.cost import count_macs, peak_memory_gib, prefill_energy_j
 from adapruner.evaluation.energy import EnergyMeter
-from adapruner.evaluation.speed import measure_speed, peak_memory_gib, prefill_energy_j, speed_protocol, speed_rows
+from adapruner.evaluation.speed import measure_speed, speed_protocol, speed_rows
+from adapruner.evaluation.timing import WARM_UP_ROUNDS
 from tests.tiny import tiny_llama
 
 
@@ -29,10 +30,8 @@ def test_every_point_has_both_models_in_turns_and_the_ratio_of_macs(models: Any)
         model.register_forward_pre_hook(
             lambda _m, _a, kwargs, name=name: order.append((name, tuple(kwargs["input_ids"].shape))), with_kwargs=True
         )
-    threads = torch.get_num_threads()
-    points = measure_speed(models, batches=(1, 3), seq_lens=(8, 20), repeats=2, threads=1)
+    points = measure_speed(models, batches=(1, 3), seq_lens=(8, 20), repeats=2)
     assert [(p.batch, p.seq_len) for p in points] == [(1, 8), (1, 20), (3, 8), (3, 20)]
-    assert torch.get_num_threads() == threads
     for point in points:
         assert list(point.speeds) == ["dense", "pruned"]
         assert point.macs == {name: count_macs(model, point.seq_len, point.batch) for name, model in models.items()}
@@ -81,7 +80,6 @@ def test_a_model_that_does_not_fit_is_left_out_at_that_point_alone(models: Any, 
         ({"batches": (0,)}, "batch: expected a positive integer, got 0"),
         ({"seq_lens": (8, 257)}, "seq_len: expected at least 2 and at most 256, the model's positions, got 257"),
         ({"repeats": 0}, "repeats: expected a positive integer, got 0"),
-        ({"threads": 0}, "threads: expected a positive integer, got 0"),
     ],
 )
 def test_bad_arguments_are_refused(models: Any, options: dict[str, Any], message: str) -> None:
@@ -109,13 +107,13 @@ def test_on_a_cpu_memory_and_energy_are_not_known() -> None:
 def test_peak_memory_leaves_out_what_else_is_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """10 GiB were there before; the forward takes 3 GiB more: those count, with the model's own weights."""
     model = tiny_llama()
-    monkeypatch.setattr(speed, "input_device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr(speed, "random_ids", lambda m, b, n: torch.zeros(b, n, dtype=torch.long))
+    monkeypatch.setattr(cost, "input_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(cost, "random_ids", lambda m, b, n: torch.zeros(b, n, dtype=torch.long))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: 10 * 2**30)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 13 * 2**30)
-    assert peak_memory_gib(model, 8) == pytest.approx(3 + speed.weight_memory_gib(model))
+    assert peak_memory_gib(model, 8) == pytest.approx(3 + cost.weight_memory_gib(model))
 
 
 class PlayedCounter(types.ModuleType):

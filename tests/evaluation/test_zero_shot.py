@@ -13,7 +13,7 @@ import torch
 
 from adapruner.errors import ConfigurationError, DataError
 from adapruner.evaluation import zero_shot
-from adapruner.evaluation.zero_shot import SEVEN, check_harness, describe_zero_shot, evaluate_zero_shot, load_tasks, score_tasks
+from adapruner.evaluation.zero_shot import SEVEN, check_harness, describe_zero_shot, load_tasks, score_tasks
 from tests.local_tasks import COLOURS, QUESTIONS, write_tasks
 from tests.ranks import on_two_ranks
 from tests.tiny import save_tiny, tiny_llama, word_tokenizer
@@ -46,14 +46,15 @@ def own_results(model_folder: Path, tasks: Path, **options: Any) -> Any:
 def test_a_model_in_memory_scores_to_the_last_digit_what_lm_eval_finds_for_its_folder(
     folder: Path, tmp_path: Path, options: dict[str, int]
 ) -> None:
-    own = own_results(save_tiny(tmp_path / "model"), folder, **options)
-    scores = evaluate_zero_shot(tiny_llama(), word_tokenizer(), TASKS, task_folder=folder, **options)
+    own, options, shots = own_results(save_tiny(tmp_path / "model"), folder, **options), dict(options), options.get("num_fewshot", 0)
+    tasks = load_tasks(TASKS, folder, options.pop("num_fewshot", None))
+    scores = score_tasks(tiny_llama(), word_tokenizer(), tasks, **options)
     assert [(s.task, s.metric) for s in scores] == [(QUESTIONS, "acc"), (QUESTIONS, "acc_norm"), (COLOURS, "acc")]
     for score in scores:
         assert score.value == own["results"][score.task][f"{score.metric},none"]
         assert score.stderr == own["results"][score.task][f"{score.metric}_stderr,none"]
         assert score.documents == own["n-samples"][score.task]["effective"] == options.get("limit", 23)
-        assert score.shots == own["n-shot"][score.task] == options.get("num_fewshot", 0)
+        assert score.shots == own["n-shot"][score.task] == shots
 
 
 def test_accuracies_are_those_of_choices_summed_by_hand(folder: Path, loaded: Any) -> None:
@@ -143,7 +144,7 @@ def test_a_group_has_its_means_and_the_documents_of_its_tasks(folder: Path, tmp_
     own = write_tasks(tmp_path)
     metrics = "aggregate_metric_list: [{metric: acc, weight_by_size: true}]"
     (own / "both.yaml").write_text(f"group: tiny_both\ntask: [{QUESTIONS}, {COLOURS}]\n{metrics}\nmetadata: {{version: 1.0}}\n")
-    scores = evaluate_zero_shot(tiny_llama(), word_tokenizer(), ["tiny_both"], limit=6, task_folder=own)
+    scores = score_tasks(tiny_llama(), word_tokenizer(), load_tasks(["tiny_both"], own), limit=6)
     by_task = {(s.task, s.metric): s for s in scores}
     mean = (by_task[QUESTIONS, "acc"].value + by_task[COLOURS, "acc"].value) / 2
     assert by_task["tiny_both", "acc"].value == pytest.approx(mean)
