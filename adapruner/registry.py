@@ -108,6 +108,9 @@ class Registry(Generic[Member]):
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
 
+    def __len__(self) -> int:
+        return len(self.names())
+
     def _ships(self, member: Member) -> bool:
         """Whether a class, a function or an object is defined in the registry's own package, whatever module was imported first."""
         return self.package is not None and f"{getattr(member, '__module__', '')}.".startswith(f"{self.package}.")

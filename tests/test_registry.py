@@ -23,6 +23,7 @@ def test_members_are_found_by_name_in_the_order_of_registration() -> None:
     assert colours.find("shade") is shade
     assert "red" in colours
     assert "blue" not in colours
+    assert len(colours) == 2
 
 
 def test_an_unknown_name_has_the_nearest_one_and_the_option() -> None:
