@@ -3,6 +3,8 @@
 A kind (metrics, samplers, objectives, data sources, ...) has one :class:`Registry`. Its shipped members register themselves when
 their module is imported; the registry imports the modules of its package on first use. A user's own member is registered by the
 same decorator, in a file that ``--import my_file.py`` names, or in a package that lists it as an entry point of the registry's group.
+
+Most members are a class without arguments that has a ``name``; ``@registry.add_class`` registers one instance of it.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from adapruner.errors import ConfigurationError, nearest
 
 Member = TypeVar("Member")
+Given = TypeVar("Given")
 
 
 class Registry(Generic[Member]):
@@ -25,6 +28,7 @@ class Registry(Generic[Member]):
         kind: what a member is, in words, for messages: ``sampler``.
         package: dotted name of the package whose modules hold the shipped members; each registers what it defines.
         group: entry-point group of other distributions' members, such as ``adapruner.samplers``.
+        check: called with every new member; raises what is wrong with it.
 
     >>> greetings: Registry[str] = Registry("greeting")
     >>> greetings.add("plain", "hello")
@@ -36,8 +40,10 @@ class Registry(Generic[Member]):
     adapruner.errors.ConfigurationError: greeting: expected a known greeting, got 'plan'; did you mean 'plain'? Known: plain
     """
 
-    def __init__(self, kind: str, package: str | None = None, group: str | None = None) -> None:
-        self.kind, self.package, self.group = kind, package, group
+    def __init__(
+        self, kind: str, package: str | None = None, group: str | None = None, check: Callable[[Member], object] | None = None
+    ) -> None:
+        self.kind, self.package, self.group, self.check = kind, package, group, check
         self._members: dict[str, Member] = {}
         self._loaded = False
 
@@ -47,10 +53,25 @@ class Registry(Generic[Member]):
         Raises:
             ConfigurationError: if the name is taken by another member.
         """
+        if not self._ships(member):
+            self._load()  # a shipped name is taken, whether it was asked for yet or not
         if self._members.get(name, member) is not member:
             raise ConfigurationError(f"{self.kind}: expected a new name, got {name!r}, which is taken; choose another")
+        if self.check is not None:
+            self.check(member)
         self._members[name] = member
         return member
+
+    def add_class(self, given: Given) -> Given:
+        """Makes an instance of a class (or an instance that is given) known by its ``name``; returns what was given, as a decorator does.
+
+        Raises:
+            ConfigurationError: as :meth:`add`.
+        """
+        member: Any = given() if isinstance(given, type) else given
+        if not isinstance(given, type) or type(self._members.get(member.name)) is not given:  # else the same class once more
+            self.add(member.name, member)
+        return given
 
     def register(self, name: str) -> Callable[[Member], Member]:
         """The same as a decorator."""
@@ -76,15 +97,23 @@ class Registry(Generic[Member]):
         return self._members[name]
 
     def names(self) -> tuple[str, ...]:
-        """Names of all members, shipped ones first, in the order in which they were registered."""
+        """Names of all members: the shipped ones sorted, then the others in the order in which they were registered."""
         self._load()
-        return tuple(self._members)
+        shipped = sorted(name for name, member in self._members.items() if self._ships(member))
+        return (*shipped, *(name for name in self._members if name not in shipped))
 
     def __contains__(self, name: object) -> bool:
         return name in self.names()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def _ships(self, member: Member) -> bool:
+        """Whether a class, a function or an object is defined in the registry's own package, whatever module was imported first."""
+        return self.package is not None and f"{getattr(member, '__module__', '')}.".startswith(f"{self.package}.")
 
     def _load(self) -> None:
         if self._loaded:
@@ -96,6 +125,12 @@ class Registry(Generic[Member]):
                 import_module(f"{self.package}.{module}")
         if self.group is not None:
             for entry in entry_points(group=self.group):
-                member = entry.load()
+                try:
+                    member = entry.load()  # a decorated one registers itself
+                except Exception as error:
+                    got = f"{type(error).__name__}: {error}"
+                    raise ConfigurationError(
+                        f"{self.kind}: expected to load {entry.value!r}, got {got}; mend or remove its package"
+                    ) from error
                 if entry.name not in self._members:
-                    self.add(entry.name, member)
+                    self.add(entry.name, member() if isinstance(member, type) and hasattr(member, "name") else member)

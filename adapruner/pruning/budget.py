@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from adapruner.errors import BudgetError, ConfigurationError
-from adapruner.models.latency import LatencyTable
-from adapruner.models.sizes import ModelSizes, macs_per_unit
 from adapruner.models.units import ModelStructure
-from adapruner.pruning.costs import UnitCosts
+from adapruner.pruning.costs import COSTS, CostInputs, UnitCosts
+from adapruner.pruning.costs.latency_table import LatencyTable
+from adapruner.pruning.costs.sizes import ModelSizes
 from adapruner.pruning.tied_sets import in_slices
 
-GIB = 2**30
-
-#: What can be counted, in words.
-_COUNTED = {
-    "block": "block parameters",
-    "all": "all parameters",
-    "macs": "multiply-accumulates per token",
-    "memory": "GiB of weights",
-    "latency": "ms per forward",
-}
-#: Absolute target -> what it may be counted in; the first is meant when ``of`` was left as it is.
-_ABSOLUTE = {"parameters_left": ("block", "all"), "macs_left": ("macs",), "weight_memory_gib": ("memory",), "latency_ms": ("latency",)}
+#: Fields that give what is to be left, in the units of a cost, in place of a fraction that is to go.
+_ABSOLUTE = ("parameters_left", "macs_left", "weight_memory_gib", "latency_ms")
 
 
 @dataclass(frozen=True)
@@ -33,10 +23,10 @@ class Budget:
 
     pruned_fraction: float = 0.2
     """Fraction to remove, in [0, 1). An absolute target below replaces it."""
-    of: Literal["block", "all", "macs", "memory", "latency"] = "block"
+    of: str = "block"
     """What the fraction counts: ``block``, the attention and FFN matrices that units live in; ``all``, every parameter
     of the model, embeddings included; ``macs``, multiply-accumulates per token of the whole model; ``memory``, bytes of
-    the whole model's weights; ``latency``, ms of one forward. An absolute target sets it by itself."""
+    the whole model's weights; ``latency``, ms of one forward; or a registered unit of cost. An absolute target sets it by itself."""
     protect_first: int = 0
     """Number of first decoder layers that lose nothing."""
     protect_last: int = 0
@@ -59,10 +49,7 @@ class Budget:
             raise ConfigurationError(
                 f"budget.pruned_fraction: expected a number in [0, 1), got {self.pruned_fraction}; give 0.2 to remove 20 %"
             )
-        if self.of not in _COUNTED:
-            raise ConfigurationError(
-                f"budget.of: expected 'block' or 'all', got {self.of!r}; name one of them, or one of 'macs', 'memory', 'latency'"
-            )
+        COSTS.find(self.of, "budget.of")
         for name, value in (("protect_first", self.protect_first), ("protect_last", self.protect_last)):
             if value < 0:
                 raise ConfigurationError(f"budget.{name}: expected a number of layers, 0 or more, got {value}; give 0 to protect none")
@@ -79,10 +66,12 @@ class Budget:
         for name in given:
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigurationError(f"budget.{name}: expected a positive number, got {getattr(self, name)}; give what is to be left")
-            if self.of not in _ABSOLUTE[name] and self.of != "block":
-                raise ConfigurationError(f"budget.of: expected {_ABSOLUTE[name][0]!r} with {name}, got {self.of!r}; leave it out")
-            if self.of not in _ABSOLUTE[name]:
-                object.__setattr__(self, "of", _ABSOLUTE[name][0])  # the dataclass is frozen for everyone else
+            if COSTS.find(self.of).target == name:
+                continue
+            meant = next(of for of in ("block", *COSTS) if COSTS.find(of).target == name)
+            if self.of != "block":
+                raise ConfigurationError(f"budget.of: expected {meant!r} with {name}, got {self.of!r}; leave it out")
+            object.__setattr__(self, "of", meant)  # the dataclass is frozen for everyone else
 
     @property
     def absolute(self) -> str | None:
@@ -103,7 +92,7 @@ class Budget:
         record: dict[str, Any] = {"pruned_fraction": fraction, "of": self.of}
         if self.absolute:
             record[self.absolute] = getattr(self, self.absolute)
-        if self.of in ("macs", "latency"):
+        if COSTS.find(self.of).needs_length:
             record["seq_len"] = self.seq_len
         return record
 
@@ -125,13 +114,12 @@ class Budget:
     def costs(self, structure: ModelStructure, *, sizes: ModelSizes | None = None, latency: LatencyTable | None = None) -> UnitCosts:
         """What each unit costs and how much has to go, in what the budget counts.
 
-        Parameters and GiB are those of the coupled tensors, MACs as :func:`adapruner.models.sizes.macs_per_unit` has them.
-        Latency follows the table's straight line: a plan meets the *modelled* latency within 0.1 %, and the device's within
-        what the line is worth; see :func:`adapruner.models.latency.correct`.
+        A latency follows the table's straight line: a plan meets the *modelled* latency within 0.1 %, and the device's within what the
+        line is worth; see :func:`adapruner.pruning.costs.latency_table.correct`.
 
         Args:
-            sizes: of the dense model (``structure.sizes.measure_sizes``), for ``macs`` and ``memory``.
-            latency: measured on the device (``evaluation.latency_table``), for ``latency``.
+            sizes: of the dense model (``costs.sizes.measure_sizes``), for ``macs`` and ``memory``.
+            latency: measured on the device (``costs.latency_table``), for ``latency``.
 
         Raises:
             BudgetError: if no plan can remove as much; the message has what is reachable.
@@ -139,13 +127,13 @@ class Budget:
                 layers are protected than there are.
         """
         self._check_layers(structure.layers)
-        per_unit, whole = self._count(structure, sizes, latency)
-        argument = self.absolute or "pruned_fraction"
-        dense = float(structure.parameters) if self.of == "block" else whole
+        unit = COSTS.find(self.of)
+        counted = unit.count(CostInputs(structure, self.seq_len, sizes, latency))
+        argument, dense = self.absolute or "pruned_fraction", counted.whole if counted.dense is None else counted.dense
         asked = getattr(self, argument)
-        fraction = float(round(whole * asked)) if self.of in ("block", "all") else whole * asked
+        fraction = float(round(counted.whole * asked)) if unit.in_whole_numbers else counted.whole * asked
         remove = dense - asked if self.absolute else fraction
-        costs = UnitCosts(per_unit, whole, remove, _COUNTED[self.of], dense, f"budget.{argument}", asked)
+        costs = UnitCosts(counted.per_unit, counted.whole, remove, unit.words, dense, f"budget.{argument}", asked)
         self._check_reachable(costs, structure)
         return costs
 
@@ -159,37 +147,6 @@ class Budget:
         if self.of not in ("block", "all"):
             raise ConfigurationError(f"budget.of: expected 'block' or 'all' to count parameters, got {self.of!r}; use budget.costs")
         return int(self.costs(structure).remove)
-
-    def _count(self, structure: ModelStructure, sizes: ModelSizes | None, latency: LatencyTable | None) -> tuple[dict[str, float], float]:
-        """Group name -> cost of a unit, and the whole."""
-        if self.of in ("block", "all"):
-            whole = structure.block_parameters if self.of == "block" else structure.parameters
-            return {g.name: float(g.parameters_per_unit) for g in structure.groups}, float(whole)
-        if self.of == "latency":
-            return self._count_latency(structure, latency)
-        if sizes is None:
-            raise ConfigurationError(
-                f"sizes: expected the dense model's for a budget of {self.of}, got none; give measure_sizes(model, structure)"
-            )
-        if self.of == "memory":  # a power of two: dividing by it loses nothing
-            per_parameter = sizes.bytes_per_parameter / GIB
-            return {g.name: g.parameters_per_unit * per_parameter for g in structure.groups}, sizes.weight_bytes / GIB
-        per_unit = {g.name: float(macs_per_unit(g, self.seq_len)) for g in structure.groups}
-        return per_unit, sizes.fixed_macs + sum(g.units * per_unit[g.name] for g in structure.groups)
-
-    def _count_latency(self, structure: ModelStructure, latency: LatencyTable | None) -> tuple[dict[str, float], float]:
-        if latency is None:
-            raise ConfigurationError(
-                "latency: expected a measured table for a budget of latency, got none; give measure_latency_table(...)"
-            )
-        if latency.seq_len != self.seq_len:
-            raise ConfigurationError(
-                f"budget.seq_len: expected the latency table's {latency.seq_len}, got {self.seq_len}; measure at the budget's length"
-            )
-        missing = sorted({g.kind for g in structure.groups} - set(latency.per_unit_ms))
-        if missing:
-            raise ConfigurationError(f"latency: expected ms per unit of {missing[0]}, got none; measure the table on this model")
-        return {g.name: latency.per_unit_ms[g.kind] for g in structure.groups}, latency.whole_ms
 
     def _check_layers(self, layers: int) -> None:
         for name in ("protect_first", "protect_last"):

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from adapruner.errors import BudgetError, ConfigurationError
-from adapruner.models.sizes import ModelSizes
 from adapruner.models.units import Member, ModelStructure, UnitGroup
 from adapruner.pruning.budget import Budget
-from adapruner.pruning.costs import TOLERANCE
+from adapruner.pruning.costs import COSTS, TOLERANCE
+from adapruner.pruning.costs.sizes import ModelSizes
 from adapruner.pruning.depth import Windows, block_influence, check_depth, choose_layers, remove_layers, without_layers
 from adapruner.pruning.hidden_width import check_hidden, choose_hidden, hidden_scores, remove_hidden, without_hidden
 from adapruner.pruning.plan import PruningPlan
@@ -150,9 +150,15 @@ def remaining_budget(budget: Budget, dense: ModelStructure, remaining: ModelStru
         raise ConfigurationError(
             "budget.of: expected latency_ms beside removed layers or hidden channels, got a fraction of latency; give budget.latency_ms"
         )
-    if budget.of in ("macs", "memory"):
+    if budget.of not in ("block", "all"):
+        target = COSTS.find(budget.of).target
+        if target is None:
+            raise ConfigurationError(
+                f"budget.of: expected a unit with an absolute target beside removed layers or hidden channels, got {budget.of!r}; "
+                "give macs, or remove none of them"
+            )
         left = replace(budget, pruned_fraction=0.0).costs(dense, sizes=sizes).dense * (1.0 - budget.pruned_fraction)
-        return replace(budget, macs_left=left) if budget.of == "macs" else replace(budget, weight_memory_gib=left)
+        return replace(budget, **{target: left})  # type: ignore[arg-type]
     before, after = (
         (dense.block_parameters, remaining.block_parameters) if budget.of == "block" else (dense.parameters, remaining.parameters)
     )

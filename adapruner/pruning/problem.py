@@ -14,13 +14,13 @@ from adapruner.errors import ConfigurationError
 from adapruner.importance.gram import GramMatrices
 from adapruner.importance.mixture import mix_metrics
 from adapruner.importance.statistics import UnitStatistics
-from adapruner.models.latency import LatencyTable
-from adapruner.models.sizes import ModelSizes
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.allocation import allocate
 from adapruner.pruning.bias_compensation import input_means
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.costs import UnitCosts
+from adapruner.pruning.costs.latency_table import LatencyTable
+from adapruner.pruning.costs.sizes import ModelSizes
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.recipe import Recipe
 

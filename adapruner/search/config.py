@@ -7,54 +7,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from adapruner.errors import ConfigurationError, nearest
+from adapruner.search.objectives import ObjectiveConfig
+from adapruner.search.samplers import SAMPLERS
 from adapruner.search.space import SearchSpace
+from adapruner.search.stoppers import STOPPERS
 
-SAMPLERS: tuple[str, ...] = ("tpe", "random", "gp", "cmaes")
-STOPPERS: tuple[str, ...] = ("median", "wilcoxon", "halving", "none")
+__all__ = ["ORDERS", "ObjectiveConfig", "RerankConfig", "SearchConfig"]
+
+
 ORDERS: tuple[str, ...] = ("joint", "data_first", "metric_first")
-COSTS: tuple[str, ...] = ("parameters", "macs", "memory")
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """What a trial is judged by; lower is better."""
-
-    measure: Literal["nll", "kl"] = "nll"
-    """On the search split: ``nll``, of the text; ``kl``, from the dense model's predictions. Nats per token."""
-    top_k: int = 64
-    """For ``kl``: tokens of the dense model's predictions kept at each position."""
-    refit: Literal["auto", "always", "never"] = "auto"
-    """Judge the model after the local refit of its output projections. ``auto``: where the run reconstructs and the Gram
-    matrices fit into ``refit_gib``."""
-    refit_gib: float = 2.0
-    """Memory that the cached Gram matrices may take under ``auto``."""
-    cost: Literal["parameters", "macs", "memory"] = "parameters"
-    """What ``cost_weight`` and ``pareto`` count: the fraction left of it."""
-    cost_weight: float = 0.0
-    """Added to the measure for each unit of the cost's fraction that is left, in nats."""
-    pareto: bool = False
-    """Search measure and cost as two objectives: the front goes into ``pareto.json``, its plans into ``plans/``."""
-
-    def __post_init__(self) -> None:
-        for argument, value, known in (
-            ("measure", self.measure, ("nll", "kl")),
-            ("refit", self.refit, ("auto", "always", "never")),
-            ("cost", self.cost, COSTS),
-        ):
-            if value not in known:
-                raise ConfigurationError(
-                    f"search.objective.{argument}: expected a known {argument}, got {value!r}; {nearest(value, known)}"
-                )
-        if self.top_k < 1:
-            raise ConfigurationError(f"search.objective.top_k: expected 1 or more, got {self.top_k}; give 64")
-        for argument in ("cost_weight", "refit_gib"):
-            if not 0 <= getattr(self, argument) < float("inf"):
-                got = getattr(self, argument)
-                raise ConfigurationError(f"search.objective.{argument}: expected a finite number of 0 or more, got {got}; give 0")
-        if self.pareto and self.cost_weight:
-            raise ConfigurationError(
-                f"search.objective: expected pareto or a cost_weight, got both ({self.cost_weight}); set cost_weight to 0"
-            )
 
 
 @dataclass(frozen=True)
@@ -87,7 +48,7 @@ class SearchConfig:
 
     n_trials: int = 128
     """Trials in all, the fixed baselines included; below about 50 the sampler hardly learns."""
-    sampler: Literal["tpe", "random", "gp", "cmaes"] = "tpe"
+    sampler: str = "tpe"
     """``tpe``: Bayesian optimisation as in the paper; ``gp``: by a Gaussian process; ``cmaes``: CMA-ES, for spaces without
     choices among names (these it draws at random); ``random``: the ablation."""
     order: Literal["joint", "data_first", "metric_first"] = "joint"
@@ -98,7 +59,7 @@ class SearchConfig:
     """Windows in one forward pass of a trial."""
     chunks: int = 4
     """Parts of the search split between which a bad trial can stop."""
-    early_stopping: Literal["median", "wilcoxon", "halving", "none"] = "median"
+    early_stopping: str = "median"
     """Stop a bad trial between chunks (single process only): ``median``, worse than the median of earlier trials; ``wilcoxon``,
     worse than the best by a signed-rank test over chunks; ``halving``, not in the better half; ``none``."""
     max_failures: int = 5
@@ -131,11 +92,11 @@ class SearchConfig:
             )
         if self.random_sets < 0:
             raise ConfigurationError(f"search.random_sets: expected 0 or more, got {self.random_sets}; give 0 for none")
-        for argument, known in (("sampler", SAMPLERS), ("early_stopping", STOPPERS), ("order", ORDERS)):
-            value = getattr(self, argument)
-            if value not in known:
-                raise ConfigurationError(f"search.{argument}: expected a known {argument}, got {value!r}; {nearest(str(value), known)}")
-        if self.objective.pareto and (self.sampler in ("cmaes",) or self.order != "joint"):
+        sampler = SAMPLERS.find(self.sampler, "search.sampler")
+        STOPPERS.find(self.early_stopping, "search.early_stopping")
+        if self.order not in ORDERS:
+            raise ConfigurationError(f"search.order: expected a known order, got {self.order!r}; {nearest(str(self.order), ORDERS)}")
+        if self.objective.pareto and not (sampler.several_objectives and self.order == "joint"):
             raise ConfigurationError(
                 f"search.objective.pareto: expected the sampler tpe, gp or random and order joint, got {self.sampler} and {self.order}; "
                 "choose them, or one objective"

@@ -10,11 +10,11 @@ from typing import Any
 from adapruner.distributed import Ranks
 from adapruner.errors import ConfigurationError
 from adapruner.models.fingerprint import fingerprint_model
-from adapruner.models.sizes import ModelSizes, measure_sizes
 from adapruner.models.tracing import trace_structure
 from adapruner.models.units import ModelStructure
 from adapruner.progress import announce, progress_bar
 from adapruner.pruning.budget import Budget
+from adapruner.pruning.costs.sizes import ModelSizes, measure_sizes
 from adapruner.pruning.depth_and_width import (
     DepthWidthConfig,
     DepthWidthCut,

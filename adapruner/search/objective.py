@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
-from adapruner.evaluation.divergence import DenseTopK, collect_top_k, evaluate_divergence_chunks
 from adapruner.evaluation.mode import evaluation_mode
-from adapruner.evaluation.perplexity import Windows, evaluate_nll_chunks
+from adapruner.evaluation.perplexity import Windows
 from adapruner.importance.finiteness import find_bad_loss
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
@@ -18,6 +16,7 @@ from adapruner.pruning.problem import PruningProblem
 from adapruner.pruning.recipe import Recipe
 from adapruner.recovery.post_pruning import trial_model
 from adapruner.search.config import SearchConfig
+from adapruner.search.objectives import OBJECTIVES, Measured
 
 
 @dataclass(frozen=True)
@@ -31,26 +30,27 @@ class Part:
 
 
 class Objective:
-    """The measure on some windows; the dense model's predictions are collected once where it needs them.
+    """The measure on some windows; what it needs of the dense model is collected once.
 
-    ``refit``: relative strength of the local refit inside the trial, or ``None``; the problem then holds Gram matrices.
+    Args:
+        model: the dense model.
+        windows: ``[n, seq_len]``.
+        refit: relative strength of the local refit inside the trial, or ``None``; the problem then holds Gram matrices.
     """
 
     def __init__(self, model: nn.Module, problem: PruningProblem, windows: Windows, config: SearchConfig, refit: float | None) -> None:
         self.problem, self.windows, self.config, self.refit = problem, windows, config, refit
-        self.dense: DenseTopK | None = None
-        if config.objective.measure == "kl":
-            self.dense = collect_top_k(model, windows, config.objective.top_k, config.batch_size)
+        self.measure = OBJECTIVES.find(config.objective.measure)
+        self.prepared = self.measure.prepare(model, windows, config.objective, config.batch_size)
 
     def of_plan(self, model: nn.Module, plan: PruningPlan, recipe: Recipe) -> Iterator[Part]:
-        """Of a dense model and a plan: cut for the length of the measurement, whole again afterwards."""
+        """The value of a plan after each chunk: the dense model is cut for the length of the measurement, and whole again afterwards."""
         addition = self.config.objective.cost_weight * self.cost(plan) if self.config.objective.cost_weight else 0.0
         with trial_model(model, self.problem, plan, recipe, self.refit):
-            before: Any = None
+            tokens, total = 0, 0.0
             for result in self._results(model, self.config.chunks):
-                tokens = result.tokens - (before.tokens if before else 0)
-                alone = (result.value * result.tokens - (before.value * before.tokens if before else 0.0)) / tokens
-                before = result
+                alone = (result.value * result.tokens - total) / (result.tokens - tokens)
+                tokens, total = result.tokens, result.value * result.tokens
                 yield Part(result.value + addition, alone + addition)
 
     def blame(self, model: nn.Module, plan: PruningPlan, recipe: Recipe) -> str:
@@ -62,17 +62,15 @@ class Objective:
         return f"on sample {found[0]} of the search split, not finite from {found[1]} on"
 
     def of_model(self, model: nn.Module) -> float:
-        """Of a model as it is, without a cost term."""
+        """The value of a model as it is, without a cost term."""
         *_, result = self._results(model, 1)
         return float(result.value)
 
     def cost(self, plan: PruningPlan) -> float:
         """Fraction that the plan leaves of what ``objective.cost`` counts, in (0, 1]."""
-        of: Any = {"parameters": "all"}.get(self.config.objective.cost, self.config.objective.cost)
+        of = "all" if self.config.objective.cost == "parameters" else self.config.objective.cost
         costs = Budget(0.0, of, seq_len=self.problem.budget.seq_len).costs(self.problem.structure, sizes=self.problem.sizes)
         return costs.left_by(plan.kept, self.problem.structure) / costs.dense
 
-    def _results(self, model: nn.Module, chunks: int) -> Iterator[Any]:
-        if self.dense is not None:
-            return evaluate_divergence_chunks(model, self.windows, self.dense, self.config.batch_size, chunks)
-        return evaluate_nll_chunks(model, self.windows, self.config.batch_size, chunks)
+    def _results(self, model: nn.Module, chunks: int) -> Iterator[Measured]:
+        return self.measure.measure(model, self.windows, self.prepared, self.config.batch_size, chunks)

@@ -16,12 +16,13 @@ from adapruner.data.run_data import RunData
 from adapruner.distributed import is_rank_zero
 from adapruner.importance.gram import GramMatrices, gram_gib
 from adapruner.importance.statistics import UnitStatistics
-from adapruner.models.latency import LatencyTable
-from adapruner.models.sizes import measure_sizes
 from adapruner.models.units import ModelStructure
 from adapruner.progress import announce, progress_bar
 from adapruner.pruning.bias_compensation import count_added_biases
 from adapruner.pruning.budget import Budget
+from adapruner.pruning.costs import COSTS, latency_table
+from adapruner.pruning.costs.latency_table import LatencyTable
+from adapruner.pruning.costs.sizes import measure_sizes
 from adapruner.pruning.problem import PruningProblem
 from adapruner.search.device_latency import FILE as LATENCY_FILE
 from adapruner.search.device_latency import read_or_measure_table
@@ -109,13 +110,12 @@ class ProblemBuilder:
         )
 
     def _latency(self) -> LatencyTable | None:
-        if self.budget.of != "latency":
+        if not COSTS.find(self.budget.of).timed:
             return None
-        from adapruner.evaluation.latency_table import measure_latency_table
 
         def measure() -> LatencyTable:
             announce("times the dense model and its layers at several widths")
-            return measure_latency_table(self.model, self.structure, seq_len=self.budget.seq_len)
+            return latency_table.measure_latency_table(self.model, self.structure, seq_len=self.budget.seq_len)
 
         if self._table is None:
             key = f"1:{self.fingerprint}:{self.budget.seq_len}"

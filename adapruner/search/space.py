@@ -244,6 +244,18 @@ class SearchSpace:
         return asdict(self)
 
 
+def frozen_dimensions(order: str, first_half: bool, values: dict[str, Any]) -> dict[str, Any] | None:
+    """What stays where it was while one subspace is searched after the other; ``None`` where they are searched jointly.
+
+    Args:
+        values: the best trial so far.
+    """
+    if order == "joint":
+        return None
+    searches_data = (order == "data_first") == first_half
+    return {name: value for name, value in values.items() if name.startswith(CALIBRATION_DIMENSIONS) != searches_data}
+
+
 def _by_prefix(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 

@@ -33,9 +33,11 @@ from adapruner.search.journal import KILLED, OWNER, SEAL, check_journal, fail_ki
 from adapruner.search.objective import Objective
 from adapruner.search.random_samples import measure_spread
 from adapruner.search.reranking import Candidate, choose_candidates, rerank
-from adapruner.search.samplers import frozen_dimensions, make_sampler, make_stopper
+from adapruner.search.samplers import make_sampler
 from adapruner.search.seed_trials import SEARCHED, SeedTrials
+from adapruner.search.space import frozen_dimensions
 from adapruner.search.split import split_windows
+from adapruner.search.stoppers import STOPPERS, make_stopper
 from adapruner.search.trials import TrialRecord, best_of, record_of, write_csv
 
 __all__ = ["SearchConfig", "SearchOutcome", "check_journal", "run_search"]
@@ -205,8 +207,9 @@ class _Study:
         self.pending: list[Any] = []
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-        self.study = open_study(folder, identity, 2 if config.objective.pareto else 1, config.storage)
-        self.study.pruner = make_stopper(config, startup=max(8, len(self.fixed)))
+        self.objectives = 2 if config.objective.pareto else 1
+        self.study = open_study(folder, identity, self.objectives, config.storage)
+        self.study.pruner = make_stopper(config.early_stopping, startup=max(8, len(self.fixed)))
         self.owner = "" if config.storage is None else f"{socket.gethostname()}:{os.getpid() if folder is None else folder.resolve()}"
         fail_killed(self.study, self.owner)
 
@@ -226,7 +229,8 @@ class _Study:
         for index in range(done, done + min(count, self.fixed.limit(done))):
             fixed = self.fixed.at(index, finished)
             name = SEARCHED
-            self.study.sampler = make_sampler(self.config, index, max(10, len(self.fixed)), self._frozen(index, finished))
+            seed, startup = self.config.seed * 100003 + index, max(10, len(self.fixed))
+            self.study.sampler = make_sampler(self.config.sampler, seed, startup, self.objectives, self._frozen(index, finished))
             if fixed is not None:
                 name, point = fixed
                 self.study.enqueue_trial(point)
@@ -250,9 +254,9 @@ class _Study:
         return None if best is None else frozen_dimensions(self.config.order, first_half, best.params)
 
     def should_stop(self, step: int, value: float, alone: float) -> bool:
-        if self.config.early_stopping == "none" or self.config.objective.pareto:
+        if self.config.objective.pareto:  # Optuna stops trials by one value alone
             return False
-        self.pending[0].report(alone if self.config.early_stopping == "wilcoxon" else value, step)
+        self.pending[0].report(alone if STOPPERS.find(self.config.early_stopping).sees_chunks_alone else value, step)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that few pairs say little to a rank test
             return step < self.config.chunks - 1 and bool(self.pending[0].should_prune())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,14 @@ PAGE = Path(__file__).parents[2] / "docs" / "add-a-metric.md"
 
 
 @pytest.fixture
-def metric() -> Iterator[Any]:
-    """Steps 1 and 2: the page's own class, registered for one test."""
+def metric(tmp_path: Path) -> Iterator[Any]:
+    """Steps 1 and 2: the page's own class in a user's file, registered for one test."""
     code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert code is not None
-    space: dict[str, Any] = {}
-    exec(re.sub(r"(?m)^   ", "", code.group(1)), space)
-    made = space["RootMeanSquareInput"]()
-    register_metric(made)
-    yield made
-    del METRICS[made.name]
+    (tmp_path / "rms_input.py").write_text(re.sub(r"(?m)^   ", "", code.group(1)))
+    runpy.run_path(str(tmp_path / "rms_input.py"))
+    yield METRICS.find("rms_input")
+    METRICS.remove("rms_input")
 
 
 def test_documented_metric_scores_and_is_searched(metric: Any) -> None:
@@ -61,7 +60,7 @@ def test_documented_metric_scores_and_is_searched(metric: Any) -> None:
 
 def test_names_and_needs_are_checked(metric: Any) -> None:
     with pytest.raises(ConfigurationError, match="expected a new name, got 'rms_input', which is taken"):
-        register_metric(metric)
+        register_metric(type("Same", (), {"name": "rms_input", "needs": frozenset(), "score": metric.score})())
     stranger = type("Stranger", (), {"name": "stranger", "paper": "-", "needs": frozenset({"imput_sum"}), "score": metric.score})()
     with pytest.raises(ConfigurationError, match="got 'imput_sum'; did you mean 'input_sum'"):
         register_metric(stranger)

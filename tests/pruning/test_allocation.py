@@ -118,7 +118,7 @@ def test_fractions_out_of_range(fraction: float) -> None:
 
 
 def test_other_bad_budgets() -> None:
-    with pytest.raises(ConfigurationError, match=r"budget\.of: expected 'block' or 'all', got 'heads'"):
+    with pytest.raises(ConfigurationError, match=r"budget\.of: expected a known unit of cost, got 'heads'"):
         Budget(0.2, "heads")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=r"budget\.protect_first: expected a number of layers, 0 or more, got -1"):
         Budget(0.2, protect_first=-1)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from adapruner.errors import BudgetError, ConfigurationError
 from adapruner.evaluation.cost import count_macs, weight_memory_gib
-from adapruner.models.latency import LatencyTable
-from adapruner.models.sizes import measure_sizes
 from adapruner.models.tracing import trace_structure
 from adapruner.pruning.budget import Budget
+from adapruner.pruning.costs.latency_table import LatencyTable
+from adapruner.pruning.costs.sizes import measure_sizes
 from adapruner.pruning.surgery import prune_model
 from tests.conftest import build_model
 from tests.oracles.index_maps import block_parameters

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from adapruner.errors import BudgetError, ConfigurationError, ModelError
-from adapruner.models.sizes import measure_sizes
 from adapruner.models.tracing import trace_structure
 from adapruner.models.units import ModelStructure, count_parameters
 from adapruner.pruning.allocation import Allocation, allocate
-from adapruner.pruning.budget import GIB, Budget
+from adapruner.pruning.budget import Budget
+from adapruner.pruning.costs.memory import GIB
+from adapruner.pruning.costs.sizes import measure_sizes
 from adapruner.pruning.depth import block_influence
 from adapruner.pruning.depth_and_width import (
     DepthWidthConfig,

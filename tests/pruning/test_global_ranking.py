@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapruner.models.latency import LatencyTable
-from adapruner.models.sizes import measure_sizes
 from adapruner.models.tracing import trace_structure
 from adapruner.pruning.allocation import Allocation, allocate
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.costs import UnitCosts
+from adapruner.pruning.costs.latency_table import LatencyTable
+from adapruner.pruning.costs.sizes import measure_sizes
 from tests.conftest import build_model
 from tests.pruning.test_allocation import draw_scores
 

@@ -54,9 +54,9 @@ def apply(hunk: str, files: list[Path]) -> str:
 def test_the_documented_steps(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "adapruner", tmp_path / "adapruner", symlinks=False, ignore=shutil.ignore_patterns("__pycache__", "model"))
     shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    files = [tmp_path / "adapruner" / "pipeline.py", tmp_path / "adapruner" / "search" / "space.py"]
+    files = [tmp_path / "adapruner" / file for file in ("pruning/recipe.py", "pruning/problem.py", "search/space.py")]
     hunks = re.findall(r"```diff\n(.*?)   ```", PAGE.read_text(), re.DOTALL)
-    assert [apply(h, files) for h in hunks] == ["pipeline.py", "pipeline.py", "space.py", "space.py", "space.py"]
+    assert [apply(h, files) for h in hunks] == ["recipe.py", "problem.py", "space.py", "space.py", "space.py"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path / "run")], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300

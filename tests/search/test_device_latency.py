@@ -1,7 +1,8 @@
-"""A latency budget met by a clock that one can compute, and the table that a resumed search reads again."""
+"""A latency budget met by clocks and devices that one can compute, and the table that a resumed search reads again."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,14 +10,24 @@ from typing import Any
 
 import pytest
 
-from adapruner.models.latency import LatencyTable
+from adapruner.errors import BudgetError
+from adapruner.models.tracing import trace_structure
+from adapruner.pruning.allocation import Allocation, allocate
 from adapruner.pruning.budget import Budget
+from adapruner.pruning.costs import UnitCosts
+from adapruner.pruning.costs.latency_table import LatencyTable
 from adapruner.pruning.problem import PruningProblem
 from adapruner.pruning.recipe import Recipe
 from adapruner.search import device_latency
-from adapruner.search.device_latency import meet_on_device, read_or_measure_table
+from adapruner.search.device_latency import meet_by_rounds, meet_on_device, read_or_measure_table
+from tests.conftest import build_model
+from tests.pruning.test_allocation import draw_scores
 
 TABLE = LatencyTable({"attention": 0.5, "ffn": 0.004}, 10.0, 16, 1, "a clock in a test")
+STRUCTURE = trace_structure(build_model("llama", intermediate_size=160))
+SCORES = draw_scores(STRUCTURE)
+FORMULA = LatencyTable({"attention": 1.0, "ffn": 0.02}, whole_ms=40.0, seq_len=128, batch_size=1, device="formula")
+BUDGET = Budget(latency_ms=32.0)
 
 
 def test_the_plan_meets_what_the_clock_says(model: Any, problem: PruningProblem, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,3 +63,49 @@ def test_a_resumed_search_has_the_same_prices(tmp_path: Path) -> None:
     assert read_or_measure_table(file, "b", measure, write=True).whole_ms == 12.0  # another model or length
     file.write_text("{torn")
     assert read_or_measure_table(file, "b", measure, write=True).whole_ms == 13.0
+
+
+def choose(costs: UnitCosts) -> dict[str, list[int]]:
+    return allocate(SCORES, STRUCTURE, BUDGET, Allocation(), costs)
+
+
+def device(saves: float, curve: float = 0.0) -> Callable[[dict[str, list[int]]], float]:
+    """A device that saves ``saves`` times what the table says, and less the more goes."""
+
+    def measure(kept: dict[str, list[int]]) -> float:
+        said = FORMULA.whole_ms - FORMULA.predict(kept, STRUCTURE)
+        return FORMULA.whole_ms - saves * said * (1 - curve * said)
+
+    return measure
+
+
+def test_a_table_that_is_right_needs_one_round() -> None:
+    choice = meet_by_rounds(BUDGET, STRUCTURE, FORMULA, choose, device(1.0))
+    assert choice.rounds == 1
+    assert choice.measured_ms == pytest.approx(32.0, abs=0.04)
+    assert choice.kept == choose(BUDGET.costs(STRUCTURE, latency=FORMULA))
+
+
+@pytest.mark.parametrize("saves", [0.7, 1.6])
+def test_a_wrong_slope_is_mended_in_two(saves: float) -> None:
+    choice = meet_by_rounds(BUDGET, STRUCTURE, FORMULA, choose, device(saves), within=0.005)
+    assert choice.rounds == 2
+    assert choice.measured_ms == pytest.approx(32.0, abs=0.05)
+    assert choice.table.per_unit_ms["ffn"] == pytest.approx(saves * 0.02)
+
+
+def test_a_bent_device_comes_nearer_with_every_round() -> None:
+    misses = [
+        abs(meet_by_rounds(BUDGET, STRUCTURE, FORMULA, choose, device(1.0, 0.02), rounds=n, within=0.0).measured_ms - 32.0)
+        for n in (1, 2, 3)
+    ]
+    assert misses[0] > misses[1] > misses[2]
+    assert misses[2] < 0.01 * 32.0
+
+
+def test_a_device_that_cannot_reach_it_gives_the_nearest() -> None:
+    choice = meet_by_rounds(BUDGET, STRUCTURE, FORMULA, choose, device(0.3))
+    assert choice.measured_ms == pytest.approx(40.0 - 0.3 * 8.0, abs=0.05)
+    assert choice.rounds == 1
+    with pytest.raises(BudgetError, match=r"latency_ms: expected a target from 21\.88 to 40 ms per forward"):
+        meet_by_rounds(Budget(latency_ms=2.0), STRUCTURE, FORMULA, choose, device(1.0))

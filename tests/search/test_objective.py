@@ -14,7 +14,7 @@ from adapruner.evaluation.cost import count_macs
 from adapruner.evaluation.divergence import collect_top_k, evaluate_divergence_chunks
 from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.importance.gram import collect_grams
-from adapruner.models.sizes import measure_sizes
+from adapruner.pruning.costs.sizes import measure_sizes
 from adapruner.pruning.problem import PruningProblem, make_plan, part_weights
 from adapruner.pruning.recipe import Recipe
 from adapruner.pruning.surgery import pruned

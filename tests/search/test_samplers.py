@@ -10,9 +10,10 @@ import pytest
 
 from adapruner.data.windows import TextWindows
 from adapruner.pruning.problem import PruningProblem
-from adapruner.search.config import ORDERS, SAMPLERS, STOPPERS, ObjectiveConfig, SearchConfig
-from adapruner.search.samplers import frozen_dimensions
-from adapruner.search.space import CALIBRATION_DIMENSIONS, SearchSpace
+from adapruner.search.config import ORDERS, ObjectiveConfig, SearchConfig
+from adapruner.search.samplers import SAMPLERS
+from adapruner.search.space import CALIBRATION_DIMENSIONS, SearchSpace, frozen_dimensions
+from adapruner.search.stoppers import STOPPERS
 from adapruner.search.study import run_search
 
 CONFIG = SearchConfig(n_trials=14, batch_size=2, chunks=4, rerank=None, random_sets=0, space=SearchSpace(metrics=["l2", "gate_fisher"]))

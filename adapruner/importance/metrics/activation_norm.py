@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import MetricInputs
+from adapruner.importance.metrics import register_metric
+from adapruner.importance.metrics.interface import MetricInputs, input_mean_square
 
 
+@register_metric
 class ActivationNorm:
     """||X_j|| of the mean token, weights aside."""
 
@@ -16,6 +18,4 @@ class ActivationNorm:
 
     def score(self, inputs: MetricInputs) -> Tensor:
         """``[1, channels]``."""
-        statistics = inputs.statistics
-        mean_square = (inputs.weights @ statistics.inputs["input_square_sum", inputs.group.name]) / (inputs.weights @ statistics.tokens)
-        return mean_square.sqrt()[None]
+        return input_mean_square(inputs).sqrt()[None]

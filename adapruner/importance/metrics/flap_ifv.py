@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from adapruner.importance.metrics import register_metric
 from adapruner.importance.metrics.interface import MetricInputs, input_variance
 
 
+@register_metric
 class FluctuationIFV:
     """Var[X_j] on the output projections."""
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from adapruner.importance.metrics import register_metric
 from adapruner.importance.metrics.interface import MetricInputs
 from adapruner.importance.metrics.wanda_sp import WandaSP
 
 
+@register_metric
 class FluctuationWIFN:
     """Wanda-sp's score under FLAP's name; FLAP ranks it globally after a z-score within each group."""
 

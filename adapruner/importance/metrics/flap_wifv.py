@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from adapruner.importance.metrics import register_metric
 from adapruner.importance.metrics.interface import MetricInputs, input_variance
 
 
+@register_metric
 class FluctuationWIFV:
     """Var[X_j] * sum_i W_ij^2 on the output projections: what a bias cannot make up for when the channel goes."""
 

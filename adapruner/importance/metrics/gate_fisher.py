@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import MetricInputs
+from adapruner.importance.metrics import register_metric
+from adapruner.importance.metrics.interface import MetricInputs, share_among_channels
 
 
+@register_metric
 class GateFisher:
     """sum_n weight_n (dL_n/dm_u)^2: half of it estimates the second-order loss when the whole unit goes."""
 
@@ -19,5 +21,4 @@ class GateFisher:
         group = inputs.group
         signed = inputs.statistics.member["first", group.output.module]
         gates = signed.view(-1, group.units, group.channels_per_unit).sum(2)
-        per_unit = inputs.weights @ gates.square()
-        return (per_unit / group.channels_per_unit).repeat_interleave(group.channels_per_unit)[None]
+        return share_among_channels(inputs.weights @ gates.square(), group)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import MetricInputs
+from adapruner.importance.metrics import register_metric
+from adapruner.importance.metrics.interface import MetricInputs, share_among_channels
 
 
+@register_metric
 class GateTaylor:
     """|sum_n weight_n dL_n/dm_u|: the first-order change of the loss when the whole unit goes."""
 
@@ -21,5 +23,4 @@ class GateTaylor:
         """``[1, channels]``: signed sums are joined over the unit's channels before the modulus, then shared out."""
         group = inputs.group
         signed = inputs.weights @ inputs.statistics.member["first", group.output.module]
-        per_unit = signed.view(group.units, group.channels_per_unit).sum(1).abs()
-        return (per_unit / group.channels_per_unit).repeat_interleave(group.channels_per_unit)[None]
+        return share_among_channels(signed.view(group.units, group.channels_per_unit).sum(1).abs(), group)

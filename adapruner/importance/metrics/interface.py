@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adapruner.importance.statistics import UnitStatistics
-from adapruner.models.units import Member, UnitGroup
+from adapruner.models.units import UnitGroup
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class MetricInputs:
     statistics: UnitStatistics
     group: UnitGroup
     weights: Tensor
-    """``[samples]`` float32, non-negative, sum 1: how much each calibration sample speaks."""
+    """``[samples]`` float32, non-negative, sum 1: each calibration sample's weight."""
     seed: int = 0
 
 
@@ -42,29 +42,38 @@ class Metric(Protocol):
         ...
 
 
-def spread_to_channels(values: Tensor, member: Member) -> Tensor:
-    """``[rows]`` -> ``[channels]``: a row shared by several channels (grouped-query k and v) is credited in equal parts.
-
-    LLM-Pruner's folding credits a KV head with the wrong query heads; going by the traced index map cannot.
-    """
-    return values[member.index] * member.share
+def input_mean_square(inputs: MetricInputs) -> Tensor:
+    """``[channels]``: mean square of each input channel of the output projection over all tokens, each sample at its weight."""
+    statistics, weights = inputs.statistics, inputs.weights
+    return (weights @ statistics.inputs["input_square_sum", inputs.group.name]) / (weights @ statistics.tokens)
 
 
 def input_variance(inputs: MetricInputs) -> Tensor:
     """``[channels]``: variance of each input channel of the output projection over all tokens, each sample at its weight."""
-    statistics, weights, name = inputs.statistics, inputs.weights, inputs.group.name
-    tokens = weights @ statistics.tokens
-    mean = (weights @ statistics.inputs["input_sum", name]) / tokens
-    mean_square = (weights @ statistics.inputs["input_square_sum", name]) / tokens
-    return (mean_square - mean.square()).clamp_min(0.0)
+    statistics, weights = inputs.statistics, inputs.weights
+    mean = (weights @ statistics.inputs["input_sum", inputs.group.name]) / (weights @ statistics.tokens)
+    return (input_mean_square(inputs) - mean.square()).clamp_min(0.0)
 
 
-def weighted_member_rows(inputs: MetricInputs, kind: str) -> list[Tensor]:
+def fixed_rows(inputs: MetricInputs, kind: str) -> list[Tensor]:
+    """For every member ``[rows]``: a statistic that sample weights do not change, such as ``l2``."""
+    return [inputs.statistics.weights[kind, m.module] for m in inputs.group.members]
+
+
+def weighted_rows(inputs: MetricInputs, kind: str) -> list[Tensor]:
     """For every member ``[rows]``: the weighted sum over samples of a per-sample statistic."""
-    table = inputs.statistics.member
-    return [inputs.weights @ table[kind, m.module] for m in inputs.group.members]
+    return [inputs.weights @ inputs.statistics.member[kind, m.module] for m in inputs.group.members]
 
 
 def stack_members(inputs: MetricInputs, rows: list[Tensor]) -> Tensor:
-    """``[members, channels]`` from one row of values per member."""
-    return torch.stack([spread_to_channels(v, m) for v, m in zip(rows, inputs.group.members, strict=True)])
+    """``[members, channels]`` from one row of values per member.
+
+    A row shared by several channels (grouped-query k and v) is credited in equal parts. LLM-Pruner's folding credits a KV head with
+    the wrong query heads; going by the traced index map cannot.
+    """
+    return torch.stack([values[m.index] * m.share for values, m in zip(rows, inputs.group.members, strict=True)])
+
+
+def share_among_channels(per_unit: Tensor, group: UnitGroup) -> Tensor:
+    """``[1, channels]`` from ``[units]``: a unit's score in equal parts over its channels."""
+    return (per_unit / group.channels_per_unit).repeat_interleave(group.channels_per_unit)[None]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import MetricInputs, stack_members
+from adapruner.importance.metrics import register_metric
+from adapruner.importance.metrics.interface import MetricInputs, fixed_rows, stack_members
 
 
+@register_metric
 class L1Norm:
     """sum |w| over each row (q, k, v, gate, up) or column (o, down)."""
 
@@ -16,5 +18,4 @@ class L1Norm:
 
     def score(self, inputs: MetricInputs) -> Tensor:
         """``[members, channels]``."""
-        table = inputs.statistics.weights
-        return stack_members(inputs, [table["l1", m.module] for m in inputs.group.members])
+        return stack_members(inputs, fixed_rows(inputs, "l1"))

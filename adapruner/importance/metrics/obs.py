@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from adapruner.importance.metrics import register_metric
 from adapruner.importance.metrics.interface import MetricInputs
 
 
+@register_metric
 class OptimalBrainSurgeon:
     """tr(W_S ((C^-1)_SS)^-1 W_S^T) on the output projections; SlimGPT (arXiv 2412.18110) and FASP (arXiv 2501.09412) use the like.
 

@@ -7,9 +7,11 @@ import zlib
 import torch
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import MetricInputs
+from adapruner.importance.metrics import register_metric
+from adapruner.importance.metrics.interface import MetricInputs, share_among_channels
 
 
+@register_metric
 class RandomScore:
     """Uniform in (0, 1], independent per unit, the same for the same seed and group."""
 
@@ -25,5 +27,4 @@ class RandomScore:
         group = inputs.group
         generator = torch.Generator().manual_seed(inputs.seed * 1_000_003 + zlib.crc32(group.name.encode()))
         draws = 1.0 - torch.rand(group.units, generator=generator)
-        per_channel = draws * group.parameters_per_unit / group.channels_per_unit
-        return per_channel.repeat_interleave(group.channels_per_unit)[None]
+        return share_among_channels(draws * group.parameters_per_unit, group)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import MetricInputs, stack_members, weighted_member_rows
+from adapruner.importance.metrics import register_metric
+from adapruner.importance.metrics.interface import MetricInputs, stack_members, weighted_rows
 
 
+@register_metric
 class TaylorFirstCached:
     """Element-wise first-order Taylor with the modulus taken per sample; an upper bound of ``taylor_first``."""
 
@@ -16,4 +18,4 @@ class TaylorFirstCached:
 
     def score(self, inputs: MetricInputs) -> Tensor:
         """``[members, channels]``."""
-        return stack_members(inputs, weighted_member_rows(inputs, "first_absolute"))
+        return stack_members(inputs, weighted_rows(inputs, "first_absolute"))

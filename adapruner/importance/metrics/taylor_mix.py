@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import MetricInputs, stack_members
+from adapruner.importance.metrics import register_metric
+from adapruner.importance.metrics.interface import MetricInputs, fixed_rows, stack_members
 
 
+@register_metric
 class TaylorMix:
     """Element-wise first and second order together. Collected for all samples alike: sample weights do not change it."""
 
@@ -16,5 +18,4 @@ class TaylorMix:
 
     def score(self, inputs: MetricInputs) -> Tensor:
         """``[members, channels]``."""
-        table = inputs.statistics.weights
-        return stack_members(inputs, [table["summed_mix", m.module] for m in inputs.group.members])
+        return stack_members(inputs, fixed_rows(inputs, "summed_mix"))

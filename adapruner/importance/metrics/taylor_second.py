@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import MetricInputs, stack_members, weighted_member_rows
+from adapruner.importance.metrics import register_metric
+from adapruner.importance.metrics.interface import MetricInputs, stack_members, weighted_rows
 
 
+@register_metric
 class TaylorSecond:
     """Second-order Taylor with the Hessian's diagonal from squared per-sample gradients."""
 
@@ -16,4 +18,4 @@ class TaylorSecond:
 
     def score(self, inputs: MetricInputs) -> Tensor:
         """``[members, channels]``."""
-        return stack_members(inputs, weighted_member_rows(inputs, "second"))
+        return stack_members(inputs, weighted_rows(inputs, "second"))

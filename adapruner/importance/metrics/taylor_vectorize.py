@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import MetricInputs, stack_members, weighted_member_rows
+from adapruner.importance.metrics import register_metric
+from adapruner.importance.metrics.interface import MetricInputs, stack_members, weighted_rows
 
 
+@register_metric
 class TaylorVectorize:
     """First-order Taylor with the modulus taken per channel and coupled tensor, before heads are summed."""
 
@@ -16,4 +18,4 @@ class TaylorVectorize:
 
     def score(self, inputs: MetricInputs) -> Tensor:
         """``[members, channels]``."""
-        return stack_members(inputs, [rows.abs() for rows in weighted_member_rows(inputs, "first")])
+        return stack_members(inputs, [rows.abs() for rows in weighted_rows(inputs, "first")])

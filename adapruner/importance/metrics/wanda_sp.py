@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapruner.importance.metrics.interface import MetricInputs
+from adapruner.importance.metrics import register_metric
+from adapruner.importance.metrics.interface import MetricInputs, input_mean_square
 
 
+@register_metric
 class WandaSP:
     """Summed absolute weight of each column of o_proj or down_proj, times the L2 norm of its input over the tokens.
 
@@ -19,6 +21,5 @@ class WandaSP:
 
     def score(self, inputs: MetricInputs) -> Tensor:
         """``[1, channels]``; the norm is over the mean token (a common factor of all channels)."""
-        group, statistics = inputs.group, inputs.statistics
-        mean_square = (inputs.weights @ statistics.inputs["input_square_sum", group.name]) / (inputs.weights @ statistics.tokens)
-        return (statistics.weights["l1", group.output.module] * mean_square.sqrt())[None]
+        weights = inputs.statistics.weights["l1", inputs.group.output.module]
+        return (weights * input_mean_square(inputs).sqrt())[None]

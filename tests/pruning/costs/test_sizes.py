@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from adapruner.models.sizes import macs_per_unit, measure_sizes
 from adapruner.models.tracing import trace_structure
+from adapruner.pruning.costs.macs import macs_per_unit
+from adapruner.pruning.costs.sizes import measure_sizes
 from tests.conftest import build_model
 from tests.oracles.index_maps import head_width
 

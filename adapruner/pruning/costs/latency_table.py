@@ -1,31 +1,106 @@
-"""Measures on the device what one unit costs in milliseconds: the table that latency budgets count with.
+"""Milliseconds per unit: measured on the device, used by latency budgets, corrected where the device says otherwise.
 
-The attention and the FFN of one decoder layer are copied, really cut to several widths and timed by themselves, on the inputs they
-get inside the model; a straight line through the medians gives ms per unit. Layers are alike, so one stands for all.
+The latency of a pruned model is modelled by a straight line: a dense model's time less so many milliseconds for each removed unit. To
+measure it, the attention and the FFN of one decoder layer are copied, really cut to several widths and timed by themselves, on the
+inputs they get inside the model; a line through the medians gives ms per unit. Layers are alike, so one stands for all. A real
+device has steps and plateaus that a line does not have, so a plan is timed once and the line turned (:func:`correct`) until both agree.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from adapruner.errors import ConfigurationError, ModelError
-from adapruner.evaluation.mode import evaluation_mode, input_device
+from adapruner.importance.statistics import quiet
 from adapruner.models.families import family_of
 from adapruner.models.families.modeling_adapruner import set_attributes
-from adapruner.models.latency import LatencyTable
 from adapruner.models.shapes import layer_shape
 from adapruner.models.units import ModelStructure, UnitGroup
 
+#: One correction changes the cost of a unit by at most this factor: a noisy measurement must not throw the next plan far off.
+LARGEST_CORRECTION = 4.0
 #: Shortest time that one sample of a statement takes, in seconds: short blocks run many times.
 _SAMPLE_SECONDS = 0.01
 #: Where a width makes no difference that could be measured: all units together cost this part of the forward.
 _LEAST_SHARE = 1e-3
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Milliseconds per unit on one device."""
+
+    per_unit_ms: Mapping[str, float]
+    """``attention`` and ``ffn`` -> ms that one unit of one layer takes of a forward, above 0."""
+    whole_ms: float
+    """Median time of one forward of the whole dense model over ``[batch_size, seq_len]`` tokens."""
+    seq_len: int
+    batch_size: int
+    device: str
+    """In words, with threads or name and the type of the weights."""
+
+    def __post_init__(self) -> None:
+        numbers = {"whole_ms": self.whole_ms, **{f"per_unit_ms.{kind}": value for kind, value in self.per_unit_ms.items()}}
+        for name, value in numbers.items():
+            if not 0 < value < math.inf:
+                raise ConfigurationError(f"latency.{name}: expected a positive number of ms, got {value}; measure the table again")
+
+    def predict(self, kept: Mapping[str, list[int]], structure: ModelStructure) -> float:
+        """Milliseconds of one forward of the model that keeps these units, by the line."""
+        return self.whole_ms - sum((g.units - len(kept[g.name])) * self.per_unit_ms[g.kind] for g in structure.groups)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return {**asdict(self), "per_unit_ms": dict(self.per_unit_ms)}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> LatencyTable:
+        """The reverse of :meth:`to_dict`.
+
+        Raises:
+            ConfigurationError: if a field is missing, unknown or out of range.
+        """
+        try:
+            table = cls(**record)
+            ordered = {str(kind): float(ms) for kind, ms in dict(table.per_unit_ms).items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            if isinstance(error, ConfigurationError):
+                raise
+            raise ConfigurationError(f"latency: expected a record of a latency table, got another ({error}); measure it again") from None
+        return replace(table, per_unit_ms=ordered)
+
+
+def correct(table: LatencyTable, predicted: float, measured: float) -> LatencyTable:
+    """The table whose line goes through a real measurement; the time of the dense model stays.
+
+    Args:
+        predicted: ms that ``table`` gives for a plan.
+        measured: ms of the really pruned model, at the table's sizes. Machines drift: take it beside the dense model, in turns
+            (``evaluation.cost.measure_latency``), and give ``table.whole_ms * pruned / dense``.
+
+    A plan made again with the corrected table is nearer to the target; one to three rounds bring it within a few percent.
+    One round changes costs by a factor of four at most.
+
+    Raises:
+        ConfigurationError: if a time is not positive, or the plan was predicted to save nothing.
+    """
+    for name, value in (("predicted", predicted), ("measured", measured)):
+        if not 0 < value < math.inf:
+            raise ConfigurationError(f"{name}: expected a positive number of ms, got {value}; measure again")
+    saved = table.whole_ms - predicted
+    if saved <= 0:
+        raise ConfigurationError(
+            f"predicted: expected less than the dense model's {table.whole_ms:.6g} ms, got {predicted:.6g}; correct with a plan that prunes"
+        )
+    factor = min(max((table.whole_ms - measured) / saved, 1.0 / LARGEST_CORRECTION), LARGEST_CORRECTION)
+    return replace(table, per_unit_ms={kind: value * factor for kind, value in table.per_unit_ms.items()})
 
 
 def measure_latency_table(
@@ -55,7 +130,7 @@ def measure_latency_table(
     _check(model, seq_len, batch_size, fractions, repeats, threads)
     threads = torch.get_num_threads() if threads is None else threads
     first = {g.kind: g for g in reversed(structure.groups)}
-    with evaluation_mode(model):
+    with quiet(model), torch.no_grad():
         ids = _random_ids(model, batch_size, seq_len)
         blocks = {kind: _block_of(model, group) for kind, group in first.items()}
         inputs = _capture_inputs(model, blocks, ids)
@@ -73,7 +148,7 @@ def measure_latency_table(
     together = sum(g.units * per_unit[g.kind] for g in structure.groups)
     if together > whole:  # noise, or caches that a block alone does not have: units cannot take more than everything
         per_unit = {kind: ms * whole / together for kind, ms in per_unit.items()}
-    return LatencyTable(per_unit, whole, seq_len, batch_size, _device(model, threads))
+    return LatencyTable(per_unit, whole, seq_len, batch_size, _describe(model, ids.device, threads))
 
 
 def fit_line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -101,7 +176,6 @@ def _block_of(model: nn.Module, group: UnitGroup) -> str:
             f"model: expected one module to hold all coupled layers of {group.name}, got {(outside or ['none'])[0]} outside {block!r}; "
             "give a budget of macs instead of latency"
         )
-    model.get_submodule(block)
     return block
 
 
@@ -171,11 +245,13 @@ def _median_ms(calls: dict[tuple[str, int], Callable[[], Any]], repeats: int, th
 
 def _random_ids(model: nn.Module, batch_size: int, seq_len: int) -> torch.Tensor:
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    return torch.randint(vocabulary, (batch_size, seq_len), generator=torch.Generator().manual_seed(0)).to(input_device(model))
+    ids = torch.randint(vocabulary, (batch_size, seq_len), generator=torch.Generator().manual_seed(0))
+    return ids.to(model.get_input_embeddings().weight.device)  # type: ignore[operator, union-attr]
 
 
-def _device(model: nn.Module, threads: int) -> str:
-    device, dtype = input_device(model), str(next(model.parameters()).dtype).removeprefix("torch.")
+def _describe(model: nn.Module, device: torch.device, threads: int) -> str:
+    """The device in words."""
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {dtype}"
     return f"{device.type.upper()} with {threads} {'thread' if threads == 1 else 'threads'}, {dtype}"

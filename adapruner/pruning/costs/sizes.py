@@ -1,4 +1,4 @@
-"""What a dense model weighs and computes besides its units: the numbers that an structure, made of shapes alone, lacks."""
+"""What a dense model weighs and computes besides its units: numbers that its structure, made of shapes alone, lacks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from adapruner.models.units import ModelStructure, UnitGroup
+from adapruner.models.units import ModelStructure
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ModelSizes:
 def measure_sizes(model: nn.Module, structure: ModelStructure) -> ModelSizes:
     """Reads shapes and types only: nothing runs, and the meta device will do.
 
-    Linear layers stand for all matrix products outside attention, as in the families that structure supports.
+    Linear layers stand for all matrix products outside attention, as in the families that can be traced.
     """
     coupled = {m.module for g in structure.groups for m in g.members}
     others = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and name not in coupled]
@@ -35,20 +35,3 @@ def measure_sizes(model: nn.Module, structure: ModelStructure) -> ModelSizes:
         weight_bytes=sum(t.numel() * t.element_size() for t in tensors.values()),
         bytes_per_parameter=sum(w.numel() * w.element_size() for w in weights) / max(1, sum(w.numel() for w in weights)),
     )
-
-
-def macs_per_unit(group: UnitGroup, seq_len: int) -> int:
-    """Multiply-accumulates per token that go with one unit.
-
-    One for each weight of the unit's rows and columns; biases are additions and count as nothing. For attention also
-    ``2 * seq_len`` for each of its query channels: scores and weighted values over all ``seq_len`` positions, as if the
-    product were not causal. This is what ``evaluation.cost.count_macs`` counts, divided by tokens.
-
-    The width of the residual stream is recovered from the parameters: every coupled matrix has it on its other side, and
-    there are fewer biases than rows and columns.
-    """
-    channels = group.channels_of([0])
-    lines = sum(len(m.positions(channels)) for m in group.members)
-    hidden = group.parameters_per_unit // lines
-    products = 2 * seq_len * group.channels_per_unit if group.kind == "attention" else 0
-    return lines * hidden + products
