@@ -31,6 +31,7 @@ from adapruner._version import __version__
 from adapruner.errors import AdaPrunerError
 
 if TYPE_CHECKING:
+    from adapruner import stages
     from adapruner.data_module import PruningDataModule
     from adapruner.export.loading import load
     from adapruner.importance.metrics import register_metric
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from adapruner.run import PruningResult, prune
     from adapruner.search.config import ObjectiveConfig, SearchConfig
     from adapruner.search.space import SearchSpace
-    from adapruner.stages import apply, evaluate, export, reconstruct, recover, score, search
 
 __all__ = [
     "AdaPrunerError",
@@ -66,18 +66,12 @@ __all__ = [
     "SearchConfig",
     "SearchSpace",
     "__version__",
-    "apply",
-    "evaluate",
-    "export",
     "load",
     "prune",
     "read_plan",
-    "reconstruct",
-    "recover",
     "register_family",
     "register_metric",
-    "score",
-    "search",
+    "stages",
 ]
 
 #: Public name -> the module that defines it.
@@ -96,22 +90,17 @@ _LAZY = {
     "ReportConfig": "adapruner.report.recorder",
     "SearchConfig": "adapruner.search.config",
     "SearchSpace": "adapruner.search.space",
-    "apply": "adapruner.stages",
-    "evaluate": "adapruner.stages",
-    "export": "adapruner.stages",
     "load": "adapruner.export.loading",
     "prune": "adapruner.run",
     "read_plan": "adapruner.pruning.plan",
-    "reconstruct": "adapruner.stages",
-    "recover": "adapruner.stages",
     "register_family": "adapruner.models.families.family",
     "register_metric": "adapruner.importance.metrics",
-    "score": "adapruner.stages",
-    "search": "adapruner.stages",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "stages":
+        return import_module("adapruner.stages")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; public names: {', '.join(__all__)}")
     value = getattr(import_module(_LAZY[name]), name)

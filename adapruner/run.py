@@ -48,7 +48,7 @@ class PruningResult:
     """The record that ``report.json`` holds."""
 
     def save(self, folder: str | Path, **options: Any) -> ExportRecord:
-        """Writes the folder that transformers, vLLM and llama.cpp load; options as :func:`adapruner.export`."""
+        """Writes the folder that transformers, vLLM and llama.cpp load; options as :func:`adapruner.stages.export`."""
         return export(self.model, folder, self.tokenizer, **options)
 
 
@@ -81,7 +81,7 @@ def prune(
         folder: the run folder. With one the run goes on where an earlier call was ended, and writes ``plan.json``, ``trials.csv``,
             ``report.html`` and what a resumed run needs; without one nothing is written to disk.
         progress: show bars and what is decided.
-        options: ``search``, ``recipe``, ``plan``, ``reconstruction``, ``seed``, ``attention_units``, ... as :func:`adapruner.score`
+        options: ``search``, ``recipe``, ``plan``, ``reconstruction``, ``seed``, ``attention_units``, ... as :func:`adapruner.stages.score`
             takes them.
 
     Raises:
@@ -93,8 +93,9 @@ def prune(
     >>> 0.39 < result.plan.pruned_fraction < 0.41
     True
     """
+    asked = pruning_options(budget, **options)
+    recovery = RecoveryConfig(steps=recovery) if isinstance(recovery, int) else recovery
     with shown(progress), _run_folder(folder) as where:
-        asked = pruning_options(budget, **options)
         model, tokenizer = load_model(model, tokenizer)
         data = _data(calibration, tokenizer, asked.search.seed, evaluation, _recovery_texts(recovery, recovery_texts, calibration))
         recorder = ReportRecorder(report, data, tokenizer) if where is not None or evaluation is not None else None
@@ -148,14 +149,12 @@ def _measured_before(scored: ScoredModel, found: FoundPlan, report: ReportConfig
 
 
 def _recover(
-    model: Any, data: RunData, recovery: RecoveryConfig | int | None, folder: Path | None, found: FoundPlan, tokenizer: Any
+    model: Any, data: RunData, recovery: RecoveryConfig | None, folder: Path | None, found: FoundPlan, tokenizer: Any
 ) -> RecoveredModel | None:
     if recovery is None:
         return None
-    config = RecoveryConfig(steps=recovery) if isinstance(recovery, int) else recovery
     identity = {"plan": found.plan.hash, "text": data.recovery_windows.fingerprint}
-    recovered = train_adapters(model, data.recovery_windows, config, folder=folder, identity=identity, tokenizer=tokenizer)
-    return recovered
+    return train_adapters(model, data.recovery_windows, recovery, folder=folder, identity=identity, tokenizer=tokenizer)
 
 
 def _finish_report(

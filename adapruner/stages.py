@@ -115,7 +115,7 @@ def score(
 
     >>> import adapruner
     >>> from adapruner.demo import texts
-    >>> scored = adapruner.score("demo", calibration=texts("calibration"), budget=0.4, recipe=adapruner.Recipe({"l2": 1.0}))
+    >>> scored = adapruner.stages.score("demo", calibration=texts("calibration"), budget=0.4, recipe=adapruner.Recipe({"l2": 1.0}))
     >>> scored.problem.calibration.samples > 0
     True
     """
@@ -237,7 +237,7 @@ def export(model: Any, folder: str | Path, tokenizer: Any = None, plan: PruningP
     if known is None or (plan is not None and plan.hash != known[1].hash):
         raise ConfigurationError(
             f"model: expected one that adapruner pruned{'' if plan is None else f' by the plan {plan.hash}'}, got {type(model).__name__} "
-            "without a record of it; prune it with adapruner.apply or adapruner.prune"
+            "without a record of it; prune it with adapruner.stages.apply or adapruner.prune"
         )
     return export_model(model, tokenizer, *known, folder, **options)
 

@@ -82,6 +82,10 @@ def data_from_texts(
     >>> data.calibration_windows.input_ids.shape, data.search_windows.input_ids.shape
     (torch.Size([6, 4]), torch.Size([2, 4]))
     """
+    if calibration is None:
+        raise DataError(
+            "calibration: expected a list of texts, a datasets.Dataset, token windows or a mapping of these, got None; give one"
+        )
     pool_from, search_from = _given("calibration", calibration), _given("search", search)
     train_from, held_from = _given("recovery", recovery), _given("evaluation", evaluation)
     lengths = {"seq_len": seq_len, "search_seq_len": search_seq_len, "recovery_seq_len": recovery_seq_len, "window": window}

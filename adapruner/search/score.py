@@ -36,7 +36,7 @@ from adapruner.search.validation import check_problem
 class ScoredModel:
     """A dense model with everything that decides which of its units go: what :func:`score` returns and the other stages take.
 
-    The model is whole; a plan that comes of it is applied by :func:`adapruner.apply` or :func:`adapruner.reconstruct`.
+    The model is whole; a plan that comes of it is applied by :func:`adapruner.stages.apply` or :func:`adapruner.stages.reconstruct`.
     """
 
     model: Any

@@ -1,0 +1,244 @@
+"""The run from Python: with a model object and texts, with and without a folder, and beside Lightning and the command line."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+import adapruner
+from adapruner import stages
+from adapruner.callbacks.pruning_search import PruningSearchCallback
+from adapruner.data.from_texts import data_from_texts
+from adapruner.errors import AdaPrunerError, ConfigurationError
+from adapruner.recovery import training
+from adapruner.recovery.training import RecoveryConfig
+from adapruner.search.objective import Objective
+from tests.tiny import random_windows, save_tiny, tiny_llama, word_tokenizer
+
+ROOT = Path(__file__).parent.parent
+FFN = 320
+
+
+def texts(documents: int = 300, seed: int = 0, words: int = 90) -> dict[str, list[str]]:
+    """Random words; the two sources prefer different ones."""
+    draw = random.Random(seed)
+    return {
+        name: [" ".join(f"w{draw.randrange(low, low + 60)}" for _ in range(words)) for _ in range(documents)]
+        for name, low in (("books", 0), ("code", 30))
+    }
+
+
+def quick(**changes: Any) -> adapruner.SearchConfig:
+    values: dict[str, Any] = {"n_trials": 6, "chunks": 2, "random_sets": 0, "rerank": None}
+    return adapruner.SearchConfig(space=adapruner.SearchSpace(metrics=["l2", "gate_fisher"]), **{**values, **changes})
+
+
+def prune(model: Any = None, **options: Any) -> adapruner.PruningResult:
+    defaults: dict[str, Any] = {"calibration": texts(60), "budget": 0.3, "search": quick(), "progress": False}
+    return adapruner.prune(model or tiny_llama(intermediate_size=FFN), word_tokenizer(), **{**defaults, **options})
+
+
+def test_ten_lines_prune_a_model_object_and_save_a_folder_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = tiny_llama(intermediate_size=FFN)
+    dense = sum(p.numel() for p in model.parameters())
+    result = prune(model)
+    assert list(tmp_path.iterdir()) == []  # nothing is written to disk
+    assert result.model is model
+    assert sum(p.numel() for p in model.parameters()) == result.plan.parameters["pruned"] < dense
+    assert result.plan.pruned_fraction == pytest.approx(0.3, abs=0.002)
+    assert result.outcome is not None
+    assert len(result.outcome.trials) == 6
+    assert result.perplexity == []
+    generated = model.generate(torch.tensor([[4, 5, 6]]), max_new_tokens=5, do_sample=False)
+    assert generated.shape == (1, 8)
+    record = result.save("out")
+    assert not any("without a tokenizer" in note for note in record.notes)
+    ids = random_windows(2, 16, seed=3).input_ids
+    with torch.no_grad():
+        torch.testing.assert_close(adapruner.load("out")(ids).logits, model.eval()(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_the_stages_one_by_one_are_the_run() -> None:
+    whole = prune(evaluation=texts(20, seed=9))
+    model, tokenizer = tiny_llama(intermediate_size=FFN), word_tokenizer()
+    scored = stages.score(model, tokenizer, texts(60), 0.3, search=quick())
+    assert model.config.intermediate_size == FFN  # dense
+    found = stages.search(scored)
+    assert found.plan.hash == whole.plan.hash
+    pruned = stages.reconstruct(scored, found)
+    assert pruned.seconds > 0
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, pruned.model.state_dict()[name]), name
+    measured = stages.evaluate(pruned.model, tokenizer, texts(20, seed=9))
+    rows = {(r["dataset"], r["window"]): r["value"] for r in whole.perplexity if r["stage"] == "reconstructed"}
+    assert measured.perplexity == pytest.approx(rows)
+    assert set(rows) == {("books", 128), ("code", 128)}
+    recovered = stages.recover(pruned.model, tokenizer, texts(20), 3)
+    assert [step for step, _ in recovered.history] == [1, 2, 3]
+    assert not hasattr(recovered.model, "peft_config")
+    assert stages.apply(tiny_llama(intermediate_size=FFN), found).plan.hash == found.plan.hash
+
+
+def test_apply_keeps_the_weights_and_export_needs_to_know_the_plan(tmp_path: Path) -> None:
+    model = tiny_llama(intermediate_size=FFN)
+    found = stages.search(stages.score(model, None, random_windows(8, 32, seed=1), 0.3, recipe=adapruner.Recipe({"l2": 1.0})))
+    with pytest.raises(ConfigurationError, match="model: expected one that adapruner pruned, got LlamaForCausalLM without a record"):
+        stages.export(model, tmp_path / "dense")
+    found.plan.save(tmp_path / "plan.json")
+    pruned = stages.apply(model, tmp_path / "plan.json")
+    kept = pruned.plan.kept["1.ffn"]
+    dense = tiny_llama(intermediate_size=FFN).model.layers[1].mlp.down_proj.weight
+    assert torch.equal(model.model.layers[1].mlp.down_proj.weight, dense[:, kept])
+    record = stages.export(model, tmp_path / "out", dtype="bfloat16")
+    assert any("tokenizer" in note for note in record.notes)  # it has none, and says so
+    assert adapruner.load(tmp_path / "out").dtype == torch.bfloat16
+
+
+def test_with_a_folder_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the search, then in recovery: the plan, the weights and the recovery curve are those of an unbroken run."""
+
+    class Killed(BaseException):
+        pass
+
+    options: dict[str, Any] = {"recovery": RecoveryConfig(steps=6, every_n_steps=2), "evaluation": texts(20, seed=9)}
+    unbroken = prune(**options, folder=tmp_path / "whole")
+    measure, step, calls = Objective.of_plan, training._step, iter(range(100))
+
+    def kill_in_trial(*arguments: Any) -> Any:
+        if next(calls) == 3:
+            raise Killed
+        return measure(*arguments)
+
+    monkeypatch.setattr(Objective, "of_plan", kill_in_trial)
+    with pytest.raises(Killed, match="^$"):
+        prune(**options, folder=tmp_path / "run")
+    monkeypatch.setattr(Objective, "of_plan", measure)
+    steps = iter(range(100))
+
+    def kill_in_step(*arguments: Any) -> float:
+        if next(steps) == 5:
+            raise Killed
+        return step(*arguments)
+
+    monkeypatch.setattr(training, "_step", kill_in_step)
+    with pytest.raises(Killed, match="^$"):
+        prune(**options, folder=tmp_path / "run")
+    monkeypatch.setattr(training, "_step", step)
+    done: list[int] = []
+    monkeypatch.setattr(training, "_step", lambda *a: (done.append(1), step(*a))[1])
+    resumed = prune(**options, folder=tmp_path / "run")
+    assert len(done) == 2  # steps 5 and 6; 4 was kept
+    assert resumed.outcome is not None
+    assert resumed.outcome.resumed == 6
+    assert resumed.plan.hash == unbroken.plan.hash
+    assert resumed.report["recovery"]["lora"]["history"] == unbroken.report["recovery"]["lora"]["history"]
+    for name, value in unbroken.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"plan.json", "trials.csv", "study.journal", "report.json", "report.html", "calibration_set.json", "checkpoints"} <= names
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["model"]["plan_hash"] == unbroken.plan.hash
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 1.2}, r"budget\.pruned_fraction: expected a number in \[0, 1\), got 1\.2"),
+        ({"calibration": None}, "calibration: expected"),
+        ({"calibration": ["one text", 3]}, "expected text"),
+        ({"search": 0}, r"search\.n_trials: expected 1 or more, got 0"),
+        ({"recovery": 0}, r"recovery\.steps: expected 1 or more, got 0"),
+        ({"budget": 0.99}, r"budget\.pruned_fraction: expected at most 0\.\d+ of block parameters"),
+        ({"model": torch.nn.Linear(2, 2)}, "expected a Hugging Face causal LM in model, got Linear"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_leaves_nothing(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(AdaPrunerError, match=message) as caught:
+        prune(**options, folder=tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+class Module(LightningModule):
+    """Somebody's bare project."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        return self.model(**batch, use_cache=False).loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=1e-4)
+
+
+def write_jsonl(folder: Path, sources: dict[str, list[str]]) -> None:
+    for name, documents in sources.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+
+
+@pytest.mark.slow
+def test_python_lightning_and_the_command_line_find_the_same_plan(tmp_path: Path) -> None:
+    sources, folder = texts(700), save_tiny(tmp_path / "model", intermediate_size=FFN)
+    by_python = adapruner.prune(str(folder), calibration=sources, budget=0.3, search=quick(), progress=False)
+
+    module = Module(stages.load_model(str(folder))[0])
+    callback = PruningSearchCallback(0.3, search=quick(), calibration=sources, tokenizer=word_tokenizer())  # type: ignore[arg-type]
+    rows: Any = random_windows(4, 16, seed=4)
+    trainer = Trainer(
+        default_root_dir=tmp_path / "lightning", accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, callbacks=[callback],
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(rows, batch_size=2))
+    assert callback.plan is not None
+
+    write_jsonl(tmp_path, sources)
+    parts = {"calibration": [0.0, 0.75], "search": [0.75, 1.0], "recovery": [0.0, 0.75]}
+    data = {
+        role: {"sources": [{"name": name, "path": str(tmp_path / f"{name}.jsonl"), "part": part} for name in sources]}
+        for role, part in parts.items()
+    }
+    config = {
+        "model": {"name_or_path": str(folder)},
+        "data": data,
+        "pruning": {
+            "budget": {"pruned_fraction": 0.3},
+            "search": {"n_trials": 6, "chunks": 2, "random_sets": 0, "rerank": None, "space": {"metrics": ["l2", "gate_fisher"]}},
+        },
+        "report": {"latency_seq_len": 16, "latency_repeats": 1},
+        "export": {"verify": False},
+        "trainer": {"default_root_dir": str(tmp_path / "cli"), "accelerator": "cpu", "max_steps": 1, "logger": False},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(tmp_path / "config.yaml")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    by_command_line = adapruner.read_plan(tmp_path / "cli" / "plan.json")
+    assert by_python.plan.hash == callback.plan.hash == by_command_line.hash
+
+
+def test_data_prepared_by_hand_is_taken_as_it_is(tmp_path: Path) -> None:
+    data = data_from_texts(texts(60), word_tokenizer(), seq_len=32, search_seq_len=48)
+    result = prune(calibration=data)
+    assert result.report == {}
+    assert result.plan.hash == prune(calibration=data).plan.hash
+
+
+def test_a_model_is_not_left_half_pruned_by_a_refused_call(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_llama(intermediate_size=FFN)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(AdaPrunerError, match=r"at most 0\.\d+ of block parameters"):
+        prune(model, budget=0.99)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
