@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any, ClassVar
 
 from adapruner.data.documents import Document
+from adapruner.data.windows import TextWindows
 from adapruner.errors import DataError, nearest
 from adapruner.registry import Registry
 
@@ -42,6 +43,11 @@ class SourceKind:
     def where(self) -> str:
         """What is read, in words, for the report's table of data."""
         return ", ".join([str(self.source.kind), *(f"{name} {value}" for name, value in self.source.options.items())])
+
+    @property
+    def windows(self) -> TextWindows | None:
+        """Token windows, where the kind has these instead of documents; drawn as they are, whatever length and number is asked for."""
+        return None
 
     def check(self) -> None:
         """Everything that can be refused without reading.

@@ -25,6 +25,10 @@ from adapruner.errors import ConfigurationError, DataError
 IGNORED = -100
 
 
+class TooLittleTextError(DataError):
+    """A source has text, but too little of it."""
+
+
 @dataclass(eq=False)
 class TextWindows:
     """``n`` rows of ``seq_len`` tokens and where each came from.
@@ -137,7 +141,7 @@ def sample_windows(
 
     Raises:
         ConfigurationError: if ``seq_len``, ``count`` or ``pool`` is out of range.
-        DataError: if there are no or too few windows.
+        TooLittleTextError: if there are no or too few windows.
     """
     _check_sizes(seq_len=seq_len, count=count, pool=pool)
     generator = torch.Generator().manual_seed(seed)
@@ -157,7 +161,7 @@ def sample_windows(
             break  # before groupby looks for another source: that would read a stream to its end
     found, least = sum(map(len, parts)), at_least or count or 1
     if found < least:
-        raise DataError(
+        raise TooLittleTextError(
             f"documents: expected {_wanted(count, at_least)} windows of {seq_len} tokens, got {found}; "
             f"give more text ({least * seq_len:,} tokens or more), fewer samples or a smaller seq_len"
         )

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from adapruner.data.calibration_set import make_set
+from adapruner.data.leaks import check_leaks
 from adapruner.data.run_data import RunData
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
-from adapruner.data.text_sets import TextSets, check_leaks
+from adapruner.data.text_sets import TextSets
 from adapruner.data.text_source import TextSource
 from adapruner.errors import ConfigurationError, DataError
 
@@ -193,7 +194,7 @@ def test_other_lengths_may_leak_too(tokenizer: Any, options: dict[str, Any]) -> 
     only_long = data.calibration_windows_at[64].documents - data.calibration_windows.documents
     data.search_windows.document_hashes[0] = sorted(only_long)[0]
     with pytest.raises(DataError, match="expected calibration and search to share no document, got 1 in both"):
-        check_leaks(data.calibration_windows_at, data.search_windows, None, {})
+        check_leaks(data)
 
 
 def test_clusters_need_samples(tokenizer: Any, options: dict[str, Any]) -> None:
