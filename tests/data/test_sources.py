@@ -240,9 +240,7 @@ def test_a_kind_of_ones_own_is_read_like_any_other(tickets: Path) -> None:
         TextSource("tickets", kind="sqlite", column="body")
     with pytest.raises(DataError, match=r"expected options that sqlite has, got 'flie'; did you mean 'file'"):
         TextSource("tickets", kind="sqlite", options={"flie": 3})
-    with pytest.raises(
-        ConfigurationError, match=r"source 'x', kind: expected a known kind of data source, got 'sqlit'; did you mean"
-    ):
+    with pytest.raises(ConfigurationError, match=r"source 'x', kind: expected a known kind of data source, got 'sqlit'; did you mean"):
         TextSource("x", kind="sqlit")
 
 
