@@ -41,8 +41,9 @@ class SourceKind:
 
     @property
     def where(self) -> str:
-        """What is read, in words, for the report's table of data."""
-        return ", ".join([str(self.source.kind), *(f"{name} {value}" for name, value in self.source.options.items())])
+        """What is read, in words, for messages and the report's table of data."""
+        options = (f"{name} {value}" for name, value in self.source.options.items())
+        return ", ".join([str(self.source.hub or self.source.path or self.source.kind), *options])
 
     @property
     def windows(self) -> TextWindows | None:

@@ -210,10 +210,10 @@ def test_a_given_set_is_the_pool(tokenizer: Any, options: dict[str, Any], tmp_pa
     make_set(first.calibration_windows, tokenizer, weights).write(tmp_path / "set.json")
     options["calibration"] = CalibrationData(given_set=str(tmp_path / "set.json"), seq_len=16)
     data = built(tokenizer, **options)
-    spoke = weights.nonzero().flatten()
+    weighted = weights.nonzero().flatten()
     assert data.calibration_sample_weights is not None
-    assert data.calibration_sample_weights.tolist() == pytest.approx((weights[spoke] / 8).tolist())
-    assert torch.equal(data.calibration_windows.input_ids, first.calibration_windows.input_ids[spoke])
+    assert data.calibration_sample_weights.tolist() == pytest.approx((weights[weighted] / 8).tolist())
+    assert torch.equal(data.calibration_windows.input_ids, first.calibration_windows.input_ids[weighted])
     assert list(data.calibration_windows_at) == [16]
     assert data.calibration_fingerprint != data.calibration_windows.fingerprint, "weights are part of it"
     options["search"] = SearchData([TextSource("b", path=str(tmp_path / "b.jsonl"))], 5, 16)
