@@ -24,11 +24,10 @@ from adapruner.errors import ConfigurationError, DataError
 class PruningDataModule(LightningDataModule):
     """Builds every set once, in :meth:`setup`, and refuses text that is in two of them.
 
-    It offers what :class:`adapruner.data.run_data.PruningData` asks of any data module. After ``setup``: ``calibration_windows``
-    (``source_index`` counts ``calibration.sources``, or the sources of a given set), ``calibration_windows_at`` (the same by length in
-    tokens, with every other length), ``calibration_sample_weights`` (of a given set, else ``None``), ``search_windows`` (shuffled, so
-    that any first part is a fair sample), ``recovery_windows`` and ``evaluation_windows`` by ``(name, window)``. Without a Trainer set
-    ``tokenizer_object`` before ``setup``.
+    After ``setup`` it has every set of :class:`adapruner.data.run_data.RunData`, by the same names, and thus offers what
+    :class:`adapruner.data.run_data.PruningData` asks of any data module. ``source_index`` of the calibration windows counts
+    ``calibration.sources``, or the sources of a given set; the search windows are shuffled, so that any first part is a fair sample.
+    Without a Trainer set ``tokenizer_object`` before ``setup``.
 
     Args:
         calibration: the calibration pool.
@@ -49,19 +48,12 @@ class PruningDataModule(LightningDataModule):
 
     calibration_windows: TextWindows
     calibration_windows_at: dict[int, TextWindows]
-    """Length in tokens -> the pool at that length; the first is ``calibration_windows``."""
     calibration_sample_weights: torch.Tensor | None
-    """``[n]`` float32 with sum 1, the weights of a given set; ``None`` where all samples start alike."""
     calibration_fingerprint: str
-    """16 hex digits over everything that a sample's weight may be searched over.
-
-    That of ``calibration_windows`` where there is nothing beside them: one length, no clusters, no given set.
-    """
     search_windows: TextWindows
     recovery_windows: TextWindows | None
     evaluation_windows: dict[tuple[str, int], TextWindows]
     fingerprint: str | None
-    """16 hex digits over every window of every set, and the weights of a given one."""
     run_data: RunData | None = None
     """All of the above as one record, after ``setup``."""
 

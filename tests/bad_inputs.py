@@ -168,6 +168,7 @@ ROWS: dict[str, tuple[BadInput, ...]] = {
         BadInput("damaged rows", r"expected one JSON object a line, got .* line 2", (f"--data.calibration.sources={_ONE_SOURCE}",), text("texts/rows.jsonl", '{"text": "w1"}\n{"tex\n')),
         BadInput("an unknown source of the demo", r"expected a demo source, got 'stdlb'; did you mean 'stdlib'", spoil=config("path: texts/search.txt", "demo: stdlb, split: search")),
         BadInput("a source in two places at once", r"expected exactly one of hub, path, demo, texts and kind, got path and demo", spoil=config("path: texts/search.txt", "path: texts/search.txt, demo: stdlib")),
+        BadInput("an unknown kind of source", r"source 'search', kind: expected a known kind of data source, got 'files'; .* path, texts", spoil=config("path: texts/search.txt", "kind: files")),
         BadInput("the same name twice", r"data\.calibration\.sources: expected one or more entries, each once", ("--data.calibration.sources=[{name: a, path: texts}, {name: a, path: texts}]",)),
         BadInput("no sources", r"data\.calibration: expected exactly one of sources and given_set, got neither", ("--data.calibration.sources=[]",)),
         BadInput("an unknown source in a recipe", r"source_weights: expected a calibration source, got 'boks'; did you mean 'books'", ("--pruning.recipe={coefficients: {l2: 1.0}, calibration: {source_weights: {boks: 1.0}}}",)),

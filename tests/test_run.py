@@ -121,7 +121,7 @@ def test_with_a_folder_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.
         return measure(*arguments)
 
     monkeypatch.setattr(Objective, "of_plan", kill_in_trial)
-    with pytest.raises(Killed, match="^$"):
+    with pytest.raises(Killed, match=r"^$"):
         prune(**options, folder=tmp_path / "run")
     monkeypatch.setattr(Objective, "of_plan", measure)
     steps = iter(range(100))
@@ -132,7 +132,7 @@ def test_with_a_folder_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.
         return step(*arguments)
 
     monkeypatch.setattr(training, "_step", kill_in_step)
-    with pytest.raises(Killed, match="^$"):
+    with pytest.raises(Killed, match=r"^$"):
         prune(**options, folder=tmp_path / "run")
     monkeypatch.setattr(training, "_step", step)
     done: list[int] = []

@@ -44,13 +44,19 @@ def sources_in_words(sources: Sequence[TextSource]) -> list[str]:
     return [_source_in_words(source) for source in sources]
 
 
+def part_in_words(source: TextSource) -> str:
+    """``, part [0.75, 1)``, or nothing where the source is read whole."""
+    low, high = source.part
+    return "" if (low, high) == (0.0, 1.0) else f", part [{low:g}, {high:g})"
+
+
 def _source_in_words(source: TextSource) -> str:
     reader = source.reader
     details = [reader.where]
     details += [] if source.config is None else [source.config]
     details += [f"split {source.split}"] if "split" in reader.fields else []
     details += [] if source.revision is None else [f"revision {source.revision}"]
-    details += [] if tuple(source.part) == (0.0, 1.0) else [f"part [{source.part[0]:g}, {source.part[1]:g})"]
+    details += [part_in_words(source)[2:]] if part_in_words(source) else []
     details += [] if source.documents is None else [f"first {source.documents:,} documents"]
     details += [] if source.column == "text" else [f"column {source.column}"]
     details += ["instructions"] if source.instruction else []

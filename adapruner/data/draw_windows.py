@@ -8,16 +8,21 @@ from typing import Any, cast
 
 import torch
 
+from adapruner.data.card import part_in_words
 from adapruner.data.documents import Document, draw_documents
 from adapruner.data.leaks import SHORT_CHARACTERS
 from adapruner.data.sets import EvaluationSet
 from adapruner.data.text_source import TextSource, read_documents
-from adapruner.data.windows import TextWindows, joined_windows, pad_instructions, sample_windows
+from adapruner.data.windows import TextWindows, TooLittleTextError, joined_windows, pad_instructions, sample_windows
 from adapruner.errors import DataError
 
 #: Samples are drawn from a random part of a large source, so that it is not tokenised whole: so many characters for
 #: each token wanted, which at 4 characters a token is eight times the text.
 _CHARACTERS_PER_TOKEN = 32
+
+
+#: With fewer windows neither statistics nor an objective mean anything.
+LEAST_WINDOWS = 4
 
 
 class WindowDrawer:
@@ -26,36 +31,35 @@ class WindowDrawer:
     Args:
         tokenizer: ``tokenizer(text)["input_ids"]`` and ``eos_token_id``.
         seed: each role and source has its own random numbers, derived from it.
+        take_fewer: where a source has less text than asked for, take what it has, down to :data:`LEAST_WINDOWS`; among sources that share
+            a number of windows, those with too little are left out as long as another has enough.
     """
 
-    def __init__(self, tokenizer: Any, seed: int) -> None:
-        self.tokenizer, self.seed = tokenizer, seed
+    def __init__(self, tokenizer: Any, seed: int, take_fewer: bool = False) -> None:
+        self.tokenizer, self.seed, self.take_fewer = tokenizer, seed, take_fewer
         self.short_documents: set[str] = set()
         """Hashes of the documents read so far that are too short to count as a leak."""
+        self.short_of: list[str] = []
+        """The sources that had less text than asked for: ``calibration 'wiki' 12 of 64 windows``."""
 
     def each(self, role: str, sources: Sequence[TextSource], seq_len: int, count: int | None) -> TextWindows:
         """``count`` windows ``[seq_len]`` from each source, or all when it is ``None``."""
-        return TextWindows.concatenate([self.draw(role, source, seq_len, count) for source in sources])
+        return TextWindows.concatenate([self._draw(role, source, seq_len, count, LEAST_WINDOWS) for source in sources])
 
     def evenly(self, role: str, sources: Sequence[TextSource], seq_len: int, count: int | None) -> TextWindows:
-        """``count`` windows ``[seq_len]`` in all, shared out by :func:`shares`, or all when it is ``None``."""
-        counts = shares(count, len(sources))
-        return TextWindows.concatenate([self.draw(role, s, seq_len, n) for s, n in zip(sources, counts, strict=True)])
-
-    def draw(self, role: str, source: TextSource, seq_len: int, count: int | None, at_least: int | None = None) -> TextWindows:
-        """``count`` windows ``[seq_len]`` from one source, or all when it is ``None``; fewer, down to ``at_least``, where that is given.
-
-        Raises:
-            DataError: if the source cannot be read, or has too little text.
-        """
-        seed, documents, pool = self._seed_of(role, source.name), read_documents(source), None
-        if source.streaming:
-            pool = count  # read only as far as needed
-        elif count is not None:
-            documents = iter(draw_documents(documents, count * seq_len * _CHARACTERS_PER_TOKEN, seed))
-        build = pad_instructions if source.instruction else sample_windows
-        label, documents = f"{role}, source {source.name!r}", self._note_short(documents)
-        return _named(label, build, documents, self.tokenizer, seq_len, count, seed, at_least=at_least, pool=pool)
+        """``count`` windows ``[seq_len]`` in all, of each source equally many (the first ones one more where that does not divide)."""
+        share, rest = divmod(count or 0, len(sources))
+        parts: list[TextWindows] = []
+        for number, source in enumerate(sources):
+            wanted = None if count is None else share + (number < rest)
+            try:
+                parts.append(self._draw(role, source, seq_len, wanted, -(-LEAST_WINDOWS // len(sources))))
+            except TooLittleTextError:
+                last = number == len(sources) - 1
+                if not self.take_fewer or count is None or (last and not parts):
+                    raise
+                self.short_of.append(f"{role} {source.name!r} none of {wanted} windows")
+        return TextWindows.concatenate(parts)
 
     def shuffled(self, role: str, windows: TextWindows) -> TextWindows:
         """In random order, so that any first part is a fair sample."""
@@ -63,8 +67,28 @@ class WindowDrawer:
 
     def joined(self, item: EvaluationSet) -> dict[tuple[str, int], TextWindows]:
         """(name, window length) -> the windows of one evaluation set."""
+        given = item.source.reader.windows
+        if given is not None:
+            return {(item.name, given.seq_len): given}
         documents = list(self._note_short(read_documents(item.source)))
         return {(item.name, n): _named(item.name, joined_windows, documents, self.tokenizer, n, item.limit) for n in item.windows}
+
+    def _draw(self, role: str, source: TextSource, seq_len: int, count: int | None, least: int) -> TextWindows:
+        given = source.reader.windows
+        if given is not None:
+            return given
+        seed, documents, pool = self._seed_of(role, source.name), read_documents(source), None
+        if source.streaming:
+            pool = count  # read only as far as needed
+        elif count is not None:
+            documents = iter(draw_documents(documents, count * seq_len * _CHARACTERS_PER_TOKEN, seed))
+        build = pad_instructions if source.instruction else sample_windows
+        options = {"pool": pool, "at_least": min(least, count) if self.take_fewer and count is not None else None}
+        label, documents = f"{role}, source {source.name!r}{part_in_words(source)}", self._note_short(documents)
+        windows = _named(label, build, documents, self.tokenizer, seq_len, count, seed, **options)
+        if count is not None and len(windows) < count:
+            self.short_of.append(f"{role} {source.name!r} {len(windows)} of {count} windows")
+        return windows
 
     def _seed_of(self, role: str, name: str) -> int:
         """A source draws the same whatever other sources there are, and differently in each role."""
@@ -77,21 +101,9 @@ class WindowDrawer:
             yield document
 
 
-def shares(count: int | None, parts: int) -> list[int | None]:
-    """A number in equal parts; the first ones have one more where it does not divide.
-
-    >>> shares(7, 3)
-    [3, 2, 2]
-    """
-    if count is None:
-        return [None] * parts
-    share, rest = divmod(count, parts)
-    return [share + (i < rest) for i in range(parts)]
-
-
 def _named(label: str, build: Any, *arguments: Any, **options: Any) -> TextWindows:
     """Calls a window builder; its errors say which set they are about."""
     try:
         return cast("TextWindows", build(*arguments, **options))
     except DataError as error:
-        raise DataError(f"data, {label}: {error}") from error
+        raise type(error)(f"data, {label}: {error}") from error

@@ -5,34 +5,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adapruner.data.card import sources_in_words
 from adapruner.data.documents import Document
-from adapruner.data.draw_windows import WindowDrawer, shares
+from adapruner.data.draw_windows import WindowDrawer
 from adapruner.data.files import in_pieces
-from adapruner.data.options import check_size
 from adapruner.data.run_data import RunData
-from adapruner.data.sets import EvaluationSet
-from adapruner.data.text_sets import check_leaks, joined_sets
+from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
+from adapruner.data.text_sets import TextSets
 from adapruner.data.text_source import TextSource, read_documents
-from adapruner.data.windows import IGNORED, TextWindows
-from adapruner.errors import ConfigurationError, DataError, check_all
-from adapruner.progress import announce
+from adapruner.data.windows import IGNORED, TextWindows, TooLittleTextError
+from adapruner.errors import ConfigurationError, DataError
 
 #: Where no text is given for the search, it gets the documents whose hashes fall behind this, and the calibration pool the others.
 HELD_OUT_FROM = 0.75
 #: Name of a source that has none.
 SOURCE_NAME = "texts"
-#: With fewer windows neither statistics nor an objective mean anything.
-LEAST_WINDOWS = 4
-
-Given = dict[str, TextSource | TextWindows]
-"""Name of a source -> where its windows come from, or the windows themselves."""
 
 
 def data_from_texts(
@@ -54,9 +45,11 @@ def data_from_texts(
 
     Each of the four sets is a list of texts (one source, named ``texts``), a ``datasets.Dataset`` with a column ``text``, token windows,
     or a mapping of source names to any of these, such as a ``DatasetDict``. Token windows are an int64 tensor ``[n, seq_len]``, or an
-    object or mapping with ``input_ids`` and, if it likes, ``attention_mask`` and ``labels`` of the same shape; they are taken whole.
+    object or mapping with ``input_ids`` and, if it likes, ``attention_mask`` and ``labels`` of the same shape; they are taken whole, and
+    texts beside them in a set are cut to their length.
 
-    Where there is less text than asked for, all of it is taken, and one line says so.
+    Where there is less text than asked for, all of it is taken, and one line says so; a source with too little for the search is left
+    out of it, as long as another has enough.
 
     Args:
         calibration: the pool whose statistics score the units.
@@ -82,41 +75,25 @@ def data_from_texts(
     >>> data.calibration_windows.input_ids.shape, data.search_windows.input_ids.shape
     (torch.Size([6, 4]), torch.Size([2, 4]))
     """
-    if calibration is None:
-        raise DataError(
-            "calibration: expected a list of texts, a datasets.Dataset, token windows or a mapping of these, got None; give one"
-        )
-    pool_from, search_from = _given("calibration", calibration), _given("search", search)
-    train_from, held_from = _given("recovery", recovery), _given("evaluation", evaluation)
-    lengths = {"seq_len": seq_len, "search_seq_len": search_seq_len, "recovery_seq_len": recovery_seq_len, "window": window}
-    check_all(
-        *(partial(check_size, name, value, 2) for name, value in lengths.items()),
-        partial(check_size, "samples_per_source", samples_per_source, 1),
-        partial(check_size, "search_samples", search_samples, len(search_from or pool_from)),
-        partial(check_size, "seed", seed, 0),
+    pool = _sources("calibration", calibration) or [_source("calibration", SOURCE_NAME, None)]  # which refuses it
+    own, train = _sources("search", search), _sources("recovery", recovery)
+    held = _sources("evaluation", evaluation)
+    _check_tokenizer([*pool, *own, *train, *held], tokenizer)
+    pool, searched = (pool, own) if own else _hold_out(pool)
+    sets = TextSets(
+        CalibrationData(pool, samples_per_source, _length_of(pool, seq_len)),
+        SearchData(searched, search_samples, _length_of(searched, search_seq_len)),
+        RecoveryData(train, seq_len=_length_of(train, recovery_seq_len)) if train else None,
+        [EvaluationSet(source.name, source, [window]) for source in held],
+        seed=seed,
+        take_fewer=True,
     )
-    for given in (pool_from, search_from, train_from, held_from):
-        _check_tokenizer(given, tokenizer)
-    held_out = not search_from
-    if held_out:
-        pool_from, search_from = _hold_out(pool_from)
-    drawer = _GreedyDrawer(tokenizer, seed)
-    pool = drawer.windows("calibration", pool_from, seq_len, [samples_per_source] * len(pool_from), LEAST_WINDOWS)
-    search_counts = shares(search_samples, len(search_from))
+    sets.check()
     try:
-        searched = drawer.windows("search", search_from, search_seq_len, search_counts, -(-LEAST_WINDOWS // len(search_from)), skip=True)
-    except DataError as error:
-        own = "; or give the search texts of its own: now it has a quarter of the calibration texts"
-        raise DataError(f"{error}{own if held_out else ''}") from error
-    searched = drawer.shuffled("search", searched)
-    trained = drawer.windows("recovery", train_from, recovery_seq_len, [None] * len(train_from), 1) if train_from else None
-    tested = {key: windows for name, item in held_from.items() for key, windows in drawer.evaluation(name, item, window).items()}
-    check_leaks({pool.seq_len: pool}, searched, trained, tested, drawer.short_documents)
-    if drawer.short_of:
-        announce(f"less text than asked for: {', '.join(drawer.short_of)}")
-    words = {"calibration": _in_words(pool_from), "search": _in_words(search_from), "recovery": _in_words(train_from)}
-    words |= {f"evaluation {name!r}": _in_words({name: item}) for name, item in held_from.items()}
-    return joined_sets({pool.seq_len: pool}, searched, trained, tested, words, seed)
+        return sets.build(tokenizer)
+    except TooLittleTextError as error:
+        own_text = "" if own else "; or give the search texts of its own: now it has a quarter of the calibration texts"
+        raise DataError(f"{error}{own_text}") from error
 
 
 def windows_from_texts(texts: Any, tokenizer: Any, *, role: str = "recovery", seq_len: int = 256, seed: int = 0) -> TextWindows:
@@ -126,11 +103,8 @@ def windows_from_texts(texts: Any, tokenizer: Any, *, role: str = "recovery", se
         ConfigurationError: if there are texts but no tokenizer.
         DataError: if nothing is given, or it is neither text nor windows.
     """
-    given = _given("texts", texts)
-    if not given:
-        raise DataError("texts: expected a list of texts, a datasets.Dataset, token windows or a mapping of these, got None; give one")
-    _check_tokenizer(given, tokenizer)
-    return _GreedyDrawer(tokenizer, seed).windows(role, given, seq_len, [None] * len(given), 1)
+    sources = _some_sources(texts, tokenizer)
+    return WindowDrawer(tokenizer, seed).evenly(role, sources, _length_of(sources, seq_len), None)
 
 
 def evaluation_from_texts(texts: Any, tokenizer: Any, *, windows: Sequence[int] = (128,)) -> dict[tuple[str, int], TextWindows]:
@@ -140,71 +114,33 @@ def evaluation_from_texts(texts: Any, tokenizer: Any, *, windows: Sequence[int] 
         ConfigurationError: if there are texts but no tokenizer, or a window is shorter than 2 tokens.
         DataError: if nothing is given, it is neither text nor windows, or a text is shorter than a window.
     """
-    given = _given("texts", texts)
-    if not given:
-        raise DataError("texts: expected a list of texts, a datasets.Dataset, token windows or a mapping of these, got None; give one")
-    check_all(*(partial(check_size, "window", window, 2) for window in windows))
-    _check_tokenizer(given, tokenizer)
-    drawer = _GreedyDrawer(tokenizer, 0)
-    return {key: found for name, item in given.items() for n in windows for key, found in drawer.evaluation(name, item, n).items()}
+    drawer = WindowDrawer(tokenizer, seed=0)
+    sets = [EvaluationSet(source.name, source, list(windows)) for source in _some_sources(texts, tokenizer)]
+    return {key: found for item in sets for key, found in drawer.joined(item).items()}
 
 
-def _check_tokenizer(given: Given, tokenizer: Any) -> None:
-    if tokenizer is None and any(isinstance(item, TextSource) for item in given.values()):
-        raise ConfigurationError("tokenizer: expected a tokenizer for the texts, got none; give one, or token windows instead of texts")
-
-
-class _GreedyDrawer(WindowDrawer):
-    """Takes what there is where that is less than asked for, and windows as they are."""
-
-    def __init__(self, tokenizer: Any, seed: int) -> None:
-        super().__init__(tokenizer, seed)
-        self.short_of: list[str] = []
-        """``calibration 'wiki' 12 of 64 windows``, for every source with too little text."""
-
-    def windows(self, role: str, given: Given, seq_len: int, counts: Sequence[int | None], least: int, skip: bool = False) -> TextWindows:
-        """Windows of every source, ``least`` or more of each where there is a count.
-
-        Args:
-            skip: leave out a source that has fewer, as long as another has enough.
-        """
-        parts, refused = [], None
-        for (name, item), count in zip(given.items(), counts, strict=True):
-            try:
-                windows = item if isinstance(item, TextWindows) else self.draw(role, item, seq_len, count, min(least, count or least))
-            except DataError as error:
-                if not skip:
-                    raise
-                refused = error
-                self.short_of.append(f"{role} {name!r} none of {count} windows")
-                continue
-            if isinstance(item, TextSource) and count is not None and len(windows) < count:
-                self.short_of.append(f"{role} {name!r} {len(windows)} of {count} windows")
-            parts.append(windows)
-        if refused is not None and not parts:
-            raise refused
-        return TextWindows.concatenate(parts)
-
-    def evaluation(self, name: str, item: TextSource | TextWindows, window: int) -> dict[tuple[str, int], TextWindows]:
-        return {(name, item.seq_len): item} if isinstance(item, TextWindows) else self.joined(EvaluationSet(name, item, [window]))
-
-
-def _given(argument: str, value: Any) -> Given:
-    """What was given for one set, by source; empty for ``None``."""
+def _sources(argument: str, value: Any) -> list[TextSource]:
+    """The sources of one set; none for ``None``."""
     if value is None:
-        return {}
+        return []
     if isinstance(value, Mapping) and "input_ids" not in value:
         if not value:
             raise DataError(f"{argument}: expected one source or more, got an empty mapping; give texts under a name")
-        return {str(name): _source(f"{argument}[{name!r}]", str(name), texts) for name, texts in value.items()}
-    return {SOURCE_NAME: _source(argument, SOURCE_NAME, value)}
+        return [_source(f"{argument}[{name!r}]", str(name), texts) for name, texts in value.items()]
+    return [_source(argument, SOURCE_NAME, value)]
 
 
-def _source(argument: str, name: str, value: Any) -> TextSource | TextWindows:
+def _some_sources(texts: Any, tokenizer: Any) -> list[TextSource]:
+    sources = _sources("texts", texts) or [_source("texts", SOURCE_NAME, None)]  # which refuses it
+    _check_tokenizer(sources, tokenizer)
+    return sources
+
+
+def _source(argument: str, name: str, value: Any) -> TextSource:
     if isinstance(value, TextWindows):
-        return value
+        return _of_windows(name, value)
     if isinstance(value, Tensor) or hasattr(value, "input_ids") or (isinstance(value, Mapping) and "input_ids" in value):
-        return _token_windows(argument, name, value)
+        return _of_windows(name, _token_windows(argument, name, value))
     columns = getattr(value, "column_names", None)
     if columns is not None:  # a datasets.Dataset
         if "text" not in columns:
@@ -240,25 +176,21 @@ def _token_windows(argument: str, name: str, value: Any) -> TextWindows:
     return TextWindows(ids, labels, mask, list(sources), index, _row_hashes(ids))
 
 
-def _hold_out(given: Given) -> tuple[Given, Given]:
-    """A quarter of every source for the search, and the rest."""
-    pool: Given = {}
-    search: Given = {}
-    for name, item in given.items():
-        if isinstance(item, TextSource):
-            texts = item.texts or []
-            if not _on_both_sides(texts):  # few long ones: cut into pieces as text files are
-                texts = [piece for text in texts for piece in in_pieces(text.splitlines(keepends=True))]
-            if not _on_both_sides(texts):
-                raise DataError(
-                    f"calibration: expected texts in {name!r} of which a quarter can be held out for the search, got {len(texts)} pieces, "
-                    "all on one side; give more text, or give the search texts of its own"
-                )
-            pool[name] = TextSource(name, texts=texts, part=[0.0, HELD_OUT_FROM])
-            search[name] = TextSource(name, texts=texts, part=[HELD_OUT_FROM, 1.0])
-        else:
-            pool[name], search[name] = _hold_out_rows(item)
-    return pool, search
+def _hold_out(sources: Sequence[TextSource]) -> tuple[list[TextSource], list[TextSource]]:
+    """Three quarters of every source for the pool, and a quarter for the search."""
+    pairs = [_split_windows(source) if source.texts is None else _split_texts(source.name, source.texts) for source in sources]
+    return [pool for pool, _ in pairs], [search for _, search in pairs]
+
+
+def _split_texts(name: str, texts: list[str]) -> tuple[TextSource, TextSource]:
+    if not _on_both_sides(texts):  # few long ones: cut into pieces as text files are
+        texts = [piece for text in texts for piece in in_pieces(text.splitlines(keepends=True))]
+    if not _on_both_sides(texts):
+        raise DataError(
+            f"calibration: expected texts in {name!r} of which a quarter can be held out for the search, got {len(texts)} pieces, "
+            "all on one side; give more text, or give the search texts of its own"
+        )
+    return TextSource(name, texts=texts, part=[0.0, HELD_OUT_FROM]), TextSource(name, texts=texts, part=[HELD_OUT_FROM, 1.0])
 
 
 def _on_both_sides(texts: Sequence[str]) -> bool:
@@ -266,24 +198,34 @@ def _on_both_sides(texts: Sequence[str]) -> bool:
     return len({Document("", "", text).position < HELD_OUT_FROM for text in texts if text.strip()}) == 2
 
 
-def _hold_out_rows(windows: TextWindows) -> tuple[TextWindows, TextWindows]:
-    """The first three quarters of each source's windows, and the last quarter."""
+def _split_windows(source: TextSource) -> tuple[TextSource, TextSource]:
+    """The first three quarters of the windows of each source that they come from, and the last quarter."""
+    windows: TextWindows = source.options["windows"]
     kept: list[int] = []
     held: list[int] = []
-    for source in range(len(windows.source_names)):
-        rows = (windows.source_index == source).nonzero().flatten().tolist()
+    for number in range(len(windows.source_names)):
+        rows = (windows.source_index == number).nonzero().flatten().tolist()
         cut = len(rows) - max(1, len(rows) // 4)
         kept, held = kept + rows[:cut], held + rows[cut:]
     if not kept:
         raise DataError(f"calibration: expected 2 windows or more, one to hold out for the search, got {len(held)}; give more")
     windows = replace(windows, document_hashes=_row_hashes(windows.input_ids))  # windows of one document may well be on both sides
-    return windows.select(kept), windows.select(held)
+    return _of_windows(source.name, windows.select(kept)), _of_windows(source.name, windows.select(held))
+
+
+def _of_windows(name: str, windows: TextWindows) -> TextSource:
+    return TextSource(name, kind="windows", options={"windows": windows})
+
+
+def _length_of(sources: Sequence[TextSource], otherwise: int) -> int:
+    """Tokens in a window of the first source of token windows, where there is one."""
+    return next((source.options["windows"].seq_len for source in sources if source.texts is None), otherwise)
 
 
 def _row_hashes(ids: Tensor) -> list[str]:
     return [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in ids]
 
 
-def _in_words(given: Given) -> list[str]:
-    kinds = ((name, item) for name, item in given.items())
-    return [f"{n}: {len(x):,} windows in memory" if isinstance(x, TextWindows) else sources_in_words([x])[0] for n, x in kinds]
+def _check_tokenizer(sources: Sequence[TextSource], tokenizer: Any) -> None:
+    if tokenizer is None and any(source.texts is not None for source in sources):
+        raise ConfigurationError("tokenizer: expected a tokenizer for the texts, got none; give one, or token windows instead of texts")

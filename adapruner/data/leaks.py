@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from adapruner.data.run_data import RunData
 from adapruner.errors import DataError
 
 #: Shorter documents are headings, titles and stock phrases, which honest splits of one data set do share.
@@ -33,3 +34,20 @@ def check_disjoint(seen: Mapping[str, Collection[str]], held_out: Mapping[str, C
                     f"data: expected {name} and {held_name} to share no document, got {len(shared)} in both; "
                     "give them other splits or disjoint parts, or set allow_leak: true"
                 )
+
+
+def check_leaks(data: RunData, short: Collection[str] = ()) -> None:
+    """Refuses sets of a run that share documents; recovery may share with calibration and search.
+
+    Args:
+        short: hashes of the short documents.
+
+    Raises:
+        DataError: naming the first two sets that do.
+    """
+    calibration = {"calibration": set().union(*(windows.documents for windows in data.calibration_windows_at.values()))}
+    search = {"search": data.search_windows.documents}
+    trained = {} if data.recovery_windows is None else {"recovery": data.recovery_windows.documents}
+    held_out = {f"evaluation {name!r}": windows.documents for (name, _), windows in data.evaluation_windows.items()}
+    check_disjoint(calibration | search | trained, held_out, short)
+    check_disjoint(calibration, search, short)

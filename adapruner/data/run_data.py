@@ -1,4 +1,4 @@
-"""What a run asks of its data, whoever prepared them: :class:`PruningData` is what a data module must offer."""
+"""The data of a run: :class:`RunData` holds its sets, :class:`PruningData` is what a data module must offer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class RunData:
     calibration_windows_at: Mapping[int, Any]
     """Length in tokens -> the pool at that length; the first is ``calibration_windows``."""
     calibration_fingerprint: str
-    """16 hex digits over everything that a sample's weight may be searched over."""
+    """16 hex digits over everything that a sample's weight may be searched over; that of ``calibration_windows`` where there is nothing
+    beside them: one length, no clusters, no given set."""
     calibration_sample_weights: Tensor | None = None
     """``[n]`` float32 with sum 1, the weights of a given set; ``None`` where all samples start alike."""
     clusters: int = 0
@@ -44,7 +45,7 @@ class RunData:
     evaluation_windows: Mapping[tuple[str, int], Any] = field(default_factory=dict)
     """(name, window in tokens) -> held-out text."""
     fingerprint: str | None = None
-    """16 hex digits over every set; ``None`` where nobody says."""
+    """16 hex digits over every window of every set, and the weights of a given one; ``None`` where they are not known."""
     seed: int | None = None
     """What the windows were drawn with."""
     card: Mapping[str, Any] | None = None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,13 +13,14 @@ from torch import Tensor
 from adapruner.data.calibration_set import CalibrationSet, read_set
 from adapruner.data.card import describe_set, leaks_in_words, sources_in_words
 from adapruner.data.draw_windows import WindowDrawer
-from adapruner.data.leaks import check_disjoint
+from adapruner.data.leaks import check_leaks
 from adapruner.data.options import checks_of_sets
 from adapruner.data.run_data import RunData
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
 from adapruner.data.text_source import TextSource
 from adapruner.data.windows import TextWindows
 from adapruner.errors import ConfigurationError, check_all
+from adapruner.progress import announce
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class TextSets:
     """Decides which windows are drawn."""
     allow_leak: bool = False
     """Lets sets share documents."""
+    take_fewer: bool = False
+    """Takes what there is where a source has less text than asked for, down to a few windows, and says so in one line."""
 
     @property
     def sources(self) -> list[TextSource]:
@@ -75,88 +78,60 @@ class TextSets:
             ConfigurationError: if there are more clusters than samples.
             DataError: if a source cannot be read or is too short, or sets share documents.
         """
+        drawer = WindowDrawer(tokenizer, self.seed, self.take_fewer)
         c, s, r = self.calibration, self.search, self.recovery
-        drawer, weights = WindowDrawer(tokenizer, self.seed), None
+        pool_at, weights = self._pool(drawer)
+        search = drawer.shuffled("search", drawer.evenly("search", s.sources, s.seq_len, s.samples))
+        recovery = None if r is None else drawer.evenly("recovery", r.sources, r.seq_len, r.samples)
+        evaluation = {key: windows for item in self.evaluation for key, windows in drawer.joined(item).items()}
+        if drawer.short_of:
+            announce(f"less text than asked for: {', '.join(drawer.short_of)}")
+        pool_fingerprint = _pool_fingerprint(pool_at, c.clusters, weights)
+        prints = [pool_fingerprint, *("none" if w is None else w.fingerprint for w in (search, recovery, *evaluation.values()))]
+        names = " ".join(f"{name}/{window}" for name, window in evaluation)
+        data = RunData(
+            calibration_windows=pool_at[c.seq_len],
+            search_windows=search,
+            calibration_windows_at=pool_at,
+            calibration_fingerprint=pool_fingerprint,
+            calibration_sample_weights=weights,
+            clusters=c.clusters,
+            recovery_windows=recovery,
+            evaluation_windows=evaluation,
+            fingerprint=_hash(f"{' '.join(prints)} {names}"),
+            seed=self.seed,
+        )
+        if not self.allow_leak:
+            check_leaks(data, drawer.short_documents)
+        return replace(data, card=self._card(data))
+
+    def _pool(self, drawer: WindowDrawer) -> tuple[dict[int, TextWindows], Tensor | None]:
+        """The calibration windows at every length, and the weights of a given set."""
+        c = self.calibration
+        weights = None
         if self.given_set is not None:
-            windows, weights = self.given_set.to_windows(tokenizer, c.seq_len)
-            pool_at, pool_sources = {c.seq_len: windows}, [f"given set {c.given_set}"]
+            windows, weights = self.given_set.to_windows(drawer.tokenizer, c.seq_len)
+            pool_at = {c.seq_len: windows}
         else:
             # each length has as many samples of a source, not as many tokens: a sample is what gets a weight
             lengths = (c.seq_len, *c.other_seq_lens)
             pool_at = {length: drawer.each("calibration", c.sources, length, c.samples_per_source) for length in lengths}
-            pool_sources = sources_in_words(c.sources)
-        _check_clusters(c.clusters, len(pool_at[c.seq_len]))
-        search = drawer.shuffled("search", drawer.evenly("search", s.sources, s.seq_len, s.samples))
-        recovery = None if r is None else drawer.evenly("recovery", r.sources, r.seq_len, r.samples)
-        evaluation = {key: windows for item in self.evaluation for key, windows in drawer.joined(item).items()}
-        words = {"calibration": pool_sources, "search": sources_in_words(s.sources)}
-        words |= {} if r is None else {"recovery": sources_in_words(r.sources)}
-        words |= {f"evaluation {item.name!r}": sources_in_words([item.source]) for item in self.evaluation}
-        if not self.allow_leak:
-            check_leaks(pool_at, search, recovery, evaluation, drawer.short_documents)
-        return joined_sets(pool_at, search, recovery, evaluation, words, self.seed, self.allow_leak, c.clusters, weights)
+        samples = len(pool_at[c.seq_len])
+        if c.clusters > samples:
+            got = f"expected at most one per sample ({samples}), got {c.clusters}"
+            raise ConfigurationError(f"data.calibration.clusters: {got}; give fewer clusters")
+        return pool_at, weights
 
-
-def joined_sets(
-    pool_at: Mapping[int, TextWindows],
-    search: TextWindows,
-    recovery: TextWindows | None,
-    evaluation: Mapping[tuple[str, int], TextWindows],
-    sources: Mapping[str, list[str]],
-    seed: int,
-    allow_leak: bool = False,
-    clusters: int = 0,
-    weights: Tensor | None = None,
-) -> RunData:
-    """The sets as one record, with their card and fingerprints.
-
-    Args:
-        sources: ``calibration``, ``search``, ``recovery`` or ``evaluation NAME`` -> its sources in words, for the card.
-        weights: ``[n]`` with sum 1, of a given calibration set.
-    """
-    rows = [describe_set("calibration", "", sources["calibration"], windows) for windows in pool_at.values()]
-    rows.append(describe_set("search", "", sources["search"], search))
-    rows += [] if recovery is None else [describe_set("recovery", "", sources["recovery"], recovery)]
-    rows += [describe_set("evaluation", name, sources[f"evaluation {name!r}"], w) for (name, _), w in evaluation.items()]
-    pool_fingerprint = _pool_fingerprint(pool_at, clusters, weights)
-    prints = [pool_fingerprint, *("none" if w is None else w.fingerprint for w in (search, recovery, *evaluation.values()))]
-    names = " ".join(f"{name}/{window}" for name, window in evaluation)
-    return RunData(
-        calibration_windows=next(iter(pool_at.values())),
-        search_windows=search,
-        calibration_windows_at=pool_at,
-        calibration_fingerprint=pool_fingerprint,
-        calibration_sample_weights=weights,
-        clusters=clusters,
-        recovery_windows=recovery,
-        evaluation_windows=evaluation,
-        fingerprint=_hash(f"{' '.join(prints)} {names}"),
-        seed=seed,
-        card={"sets": rows, "leaks": leaks_in_words(allow_leak), "seed": seed},
-    )
-
-
-def check_leaks(
-    pool_at: Mapping[int, TextWindows],
-    search: TextWindows,
-    recovery: TextWindows | None,
-    evaluation: Mapping[tuple[str, int], TextWindows],
-    short: Collection[str] = (),
-) -> None:
-    """Refuses sets that share documents; recovery may share with calibration and search.
-
-    Args:
-        short: hashes of the documents that are too short to count.
-
-    Raises:
-        DataError: naming the first two sets that do.
-    """
-    calibration = {"calibration": set().union(*(windows.documents for windows in pool_at.values()))}
-    seen = {"search": search.documents}
-    trained = {} if recovery is None else {"recovery": recovery.documents}
-    held_out = {f"evaluation {name!r}": windows.documents for (name, _), windows in evaluation.items()}
-    check_disjoint(calibration | seen | trained, held_out, short)
-    check_disjoint(calibration, seen, short)
+    def _card(self, data: RunData) -> dict[str, Any]:
+        given, sources = self.calibration.given_set, self.calibration.sources
+        words = sources_in_words(sources) if given is None else [f"given set {given}"]
+        rows = [describe_set("calibration", "", words, windows) for windows in data.calibration_windows_at.values()]
+        rows.append(describe_set("search", "", sources_in_words(self.search.sources), data.search_windows))
+        if self.recovery is not None:
+            rows.append(describe_set("recovery", "", sources_in_words(self.recovery.sources), data.recovery_windows))
+        held_out = {item.name: sources_in_words([item.source]) for item in self.evaluation}
+        rows += [describe_set("evaluation", name, held_out[name], windows) for (name, _), windows in data.evaluation_windows.items()]
+        return {"sets": rows, "leaks": leaks_in_words(self.allow_leak), "seed": self.seed}
 
 
 def _pool_fingerprint(pool_at: Mapping[int, TextWindows], clusters: int, weights: Tensor | None) -> str:
@@ -167,13 +142,6 @@ def _pool_fingerprint(pool_at: Mapping[int, TextWindows], clusters: int, weights
     if weights is not None:
         parts.append(" ".join(f"{weight:.6g}" for weight in weights.tolist()))
     return parts[0] if len(parts) == 1 else _hash("/".join(parts))
-
-
-def _check_clusters(clusters: int, samples: int) -> None:
-    if clusters > samples:
-        raise ConfigurationError(
-            f"data.calibration.clusters: expected at most one per sample ({samples}), got {clusters}; give fewer clusters"
-        )
 
 
 def _hash(text: str) -> str:

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any, ClassVar
 
 from adapruner.data.documents import Document
+from adapruner.data.windows import TextWindows
 from adapruner.errors import DataError, nearest
 from adapruner.registry import Registry
 
@@ -40,8 +41,14 @@ class SourceKind:
 
     @property
     def where(self) -> str:
-        """What is read, in words, for the report's table of data."""
-        return ", ".join([str(self.source.kind), *(f"{name} {value}" for name, value in self.source.options.items())])
+        """What is read, in words, for messages and the report's table of data."""
+        options = (f"{name} {value}" for name, value in self.source.options.items())
+        return ", ".join([str(self.source.hub or self.source.path or self.source.kind), *options])
+
+    @property
+    def windows(self) -> TextWindows | None:
+        """Token windows, where the kind has these instead of documents; drawn as they are, whatever length and number is asked for."""
+        return None
 
     def check(self) -> None:
         """Everything that can be refused without reading.

@@ -11,7 +11,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import islice
 from typing import Any
 
 import torch
@@ -23,6 +23,10 @@ from adapruner.errors import ConfigurationError, DataError
 
 #: The label of a token that no loss counts (PyTorch's ``ignore_index``).
 IGNORED = -100
+
+
+class TooLittleTextError(DataError):
+    """A source has text, but too little of it."""
 
 
 @dataclass(eq=False)
@@ -123,11 +127,11 @@ def sample_windows(
 ) -> TextWindows:
     """Draws full windows without padding, in the spirit of LLM-Pruner's samples at random offsets.
 
-    Consecutive documents of one source are packed in a row with an end-of-text token after each; a random offset is
-    skipped, the rest is cut into windows that do not overlap, and ``count`` of them are drawn in random order.
+    The documents are packed in a row with an end-of-text token after each; a random offset is skipped, the rest is cut into
+    windows that do not overlap, and ``count`` of them are drawn in random order.
 
     Args:
-        documents: blank ones are passed over.
+        documents: of one source; blank ones are passed over.
         tokenizer: ``tokenizer(text)["input_ids"]`` and ``eos_token_id``.
         seq_len: tokens in a window.
         count: how many windows to draw; ``None`` for all.
@@ -137,31 +141,23 @@ def sample_windows(
 
     Raises:
         ConfigurationError: if ``seq_len``, ``count`` or ``pool`` is out of range.
-        DataError: if there are no or too few windows.
+        TooLittleTextError: if there are no or too few windows.
     """
     _check_sizes(seq_len=seq_len, count=count, pool=pool)
-    generator = torch.Generator().manual_seed(seed)
-    parts: list[TextWindows] = []
-    room = None if pool is None else pool * seq_len
-    readable = (d for d in documents if d.text.strip())
-    for name, run in groupby(readable, key=lambda d: d.source):
-        tokens, starts, hashes = _pack(run, tokenizer, room)
-        spare = len(tokens) % seq_len
-        offset = int(torch.randint(spare + 1, (1,), generator=generator))
-        ids = tokens[offset : offset + len(tokens) - spare].view(-1, seq_len)
-        spans = [(offset + i * seq_len, offset + (i + 1) * seq_len) for i in range(len(ids))]
-        contributing = [" ".join(dict.fromkeys(hashes[bisect_right(starts, a) - 1 : bisect_right(starts, b - 1)])) for a, b in spans]
-        parts.append(_full_windows(ids, name, contributing))
-        room = None if room is None else room - len(tokens)
-        if room is not None and room <= 0:
-            break  # before groupby looks for another source: that would read a stream to its end
-    found, least = sum(map(len, parts)), at_least or count or 1
+    name, tokens, starts, hashes = _pack(documents, tokenizer, None if pool is None else pool * seq_len)
+    found, least = len(tokens) // seq_len, at_least or count or 1
     if found < least:
-        raise DataError(
+        raise TooLittleTextError(
             f"documents: expected {_wanted(count, at_least)} windows of {seq_len} tokens, got {found}; "
             f"give more text ({least * seq_len:,} tokens or more), fewer samples or a smaller seq_len"
         )
-    return TextWindows.concatenate(parts).select(torch.randperm(found, generator=generator)[:count])
+    generator = torch.Generator().manual_seed(seed)
+    offset = int(torch.randint(len(tokens) % seq_len + 1, (1,), generator=generator))
+    ids = tokens[offset : offset + found * seq_len].view(-1, seq_len)
+    first = [bisect_right(starts, offset + i * seq_len) - 1 for i in range(found)]
+    end = [bisect_right(starts, offset + (i + 1) * seq_len - 1) for i in range(found)]
+    contributing = [" ".join(dict.fromkeys(hashes[a:b])) for a, b in zip(first, end, strict=True)]
+    return _full_windows(ids, name, contributing).select(torch.randperm(found, generator=generator)[:count])
 
 
 def pad_instructions(
@@ -261,18 +257,20 @@ def _full_windows(ids: Tensor, name: str, hashes: list[str]) -> TextWindows:
     return TextWindows(ids, ids.clone(), torch.ones_like(ids), [name], torch.zeros(len(ids), dtype=torch.long), hashes)
 
 
-def _pack(documents: Iterator[Document], tokenizer: Any, most: int | None) -> tuple[Tensor, list[int], list[str]]:
-    """Tokens ``[n]`` of consecutive documents, and per document where it starts and its hash."""
-    rows, starts, hashes, total = [], [], [], 0
+def _pack(documents: Iterable[Document], tokenizer: Any, most: int | None) -> tuple[str, Tensor, list[int], list[str]]:
+    """The source's name, tokens ``[n]`` of its documents, and where each begins, with its hash; stops after ``most`` tokens."""
+    name, rows, starts, hashes = "", [torch.zeros(0, dtype=torch.long)], list[int](), list[str]()
+    total = 0
     for document in documents:
-        row = torch.tensor(ended(tokenizer(document.text)["input_ids"], tokenizer), dtype=torch.long)
-        rows.append(row)
-        starts.append(total)
-        hashes.append(document.hash)
-        total += len(row)
-        if most is not None and total >= most:
-            break
-    return torch.cat(rows), starts, hashes
+        if document.text.strip():
+            name = document.source
+            rows.append(torch.tensor(ended(tokenizer(document.text)["input_ids"], tokenizer)))
+            starts.append(total)
+            hashes.append(document.hash)
+            total += len(rows[-1])
+            if most is not None and total >= most:
+                break
+    return name, torch.cat(rows), starts, hashes
 
 
 def _usable_examples(documents: Iterable[Document], tokenizer: Any, seq_len: int) -> Iterator[tuple[Document, list[int], int]]:

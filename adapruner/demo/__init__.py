@@ -15,7 +15,7 @@ def texts(split: str = "calibration") -> dict[str, list[str]]:
     """Source -> its texts in one split of the demo corpus: ``calibration``, ``search``, ``recovery``, ``test`` or ``train``.
 
     >>> sorted(texts("test"))
-    ['docstrings', 'topics']
+    ['networkx', 'numpy', 'pandas', 'stdlib', 'topics', 'torch']
     """
     from adapruner.demo.corpus import load_demo_corpus
 

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from adapruner.data.from_texts import data_from_texts
+from adapruner.data.documents import Document
+from adapruner.data.draw_windows import WindowDrawer
+from adapruner.data.from_texts import data_from_texts, evaluation_from_texts, windows_from_texts
 from adapruner.data.run_data import PruningData, RunData
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
 from adapruner.data.text_source import TextSource
-from adapruner.data.windows import TextWindows
+from adapruner.data.windows import TextWindows, joined_windows
 from adapruner.data_module import PruningDataModule
 from adapruner.errors import ConfigurationError, DataError
 
@@ -149,7 +151,11 @@ def test_less_text_than_asked_for_is_taken_and_said_once(tokenizer: Any, capsys:
             r"^calibration: expected texts in 'texts' of which a quarter can .* got 1 pieces, all on one side; give",
         ),
         ([" ", "\n"], {"search": WIKI}, r"^source 'texts': expected documents with text in 2 texts in memory, got only blank ones"),
-        (texts(0, 40, 5), {}, r"source 'texts': .* at least 4 windows of 128 tokens, got 1; give more text \(512 tokens or more\)"),
+        (
+            texts(0, 40, 5),
+            {},
+            r"source 'texts', part \[0, 0.75\): .* at least 4 windows of 128 tokens, got 1; give more text \(512 tokens or more\)",
+        ),
         (texts(0, 40), {}, r"at least 4 windows of 256 tokens, got 0; .*\(1,024 tokens or more\).* or give the search texts of its own"),
         (torch.zeros(4, 6), {}, r"^calibration: expected whole numbers \[n, seq_len\], got torch.float32 \[4, 6\]; give the ids of tokens"),
         (torch.zeros(4, dtype=torch.long), {}, r"^calibration: expected whole numbers \[n, seq_len\], got torch.int64 \[4\]"),
@@ -169,9 +175,12 @@ def test_what_cannot_be_used_is_one_line(tokenizer: Any, given: Any, options: An
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seq_len": 1}, "^seq_len: expected a whole number >= 2, got 1"),
-        ({"search_samples": 1, "samples_per_source": 0}, r"\(1\) samples_per_source: .* >= 1, got 0.*\(2\) search_samples: .* >= 2, got 1"),
-        ({"seed": -1}, "^seed: expected a whole number >= 0, got -1"),
+        ({"seq_len": 1}, "^data.calibration.seq_len: expected a whole number >= 2, got 1"),
+        (
+            {"search_samples": 1, "samples_per_source": 0},
+            r"\(1\) data.calibration.samples_per_source: .* >= 1, got 0.*\(2\) data.search.samples: .* >= 2, got 1",
+        ),
+        ({"seed": -1}, "^data.seed: expected a whole number >= 0, got -1"),
         ({"tokenizer": None}, "^tokenizer: expected a tokenizer for the texts, got none"),
     ],
 )
@@ -186,3 +195,51 @@ def test_documents_longer_than_a_window_and_blank_ones_are_fine(tokenizer: Any) 
     assert tuple(data.calibration_windows.input_ids.shape) == (6, 16)
     assert data.card is not None
     assert [row["sources"] for row in data.card["sets"]] == [["texts: 14 texts in memory"], ["texts: 120 texts in memory"]]
+
+
+def test_few_long_texts_are_cut_like_text_files(tokenizer: Any, tmp_path: Path) -> None:
+    long = "\n\n".join(texts(0, 600))
+    (tmp_path / "long.txt").write_text(long)
+    module = PruningDataModule(
+        CalibrationData([TextSource("book", path=str(tmp_path / "long.txt"), part=[0.0, 0.75])], 6, 16),
+        SearchData([TextSource("book", path=str(tmp_path / "long.txt"), part=[0.75, 1.0])], 7, 24),
+    )
+    module.tokenizer_object = tokenizer
+    module.setup()
+    assert same(data_from_texts({"book": [long]}, tokenizer, **SMALL), module)
+
+
+def test_a_source_too_short_for_the_search_is_left_out_of_it(tokenizer: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    data = data_from_texts({"few": texts(9, 30), "wiki": texts(0, 400)}, tokenizer, seq_len=64, search_seq_len=512)
+    assert data.calibration_windows.source_names == ["few", "wiki"]
+    assert data.search_windows.source_names == ["wiki"]
+    assert "search 'few' none of 32 windows" in capsys.readouterr().out
+
+
+def test_one_set_alone(tokenizer: Any) -> None:
+    trained = windows_from_texts({"wiki": WIKI, "train": TRAIN}, tokenizer, seq_len=32, seed=3)
+    drawer = WindowDrawer(tokenizer, 3)
+    sources = [TextSource("wiki", texts=WIKI), TextSource("train", texts=TRAIN)]
+    assert trained.fingerprint == drawer.evenly("recovery", sources, 32, None).fingerprint
+    assert windows_from_texts(torch.arange(12).view(2, 6), None).input_ids.tolist() == torch.arange(12).view(2, 6).tolist()
+    measured = evaluation_from_texts({"wiki": WIKI, "held": HELD}, tokenizer, windows=(16, 32))
+    assert list(measured) == [("wiki", 16), ("wiki", 32), ("held", 16), ("held", 32)]
+    whole = joined_windows([Document("held", "", text) for text in HELD], tokenizer, 32)
+    assert measured["held", 32].fingerprint == whole.fingerprint
+    assert list(evaluation_from_texts(torch.ones(2, 6, dtype=torch.long), None)) == [("texts", 6)]
+    with pytest.raises(DataError, match=r"^texts: expected a list of texts, .* got NoneType; give one"):
+        windows_from_texts(None, tokenizer)
+    with pytest.raises(ConfigurationError, match=r"^tokenizer: expected a tokenizer for the texts, got none"):
+        evaluation_from_texts(HELD, None)
+    with pytest.raises(ConfigurationError, match="window: expected a whole number >= 2, got 1"):
+        evaluation_from_texts(HELD, tokenizer, windows=[1])
+
+
+def test_windows_are_a_kind_of_source_for_the_data_module(tokenizer: Any) -> None:
+    windows = windows_from_texts(WIKI, tokenizer, seq_len=16)
+    source = TextSource("made", kind="windows", options={"windows": windows})
+    assert WindowDrawer(tokenizer, 0).each("calibration", [source], 16, 3).fingerprint == windows.fingerprint
+    with pytest.raises(DataError, match=r"source 'made': expected token windows, got list; give TextWindows"):
+        TextSource("made", kind="windows", options={"windows": [[1, 2]]}).reader.check()
+    with pytest.raises(DataError, match=r"source 'made': expected no documents or part with windows"):
+        TextSource("made", kind="windows", options={"windows": windows}, documents=3).reader.check()

@@ -3,7 +3,10 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import sqlite3
+import textwrap
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -203,50 +206,42 @@ def test_texts_in_memory_are_documents_named_by_their_position() -> None:
         list(read_documents(TextSource("own", texts=[" "])))
 
 
-OWN_KIND = """
-from adapruner.data.documents import Document
-from adapruner.data.text_source import SOURCE_KINDS, SourceKind
-
-
-@SOURCE_KINDS.register("letters")
-class Letters(SourceKind):
-    fields = ("split",)
-    options = ("count",)
-
-    def read(self):
-        for i in range(self.source.options["count"]):
-            yield Document(self.source.name, str(i), f"{self.source.split} letter {i}")
-"""
+PAGE = Path(__file__).parents[2] / "docs" / "add-a-data-source.md"
 
 
 @pytest.fixture
-def letters(tmp_path: Path) -> Iterator[None]:
-    """A kind of source from a user's own file."""
-    spec = importlib.util.spec_from_file_location("letters", write(tmp_path / "letters.py", OWN_KIND))
+def tickets(tmp_path: Path) -> Iterator[Path]:
+    """The kind of source that the page adds, from a user's own file, and a database for it."""
+    code = textwrap.dedent(PAGE.read_text().split("```python\n")[1].split("```")[0])
+    spec = importlib.util.spec_from_file_location("sqlite_source", write(tmp_path / "sqlite_source.py", code))
     assert spec is not None
     assert spec.loader is not None
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    yield
-    SOURCE_KINDS.remove("letters")
+    with closing(sqlite3.connect(tmp_path / "tickets.db")) as database:
+        database.execute("create table tickets (body text)")
+        database.executemany("insert into tickets values (?)", [(text,) for text in TEXTS])
+        database.commit()
+    yield tmp_path / "tickets.db"
+    SOURCE_KINDS.remove("sqlite")
 
 
-@pytest.mark.usefixtures("letters")
-def test_a_kind_of_ones_own_is_read_like_any_other() -> None:
+def test_a_kind_of_ones_own_is_read_like_any_other(tickets: Path) -> None:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--sources", type=list[TextSource])
-    parsed = parser.parse_args(["--sources=[{name: mail, kind: letters, split: test, options: {count: 3}, documents: 2}]"])
+    given = {"name": "tickets", "kind": "sqlite", "options": {"file": str(tickets), "query": "select body from tickets"}, "documents": 2}
+    parsed = parser.parse_args([f"--sources={json.dumps([given])}"])
     source = parser.instantiate(parsed).sources[0]
-    assert source == TextSource("mail", kind="letters", split="test", options={"count": 3}, documents=2)
-    assert [d.text for d in read_documents(source)] == ["test letter 0", "test letter 1"]
-    assert sources_in_words([source]) == ["mail: letters, count 3, split test, first 2 documents"]
-    with pytest.raises(DataError, match=r"source 'mail': expected no column with letters, got 'body'"):
-        TextSource("mail", kind="letters", column="body")
-    with pytest.raises(DataError, match=r"expected options that letters has, got 'cuont'; did you mean 'count'"):
-        TextSource("mail", kind="letters", options={"cuont": 3})
-    with pytest.raises(ConfigurationError, match=r"source 'mail', kind: expected a known kind of data source, got 'leters'; did you mean"):
-        TextSource("mail", kind="leters")
+    assert source == TextSource(**given)
+    assert list(read_documents(source)) == [Document("tickets", f"row {i}", text) for i, text in enumerate(TEXTS[:2])]
+    assert sources_in_words([source]) == [f"tickets: sqlite, file {tickets}, query select body from tickets, first 2 documents"]
+    with pytest.raises(DataError, match=r"source 'tickets': expected no column with sqlite, got 'body'"):
+        TextSource("tickets", kind="sqlite", column="body")
+    with pytest.raises(DataError, match=r"expected options that sqlite has, got 'flie'; did you mean 'file'"):
+        TextSource("tickets", kind="sqlite", options={"flie": 3})
+    with pytest.raises(ConfigurationError, match=r"source 'x', kind: expected a known kind of data source, got 'sqlit'; did you mean"):
+        TextSource("x", kind="sqlit")
 
 
 def test_demo_names_are_checked_at_once() -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from adapruner.data.calibration_set import make_set
+from adapruner.data.leaks import check_leaks
 from adapruner.data.run_data import RunData
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
-from adapruner.data.text_sets import TextSets, check_leaks
+from adapruner.data.text_sets import TextSets
 from adapruner.data.text_source import TextSource
 from adapruner.errors import ConfigurationError, DataError
 
@@ -193,7 +194,7 @@ def test_other_lengths_may_leak_too(tokenizer: Any, options: dict[str, Any]) -> 
     only_long = data.calibration_windows_at[64].documents - data.calibration_windows.documents
     data.search_windows.document_hashes[0] = sorted(only_long)[0]
     with pytest.raises(DataError, match="expected calibration and search to share no document, got 1 in both"):
-        check_leaks(data.calibration_windows_at, data.search_windows, None, {})
+        check_leaks(data)
 
 
 def test_clusters_need_samples(tokenizer: Any, options: dict[str, Any]) -> None:
@@ -209,10 +210,10 @@ def test_a_given_set_is_the_pool(tokenizer: Any, options: dict[str, Any], tmp_pa
     make_set(first.calibration_windows, tokenizer, weights).write(tmp_path / "set.json")
     options["calibration"] = CalibrationData(given_set=str(tmp_path / "set.json"), seq_len=16)
     data = built(tokenizer, **options)
-    spoke = weights.nonzero().flatten()
+    weighted = weights.nonzero().flatten()
     assert data.calibration_sample_weights is not None
-    assert data.calibration_sample_weights.tolist() == pytest.approx((weights[spoke] / 8).tolist())
-    assert torch.equal(data.calibration_windows.input_ids, first.calibration_windows.input_ids[spoke])
+    assert data.calibration_sample_weights.tolist() == pytest.approx((weights[weighted] / 8).tolist())
+    assert torch.equal(data.calibration_windows.input_ids, first.calibration_windows.input_ids[weighted])
     assert list(data.calibration_windows_at) == [16]
     assert data.calibration_fingerprint != data.calibration_windows.fingerprint, "weights are part of it"
     options["search"] = SearchData([TextSource("b", path=str(tmp_path / "b.jsonl"))], 5, 16)

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from adapruner.data.documents import Document
+from adapruner.data.draw_windows import WindowDrawer
 from adapruner.data.instructions import render
+from adapruner.data.text_source import TextSource
 from adapruner.data.windows import IGNORED, TextWindows, joined_windows, pad_instructions, sample_windows
 from adapruner.errors import ConfigurationError, DataError
 
@@ -82,8 +84,8 @@ def test_windows_name_every_document_they_hold(tokenizer: Any) -> None:
 
 
 def test_no_window_crosses_sources(tokenizer: Any) -> None:
-    a, b = documents([50, 33], "a"), [Document("b", str(i), words(1000 + 70 * i, 70)) for i in range(2)]
-    windows = sample_windows([*a, *b], tokenizer, 8, None, 3)
+    a, b = [d.text for d in documents([50, 33])], [words(1000 + 70 * i, 70) for i in range(2)]
+    windows = WindowDrawer(tokenizer, 3).each("calibration", [TextSource("a", texts=a), TextSource("b", texts=b)], 8, None)
     assert windows.source_names == ["a", "b"]
     for row, source in zip(windows.input_ids.tolist(), windows.source_index.tolist(), strict=True):
         assert all((token >= 1005) == (source == 1) for token in row if token > PAD)

@@ -16,11 +16,6 @@ class HubSource(SourceKind):
 
     fields = ("config", "split", "revision", "column", "streaming", "instruction")
 
-    @property
-    def where(self) -> str:
-        """Its name on the hub."""
-        return str(self.source.hub)
-
     def read(self) -> Iterator[Document]:
         """One document a row.
 

@@ -18,13 +18,8 @@ class FileSource(SourceKind):
     fields = ("column", "instruction")
 
     @property
-    def where(self) -> str:
-        """The path."""
-        return str(self.source.path)
-
-    @property
     def _root(self) -> Path:
-        return Path(self.where).expanduser()
+        return Path(str(self.source.path)).expanduser()
 
     def check(self) -> None:
         """Missing files, unknown suffixes, and text files where a column is named.
