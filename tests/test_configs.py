@@ -165,7 +165,7 @@ def test_llamas_budget_is_the_published_size() -> None:
     structure = trace_structure(model)
     budget = Budget(**yaml.safe_load((CONFIGS / "llama.yaml").read_text())["pruning"]["budget"])
     assert structure.parameters == 6_738_415_616
-    assert structure.parameters - budget.parameters_to_remove(structure) == 5_422_977_024
+    assert structure.parameters - budget.costs(structure).remove == 5_422_977_024
     scores = {group.name: torch.arange(group.units).float() for group in structure.groups}
     kept = allocate(scores, structure, budget, Allocation("uniform"))
     whole = [(32, 11008)] * 4, [(24, 8256)] * 26, [(32, 11008)] * 2

@@ -137,17 +137,6 @@ class Budget:
         self._check_reachable(costs, structure)
         return costs
 
-    def parameters_to_remove(self, structure: ModelStructure) -> int:
-        """The target of a parameter budget, in parameters.
-
-        Raises:
-            BudgetError: if no plan can remove as much; the message has the reachable fraction.
-            ConfigurationError: if the budget counts something else.
-        """
-        if self.of not in ("block", "all"):
-            raise ConfigurationError(f"budget.of: expected 'block' or 'all' to count parameters, got {self.of!r}; use budget.costs")
-        return int(self.costs(structure).remove)
-
     def _check_layers(self, layers: int) -> None:
         for name in ("protect_first", "protect_last"):
             if getattr(self, name) > layers:

@@ -21,7 +21,7 @@ from adapruner.pruning.recipe import Recipe
 from adapruner.search import device_latency
 from adapruner.search.device_latency import meet_by_rounds, meet_on_device, read_or_measure_table
 from tests.conftest import build_model
-from tests.pruning.test_allocation import draw_scores
+from tests.pruning.allocation.test_allocation import draw_scores
 
 TABLE = LatencyTable({"attention": 0.5, "ffn": 0.004}, 10.0, 16, 1, "a clock in a test")
 STRUCTURE = trace_structure(build_model("llama", intermediate_size=160))

@@ -1,4 +1,8 @@
-"""One ranking of score per cost over the whole model."""
+"""One ranking of score per parameter (or MAC, byte, millisecond: what the budget counts) over the whole model.
+
+A group's scores are first divided by (their sum)^gamma: 0 ranks raw losses, 1 gives groups of one kind nearly the same share.
+Attention scores are multiplied by exp(``log_head_multiplier``), a layer's by exp(-profile), so that the profile's high layers lose more.
+"""
 
 from __future__ import annotations
 
@@ -9,34 +13,53 @@ import torch
 from torch import Tensor
 
 from adapruner.models.units import UnitGroup
-from adapruner.pruning.costs import UnitCosts
+from adapruner.pruning.allocation import AllocationInputs, AllocationMethod, register_allocation
+from adapruner.pruning.allocation.regular_widths import make_regular
+
+
+@register_allocation
+class GlobalRanking(AllocationMethod):
+    """The lowest scores per cost go, wherever they are."""
+
+    name = "gamma"
+    uses = frozenset({"heads", "round_to", "depth_slope", "depth_curve"})
+
+    def keep(self, inputs: AllocationInputs) -> dict[str, list[int]]:
+        """See :meth:`AllocationMethod.keep`."""
+        options, prices = inputs.options, {}
+        for g in inputs.groups:
+            lean = options.profile_at(g.layer, inputs.structure.layers)
+            log_multiplier = (options.log_head_multiplier if g.kind == "attention" else 0.0) - lean
+            cost = inputs.costs.per_unit[g.name] if options.per == "cost" else 1.0
+            prices[g.name] = price_of_units(inputs.scores[g.name].double(), cost, options.gamma, log_multiplier)
+        removed = remove_globally(prices, inputs)
+        if options.heads == "uniform" or options.round_to > 1:
+            return inputs.keep_highest(make_regular({name: len(units) for name, units in removed.items()}, prices, inputs), prices)
+        return {g.name: [u for u in range(g.units) if u not in removed.get(g.name, ())] for g in inputs.structure.groups}
 
 
 def price_of_units(values: Tensor, cost: float, gamma: float, log_multiplier: float) -> Tensor:
-    """``[units]`` float64: what removing each parameter (or MAC, byte, ms) of a group's unit costs; the lowest go first."""
+    """``[units]`` float64: score per cost of a group's units; the lowest go first."""
     total = values.sum().clamp_min(1e-60)  # a dead group's power must not underflow to 0
     return values / cost / total**gamma * math.exp(log_multiplier)
 
 
-def remove_globally(
-    prices: Mapping[str, Tensor], groups: list[UnitGroup], most: Mapping[str, int], costs: UnitCosts
-) -> dict[str, set[int]]:
+def remove_globally(prices: Mapping[str, Tensor], inputs: AllocationInputs) -> dict[str, set[int]]:
     """Group name -> removed units: the cheapest that still fit, so that less than one channel is missing at the end.
 
     Args:
         prices: group name -> ``[units]``; see :func:`price_of_units`.
-        groups: those that may lose units.
-        most: group name -> how many units may go.
     """
+    groups, most, per_unit = inputs.groups, inputs.most, inputs.costs.per_unit
     if not groups:
         return {}
     owner = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor([g.units for g in groups]))
     unit = torch.cat([torch.arange(g.units) for g in groups])
     order = torch.argsort(torch.cat([prices[g.name] for g in groups]), stable=True)
-    cost = [costs.per_unit[g.name] for g in groups]
+    cost = [per_unit[g.name] for g in groups]
     left = [most[g.name] for g in groups]
     removed: list[set[int]] = [set() for _ in groups]
-    smallest, remaining = min(cost), costs.remove
+    smallest, remaining = min(cost), inputs.costs.remove
     for index, number in zip(owner[order].tolist(), unit[order].tolist(), strict=True):
         if left[index] > 0 and cost[index] <= remaining:
             removed[index].add(number)
@@ -45,7 +68,7 @@ def remove_globally(
             if remaining < smallest:
                 break
     chosen = {g.name: r for g, r in zip(groups, removed, strict=True)}
-    _exchange(chosen, prices, groups, most, costs.per_unit, remaining)
+    _exchange(chosen, prices, groups, most, per_unit, remaining)
     return chosen
 
 

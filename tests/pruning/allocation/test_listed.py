@@ -13,7 +13,7 @@ from adapruner.models.tracing import trace_structure
 from adapruner.pruning.allocation import Allocation, allocate
 from adapruner.pruning.budget import Budget
 from tests.conftest import build_model
-from tests.pruning.test_allocation import draw_scores
+from tests.pruning.allocation.test_allocation import draw_scores
 
 ANATOMY = trace_structure(build_model("llama", intermediate_size=160))
 SCORES = draw_scores(ANATOMY)

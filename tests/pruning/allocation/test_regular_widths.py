@@ -10,7 +10,7 @@ from adapruner.models.tracing import trace_structure
 from adapruner.pruning.allocation import Allocation, allocate
 from adapruner.pruning.budget import Budget
 from tests.conftest import build_model
-from tests.pruning.test_allocation import draw_scores, removed_parameters
+from tests.pruning.allocation.test_allocation import draw_scores, removed_parameters
 
 ANATOMY = trace_structure(build_model("llama", intermediate_size=512, num_hidden_layers=4))
 
@@ -21,7 +21,7 @@ def test_uniform_heads(seed: int, fraction: float) -> None:
     scores = draw_scores(ANATOMY, seed)
     kept = allocate(scores, ANATOMY, Budget(fraction), Allocation(gamma=0.3, heads="uniform"))
     assert len({len(kept[g.name]) for g in ANATOMY.groups if g.kind == "attention"}) == 1
-    target = Budget(fraction).parameters_to_remove(ANATOMY)
+    target = Budget(fraction).costs(ANATOMY).remove
     assert abs(removed_parameters(kept, ANATOMY) - target) <= ANATOMY.group(0, "ffn").parameters_per_unit / 2
 
 
@@ -38,7 +38,7 @@ def test_rounded_widths_meet_the_budget_within_half_a_step(seed: int, round_to: 
         best = torch.argsort(scores[group.name], descending=True)[:width].tolist()
         assert kept[group.name] == sorted(best)  # within a layer the ranking itself decides
     step = round_to * ANATOMY.group(0, "ffn").parameters_per_unit
-    assert abs(removed_parameters(kept, ANATOMY) - budget.parameters_to_remove(ANATOMY)) <= step / 2
+    assert abs(removed_parameters(kept, ANATOMY) - budget.costs(ANATOMY).remove) <= step / 2
 
 
 def test_step_of_one_channel_changes_nothing_that_is_regular_already() -> None:
@@ -53,7 +53,7 @@ def test_heads_absorb_what_steps_cannot(percent: int, heads: str) -> None:
     scores, budget = draw_scores(ANATOMY, percent), Budget(percent / 100)
     kept = allocate(scores, ANATOMY, budget, Allocation(gamma=0.5, heads=heads, round_to=64))  # type: ignore[arg-type]
     head, step = ANATOMY.group(0, "attention").parameters_per_unit, 64 * ANATOMY.group(0, "ffn").parameters_per_unit
-    target, each = budget.parameters_to_remove(ANATOMY), 4 if heads == "uniform" else 1
+    target, each = budget.costs(ANATOMY).remove, 4 if heads == "uniform" else 1
     now = sum(g.units - len(kept[g.name]) for g in ANATOMY.groups if g.kind == "attention")
     assert all(len(kept[g.name]) % 64 == 0 for g in ANATOMY.groups if g.kind == "ffn")
 

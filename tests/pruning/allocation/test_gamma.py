@@ -16,7 +16,7 @@ from adapruner.pruning.costs import UnitCosts
 from adapruner.pruning.costs.latency_table import LatencyTable
 from adapruner.pruning.costs.sizes import measure_sizes
 from tests.conftest import build_model
-from tests.pruning.test_allocation import draw_scores
+from tests.pruning.allocation.test_allocation import draw_scores
 
 MODEL = build_model("llama", intermediate_size=160)
 ANATOMY = trace_structure(MODEL)

@@ -12,7 +12,7 @@ from adapruner.pruning.allocation import Allocation, allocate
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.costs import TOLERANCE
 from tests.conftest import build_model
-from tests.pruning.test_allocation import draw_scores, removed_parameters
+from tests.pruning.allocation.test_allocation import draw_scores, removed_parameters
 
 ANATOMY = trace_structure(build_model("llama", intermediate_size=160, num_attention_heads=8, num_key_value_heads=8))
 SCORES = draw_scores(ANATOMY)
@@ -20,7 +20,7 @@ SCORES = draw_scores(ANATOMY)
 
 def every_pair(budget: Budget, round_to: int) -> list[tuple[float, int, int]]:
     """Miss of the target as a fraction, heads and channels removed from each layer."""
-    heads, channels, target = ANATOMY.group(0, "attention"), ANATOMY.group(0, "ffn"), budget.parameters_to_remove(ANATOMY)
+    heads, channels, target = ANATOMY.group(0, "attention"), ANATOMY.group(0, "ffn"), budget.costs(ANATOMY).remove
     most = heads.units - budget.smallest_width(heads.units), channels.units - budget.smallest_width(channels.units)
     pairs = []
     for h, c in itertools.product(range(most[0] + 1), range(most[1] + 1)):

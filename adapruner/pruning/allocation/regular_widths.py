@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adapruner.models.units import UnitGroup
-from adapruner.pruning.costs import UnitCosts
+from adapruner.pruning.allocation import AllocationInputs
 
 #: Combinations of heads and FFN steps that are carried out and compared; more are only reckoned.
 _TRIED = 8
@@ -27,33 +27,21 @@ def nearest_count(group: UnitGroup, wanted: float, most: int, round_to: int) -> 
     return group.units - min(width, group.units)
 
 
-def make_regular(
-    counts: Mapping[str, int],
-    prices: Mapping[str, Tensor],
-    groups: list[UnitGroup],
-    most: Mapping[str, int],
-    costs: UnitCosts,
-    uniform_heads: bool,
-    round_to: int,
-) -> dict[str, int]:
+def make_regular(counts: Mapping[str, int], prices: Mapping[str, Tensor], inputs: AllocationInputs) -> dict[str, int]:
     """Group name -> number of units to remove, regular, as near to the target as whole steps come.
 
     Args:
         counts: what is removed before.
         prices: group name -> ``[units]``; the lowest go first.
-        groups: those that may lose units.
-        most: group name -> how many units may go.
     """
-    counts = dict(counts)
-    attention, ffn = ([g for g in groups if g.kind == kind] for kind in ("attention", "ffn"))
-    if uniform_heads and attention:
-        mean = round(sum(counts[g.name] for g in attention) / len(attention))
-        counts |= {g.name: min(mean, most[g.name]) for g in attention}
-    for g in ffn:
-        counts[g.name] = nearest_count(g, counts[g.name], most[g.name], round_to)
-    steps = _Steps(prices, attention, ffn, most, costs, uniform_heads, round_to)
+    counts, steps = dict(counts), _Steps(prices, inputs)
+    if steps.uniform_heads and steps.attention:
+        mean = round(sum(counts[g.name] for g in steps.attention) / len(steps.attention))
+        counts |= {g.name: min(mean, inputs.most[g.name]) for g in steps.attention}
+    for g in steps.ffn:
+        counts[g.name] = nearest_count(g, counts[g.name], inputs.most[g.name], steps.round_to)
     steps.meet_target(counts)
-    if abs(steps.missing(counts)) > costs.slack and attention and ffn:
+    if abs(inputs.missing(counts)) > inputs.costs.slack and steps.attention and steps.ffn:
         counts = steps.with_other_heads(counts)
     return counts
 
@@ -66,30 +54,18 @@ def _lowest_width(group: UnitGroup, most: int, round_to: int) -> int:
 class _Steps:
     """Whole steps between regular widths: what they cost and which comes next."""
 
-    def __init__(
-        self,
-        prices: Mapping[str, Tensor],
-        attention: list[UnitGroup],
-        ffn: list[UnitGroup],
-        most: Mapping[str, int],
-        costs: UnitCosts,
-        uniform_heads: bool,
-        round_to: int,
-    ) -> None:
-        self.attention, self.ffn, self.most, self.costs = attention, ffn, most, costs
-        self.uniform_heads, self.round_to = uniform_heads, round_to
-        self.ranked = {g.name: torch.sort(prices[g.name]).values.cumsum(0).tolist() for g in [*attention, *ffn]}
-
-    def missing(self, counts: Mapping[str, int]) -> float:
-        """What has still to go; negative where too much went."""
-        return self.costs.remove - sum(counts[g.name] * self.costs.per_unit[g.name] for g in [*self.attention, *self.ffn])
+    def __init__(self, prices: Mapping[str, Tensor], inputs: AllocationInputs) -> None:
+        self.attention, self.ffn = inputs.of_kind("attention"), inputs.of_kind("ffn")
+        self.inputs, self.most, self.costs = inputs, inputs.most, inputs.costs
+        self.uniform_heads, self.round_to = inputs.options.heads == "uniform", inputs.options.round_to
+        self.ranked = {g.name: torch.sort(prices[g.name]).values.cumsum(0).tolist() for g in inputs.groups}
 
     def price(self, g: UnitGroup, low: int, high: int) -> float:
         """Price of the units that rank from ``low`` to ``high``."""
         below = self.ranked[g.name][low - 1] if low else 0.0
         return float(self.ranked[g.name][high - 1] - below)
 
-    def next_move(self, g: UnitGroup, count: int, down: bool) -> tuple[float, int] | None:
+    def next_width(self, g: UnitGroup, count: int, down: bool) -> tuple[float, int] | None:
         """Price and count of removed channels of the next regular width, if there is one; what comes back has its price negated."""
         width = g.units - count
         if down:
@@ -101,24 +77,24 @@ class _Steps:
         return (-self.price(g, g.units - wider, count), g.units - wider) if count else None
 
     def meet_target(self, counts: dict[str, int]) -> None:
-        """Moves one step of one layer's FFN at a time, the cheapest first, until another would lead away from the target."""
-        missing = self.missing(counts)
+        """Takes one step of one layer's FFN at a time, the cheapest first, until another would lead away from the target."""
+        missing = self.inputs.missing(counts)
         down = missing > 0
-        moves = {g.name: move for g in self.ffn if (move := self.next_move(g, counts[g.name], down)) is not None}
+        widths = {g.name: width for g in self.ffn if (width := self.next_width(g, counts[g.name], down)) is not None}
         cost = {g.name: self.costs.per_unit[g.name] for g in self.ffn}
         groups = {g.name: g for g in self.ffn}
-        while moves and abs(missing) > self.round_to * cost[self.ffn[0].name] / 2:
-            name = min(moves, key=lambda name: moves[name][0])
-            _, count = moves.pop(name)
+        while widths and abs(missing) > self.round_to * cost[self.ffn[0].name] / 2:
+            name = min(widths, key=lambda name: widths[name][0])
+            _, count = widths.pop(name)
             missing -= (count - counts[name]) * cost[name]
             counts[name] = count
-            following = self.next_move(groups[name], count, down)
+            following = self.next_width(groups[name], count, down)
             if following is not None:
-                moves[name] = following
+                widths[name] = following
 
     def with_other_heads(self, counts: dict[str, int]) -> dict[str, int]:
         """The nearest to the target among plans with a few heads more or fewer; the fewest heads moved that reach 0.1 %."""
-        slack, missing = self.costs.slack, self.missing(counts)
+        slack, missing = self.costs.slack, self.inputs.missing(counts)
         per_head = self.costs.per_unit[self.attention[0].name] * (len(self.attention) if self.uniform_heads else 1)
         size = self.round_to * self.costs.per_unit[self.ffn[0].name]
 
@@ -139,9 +115,9 @@ class _Steps:
             if moved is None:
                 continue
             self.meet_target(moved)
-            if abs(self.missing(moved)) < abs(self.missing(best)):
+            if abs(self.inputs.missing(moved)) < abs(self.inputs.missing(best)):
                 best = moved
-            if abs(self.missing(best)) <= slack:
+            if abs(self.inputs.missing(best)) <= slack:
                 break
         return best
 

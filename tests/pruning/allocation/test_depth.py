@@ -13,13 +13,16 @@ from adapruner.errors import ConfigurationError
 from adapruner.models.tracing import trace_structure
 from adapruner.pruning.allocation import Allocation, allocate
 from adapruner.pruning.budget import Budget
-from adapruner.pruning.depth_profile import profile_at
 from tests.conftest import build_model
-from tests.pruning.test_allocation import draw_scores, removed_parameters
+from tests.pruning.allocation.test_allocation import draw_scores, removed_parameters
 
 ANATOMY = trace_structure(build_model("llama", intermediate_size=256, num_hidden_layers=6))
 CHANNEL = ANATOMY.group(0, "ffn").parameters_per_unit
 LAYER = ANATOMY.block_parameters / 6
+
+
+def leaning(slope: float, curve: float) -> Allocation:
+    return Allocation("depth", depth_slope=slope, depth_curve=curve)
 
 
 def removed_of_layer(kept: dict[str, list[int]], layer: int) -> float:
@@ -27,9 +30,9 @@ def removed_of_layer(kept: dict[str, list[int]], layer: int) -> float:
 
 
 def test_profile_has_the_documented_values() -> None:
-    assert [round(profile_at(layer, 5, 0.2, 0.0), 6) for layer in range(5)] == [-0.2, -0.1, 0.0, 0.1, 0.2]
-    assert [round(profile_at(layer, 5, 0.0, 0.3), 6) for layer in range(5)] == [0.2, -0.025, -0.1, -0.025, 0.2]
-    assert profile_at(0, 1, 5.0, 0.3) == pytest.approx(-0.1)
+    assert [round(leaning(0.2, 0.0).profile_at(layer, 5), 6) for layer in range(5)] == [-0.2, -0.1, 0.0, 0.1, 0.2]
+    assert [round(leaning(0.0, 0.3).profile_at(layer, 5), 6) for layer in range(5)] == [0.2, -0.025, -0.1, -0.025, 0.2]
+    assert leaning(5.0, 0.3).profile_at(0, 1) == pytest.approx(-0.1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -43,7 +46,7 @@ def test_profile_has_the_documented_values() -> None:
 def test_the_target_is_hit_within_half_a_channel(fraction: float, slope: float, curve: float, first: int, heads: Any) -> None:
     budget = Budget(fraction * (6 - first) / 6, protect_first=first)
     kept = allocate(draw_scores(ANATOMY), ANATOMY, budget, Allocation("depth", heads=heads, depth_slope=slope, depth_curve=curve))
-    assert abs(removed_parameters(kept, ANATOMY) - budget.parameters_to_remove(ANATOMY)) <= CHANNEL / 2
+    assert abs(removed_parameters(kept, ANATOMY) - budget.costs(ANATOMY).remove) <= CHANNEL / 2
     assert all(len(kept[g.name]) >= budget.smallest_width(g.units) for g in ANATOMY.groups)
     assert all(len(kept[g.name]) == g.units for g in ANATOMY.groups if g.layer < first)
     if heads == "uniform":
@@ -54,7 +57,7 @@ def test_the_target_is_hit_within_half_a_channel(fraction: float, slope: float, 
 @given(fraction=st.floats(0.2, 0.6), slope=st.floats(-0.15, 0.15), curve=st.floats(-0.15, 0.15))
 def test_unclipped_layers_lose_their_share(fraction: float, slope: float, curve: float) -> None:
     """With nothing clipped the base has a closed form: the fraction less the profile's mean."""
-    values = [profile_at(layer, 6, slope, curve) for layer in range(6)]
+    values = [leaning(slope, curve).profile_at(layer, 6) for layer in range(6)]
     base = fraction - sum(values) / 6
     assume(all(0.15 < base + value < 0.7 for value in values))
     kept = allocate(draw_scores(ANATOMY), ANATOMY, Budget(fraction), Allocation("depth", depth_slope=slope, depth_curve=curve))
@@ -85,7 +88,7 @@ def test_rounded_widths(round_to: int) -> None:
     budget, allocation = Budget(0.4), Allocation("depth", depth_slope=0.2, round_to=round_to)
     kept = allocate(draw_scores(ANATOMY), ANATOMY, budget, allocation)
     assert all(len(kept[f"{layer}.ffn"]) % round_to == 0 for layer in range(6))
-    assert abs(removed_parameters(kept, ANATOMY) - budget.parameters_to_remove(ANATOMY)) <= round_to * CHANNEL / 2
+    assert abs(removed_parameters(kept, ANATOMY) - budget.costs(ANATOMY).remove) <= round_to * CHANNEL / 2
     assert removed_of_layer(kept, 0) < removed_of_layer(kept, 5)
 
 
@@ -105,10 +108,10 @@ def test_gamma_leans_the_same_way() -> None:
 def test_gamma_multiplies_a_layers_prices() -> None:
     scores = draw_scores(ANATOMY)
     by_hand = {
-        g.name: scores[g.name].double() * torch.exp(torch.tensor(-profile_at(g.layer, 6, 0.7, -0.4)).double()) for g in ANATOMY.groups
+        g.name: scores[g.name].double() * torch.exp(torch.tensor(-leaning(0.7, -0.4).profile_at(g.layer, 6)).double()) for g in ANATOMY.groups
     }
-    leaning = allocate(scores, ANATOMY, Budget(0.5), Allocation(depth_slope=0.7, depth_curve=-0.4))
-    assert leaning == allocate(by_hand, ANATOMY, Budget(0.5), Allocation())
+    found = allocate(scores, ANATOMY, Budget(0.5), Allocation(depth_slope=0.7, depth_curve=-0.4))
+    assert found == allocate(by_hand, ANATOMY, Budget(0.5), Allocation())
 
 
 def test_bad_profiles() -> None:
