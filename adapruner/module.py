@@ -13,7 +13,7 @@ from torch import Tensor
 from adapruner.errors import ConfigurationError
 from adapruner.evaluation.generation import Decoding, stream_text
 from adapruner.evaluation.perplexity import NLLResult, token_nll
-from adapruner.export.exported import ExportedModel, open_export
+from adapruner.export.loading import ExportedModel, open_export
 from adapruner.models.loading import DEMO, check_dtype, load_language_model, load_tokenizer, model_source
 from adapruner.models.units import ModelStructure
 from adapruner.pruned_module import PrunedCheckpoints

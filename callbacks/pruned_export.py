@@ -15,12 +15,12 @@ from adapruner.callbacks.listener import PruningListener, first_of
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.errors import ConfigurationError
-from adapruner.export.adapters import ADAPTER_FOLDER, difference_apart, export_either
+from adapruner.export.adapters import ADAPTER_FOLDER, export_either
 from adapruner.export.card import card_of_report, model_card, written_in
-from adapruner.export.folder import ExportRecord, check_folder, export_model
+from adapruner.export.folder import ExportRecord, export_model
 from adapruner.export.licence import base_licence
 from adapruner.export.options import check_options
-from adapruner.export.staging import staged
+from adapruner.export.staging import check_folder, staged
 from adapruner.files.atomic import write_atomically
 from adapruner.progress import announce
 
@@ -91,6 +91,8 @@ class PrunedExportCallback(PruningListener):
         self.record = replace(record, path=folder)
         announce(f"exported {record.class_name} to {folder}, the adapters to {folder / ADAPTER_FOLDER}")
         if self.verify:
+            from adapruner.export.verification import difference_apart
+
             self._check(trainer, plain)
             self.difference = max(self.difference or 0.0, difference_apart(folder, model, self._tokens(trainer)))
 

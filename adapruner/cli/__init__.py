@@ -1,6 +1,6 @@
 """The command line: ``python train.py`` and ``adapruner`` are this program.
 
-``compare`` is :mod:`adapruner.compare`, ``export`` is :mod:`adapruner.export.command`, ``inspect`` is
+``compare`` is :mod:`adapruner.compare`, ``export`` is :mod:`adapruner.cli.export`, ``inspect`` is
 :mod:`adapruner.cli.inspect`; everything else, ``fit`` above all, is :mod:`adapruner.cli.lightning`. Torch is loaded where
 there is work for it, not for ``inspect`` and not for the help of the other two. A bare configuration name is looked up in the
 working directory, then among the shipped ``configs/``.
@@ -12,7 +12,6 @@ import errno
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from adapruner.errors import AdaPrunerError, ConfigurationError, nearest
 
@@ -58,24 +57,15 @@ def _compare(arguments: list[str]) -> None:
 
 
 def _export(arguments: list[str]) -> None:
-    from adapruner.export.command import run_export
+    from adapruner.cli.export import run_export
 
-    run_export(arguments, _open_base)
+    run_export(arguments)
 
 
 def _inspect(arguments: list[str]) -> None:
     from adapruner.cli.inspect import run_inspect
 
     run_inspect(arguments)
-
-
-def _open_base(**options: Any) -> Any:
-    """Only where a base model is needed: this is what loads Lightning."""
-    from adapruner.cli.lightning import quiet_libraries
-    from adapruner.module import PrunableCausalLM
-
-    quiet_libraries()
-    return PrunableCausalLM(**options)
 
 
 def _run_lightning(arguments: list[str]) -> None:

@@ -32,7 +32,7 @@ from adapruner.cli.arguments import Refusals, collecting, make_plainly, one_line
 from adapruner.cli.evaluation import EvaluationCommands
 from adapruner.data_module import PruningDataModule
 from adapruner.errors import ConfigurationError, together
-from adapruner.export.exported import check_can_be_pruned
+from adapruner.export.loading import check_can_be_pruned
 from adapruner.files.atomic import clear_leftovers, write_atomically
 from adapruner.files.folder_lock import check_folder
 from adapruner.module import PrunableCausalLM

@@ -8,12 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adapruner.errors import ModelError
-from adapruner.export.folder import ExportRecord, export_model
-from adapruner.export.loading import load
+from adapruner.export.folder import ExportRecord, export_model, list_files
 from adapruner.files.atomic import write_atomically
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
@@ -44,14 +42,16 @@ def has_adapters(model: Any) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "unload")
 
 
-def without_adapters(adapted: Any) -> Any:
-    """The model under the adapters, as a model of its own that shares every tensor with it; ``adapted`` stays as it is.
+def without_adapters(model: Any) -> Any:
+    """The model under the adapters, as a model of its own that shares every tensor with it; ``model`` stays as it is.
 
-    Merging ``adapted`` afterwards gives its layers new tensors and does not reach this one.
+    Merging ``model`` afterwards gives its layers new tensors and does not reach this one. A model without adapters comes back.
     """
-    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in adapted.parameters()}
-    shared |= {id(b): b for b in adapted.buffers()}  # deepcopy takes what is in its memo for copied
-    plain = copy.deepcopy(adapted, shared).unload()
+    if not has_adapters(model):
+        return model
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
+    shared |= {id(b): b for b in model.buffers()}  # deepcopy takes what is in its memo for copied
+    plain = copy.deepcopy(model, shared).unload()
     if hasattr(plain, "peft_config"):
         del plain.peft_config  # else save_pretrained looks for adapters
     return plain
@@ -77,42 +77,12 @@ def export_either(
 
     Returns the plain model that the export holds, and the record.
     """
-    if not has_adapters(model):
-        return model, export_model(model, tokenizer, structure, plan, folder, card=card, **options)
     plain = without_adapters(model)
-    record = export_model(plain, tokenizer, structure, plan, folder, card={**card, "adapter": ADAPTER_FOLDER}, **options)
-    save_adapter(model, folder / ADAPTER_FOLDER)
-    return plain, replace(record, files=sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
-
-
-def difference_apart(folder: Path, adapted: Any, input_ids: Tensor) -> float:
-    """Largest absolute difference between the logits of a written export with its adapters, loaded again, and ``adapted``'s.
-
-    Args:
-        folder: what :func:`export_either` wrote.
-        adapted: the model with adapters that it wrote.
-        input_ids: ``[b, t]`` token ids.
-
-    Returns:
-        The difference, the export computing in float32; ``inf`` if either side has a NaN.
-
-    Raises:
-        ModelError: if the adapters do not fit the model beside them.
-    """
-    again = attach_adapter(load(folder, dtype="float32"), folder / ADAPTER_FOLDER)
-    ours, theirs = _logits(adapted, input_ids), _logits(again, input_ids)
-    difference = float((ours - theirs).abs().max())
-    return difference if difference == difference else float("inf")
-
-
-def _logits(model: Any, input_ids: Tensor) -> Tensor:
-    training = model.training
-    try:
-        with torch.no_grad():
-            logits: Tensor = model.eval()(input_ids=input_ids.to(model.device), use_cache=False).logits
-    finally:
-        model.train(training)
-    return logits.float().cpu()
+    card = {**card, "adapter": ADAPTER_FOLDER} if has_adapters(model) else card
+    record = export_model(plain, tokenizer, structure, plan, folder, card=card, **options)
+    if has_adapters(model):
+        save_adapter(model, folder / ADAPTER_FOLDER)
+    return plain, replace(record, files=list_files(folder))
 
 
 def attach_adapter(model: Any, folder: Path) -> Any:

@@ -10,9 +10,12 @@ from typing import Any
 from adapruner.export.licence import is_hub_name
 from adapruner.pruning.plan import PruningPlan
 
-FACTS = ("license", "license_name", "license_link", "revision", "seeds", "recovery", "versions", "adapter")
+FACTS = ("license", "license_name", "license_link", "revision", "seeds", "recovery", "versions", "adapter", "results")
 """Keys of a card that have a place of their own; every other one is something measured."""
 TAGS = ["pruning", "structured-pruning", "adapruner"]
+WEIGHTS = "Weights"
+"""Key of the entry that says that they were rounded after the measurements."""
+_TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 
 def model_card(plan: PruningPlan, *, class_name: str, stock: bool, notes: list[str], card: dict[str, Any] | None = None) -> str:
@@ -27,22 +30,30 @@ def model_card(plan: PruningPlan, *, class_name: str, stock: bool, notes: list[s
             model), ``adapter`` (the folder of the adapters inside the export), and any measured values: a number or text, a
             table as a list of rows, or a mapping of names to values.
     """
-    card = dict(card or {})
-    facts = {key: card.pop(key, None) for key in FACTS}
-    base, licence = _base_name(plan), facts["license"]
-    known = ", ".join(str(facts[key]) for key in ("license", "license_name", "license_link") if facts[key])
-    revision = f", revision {facts['revision']}" if facts["revision"] else ""
-    sections = [
-        _front_matter(base, facts),
-        f"# {Path(base).name}, pruned by {plan.pruned_fraction:.1%}",
-        f"Base model: {base}{revision}. Licence of the base model: {known if licence else 'not known here; see the base model'}.",
-        _loading(class_name, stock, facts["adapter"]),
-        "\n".join(f"- {note}" for note in notes),
-        _removed(plan),
-        _origin(plan, facts),
-        "\n\n".join(["## Measured", *(_measured(name, value) for name, value in card.items())]) if card else "",
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    from huggingface_hub import ModelCard
+
+    measured = dict(card or {})
+    facts = {key: measured.pop(key, None) for key in FACTS}
+    base, dense, pruned = _base_name(plan), plan.parameters["dense"], plan.parameters["pruned"]
+    text = ModelCard.from_template(
+        _card_data(base, facts, rounded=WEIGHTS in measured),
+        template_path=str(_TEMPLATE),
+        plan=plan,
+        base=base,
+        class_name=class_name,
+        stock=stock,
+        notes=notes,
+        licence=", ".join(str(facts[key]) for key in ("license", "license_name", "license_link") if facts["license"] and facts[key]),
+        removed=f"{1 - pruned / dense:.1%}",
+        widths=_widths(plan),
+        budget=json.dumps(plan.budget),
+        recipe=json.dumps(plan.recipe, indent=1),
+        measured=[_measured(name, value) for name, value in measured.items()],
+        seeds=_pairs(facts["seeds"]),
+        versions=_pairs(facts["versions"]),
+        **{key: facts[key] for key in ("revision", "recovery", "adapter")},
+    )
+    return f"{text}\n"
 
 
 def card_of_report(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,9 +64,10 @@ def card_of_report(report: Mapping[str, Any]) -> dict[str, Any]:
     """
     card: dict[str, Any] = {"seeds": {"search": report["seed"]}} if "seed" in report else {}
     card |= {key: value for key, value in (("recovery", _recovery(report)), ("versions", report.get("versions"))) if value}
-    rows = _perplexity_rows(report.get("perplexity") or [])
-    if rows:
-        card["Perplexity"] = rows
+    perplexity = report.get("perplexity") or []
+    if perplexity:
+        card["results"] = _last_of_ours(perplexity)
+        card["Perplexity"] = _perplexity_rows(perplexity)
         card["Protocol of perplexity"] = report.get("protocol") or "not recorded"
     cost = report.get("cost") or {}
     costs = [{"model": name, **_numbers(cost[name])} for name in ("dense", "pruned") if cost.get(name)]
@@ -73,7 +85,38 @@ def card_of_report(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def written_in(dtype: str | None, card: Mapping[str, Any]) -> dict[str, str]:
     """One more entry where the weights are rounded after what a card says was measured."""
-    return {"Weights": f"written in {dtype}, after these measurements"} if dtype and set(card) - set(FACTS) else {}
+    return {WEIGHTS: f"written in {dtype}, after these measurements"} if dtype and set(card) - set(FACTS) else {}
+
+
+def _card_data(base: str, facts: Mapping[str, Any], rounded: bool) -> Any:
+    """The front matter. What was measured before rounding is no result of these weights; the text says how it was measured."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=entry["dataset"],
+            dataset_name=entry["dataset"],
+            metric_type="perplexity",
+            metric_name=f"perplexity, windows of {entry['window']}",
+            metric_value=float(entry["value"]),
+        )
+        for entry in ([] if rounded else facts["results"] or [])
+    ]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=TAGS,
+        base_model=base if "/" in base else None,  # only a hub name is a link
+        **({"eval_results": results, "model_name": base.rpartition("/")[2]} if results else {}),
+        **{key: " ".join(str(facts[key]).split()) for key in ("license", "license_name", "license_link") if facts[key]},
+    )
+
+
+def _last_of_ours(perplexity: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the pruned model reached in the end, where it is a number."""
+    ours = [entry for entry in perplexity if entry["method"] == "adapruner"]
+    return [entry for entry in ours if entry["stage"] == ours[-1]["stage"] and entry["value"] is not None]
 
 
 def _recovery(report: Mapping[str, Any]) -> str:
@@ -105,56 +148,19 @@ def _base_name(plan: PruningPlan) -> str:
     return name if is_hub_name(name) else Path(name).name
 
 
-def _front_matter(base: str, facts: Mapping[str, Any]) -> str:
-    import yaml
-
-    record: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": TAGS}
-    if "/" in base:  # only a hub name is a link
-        record["base_model"] = base
-    record |= {key: " ".join(str(facts[key]).split()) for key in ("license", "license_name", "license_link") if facts[key]}
-    return f"---\n{yaml.safe_dump(record, sort_keys=False, allow_unicode=True)}---"
-
-
-def _loading(class_name: str, stock: bool, adapter: str | None) -> str:
-    remote = "" if stock else ", trust_remote_code=True"
-    lines = [
-        "from transformers import AutoModelForCausalLM",
-        "",
-        f"model = AutoModelForCausalLM.from_pretrained(folder{remote})  # {class_name}",
-    ]
-    if adapter:
-        lines.insert(0, "from peft import PeftModel")
-        lines.append(f'model = PeftModel.from_pretrained(model, f"{{folder}}/{adapter}")  # the recovery, kept apart')
-    return "\n".join(["```python", *lines, "```"])
-
-
-def _removed(plan: PruningPlan) -> str:
-    dense, pruned = plan.parameters["dense"], plan.parameters["pruned"]
-    lines = ["## What was removed", "", f"Parameters: {dense:,} -> {pruned:,} ({1 - pruned / dense:.1%} removed)."]
+def _widths(plan: PruningPlan) -> list[str]:
+    lines = []
     for kind, what in (("attention", "Attention units (heads, or KV heads with their query heads)"), ("ffn", "FFN channels")):
         kept = plan.widths(kind)
         if kept:
             units = max(count for name, count in plan.units.items() if name.endswith(f".{kind}"))
             shown = f"{kept[0]} in every layer" if len(set(kept)) == 1 else ", ".join(map(str, kept))
-            lines += ["", f"{what} kept, of {units}: {shown}."]
-    return "\n".join(lines)
+            lines.append(f"{what} kept, of {units}: {shown}.")
+    return lines
 
 
-def _origin(plan: PruningPlan, facts: Mapping[str, Any]) -> str:
-    lines = [
-        "## How it came about",
-        "",
-        f"- plan: `{plan.hash}` (plan.json), for the base model with fingerprint `{plan.model.get('fingerprint', 'not recorded')}`",
-        f"- budget: `{json.dumps(plan.budget)}`",
-        f"- seed: {plan.provenance.get('seed', 'not recorded')}",
-    ]
-    if facts["seeds"]:
-        lines.append("- seeds: " + ", ".join(f"{name} {value}" for name, value in facts["seeds"].items()))
-    if facts["recovery"]:
-        lines.append(f"- recovery: {facts['recovery']}")
-    if facts["versions"]:
-        lines.append("- made with " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
-    return "\n".join([*lines, "- recipe:", "", "```json", json.dumps(plan.recipe, indent=1), "```"])
+def _pairs(values: Mapping[str, Any] | None) -> str:
+    return ", ".join(f"{name} {value}" for name, value in (values or {}).items())
 
 
 def _measured(name: str, value: Any) -> str:

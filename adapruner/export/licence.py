@@ -48,24 +48,8 @@ def is_hub_name(name: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None and not Path(name).exists()
 
 
-def front_matter(text: str) -> dict[str, Any]:
-    """The YAML at the head of a model card; empty where there is none, or it is not a mapping.
-
-    >>> front_matter("---\\nlicense: mit\\n---\\n# A model")
-    {'license': 'mit'}
-    """
-    import yaml
-
-    found = re.match(r"\A\ufeff?---\s*\n(.*?)\n---\s*(?:\n|\Z)", text, re.DOTALL)
-    try:
-        record = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError:
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def _of_folder(folder: Path) -> dict[str, str]:
-    stated = _stated(front_matter(_text(folder / "README.md")))
+    stated = _of_card(folder / "README.md")
     if stated:
         return stated
     for file in sorted(path for path in folder.iterdir() if re.match(r"(?i)licen[cs]e|copying", path.name) and path.is_file()):
@@ -75,11 +59,22 @@ def _of_folder(folder: Path) -> dict[str, str]:
     return {}
 
 
+def _of_card(file: Path) -> dict[str, str]:
+    """What the front matter of a model card states; nothing where there is none, or it is damaged."""
+    from huggingface_hub import ModelCard
+
+    text = _text(file).lstrip("\ufeff")
+    try:
+        return _stated(ModelCard(text, ignore_metadata_errors=True).data.to_dict()) if text.startswith("---") else {}
+    except Exception:  # whatever a parser of YAML raises
+        return {}
+
+
 def _of_cache(name: str, revision: str | None) -> dict[str, str]:
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(name, "README.md", revision=revision)
-    return _stated(front_matter(_text(Path(found)))) if isinstance(found, str) else {}
+    return _of_card(Path(found)) if isinstance(found, str) else {}
 
 
 def _of_hub(name: str, revision: str | None) -> dict[str, str]:

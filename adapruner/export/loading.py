@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapruner.errors import ModelError
-from adapruner.export.expert_widths import has_uneven_experts
-from adapruner.export.folder import MARK, PLAN_FILE, is_export
-from adapruner.pruning.plan import read_plan
+from adapruner.errors import ConfigurationError, ModelError
+from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter
+from adapruner.export.folder import PLAN_FILE
+from adapruner.export.staging import MARK, is_export
+from adapruner.export.widths import has_uneven_experts
+from adapruner.pruning.plan import PruningPlan, read_plan
+from adapruner.recovery.lora import merge_lora
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """The model of an export, adapters that lay beside it merged, and the plan that it was pruned by."""
+
+    model: Any
+    plan: PruningPlan
 
 
 def load(folder: str | Path, dtype: str = "auto", device_map: Any = None) -> Any:
@@ -36,29 +48,88 @@ def load(folder: str | Path, dtype: str = "auto", device_map: Any = None) -> Any
     plan = read_plan(folder / PLAN_FILE)
     if config[MARK].get("plan_hash") != plan.hash:
         raise ModelError(f"folder: expected the plan {config[MARK].get('plan_hash')}, got {plan.hash} in {folder}; export again")
-    _check_weights(folder)
+    for file in weight_files(folder):
+        read_header(file)
     return _from_pretrained(folder, _class(config), dtype, device_map)
 
 
-def _check_weights(folder: Path) -> None:
-    """Opens every safetensors file; a file that is cut short or overwritten fails its own header."""
+def open_export(
+    source: str | Path, dtype: str = "auto", attn_implementation: str | None = None, *, merge: bool = True
+) -> ExportedModel | None:
+    """The model of a folder that adapruner exported, to measure or to go on with; ``None`` where it is no such folder.
+
+    Args:
+        source: a folder, or a hub name.
+        dtype: ``auto`` (as saved) or a torch type's name.
+        attn_implementation: as in ``from_pretrained``; the library's choice when empty.
+        merge: whether adapters that lie beside the model are added to its weights.
+
+    Raises:
+        ModelError: if the export is damaged, or has no such attention.
+        PlanError: if its plan is missing or was changed.
+    """
+    folder = Path(source)
+    if not folder.is_dir() or not is_export(folder):
+        return None
+    model = load(folder, dtype)
+    if attn_implementation:
+        try:
+            model.set_attn_implementation(attn_implementation)
+        except (ValueError, ImportError) as error:
+            raise ModelError(
+                f"model.attn_implementation: expected one that this model has, got {attn_implementation!r} ({str(error)[:120]}); "
+                "give sdpa or eager"
+            ) from None
+    if merge and (folder / ADAPTER_FOLDER).is_dir():
+        model = merge_lora(attach_adapter(model, folder / ADAPTER_FOLDER)).eval()
+    return ExportedModel(model, read_plan(folder / PLAN_FILE))
+
+
+def check_can_be_pruned(source: str | Path) -> None:
+    """Refuses an export whose layers have widths of their own: the structure of one layer would not be that of the others.
+
+    Raises:
+        ConfigurationError: if it is one.
+    """
+    folder = Path(source)
+    if not folder.is_dir() or not is_export(folder):
+        return
+    if "pruned_shapes" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        raise ConfigurationError(
+            f"model.name_or_path: expected a model with equally wide layers to prune, got the export {folder} with layers of different "
+            "widths; give the dense model, or export with --pad"
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, from its index where it has one.
+
+    Raises:
+        ModelError: if the index is damaged.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return [folder / "model.safetensors"]
+    try:
+        return sorted({folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"weights: expected an index of shards, got damage in {index.name} ({error}); export again") from None
+
+
+def read_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Tensor name -> shape and safetensors' name of its dtype; a file that is cut short or overwritten fails its own header.
+
+    Raises:
+        ModelError: if it is damaged or not there.
+    """
     from safetensors import SafetensorError, safe_open
 
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"weights: expected an index of shards, got damage in {index.name} ({error}); export again") from None
-    for name in names:
-        try:
-            with safe_open(folder / name, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"weights: expected whole safetensors, got damage in {folder / name} ({error}); export or download again"
-            ) from None
+    try:
+        with safe_open(file, framework="pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+            return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"weights: expected whole safetensors, got damage in {file} ({error}); export or download again") from None
 
 
 def _class(config: dict[str, Any]) -> Any:

@@ -1,13 +1,35 @@
-"""Options that the command and the callback share, refused before any work."""
+"""What every export is told, refused before any work where it cannot be followed."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from adapruner.errors import ConfigurationError, nearest
 
 DTYPES = ("float32", "bfloat16", "float16")
 ADAPTERS = ("merged", "folder")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How weights are written.
+
+    Raises:
+        ConfigurationError: as :func:`check_options`.
+    """
+
+    dtype: str | None = None
+    """``float32``, ``bfloat16``, ``float16``; ``None``: the model's own."""
+    max_shard_size: str = "5GB"
+    """Of one safetensors file."""
+    adapters: str = "merged"
+    """``merged`` into the weights, or the LoRA recovery in a ``folder`` of its own."""
+    pad: bool = False
+    """Every layer gets the width of the widest by zeros, for engines that know only stock classes."""
+
+    def __post_init__(self) -> None:
+        check_options(self.dtype, self.max_shard_size, self.adapters)
 
 
 def check_options(dtype: str | None, max_shard_size: str, adapters: str, prefix: str = "") -> None:

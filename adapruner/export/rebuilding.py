@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from adapruner.errors import ModelError
+from adapruner.export.loading import open_export
 from adapruner.models.fingerprint import fingerprint_model
+from adapruner.models.loading import load_language_model, model_source
+from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import trace_for_plan
-from adapruner.recovery.lora import LoRAConfig, attach_lora
-from adapruner.recovery.pruned_checkpoint import LORA_KEY, PLAN_KEY
-
-OpenBase = Callable[..., Any]
-"""``(name_or_path=, dtype=, revision=)`` -> a :class:`adapruner.module.PrunableCausalLM`, nothing loaded yet."""
+from adapruner.recovery.pruned_checkpoint import PLAN_KEY, fit_to_checkpoint
 
 _PREFIX = "model."
 
@@ -59,36 +58,30 @@ def check_same_plan(record: Mapping[str, Any], plan: PruningPlan, file: Path) ->
         raise ModelError(f"checkpoint: expected the plan {plan.hash} of the run, got {found.hash} in {file}; give a checkpoint of this run")
 
 
-def rebuild(base: Mapping[str, Any], plan: PruningPlan, record: Mapping[str, Any], open_base: OpenBase) -> Any:
-    """The module at the plan's widths with the checkpoint's weights; adapters are attached where the run had any.
+def rebuild(base: Mapping[str, Any], plan: PruningPlan, record: Mapping[str, Any]) -> tuple[Any, ModelStructure]:
+    """The model at the plan's widths with the checkpoint's weights, and the structure of the base model.
+
+    Adapters are attached where the run had any.
 
     Args:
         base: ``name_or_path``, ``dtype`` and ``revision`` of the base model.
         plan: of the run.
         record: what :func:`read_checkpoint` gave.
-        open_base: see :data:`OpenBase`.
 
     Raises:
         PlanError: if the base model is not the one that the plan was made for.
         ModelError: if it cannot be loaded, or the weights do not fit.
     """
-    module = open_base(**base)
-    module.configure_model()
-    module.structure = trace_for_plan(module.model, plan)
-    plan.check(module.structure, fingerprint_model(module.model))
-    module.apply_plan(plan)
-    if record.get(LORA_KEY) is not None:
-        module.model = attach_lora(module.model, _lora_config(record[LORA_KEY]))
-    _fill(module.model, record["state_dict"])
-    module.model.eval()
-    return module
-
-
-def _lora_config(settings: Any) -> LoRAConfig:
+    exported = open_export(model_source(base["name_or_path"]), base["dtype"])
+    model = load_language_model(**base) if exported is None else exported.model
+    structure = trace_for_plan(model, plan)
+    plan.check(structure, fingerprint_model(model))
     try:
-        return LoRAConfig(**settings)
+        model, _ = fit_to_checkpoint(model, record, None)
     except TypeError as error:
         raise ModelError(f"checkpoint: expected the settings of LoRA, got others ({error}); give a checkpoint that fit wrote") from None
+    _fill(model, record["state_dict"])
+    return model.eval(), structure
 
 
 def _fill(model: Any, weights: Mapping[str, torch.Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Writes an export again: another precision, other shards, adapters merged. The base model is not needed."""
+"""Writes an export once more: another precision, other shards, adapters merged. The base model is not needed."""
 
 from __future__ import annotations
 
@@ -10,71 +10,42 @@ from typing import Any
 import torch
 
 from adapruner.errors import ModelError
-from adapruner.export.adapters import ADAPTER_FILES, ADAPTER_FOLDER, attach_adapter
+from adapruner.export.adapters import ADAPTER_FILES, ADAPTER_FOLDER
 from adapruner.export.card import model_card, written_in
-from adapruner.export.command import Options
-from adapruner.export.folder import PLAN_FILE, ExportRecord, copy_tokenizer, export_model
+from adapruner.export.folder import PLAN_FILE, ExportRecord, check_range, copy_tokenizer, export_model, list_files
 from adapruner.export.licence import base_licence
-from adapruner.export.loading import load
+from adapruner.export.loading import ExportedModel, open_export
+from adapruner.export.options import ExportOptions
 from adapruner.export.target import make_config
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import trace_for_plan
-from adapruner.recovery.lora import merge_lora
 
 
-def open_export(folder: Path, dtype: str | None, merge: bool) -> Any:
-    """The model of an export, by :func:`adapruner.export.loading.load`; its adapters merged if asked for and there are any.
+def reexport(source: Path, folder: Path, options: ExportOptions, card: dict[str, Any]) -> tuple[Any, ExportRecord]:
+    """Fills a new folder with the model of an export; tokenizer, adapters and, as far as they still hold, card come from there.
 
     Args:
-        folder: the export.
-        dtype: what the weights become; None leaves them.
-        merge: whether adapters that were kept apart are added to the weights, at the precision they are stored in.
+        source: the export; adapters that it keeps apart are merged, at the precision they are stored in, unless ``options`` says
+            to keep them apart.
+        folder: a scratch place.
+        options: what the weights become.
+        card: for a new model card. The old one is kept unless layers are padded, adapters that it tells of merged, or there is none.
+
+    Returns:
+        The model as it was written, but for padding, and the record.
 
     Raises:
-        ModelError: if the folder is damaged, or a weight is beyond the range of ``dtype``.
+        ModelError: if the source is damaged, or a weight is beyond the range of the dtype.
     """
-    model = load(folder)
-    if merge and (folder / ADAPTER_FOLDER).is_dir():
-        model = merge_lora(attach_adapter(model, folder / ADAPTER_FOLDER)).eval()
-    if dtype is not None:
-        model = model.to(getattr(torch, dtype))
-        _check_range(model, dtype)
-    return model
-
-
-def reexport_model(model: Any, source: Path, plan: PruningPlan, folder: Path, options: Options, card: dict[str, Any]) -> str:
-    """Fills a new folder with the model; tokenizer, adapters and card come from the export it was. Returns the class's name.
-
-    The model card is kept, unless adapters that it tells of were merged, or there is none: then ``card`` is for a new one.
-    """
-    model.save_pretrained(folder, max_shard_size=options.max_shard_size)
-    plan.save(folder / PLAN_FILE)
-    copy_tokenizer(source, folder)
-    adapters, apart = source / ADAPTER_FOLDER, options.adapters == "folder"
-    if apart:
-        (folder / ADAPTER_FOLDER).mkdir()
-        for name in ADAPTER_FILES:
-            shutil.copyfile(adapters / name, folder / ADAPTER_FOLDER / name)
-    name, readme = type(model).__name__, source / "README.md"
-    if readme.is_file() and (apart or not adapters.is_dir()):
-        text = readme.read_text(encoding="utf-8")
-        text += f"\nWritten again in {options.dtype}, after these measurements.\n" if options.dtype and "## Measured" in text else ""
-    else:
-        text = model_card(plan, class_name=name, stock=is_stock(folder), notes=[], card={**card, **written_in(options.dtype, card)})
-    (folder / "README.md").write_text(text, encoding="utf-8")
-    return name
-
-
-def write_padded(model: Any, source: Path, plan: PruningPlan, folder: Path, options: Options, card: dict[str, Any]) -> ExportRecord:
-    """The same with every layer at the width of the widest; the model card is a new one.
-
-    Raises:
-        PlanError, ModelError: see :func:`adapruner.export.folder.export_model`.
-    """
-    card = {**base_licence(str(source)), **card, **written_in(options.dtype, card)}
-    structure = _dense_structure(model, plan)
-    return export_model(model, source, structure, plan, folder, max_shard_size=options.max_shard_size, card=card, pad=True)
+    exported = open_export(source, merge=options.adapters == "merged")
+    assert exported is not None
+    if options.dtype is not None:
+        exported.model.to(getattr(torch, options.dtype))
+        check_range(exported.model.state_dict(), options.dtype)
+    if options.pad and not is_stock(source):
+        return exported.model, _padded(exported, source, folder, options, card)
+    return exported.model, _as_it_is(exported, source, folder, options, card)
 
 
 def is_stock(folder: Path) -> bool:
@@ -82,8 +53,34 @@ def is_stock(folder: Path) -> bool:
     return "auto_map" not in json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
+def _as_it_is(exported: ExportedModel, source: Path, folder: Path, options: ExportOptions, card: dict[str, Any]) -> ExportRecord:
+    exported.model.save_pretrained(folder, max_shard_size=options.max_shard_size)
+    exported.plan.save(folder / PLAN_FILE)
+    copy_tokenizer(source, folder)
+    adapters, apart = source / ADAPTER_FOLDER, options.adapters == "folder"
+    if apart:
+        (folder / ADAPTER_FOLDER).mkdir()
+        for name in ADAPTER_FILES:
+            shutil.copyfile(adapters / name, folder / ADAPTER_FOLDER / name)
+    name, readme, stock = type(exported.model).__name__, source / "README.md", is_stock(folder)
+    if readme.is_file() and (apart or not adapters.is_dir()):
+        text = readme.read_text(encoding="utf-8")
+        text += f"\nWritten again in {options.dtype}, after these measurements.\n" if options.dtype and "## Measured" in text else ""
+    else:
+        text = model_card(exported.plan, class_name=name, stock=stock, notes=[], card={**card, **written_in(options.dtype, card)})
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return ExportRecord(folder, name, stock, [], list_files(folder))
+
+
+def _padded(exported: ExportedModel, source: Path, folder: Path, options: ExportOptions, card: dict[str, Any]) -> ExportRecord:
+    structure = _dense_structure(exported.model, exported.plan)
+    card = {**base_licence(str(source)), **card, **written_in(options.dtype, card)}
+    sizes = options.max_shard_size
+    return export_model(exported.model, source, structure, exported.plan, folder, max_shard_size=sizes, card=card, pad=True)
+
+
 def _dense_structure(model: Any, plan: PruningPlan) -> ModelStructure:
-    """Of the model before pruning: an export whose layers differ keeps the dense widths in its configuration.
+    """What the model was made of before pruning: an export whose layers differ keeps the dense widths in its configuration.
 
     Raises:
         ModelError: if layers or hidden channels were removed: the folder does not say how many there were.
@@ -95,9 +92,3 @@ def _dense_structure(model: Any, plan: PruningPlan) -> ModelStructure:
     with torch.device("meta"):
         dense = AutoModelForCausalLM.from_config(make_config(model, model.config.model_type, {}))
     return trace_for_plan(dense, plan)
-
-
-def _check_range(model: Any, dtype: str) -> None:
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ModelError(f"dtype: expected weights within the range of {dtype}, got larger ones in {name}; use bfloat16")

@@ -10,8 +10,9 @@ from typing import Any
 from adapruner.errors import ConfigurationError
 from adapruner.export.adapters import ADAPTER_FOLDER
 from adapruner.export.card import card_of_report
-from adapruner.export.folder import PLAN_FILE, is_export
+from adapruner.export.folder import PLAN_FILE
 from adapruner.export.rebuilding import check_same_plan, read_checkpoint
+from adapruner.export.staging import is_export
 from adapruner.pruning.plan import PruningPlan, read_plan
 
 CONFIG_FILE, MODEL_FOLDER, REPORT_FILE = "config.yaml", "model", "report.json"

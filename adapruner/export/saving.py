@@ -10,7 +10,8 @@ from typing import Any
 
 from adapruner.errors import ConfigurationError
 from adapruner.export.adapters import ADAPTER_FOLDER
-from adapruner.export.folder import export_model, is_export
+from adapruner.export.folder import export_model
+from adapruner.export.staging import is_export
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 

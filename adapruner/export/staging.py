@@ -1,7 +1,8 @@
-"""A folder that is filled out of sight and moved into place as a whole."""
+"""Where an export may go, and how it gets there: filled out of sight, moved into place as a whole."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,8 +10,30 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapruner.errors import ConfigurationError
-from adapruner.export.folder import check_folder
 from adapruner.files.atomic import replace_folder
+
+MARK = "adapruner"
+"""Key in ``config.json`` by which an export is known as ours; holds the plan's hash."""
+
+
+@contextmanager
+def scratch_beside(place: Path, name: str | None = None) -> Iterator[Path]:
+    """A path to fill, on the file system of ``place`` and of its name or another; gone after the block if it was not moved away.
+
+    Raises:
+        ConfigurationError: if there is no writing there.
+    """
+    from safetensors import SafetensorError
+
+    beside = place.with_name(f".{place.name}.{os.getpid()}.new")
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        yield beside / (name or place.name)
+    except (OSError, SafetensorError) as error:  # a full disk is the one or the other
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigurationError(f"folder: expected to write {place}, got {reason}; make room there or choose another") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 @contextmanager
@@ -18,22 +41,23 @@ def staged(folder: Path) -> Iterator[Path]:
     """A path to fill, of the same name as ``folder``; in its place after the block, gone if the block fails.
 
     Raises:
-        ConfigurationError: if there is no writing there, or ``folder`` came to hold something else meanwhile.
+        ConfigurationError: if there is no writing there, or ``folder`` holds, or came to hold meanwhile, something else.
     """
-    from safetensors import SafetensorError
-
+    folder = Path(os.path.abspath(folder))
     check_place(folder)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    try:
-        beside.mkdir(parents=True, exist_ok=True)
-        yield beside / folder.name
-        check_folder(folder)
-        replace_folder(beside / folder.name, folder)
-    except (OSError, SafetensorError) as error:  # a full disk is the one or the other
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigurationError(f"folder: expected to write {folder}, got {reason}; make room there or choose another") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with scratch_beside(folder) as new:
+        yield new
+        move_into_place(new, folder)
+
+
+def move_into_place(new: Path, folder: Path) -> None:
+    """Puts a finished folder in the place of an earlier export.
+
+    Raises:
+        ConfigurationError: if something else is there.
+    """
+    check_folder(folder)
+    replace_folder(new, folder)
 
 
 def check_place(folder: Path) -> None:
@@ -46,6 +70,25 @@ def check_place(folder: Path) -> None:
     check_parent(folder, "folder")
 
 
+def check_folder(folder: str | Path) -> None:
+    """Refuses a place that holds something other than an earlier export; a callback calls this before hours of work.
+
+    Raises:
+        ConfigurationError: if it does.
+    """
+    folder = Path(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir():
+        raise ConfigurationError(f"folder: expected a folder, got the file {folder}; choose another name")
+    if (folder / ".git").exists():  # replaced as a whole, it would lose its history
+        raise ConfigurationError(f"folder: expected a plain folder, got the git repository {folder}; export elsewhere and copy")
+    if not is_export(folder):
+        raise ConfigurationError(
+            f"folder: expected an empty folder or an earlier export, got other files in {folder}; choose another folder"
+        )
+
+
 def check_parent(path: Path, argument: str) -> None:
     """Refuses a path whose nearest existing parent is no folder that can be written.
 
@@ -56,3 +99,12 @@ def check_parent(path: Path, argument: str) -> None:
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         what = "a folder without the right to write" if parent.is_dir() else "a file"
         raise ConfigurationError(f"{argument}: expected a place that can be written, got {what}, {parent}, above {path}; choose another")
+
+
+def is_export(folder: Path) -> bool:
+    """Whether ``config.json`` carries our mark."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and isinstance(config.get(MARK), dict)

@@ -10,10 +10,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from adapruner.errors import ModelError
+from adapruner.evaluation.mode import evaluation_mode
+from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter
+from adapruner.export.loading import load
 
 # A string, so that nothing of ours is imported on the way in.
 _STRANGER = """
@@ -58,17 +60,35 @@ def verify_export(folder: str | Path, model: Any, input_ids: Tensor, *, timeout:
         raise ModelError(
             f"export: expected logits {tuple(ours.shape)}, got {tuple(theirs.shape)} from {folder}; give the model it was made of"
         )
+    return _largest_difference(ours, theirs)
+
+
+def difference_apart(folder: Path, adapted: Any, input_ids: Tensor) -> float:
+    """Largest absolute difference between the logits of a written export with its adapters, loaded again, and ``adapted``'s.
+
+    Args:
+        folder: what :func:`adapruner.export.adapters.export_either` wrote.
+        adapted: the model with adapters that it wrote.
+        input_ids: ``[b, t]`` token ids.
+
+    Returns:
+        The difference, the export computing in float32; ``inf`` if either side has a NaN.
+
+    Raises:
+        ModelError: if the adapters do not fit the model beside them.
+    """
+    loaded = attach_adapter(load(folder, dtype="float32"), folder / ADAPTER_FOLDER)
+    return _largest_difference(_logits(adapted, input_ids), _logits(loaded, input_ids))
+
+
+def _largest_difference(ours: Tensor, theirs: Tensor) -> float:
     difference = float((ours - theirs).abs().max())
     return difference if difference == difference else float("inf")
 
 
 def _logits(model: Any, input_ids: Tensor) -> Tensor:
-    training = model.training
-    try:
-        with torch.no_grad():
-            logits: Tensor = model.eval()(input_ids=input_ids.to(model.device), use_cache=False).logits
-    finally:
-        model.train(training)
+    with evaluation_mode(model):
+        logits: Tensor = model(input_ids=input_ids.to(model.device), use_cache=False).logits
     return logits.float().cpu()
 
 

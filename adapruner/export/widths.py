@@ -92,3 +92,12 @@ def zero_biases(model: Any, structure: ModelStructure, wanted: Container[str]) -
     """Biases for linear layers before the output projections that have none, of the names a stock class wants, all zero."""
     linears = {f"{module}.bias": model.get_submodule(module) for g in structure.groups for module, dim in g.tensors if dim == 0}
     return {n: li.weight.new_zeros(li.weight.shape[0]) for n, li in linears.items() if li.bias is None and n in wanted}
+
+
+def has_uneven_experts(config: Any) -> bool:
+    """Whether experts have widths that transformers' grouped product, which wants multiples of 16 bytes, cannot take."""
+    if not (getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)):
+        return False
+    shapes = [shape for name, shape in (getattr(config, "pruned_shapes", None) or {}).items() if name.endswith("experts.down_proj")]
+    width = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", 8)
+    return any(w % 8 for w in ([shape[-1] for shape in shapes] or [width]))

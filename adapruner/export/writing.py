@@ -1,96 +1,94 @@
-"""From the source of an export to the finished folder: the work of ``adapruner export``."""
+"""From what a run left to the finished export: the work of ``adapruner export``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from adapruner.errors import ConfigurationError
-from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter, difference_apart, export_either, has_adapters, without_adapters
+from adapruner.errors import ConfigurationError, ModelError
+from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter, export_either, has_adapters, without_adapters
 from adapruner.export.card import written_in
-from adapruner.export.command import Options, check_difference
+from adapruner.export.folder import ExportRecord
+from adapruner.export.formats import FORMATS, FormatRecord
 from adapruner.export.licence import base_licence
-from adapruner.export.rebuilding import LORA_KEY, OpenBase, rebuild
-from adapruner.export.reexport import is_stock, open_export, reexport_model, write_padded
-from adapruner.export.run_folder import Source, find_source
-from adapruner.export.staging import staged
-from adapruner.export.verification import verify_export
+from adapruner.export.options import ExportOptions
+from adapruner.export.rebuilding import rebuild
+from adapruner.export.reexport import reexport
+from adapruner.export.run_folder import Source
+from adapruner.export.staging import scratch_beside
+from adapruner.export.verification import difference_apart, verify_export
+from adapruner.models.loading import load_tokenizer, model_source
 from adapruner.recovery.lora import merge_lora
+from adapruner.recovery.pruned_checkpoint import LORA_KEY
+
+_TOLERANCE = 1e-3
+"""Largest difference of logits that rounding explains where all weights are float32."""
 
 
-@dataclass
-class Written:
-    """What was done, for the user."""
+@dataclass(frozen=True)
+class WrittenExport:
+    """What was written."""
 
-    class_name: str
-    plan_hash: str
-    lines: list[str] = field(default_factory=list)
+    record: ExportRecord
+    """The folder that every format starts from."""
+    verified: str
+    """How far its logits are from the model's, in words; empty where nobody asked."""
+    formats: dict[str, FormatRecord]
+    """By name, in the order in which they were written."""
 
 
-def write_source(options: Options, open_base: OpenBase) -> Written:
-    """Finds what to export, writes it beside its place, checks it there and moves it in.
+def write_export(source: Source, targets: Mapping[str, Path], options: ExportOptions, *, verify: bool = True) -> WrittenExport:
+    """Fills a scratch folder, checks it there, and writes every format from it.
+
+    Args:
+        source: what :func:`adapruner.export.run_folder.find_source` found.
+        targets: name of a format -> where to; the last is the main one, beside which the scratch folder lies.
+        options: how weights are written.
+        verify: load the folder in a fresh process and compare logits.
 
     Raises:
-        ConfigurationError, PlanError, ModelError: see :func:`adapruner.export.command.run_export`.
+        ConfigurationError, PlanError, ModelError: if a target cannot be written, the source is damaged or does not fit together, or
+            the folder computes something else.
     """
-    _quiet()
-    source = find_source(options.run, options.checkpoint, options.adapters)
-    print(f"adapruner: takes {source.words}", flush=True)
-    with staged(options.folder) as folder:
-        model, written = (_from_export if source.exported else _from_checkpoint)(source, options, folder, open_base)
-        if options.verify:
-            written.lines.append(_verified(folder, model, options))
-        if options.gguf is not None:
-            from adapruner.export.gguf import write_gguf
-
-            record = write_gguf(folder, options.gguf, options.dtype)
-            written.lines += [f"wrote {options.gguf} for llama.cpp, {record.architecture} in {record.dtype}", *record.notes]
-    return written
+    main, place = list(targets.items())[-1]
+    with scratch_beside(place, place.name if main == "huggingface" else place.stem) as folder:
+        model, record = (_from_export if source.exported else _from_checkpoint)(source, folder, options)
+        verified = _verified(folder, model, options) if verify else ""
+        formats = {name: FORMATS.find(name).write(folder, target, options) for name, target in targets.items()}
+    return WrittenExport(replace(record, path=place), verified, formats)
 
 
-def _from_checkpoint(source: Source, options: Options, folder: Path, open_base: OpenBase) -> tuple[Any, Written]:
+def _from_checkpoint(source: Source, folder: Path, options: ExportOptions) -> tuple[Any, ExportRecord]:
     assert source.base is not None
     assert source.record is not None
     if options.adapters == "folder" and LORA_KEY not in source.record:
         raise ConfigurationError("adapters: expected a run with LoRA recovery, got a checkpoint without adapters; leave the option out")
-    module = rebuild(source.base, source.plan, source.record, open_base)
-    revision = source.base["revision"]
-    card = {**base_licence(module.source, revision), "revision": revision, **source.card, **written_in(options.dtype, source.card)}
-    model = module.model if options.adapters == "folder" else merge_lora(module.model)
+    model, structure = rebuild(source.base, source.plan, source.record)
+    name, revision = source.base["name_or_path"], source.base["revision"]
+    card = {**base_licence(model_source(name), revision), "revision": revision, **source.card, **written_in(options.dtype, source.card)}
+    model, tokenizer = model if options.adapters == "folder" else merge_lora(model), load_tokenizer(name, revision=revision)
     sizes = {"dtype": options.dtype, "max_shard_size": options.max_shard_size, "pad": options.pad}
-    _, record = export_either(model, module.tokenizer, module.structure, source.plan, folder, card=card, **sizes)
-    return model, Written(record.class_name, source.plan.hash, list(record.notes))
+    return model, export_either(model, tokenizer, structure, source.plan, folder, card=card, **sizes)[1]
 
 
-def _from_export(source: Source, options: Options, folder: Path, open_base: OpenBase) -> tuple[Any, Written]:
+def _from_export(source: Source, folder: Path, options: ExportOptions) -> tuple[Any, ExportRecord]:
     assert source.exported is not None
-    apart = options.adapters == "folder"
-    model = open_export(source.exported, options.dtype, merge=not apart)
-    if options.pad and not is_stock(source.exported):
-        record = write_padded(model, source.exported, source.plan, folder, options, source.card)
-        return model, Written(record.class_name, source.plan.hash, list(record.notes))
-    name = reexport_model(model, source.exported, source.plan, folder, options, source.card)
-    return model, Written(name, source.plan.hash)
+    return reexport(source.exported, folder, options, source.card)
 
 
-def _verified(folder: Path, model: Any, options: Options) -> str:
+def _verified(folder: Path, model: Any, options: ExportOptions) -> str:
     """Compares logits of a few tokens with those of a fresh process, and says how far they are apart."""
     exact = all(p.dtype == torch.float32 for p in model.parameters()) and options.dtype in (None, "float32")
     ids = torch.arange(1, 33)[None] % model.config.vocab_size
-    difference = verify_export(folder, without_adapters(model) if has_adapters(model) else model, ids)
+    difference = verify_export(folder, without_adapters(model), ids)
     if options.adapters == "folder":
         adapted = model if has_adapters(model) else attach_adapter(model, folder / ADAPTER_FOLDER)
         difference = max(difference, difference_apart(folder, adapted, ids))
-    check_difference(difference, exact)
+    if difference == float("inf") or (exact and difference > _TOLERANCE):
+        raise ModelError(f"export: expected the logits of the model, got a largest difference of {difference:.1e}; report this")
     rounding = "" if exact else ", rounding of the weights included"
     return f"loads in a fresh process; largest logit difference {difference:.1e}{rounding}"
-
-
-def _quiet() -> None:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
 from adapruner.export.card import card_of_report, model_card, written_in
-from adapruner.export.licence import base_licence, front_matter, is_hub_name
+from adapruner.export.licence import base_licence, is_hub_name
 from adapruner.pruning.plan import PruningPlan
 
 REPORT: dict[str, Any] = {
@@ -43,6 +44,10 @@ def plan(name: str = "org/base") -> PruningPlan:
         recipe={"coefficients": {"l2": 1.0}},
         provenance={"seed": 11},
     )
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    return ModelCard(text).data.to_dict()
 
 
 def text_of(card: dict[str, Any], name: str = "org/base", stock: bool = True) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adapruner.export.folder import export_model
-from adapruner.export.gguf import write_gguf
+from adapruner.export.formats.gguf import write_gguf
 
 from .cases import HEAD_DIM, UNEVEN, Pruned
 

@@ -12,7 +12,7 @@ import torch
 
 from adapruner.demo import MODEL_FOLDER
 from adapruner.export.folder import export_model
-from adapruner.export.gguf import write_gguf
+from adapruner.export.formats.gguf import write_gguf
 from adapruner.export.loading import load
 
 from .cases import UNEVEN, plan_for

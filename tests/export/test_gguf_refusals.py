@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adapruner.errors import ConfigurationError, ModelError
-from adapruner.export.gguf import check_gguf, write_gguf
+from adapruner.export.formats.gguf import check_gguf, write_gguf
 
 from .cases import UNEVEN
 from .test_gguf import EVEN, LLAMA3, VOCABULARY, export
@@ -63,7 +63,7 @@ def test_folders_that_are_no_exports_are_refused(pruned, tmp_path):
         write_gguf(tmp_path, tmp_path / "model.gguf")
     folder = export(pruned("llama", *EVEN, vocab_size=VOCABULARY), tmp_path / "out")
     (folder / "model.safetensors").write_bytes(b"short")
-    with pytest.raises(ModelError, match=r"weights: expected whole safetensors, got damage or nothing at .*model.safetensors"):
+    with pytest.raises(ModelError, match=r"weights: expected whole safetensors, got damage in .*model.safetensors"):
         write_gguf(folder, tmp_path / "model.gguf")
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"folder: expected JSON in .*config.json, got damage"):

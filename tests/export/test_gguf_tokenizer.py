@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from adapruner.errors import ModelError
-from adapruner.export.gguf import write_gguf
-from adapruner.export.gguf_splits import merge_scores
-from adapruner.export.gguf_tokenizer import read_vocabulary
+from adapruner.export.formats.gguf import write_gguf
+from adapruner.export.formats.gguf.splits import merge_scores
+from adapruner.export.formats.gguf.tokenizer import read_vocabulary
 
 from .test_gguf import EVEN, byte_tokenizer, export, read_value
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pickle
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +18,11 @@ import yaml
 from torch.utils.data import DataLoader
 
 from adapruner.cli import main
-from adapruner.export import rebuilding, reexport, writing
-from adapruner.export.folder import is_export
+from adapruner.export import reexport, writing
+from adapruner.export.formats import FORMATS, FormatRecord
 from adapruner.export.loading import load
+from adapruner.export.options import ExportOptions
+from adapruner.export.staging import is_export
 from adapruner.pruning.plan import read_plan
 from tests.tiny import random_windows, save_tiny
 
@@ -334,6 +334,9 @@ DAMAGES: list[tuple[Any, tuple[str, ...], str]] = [
         ("--adapter", "folder"),
         "export: expected adapruner export RUN DIR .options., got unrecognized arguments: --adapter",
     ),
+    (lambda run: None, ("--format", "ggu"), "format: expected a known export format, got 'ggu'; did you mean 'gguf'"),
+    (lambda run: None, ("--format", "gguf", "--push", "me/small"), "push: expected a folder to upload, got --format gguf"),
+    (lambda run: None, ("--format", "gguf", "--adapters", "folder"), "format: expected adapters merged, got --adapters folder"),
     (lambda run: None, ("--gguf", "a.gguf", "--adapters", "folder"), "gguf: expected adapters merged, got --adapters folder"),
     (lambda run: None, ("--pad", "--adapters", "folder"), "pad: expected adapters merged, got --adapters folder"),
     (lambda run: None, ("--gguf", "run/plan.json/a.gguf"), "gguf: expected a place that can be written, got a file, .*plan.json"),
@@ -380,7 +383,7 @@ def test_a_place_that_cannot_be_used_is_refused_first(
     Path("locked").mkdir()
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked" and real(path, mode))  # root may write anywhere
-    monkeypatch.setattr(writing, "write_source", lambda *_: pytest.fail("began to work"))
+    monkeypatch.setattr(writing, "write_export", lambda *_, **__: pytest.fail("began to work"))
     refused(capsys, message, source, place)
     assert Path("mine/notes.txt").read_text() == "mine"
 
@@ -426,22 +429,84 @@ def test_an_export_that_computes_something_else_is_not_left_behind(
     assert sorted(os.listdir()) == ["out", "run"]
 
 
-def test_gguf_is_written_of_the_whole_folder(run: Finished, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
+class FakeGguf:
+    """Notes what it is asked, in the place of the real format."""
 
-    def write_gguf(folder: Path, file: Path, dtype: str | None) -> Any:
-        seen.append((folder.name, is_export(folder), read_plan(folder / "plan.json").hash, dtype))
-        return SimpleNamespace(architecture="llama", dtype=dtype, notes=("a note",))
+    name = "gguf"
 
-    fake = ModuleType("adapruner.export.gguf")
-    fake.write_gguf = write_gguf  # type: ignore[attr-defined]
-    fake.check_gguf = lambda file, dtype: seen.append((file, dtype))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "adapruner.export.gguf", fake)
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def check(self, target: Path, options: ExportOptions) -> None:
+        self.seen.append((target, options.dtype))
+
+    def write(self, folder: Path, target: Path, options: ExportOptions) -> FormatRecord:
+        self.seen.append((folder.name, is_export(folder), read_plan(folder / "plan.json").hash, options.dtype))
+        return FormatRecord(target, "for llama.cpp, llama in float16", ("a note",))
+
+
+@pytest.fixture
+def gguf(monkeypatch: pytest.MonkeyPatch) -> FakeGguf:
+    fake = FakeGguf()
+    assert "gguf" in FORMATS
+    monkeypatch.setitem(FORMATS._members, "gguf", fake)
+    return fake
+
+
+def test_gguf_is_written_of_the_whole_folder(run: Finished, capsys: pytest.CaptureFixture[str], gguf: FakeGguf) -> None:
     export("run", "out", "--no-verify", "--dtype", "float16", "--gguf", "small.gguf")
-    assert seen == [(Path("small.gguf"), "float16"), ("out", True, read_plan("run/plan.json").hash, "float16")]
+    assert gguf.seen == [(Path("small.gguf"), "float16"), ("out", True, read_plan("run/plan.json").hash, "float16")]
     said = capsys.readouterr().out
     assert "wrote small.gguf for llama.cpp, llama in float16" in said
     assert "adapruner: a note" in said
+    assert is_export(Path("out"))
+
+
+def test_another_format_is_written_alone(run: Finished, capsys: pytest.CaptureFixture[str], gguf: FakeGguf) -> None:
+    export("run/model", "small.gguf", "--no-verify", "--format", "gguf")
+    place = Path("small.gguf").absolute()
+    assert gguf.seen == [(place, None), ("small", True, read_plan("run/plan.json").hash, None)]
+    said = capsys.readouterr().out
+    assert f"wrote {place} for llama.cpp, llama in float16" in said
+    assert "exported" not in said
+    assert os.listdir() == ["run"]  # the fake wrote nothing, and the folder that it was made of is gone
+
+
+OWN_FORMAT = """
+import json
+from adapruner.export.formats import FormatRecord, register_export_format
+from adapruner.errors import ConfigurationError
+
+@register_export_format
+class Shapes:
+    name = "shapes"
+
+    def check(self, target, options):
+        if target.suffix != ".json":
+            raise ConfigurationError(f"folder: expected a name that ends with .json, got {target.name}; rename it")
+
+    def write(self, folder, target, options):
+        from safetensors import safe_open
+
+        with safe_open(folder / "model.safetensors", framework="pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+        target.write_text(json.dumps(shapes))
+        return FormatRecord(target, "with the shapes of all tensors")
+"""
+
+
+def test_a_user_s_own_file_adds_a_format(run: Finished, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("own_format.py").write_text(OWN_FORMAT)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    importlib.import_module("own_format")
+    try:
+        refused(capsys, "folder: expected a name that ends with .json, got out; rename it", "run", "out", "--format", "shapes")
+        export("run", "out.json", "--no-verify", "--format", "shapes")
+        assert f"wrote {Path('out.json').absolute()} with the shapes of all tensors" in capsys.readouterr().out
+        expected = {name: list(tensor.shape) for name, tensor in load("run/model").state_dict().items()}
+        assert json.loads(Path("out.json").read_text()) == expected
+    finally:
+        FORMATS.remove("shapes")
 
 
 @pytest.mark.parametrize("source", ["run", "run/model"])
@@ -472,19 +537,3 @@ def test_a_push_comes_last_and_is_told(run: Finished, capsys: pytest.CaptureFixt
     plan = read_plan("run/plan.json").hash
     assert calls == [("check", "me/small", False), (True, "me/small", f"Pruned model, plan {plan}")]
     assert "pushed to there" in capsys.readouterr().out
-
-
-def test_the_keys_are_those_of_the_module() -> None:
-    from adapruner import module
-
-    assert (rebuilding.PLAN_KEY, rebuilding.LORA_KEY) == (module.PLAN_KEY, module.LORA_KEY)
-
-
-def test_in_a_process_of_its_own_it_is_one_line_too(run: Finished) -> None:
-    other_base(run)
-    command = [sys.executable, str(ROOT / "train.py"), "export", "run", "out"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("adapruner: error: plan: expected a plan for the model with fingerprint")
-    assert not Path("out").exists()

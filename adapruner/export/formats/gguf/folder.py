@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from adapruner.errors import ModelError
+from adapruner.export.loading import read_header, weight_files
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class ExportedFolder:
     shapes: dict[str, tuple[int, ...]]
     """Tensor name -> shape."""
     dtype: str
-    """Of the embedding, as safetensors names it: ``F32``, ``F16``, ``BF16``."""
-    files: dict[str, str] = field(repr=False)
+    """The embedding's, as safetensors names it: ``F32``, ``F16``, ``BF16``."""
+    files: dict[str, Path] = field(repr=False)
     """Tensor name -> file."""
 
     @property
@@ -34,7 +35,7 @@ class ExportedFolder:
         """One tensor, read from disk."""
         from safetensors import safe_open
 
-        with safe_open(self.path / self.files[name], framework="pt") as file:
+        with safe_open(self.files[name], framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
@@ -45,20 +46,16 @@ def read_folder(path: str | Path) -> ExportedFolder:
     Raises:
         ModelError: if the configuration or the weights are missing or damaged.
     """
-    path = Path(path)
+    path, embedding = Path(path), "model.embed_tokens.weight"
     config = read_json(path / "config.json")
     if not config:
         raise ModelError(f"folder: expected an exported model, got {path} without config.json; check the path")
-    shapes: dict[str, tuple[int, ...]] = {}
-    files: dict[str, str] = {}
-    dtypes: dict[str, str] = {}
-    for name in _weight_files(path):
-        for tensor, (shape, dtype) in _header(path / name).items():
-            shapes[tensor], files[tensor], dtypes[tensor] = shape, name, dtype
-    embedding = "model.embed_tokens.weight"
-    if embedding not in shapes:
+    headers = {file: read_header(file) for file in weight_files(path)}
+    tensors = {name: (shape, dtype, file) for file, header in headers.items() for name, (shape, dtype) in header.items()}
+    if embedding not in tensors:
         raise ModelError(f"folder: expected a decoder with {embedding}, got none in {path}; export a Llama, Mistral, Qwen2 or Qwen3")
-    return ExportedFolder(path, config, shapes, dtypes[embedding], files)
+    shapes, files = {name: shape for name, (shape, _, _) in tensors.items()}, {name: file for name, (_, _, file) in tensors.items()}
+    return ExportedFolder(path, config, shapes, tensors[embedding][1], files)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -74,20 +71,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ModelError(f"folder: expected a JSON object in {path}, got a {type(found).__name__}; export again")
     return found
-
-
-def _weight_files(path: Path) -> list[str]:
-    index = read_json(path / "model.safetensors.index.json").get("weight_map", {"": "model.safetensors"})
-    return sorted(set(index.values()))
-
-
-def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Tensor name -> shape and dtype."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-            return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"weights: expected whole safetensors, got damage or nothing at {file} ({error}); export again") from None

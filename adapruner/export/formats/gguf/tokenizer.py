@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from adapruner.errors import ModelError
-from adapruner.export.gguf_folder import read_json
-from adapruner.export.gguf_splits import merge_scores, name_of_splits, space_prefix
+from adapruner.export.formats.gguf.folder import read_json
+from adapruner.export.formats.gguf.splits import merge_scores, name_of_splits, space_prefix
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Kinds of token, by ``llama_token_type``."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapruner.errors import ModelError, nearest
-from adapruner.export.gguf_folder import ExportedFolder
+from adapruner.export.formats.gguf.folder import ExportedFolder
 
 _ATTENTION = frozenset({"q_proj", "k_proj", "v_proj"})
 _ALL = _ATTENTION | {"o_proj", "gate_proj", "up_proj", "down_proj"}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from adapruner.errors import ModelError
-from adapruner.export.gguf_folder import ExportedFolder
-from adapruner.export.gguf_layout import Layout
+from adapruner.export.formats.gguf.folder import ExportedFolder
+from adapruner.export.formats.gguf.layout import Layout
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

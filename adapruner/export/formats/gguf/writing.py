@@ -2,12 +2,11 @@
 
 The file holds the same weights and the same tokenizer; llama.cpp then generates the same greedy tokens, up to rounding. Pruned
 widths that the architecture of the family cannot express are written for another one that computes the same
-(:mod:`adapruner.export.gguf_layout`). Weights are read and written one tensor at a time.
+(:mod:`adapruner.export.formats.gguf.layout`). Weights are read and written one tensor at a time.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,25 +15,40 @@ import numpy as np
 import torch
 
 from adapruner.errors import ConfigurationError, nearest
-from adapruner.export.gguf_folder import ExportedFolder, read_folder
-from adapruner.export.gguf_layout import Layout, read_layout
-from adapruner.export.gguf_tensors import DTYPES, Entry, list_entries
-from adapruner.export.gguf_tokenizer import add_vocabulary, read_vocabulary
+from adapruner.export.formats import FormatRecord, register_export_format
+from adapruner.export.formats.gguf.folder import ExportedFolder, read_folder
+from adapruner.export.formats.gguf.layout import Layout, read_layout
+from adapruner.export.formats.gguf.tensors import DTYPES, Entry, list_entries
+from adapruner.export.formats.gguf.tokenizer import add_vocabulary, read_vocabulary
+from adapruner.export.options import ExportOptions
+from adapruner.files.atomic import temporary_beside
 
 _SAFETENSORS_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-@dataclass(frozen=True)
-class GgufRecord:
+@dataclass(frozen=True, kw_only=True)
+class GgufRecord(FormatRecord):
     """What was written."""
 
-    path: Path
     architecture: str
     """By its name in llama.cpp."""
     dtype: str
-    """Of the matrices."""
-    notes: tuple[str, ...]
-    """What a reader of the file should know."""
+    """The matrices'; vectors are in float32."""
+
+
+@register_export_format
+class Gguf:
+    """The format of ``--format gguf`` and ``--gguf``."""
+
+    name = "gguf"
+
+    def check(self, target: Path, options: ExportOptions) -> None:
+        """As :func:`check_gguf`."""
+        check_gguf(target, options.dtype)
+
+    def write(self, folder: Path, target: Path, options: ExportOptions) -> GgufRecord:
+        """As :func:`write_gguf`."""
+        return write_gguf(folder, target, options.dtype)
 
 
 def write_gguf(folder: str | Path, file: str | Path, dtype: str | None = None) -> GgufRecord:
@@ -61,7 +75,8 @@ def write_gguf(folder: str | Path, file: str | Path, dtype: str | None = None) -
     add_vocabulary(writer, vocabulary)
     entries = list_entries(exported, layout, DTYPES[dtype], _tensor_names(layout))
     _write(writer, entries, file)
-    return GgufRecord(file, layout.architecture.name, dtype, (*layout.notes, *vocabulary.notes))
+    name, notes = layout.architecture.name, (*layout.notes, *vocabulary.notes)
+    return GgufRecord(file, f"for llama.cpp, {name} in {dtype}", notes, architecture=name, dtype=dtype)
 
 
 def check_gguf(file: str | Path, dtype: str | None = None) -> None:
@@ -125,23 +140,21 @@ def _one_or_all(widths: tuple[int, ...]) -> int | list[int]:
 
 def _write(writer: Any, entries: list[Entry], file: Path) -> None:
     """Header first, then one tensor after the other, under a temporary name."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     types = _library().GGMLQuantizationType
     codes = {torch.float32: types.F32, torch.float16: types.F16, torch.bfloat16: types.BF16}
     for entry in entries:
         writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.bytes, raw_dtype=codes[entry.dtype])
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        writer.write_header_to_file(temporary)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for entry in entries:
-            writer.write_tensor_data(entry.values().view(torch.uint8).numpy())
-        writer.close()
-        temporary.replace(file)
+        with temporary_beside(file) as temporary:
+            writer.write_header_to_file(temporary)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for entry in entries:
+                writer.write_tensor_data(entry.values().view(torch.uint8).numpy())
+            writer.close()
+            temporary.replace(file)
     except OSError as error:
         raise ConfigurationError(f"gguf: expected to write {file}, got {error.strerror or error}; make room or choose another") from error
     finally:
         writer.close()
-        if temporary.exists():
-            temporary.unlink()
