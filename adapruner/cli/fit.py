@@ -1,7 +1,7 @@
-"""Everything but ``compare``: LightningCLI with five named callbacks.
+"""``fit``, and the options that it shares with ``validate``, ``test`` and ``predict``: LightningCLI with named callbacks.
 
-``--pruning``, ``--recovery``, ``--checkpoint``, ``--report`` and ``--export`` are options of their own, so that every one is
-``--pruning.search.n_trials 8`` and not a place in a list.
+``--pruning``, ``--recovery``, ``--checkpoint``, ``--zero_shot``, ``--report`` and ``--export`` are options of their own, so that every
+one is ``--pruning.search.n_trials 8`` and not a place in a list.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
@@ -28,26 +27,38 @@ from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.callbacks.recovery_checkpoint import FILE, RecoveryCheckpointCallback, find_checkpoint, settings_of, writes_shards
 from adapruner.callbacks.validation import check_callbacks, check_launcher, no_empty_folders
 from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
-from adapruner.cli.arguments import Refusals, collecting, make_plainly, one_line, refused
+from adapruner.cli import COMMANDS
 from adapruner.cli.evaluation import EvaluationCommands
+from adapruner.cli.imports import take_imports
+from adapruner.cli.instantiation import Instantiation, make_plainly, one_line
+from adapruner.cli.option_errors import explain, options_of
+from adapruner.cli.shipped_configs import find_configs
 from adapruner.data_module import PruningDataModule
-from adapruner.errors import ConfigurationError, together
+from adapruner.errors import ConfigurationError
 from adapruner.export.exported import check_can_be_pruned
 from adapruner.files.atomic import clear_leftovers, write_atomically
 from adapruner.files.folder_lock import check_folder
 from adapruner.module import PrunableCausalLM
 from adapruner.progress import announce
 
-_EPILOG = (
-    "and beside them: adapruner compare runs several methods over budgets and seeds; adapruner export writes a run's model again; "
-    "adapruner inspect prints a run's plan and results; see adapruner compare --help, adapruner export --help, adapruner inspect --help"
-)
+#: Group of options -> the callback that they make, in the order in which they must run.
+STAGES = {
+    "pruning": PruningSearchCallback,
+    "recovery": LoRARecoveryCallback,
+    "checkpoint": RecoveryCheckpointCallback,
+    "zero_shot": ZeroShotEvaluationCallback,
+    "report": CompressionReportCallback,
+    "export": PrunedExportCallback,
+}
+#: Those that ``null`` leaves out.
+OPTIONAL_STAGES = tuple(name for name in STAGES if name != "pruning")
+#: Options of callbacks that only Python can give.
+_NOT_OPTIONS = {"calibration", "tokenizer"}
 
 
 def quiet_libraries() -> None:
     """Their start-up chatter would bury the few lines a user should read."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
@@ -70,7 +81,7 @@ class SaveRunConfig(SaveConfigCallback, PruningListener):
             self.on_search_accepted(trainer)
 
     def on_search_accepted(self, trainer: Trainer) -> None:
-        """Called by the search once nothing is left to refuse, so that a killed run has its configuration; the first rank writes."""
+        """Before the search's work, so that a killed run has its configuration; the first rank writes."""
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
@@ -84,49 +95,101 @@ class SaveRunConfig(SaveConfigCallback, PruningListener):
 
 
 class PruningCLI(EvaluationCommands, LightningCLI):
-    """LightningCLI over :class:`PrunableCausalLM` and :class:`PruningDataModule`, with the five callbacks as options."""
+    """LightningCLI over :class:`PrunableCausalLM` and :class:`PruningDataModule`, with the callbacks of :data:`STAGES` as options.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``; only its options are looked up, which takes a while.
+        words: what stands behind it on the command line.
+    """
+
+    def __init__(self, command: str, words: Sequence[str]) -> None:
+        self.command, self.words = command, _nulls_as_configurations(find_configs(list(words)))
+        self.left_out: set[str] = set()
+        self.making = Instantiation()
+        what = f"{command}: {COMMANDS[command]}. --import FILE, which may be repeated, imports metrics, samplers and the like of your own."
+        super().__init__(
+            PrunableCausalLM,
+            PruningDataModule,
+            save_config_callback=SaveRunConfig,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            load_from_checkpoint_support=False,  # by instantiate_classes below
+            # No abbreviations: --model.name would quietly be taken for --model.name_or_path.
+            parser_kwargs={
+                "prog": "adapruner",
+                "allow_abbrev": False,
+                "exit_on_error": False,
+                command: {"allow_abbrev": False, "description": what},
+            },
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """``--pruning``, ``--recovery``, ``--checkpoint``, ``--report``, ``--export``; in the order in which they must run."""
-        parser.add_lightning_class_args(PruningSearchCallback, "pruning")
-        parser.add_lightning_class_args(LoRARecoveryCallback, "recovery")
-        parser.add_lightning_class_args(RecoveryCheckpointCallback, "checkpoint")
-        parser.add_lightning_class_args(ZeroShotEvaluationCallback, "zero_shot")
-        parser.add_lightning_class_args(CompressionReportCallback, "report")
-        parser.add_lightning_class_args(PrunedExportCallback, "export")
+        """One group of options for each of the callbacks."""
+        for name, kind in STAGES.items():
+            parser.callback_keys.append(name)
+            skip = _NOT_OPTIONS if name == "pruning" else set()
+            parser.add_class_arguments(kind, name, fail_untyped=False, sub_configs=True, skip=skip)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """What the parser refuses is one line, with the nearest option."""
+        """What is wrong with the options is one line, with the nearest option."""
+        options = options_of(self._subcommand_parsers[self.command], self.command)
+        given = options.read(self.words)
         try:
-            super().parse_arguments(parser, args)
+            self.config = parser.parse_args([self.command, *self.words])
         except ArgumentError as error:
-            words = sys.argv[1:] if args is None else args
-            command = next((word for word in words if word in self._subcommand_parsers), "fit")
-            known = {action.dest for action in self._subcommand_parsers[command]._actions}
-            raise refused(str(error), known, command) from None
+            raise explain(options, given, error) from None
+        self._leave_out(given)
 
-    def _add_instantiators(self) -> None:
-        """As Lightning has them, but one that refuses its options does not keep the others from refusing theirs."""
-        self._refusals = Refusals()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Lightning itself calls what the parser deprecates
-            for key, kind in (("model", LightningModule), ("data", LightningDataModule)):
-                self.parser.add_instantiator(collecting(_InstantiatorFn(cli=self, key=key), self._refusals), kind)
-            self.parser.add_instantiator(collecting(make_plainly, self._refusals), object)
+    def _leave_out(self, given: Mapping[str, Any]) -> None:
+        """Notes the stages that are ``null``; without recovery, or without a step of it, nothing is trained."""
+        config = self.config[self.command]
+        for name in ("trainer", "model", "data", "pruning"):
+            if config[name] is None:
+                raise ConfigurationError(f"{name}: expected options, got null; write some, or leave the section out for its defaults")
+        self.left_out = {name for name in OPTIONAL_STAGES if _is_null(name, given)}
+        for name in self.left_out:
+            config[name] = None
+        if self.command == "fit" and config["trainer"]["max_steps"] == 0:
+            self.left_out.add("recovery")
+        if self.command == "fit" and "recovery" in self.left_out:
+            self.left_out.add("checkpoint")
+            self._check_without_recovery(config)
+        keys = self._parser(self.command).callback_keys
+        keys[:] = [name for name in keys if name not in self.left_out]
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Behind the sections: what these refused is raised here; the Trainer's own refusals become one line."""
-        if self._refusals:
-            raise together(self._refusals)
-        self._refusals.closed = True
+    @staticmethod
+    def _check_without_recovery(config: Any) -> None:
+        """Options that a run without recovery could not do anything with."""
+        rerank = config["pruning"]["search"]["rerank"]
+        asked = {"ckpt_path": config.get("ckpt_path"), "pruning.search.rerank.recovery_steps": rerank and rerank["recovery_steps"]}
+        for name, value in asked.items():
+            if value:
+                raise ConfigurationError(f"{name}: expected none in a run without recovery, got {value}; leave it out, or give recovery")
+
+    def instantiate_classes(self) -> None:
+        """Lightning's, but errors of several sections come together, and a stage that is ``null`` is not made of its ``null``."""
+        config, make = self.config.clone(), self.making.collecting
+        for name in self.left_out:
+            config[self.command].pop(name)
+        own = {"model": LightningModule, "data": LightningDataModule}
+        makers = [(make(_InstantiatorFn(cli=self, key=key)), kind, True) for key, kind in own.items()]  # they note hyperparameters
+        self.config_init = self.parser.instantiate(config, instantiators=[*makers, (make(make_plainly), object, True)])
+        self.datamodule, self.model = (self._get(self.config_init, key) for key in ("data", "model"))
+        self.trainer = self.instantiate_trainer()
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        """Behind the other sections, whose errors are raised here; the Trainer's own become one line."""
+        self.making.check()
         given = self._get(self.config_init, "trainer").get("callbacks") or []
-        named = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
+        named = [self._get(self.config_init, name) for name in self._parser(self.command).callback_keys]
         check_callbacks([*(given if isinstance(given, list) else [given]), *named])
+        if self.command == "fit" and "recovery" in self.left_out:  # no batches: then the data need not have any
+            options |= {"max_steps": 0, "limit_train_batches": 0}
         with one_line("trainer", (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)):
-            return super().instantiate_trainer(**kwargs)
+            return super().instantiate_trainer(**options)
 
     def fit(self, model: LightningModule, **options: Any) -> None:
-        """``Trainer.fit``; what is refused leaves no folder behind."""
+        """``Trainer.fit``; an error before the work leaves no folder behind."""
         check_can_be_pruned(getattr(model, "source", ""))
         folder = Path(self.trainer.default_root_dir)
         with no_empty_folders(folder), one_line("trainer", (MisconfigurationException,)):
@@ -143,7 +206,7 @@ class PruningCLI(EvaluationCommands, LightningCLI):
             if isinstance(callback, RecoveryCheckpointCallback):
                 callback.settings = settings_of(self.config.fit.as_dict())
                 if callback.resume and not checkpoint:
-                    self._go_on(self._last_checkpoint(callback.settings))
+                    self._resume(self._last_checkpoint(callback.settings))
 
     def _last_checkpoint(self, settings: dict[str, str]) -> Path | None:
         folder = Path(self.trainer.default_root_dir)
@@ -151,7 +214,7 @@ class PruningCLI(EvaluationCommands, LightningCLI):
             clear_leftovers((folder / FILE).parent)  # a kill may have left it beside its place
         return find_checkpoint(folder, settings, writes_shards(self.trainer))
 
-    def _go_on(self, checkpoint: Path | None) -> None:
+    def _resume(self, checkpoint: Path | None) -> None:
         """The plan comes from the study, as before the run was ended; the weights from here."""
         if checkpoint is not None:
             announce(f"recovery goes on from {checkpoint}")
@@ -170,44 +233,29 @@ class PruningCLI(EvaluationCommands, LightningCLI):
         """Lightning would let the checkpoint's hyperparameters overrule the command line; here the command line counts."""
 
 
-def build_cli(arguments: list[str]) -> PruningCLI:
+def run_trainer(command: str, words: Sequence[str]) -> None:
     """Parses and runs. A run that a scheduler ends says so, with the exit code of a process that SIGTERM ended."""
     try:
-        return _build_cli(arguments)
+        PruningCLI(command, words)
     except SIGTERMException:  # a SystemExit without a code: it would pass for success
         announce("ended by SIGTERM, its last step kept; the same command goes on from there")
         raise SystemExit(128 + signal.SIGTERM) from None
 
 
-def _build_cli(arguments: list[str]) -> PruningCLI:
-    return PruningCLI(
-        PrunableCausalLM,
-        PruningDataModule,
-        save_config_callback=SaveRunConfig,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        args=None if arguments == sys.argv[1:] else arguments,
-        parser_kwargs=_parser_options(),
-    )
-
-
-def make_fit_parser() -> Any:
+def make_fit_parser() -> LightningArgumentParser:
     """The parser of ``fit``; nothing is instantiated or run. What it refuses, it raises as an ``ArgumentError``."""
 
     class Made(Exception):
-        pass
+        """Carries the parser out of a constructor that would go on and run."""
 
     class ParserOnly(PruningCLI):
         def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-            raise Made
+            raise Made(self._subcommand_parsers["fit"])
 
-    command_line = ParserOnly.__new__(ParserOnly)
     try:
-        command_line.__init__(  # type: ignore[misc]
-            PrunableCausalLM, PruningDataModule, auto_configure_optimizers=False, args=["fit"], parser_kwargs=_parser_options()
-        )
-    except Made:
-        return command_line._subcommand_parsers["fit"]
+        ParserOnly("fit", [])
+    except Made as made:
+        return made.args[0]  # type: ignore[no-any-return]
     raise AssertionError("LightningCLI no longer calls parse_arguments")
 
 
@@ -215,18 +263,37 @@ def check_fit(methods: Mapping[str, Sequence[str]]) -> None:
     """Parses the arguments of each method's ``fit``.
 
     Raises:
-        ConfigurationError: naming the method whose arguments are refused.
+        ConfigurationError: naming the method whose arguments are wrong.
     """
     parser = make_fit_parser()
-    for method, arguments in methods.items():
+    options = options_of(parser, "fit")
+    for method, (_, *words) in methods.items():
+        words = _nulls_as_configurations(take_imports(words)[1])
+        given = options.read(words)
         try:
-            parser.parse_args(list(arguments)[1:])
+            parser.parse_args(words)
         except ArgumentError as error:
-            reason = refused(str(error), {action.dest for action in parser._actions})
+            reason = explain(options, given, error)
             raise ConfigurationError(f"methods: expected arguments that fit understands, got for {method}: {reason}") from None
 
 
-def _parser_options() -> dict[str, Any]:
-    """No abbreviations: ``--model.name`` would quietly be taken for ``--model.name_or_path``. Errors are raised, to be made one line."""
-    subcommands = {name: {"allow_abbrev": False} for name in PruningCLI.subcommands()}
-    return {"prog": "adapruner", "allow_abbrev": False, "exit_on_error": False, "epilog": _EPILOG, **subcommands}
+def _nulls_as_configurations(words: Sequence[str]) -> list[str]:
+    """``--recovery null`` as ``--config={recovery: null}``: only a configuration can say it to the parser of a group."""
+    result, left = [], list(words)
+    while left:
+        word = left.pop(0)
+        option, separator, value = word.partition("=")
+        if option.removeprefix("--") in OPTIONAL_STAGES and (value == "null" if separator else left[:1] == ["null"]):
+            left = left if separator else left[1:]
+            word = f"--config={{{option.removeprefix('--')}: null}}"
+        result.append(word)
+    return result
+
+
+def _is_null(stage: str, given: Mapping[str, Any]) -> bool:
+    """Whether ``null`` stands for the whole stage, and none of its options behind it; its seed does not count, since a comparison gives
+    one to each of its runs."""
+    if given.get(stage, ...) is not None:
+        return False
+    names = list(given)
+    return not any(name.startswith(f"{stage}.") and name != f"{stage}.seed" for name in names[names.index(stage) :])

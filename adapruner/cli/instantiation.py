@@ -28,7 +28,7 @@ class Instantiation:
     def collecting(self, make: Callable[..., Any]) -> Callable[..., Any]:
         """An instantiator of the parser that works as ``make``; an object is not made where one of its parts could not be."""
 
-        def instantiate(kind: type, *arguments: Any, applied_instantiation_links: dict[str, Any], **options: Any) -> Any:
+        def instantiate(kind: type, /, *arguments: Any, applied_instantiation_links: dict[str, Any], **options: Any) -> Any:
             parts = [part for value in (*arguments, *options.values()) for part in (value if isinstance(value, list) else [value])]
             if any(isinstance(part, _NotMade) for part in parts):
                 return _NotMade()
@@ -47,7 +47,7 @@ class _NotMade:
     """Stands where an object would be whose options are wrong."""
 
 
-def make_plainly(kind: type, *arguments: Any, applied_instantiation_links: dict[str, Any], **options: Any) -> Any:
+def make_plainly(kind: type, /, *arguments: Any, applied_instantiation_links: dict[str, Any], **options: Any) -> Any:
     """The parser's own way of making an object; an error of another library's class becomes ours."""
     if kind.__module__.startswith("adapruner"):
         return kind(*arguments, **options)

@@ -50,12 +50,18 @@ class Options:
 
     # -------------------------------------------------------------------------------------------- reading
     def read(self, words: Sequence[str]) -> dict[str, Any]:
-        """The value of each option of a command line, those in its configurations included; the last one counts.
+        """The value of each option of a command line, those in its configurations included: the last one, in the order of the last.
 
         Raises:
             ConfigurationError: if an option has no value, or a configuration cannot be read.
         """
         given: dict[str, Any] = {}
+        for name, value in self._pairs(words):
+            given.pop(name, None)
+            given[name] = value
+        return given
+
+    def _pairs(self, words: Sequence[str]) -> Iterator[tuple[str, Any]]:
         left = list(words)
         while left:
             option, separator, text = left.pop(0).partition("=")
@@ -69,12 +75,11 @@ class Options:
                     raise ConfigurationError(f"{name}: {_NONE_GIVEN}; write one behind it")
                 text = left.pop(0)
             if name in ("c", "config"):
-                given |= self._flat(_read_yaml(text, "--config"), "")
-            elif name in self.groups and text != "null":
-                given |= self._flat(_read_yaml(text, name), f"{name}.")
+                yield from self._flat(_read_yaml(text, "--config"), "")
+            elif name in self.groups:
+                yield from self._flat(_read_yaml(text, name), f"{name}.")
             else:
-                given[name] = Text(text)
-        return given
+                yield name, Text(text)
 
     def _flat(self, record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         """Group by group, down to the options that have a type."""
@@ -98,7 +103,7 @@ class Options:
             plain = name.removesuffix("+")
             owner = max((known for known in self.types if plain.startswith(f"{known}.")), key=len, default=None)
             if plain in self.groups:
-                if value not in (None, "null"):
+                if value is not None:
                     yield self._line(plain, "options in YAML, key: value", value)
             elif plain in self.types:
                 yield from self._judge(plain, value, self.types[plain], appends=name != plain)
