@@ -134,6 +134,9 @@ class PruningCLI(EvaluationCommands, LightningCLI):
         """What is wrong with the options is one line, with the nearest option."""
         options = options_of(self._subcommand_parsers[self.command], self.command)
         given = options.read(self.words)
+        for name in ("trainer", "model", "data", "pruning"):
+            if name in given and given[name] is None:
+                raise ConfigurationError(f"{name}: expected options, got null; write some, or leave the section out for its defaults")
         try:
             self.config = parser.parse_args([self.command, *self.words])
         except ArgumentError as error:
@@ -143,9 +146,6 @@ class PruningCLI(EvaluationCommands, LightningCLI):
     def _leave_out(self, given: Mapping[str, Any]) -> None:
         """Notes the stages that are ``null``; without recovery, or without a step of it, nothing is trained."""
         config = self.config[self.command]
-        for name in ("trainer", "model", "data", "pruning"):
-            if config[name] is None:
-                raise ConfigurationError(f"{name}: expected options, got null; write some, or leave the section out for its defaults")
         self.left_out = {name for name in OPTIONAL_STAGES if _is_null(name, given)}
         for name in self.left_out:
             config[name] = None

@@ -49,14 +49,17 @@ def import_all(names: Sequence[str]) -> None:
         ConfigurationError: if there is no such file or module, or it cannot be imported.
     """
     for name in names:
-        module = _module_of(Path(name)) if name.endswith(".py") else name
+        module, writes = _module_of(Path(name)) if name.endswith(".py") else name, sys.dont_write_bytecode
         try:
+            sys.dont_write_bytecode = True  # as for a script: nothing appears beside the file
             importlib.import_module(module)
         except Exception as error:  # a user's code can fail in any way
             if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
                 wanted = f"expected a Python file or an installed module, got {name!r}"
                 raise ConfigurationError(f"{OPTION}: {wanted}, which is neither; correct it, or write a path that ends with .py") from None
             raise ConfigurationError(f"{OPTION}: expected {name} to be importable, got {_reason(error, module)}; correct it") from error
+        finally:
+            sys.dont_write_bytecode = writes
 
 
 def _module_of(file: Path) -> str:

@@ -22,7 +22,8 @@ from jsonargparse import ArgumentParser, get_loader
 
 from adapruner.errors import AdaPrunerError, ConfigurationError, nearest, together
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list", dict: "a mapping"}
+_WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_WORDS |= {list: "a list", Sequence: "a list", dict: "a mapping", Mapping: "a mapping"}
 _NONE_GIVEN = "expected a value, got none"
 
 
@@ -153,9 +154,10 @@ class Options:
                     yield from self._judge(name, item, types[1])
                 return
         kind = _class_of(value, _base_class(hint))
-        if isinstance(kind, str):
+        may_be_plain = isinstance(value, str) and any(member in _WORDS for member in _members(hint))  # --model.optimizer.lr many
+        if isinstance(kind, str) and not may_be_plain:
             yield f"{self.prefix}{name}: {kind}"
-        elif kind is not None and isinstance(value, Mapping):
+        elif isinstance(kind, type) and isinstance(value, Mapping):
             inner, has_path = self._of_object(name, kind), "class_path" in value
             options = value.get("init_args") or {} if has_path else value
             yield from inner.faults(dict(inner._flat(options, "")), complete=not has_path)
@@ -163,7 +165,7 @@ class Options:
             yield self._wrong(name, value, hint)
 
     def _wrong(self, name: str, value: Any, hint: Any) -> str:
-        choices = [str(choice) for member in _members(hint) if get_origin(member) is Literal for choice in get_args(member)]
+        choices = {str(choice) for member in _members(hint) if get_origin(member) is Literal for choice in get_args(member)}
         if choices:
             return f"{self.prefix}{name}: expected a known {name.split('.')[-1]}, got {value!r}; {nearest(str(value), choices)}"
         kinds = [get_origin(member) or member for member in _members(hint)]
