@@ -40,7 +40,7 @@ def command_of(arguments: argparse.Namespace, folder: Path) -> list[str]:
 
 def cells_of(command: list[str]) -> list[Cell]:
     """Every cell of a command, in the order in which they are run."""
-    from adapruner.cli import find_config
+    from adapruner.cli.shipped_configs import find_config
 
     own, options = command[1 : command.index("--")], command[command.index("--") + 1 :]
     values = {key: value for key, value in vars(make_parser().parse_args(own)).items() if value is not None}

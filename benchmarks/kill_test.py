@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scratch", type=Path, default=None, help="where run folders go; the system's when empty")
     arguments = parser.parse_args()
-    import adapruner.cli.lightning  # noqa: F401  (every fork finds it imported)
+    import adapruner.cli.fit  # noqa: F401  (every fork finds it imported)
 
     arguments.scratch = Path(arguments.scratch or tempfile.gettempdir()).resolve()
     arguments.inputs = make_inputs(arguments.scratch / "kill-test-inputs")

@@ -1,6 +1,6 @@
-"""Everything that a run refuses before it works: what is wrong, and what the user is told.
+"""Everything that ends a run before it works: what is wrong, and what the user is told.
 
-Each row starts from the good inputs of :func:`tests.spoilt.make_workspace` and spoils one thing. ``tests/test_bad_input.py`` runs
+Each row starts from the good inputs of :func:`tests.spoilt.make_workspace` and spoils one thing. ``tests/cli/test_bad_input.py`` runs
 them, ``tests/write_errors_page.py`` makes ``docs/errors.md`` of them.
 """
 
@@ -63,22 +63,28 @@ ROWS: dict[str, tuple[BadInput, ...]] = {
             ("--recovery.lora.rank=3", "--trainer.max_step=4"),
         ),
         BadInput("an unknown option in a file", r"pruning\.search\.n_trails: .* did you mean pruning\.search\.n_trials", spoil=config("n_trials", "n_trails")),
-        BadInput("an unknown section in a file", r"prunning\.\S+: .* did you mean pruning\.", spoil=config("pruning:", "prunning:")),
-        BadInput("an unknown option of a source", r"data\.calibration.*: expected options of TextSource, got 'pth'; did you mean 'path'", spoil=config("path: texts/c", "pth: texts/c")),
+        BadInput("an unknown section in a file", r"prunning: .* did you mean pruning\?", spoil=config("pruning:", "prunning:")),
+        BadInput("an unknown option of a source", r"data\.calibration\.sources\.pth: expected an option of TextSource, .* did you mean data\.calibration\.sources\.path\?", spoil=config("path: texts/c", "pth: texts/c")),
         BadInput("an option that is missing", r"data\.\S*name: expected a value, got none", spoil=config("name: search, ", "")),
         BadInput("no configuration at all", r"^data\.search\.sources: expected a value, got none", ("fit", "--model.name_or_path=model"), command=""),
         BadInput("a word for a number", r"pruning\.search\.n_trials: expected a whole number, got 'many'", ("--pruning.search.n_trials=many",)),
-        BadInput("a number for a section", r"pruning\.budget: expected options in YAML, got '0\.3'", ("--pruning.budget=0.3",)),
+        BadInput("two words for numbers", r"2 things to mend: .*n_trials: expected a whole number, got 'many'; .*max_steps: expected a whole number, got 'few'", ("--pruning.search.n_trials=many", "--trainer.max_steps=few")),
+        BadInput("a word for an option of the optimizer", r"model\.optimizer\.lr: expected a number or a Tensor, got 'small'", ("--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=small")),
+        BadInput("a number for a section", r"pruning\.budget: expected options in YAML, got 0\.3", ("--pruning.budget=0.3",)),
         BadInput("damaged YAML", r"--config: expected options in YAML, got .*line 2", spoil=text("base.yaml", "model: [\n - {")),
-        BadInput("a file that is no configuration", r"--config: expected options in YAML, got just text", spoil=text("base.yaml", "just text")),
+        BadInput("a file that is no configuration", r"--config: expected options in YAML, got 'just text'", spoil=text("base.yaml", "just text")),
         BadInput("an unknown configuration", r"--config: .* got 'quickstrat\.yaml'; did you mean 'quickstart\.yaml'", ("fit", "--config", "quickstrat.yaml"), command=""),
         BadInput("an unknown command", r"command: expected .* got 'fitt'; did you mean 'fit'\?", ("fitt", "--config", "base.yaml"), command=""),
-        BadInput("an option of an older release", r"pruning\.extra_metrics: expected an option of this release, .* give report\.compare", ("--pruning.extra_metrics=[l1]",)),
-        BadInput(
-            "a value of an older release",
-            r"early_stopping: expected a value of this release, got True, .* give median",
-            spoil=config("n_trials: 2", "n_trials: 2, early_stopping: true"),
-        ),
+        BadInput("a value that is not among the choices", r"pruning\.attention_units: expected a known attention_units, got 'heads'; Known: kv_group, query_head", ("--pruning.attention_units=heads",)),
+        BadInput("an option without a value", r"pruning\.plan: expected a value, got none; write one behind it", ("--pruning.plan",)),
+        BadInput("a word that is no option", r"arguments: expected options such as --trainer\.max_steps 100, got 'twice'", ("twice",)),
+        BadInput("an unknown option of the refit", r"pruning\.reconstruction\.rigde: .* did you mean pruning\.reconstruction\.ridge\?", ("--pruning.reconstruction.rigde=1",)),
+        BadInput("an import in a configuration", r"^import: expected an option of fit, got an unknown one", spoil=config("seed_everything", "import: my.py\nseed_everything")),
+        BadInput("a file to import that is not there", r"--import: expected a Python file, got 'gone\.py', which is not there", ("--import", "gone.py")),
+        BadInput("a file to import with an error of syntax", r"--import: expected my\.py to be importable, got SyntaxError in line 2: ", ("--import=my.py",), text("my.py", "x = 1\nx = = 2\n")),
+        BadInput("a file to import that fails", r"--import: expected broken\.py to be importable, got ZeroDivisionError in line 1: ", ("--import=broken.py",), text("broken.py", "1 / 0\n")),
+        BadInput("a stage that is needed", r"pruning: expected options, got null; ", ("--config=null.yaml",), text("null.yaml", "pruning: null")),
+        BadInput("a checkpoint for a run without recovery", r"ckpt_path: expected none in a run without recovery, got a\.ckpt", ("--recovery", "null", "--ckpt_path=a.ckpt")),
         BadInput("an unknown optimizer", r"model\.optimizer: expected a class of torch\.optim, got 'AdamWW'; did you mean torch\.optim\.AdamW\?", ("--model.optimizer=torch.optim.AdamWW",)),
         BadInput("an optimizer's option out of range", r"model\.optimizer.*Invalid learning rate: -1", ("--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=-1")),
         BadInput("an option that the Trainer refuses", r"trainer: .*max_steps", ("--trainer.max_steps=-5",)),
@@ -102,7 +108,7 @@ ROWS: dict[str, tuple[BadInput, ...]] = {
         BadInput("an unknown metric in the search", r"metric: .* got 'talyor_second'; did you mean 'taylor_second'", ("--pruning.search.space.metrics=[talyor_second]",)),
         BadInput("an unknown metric in the report", r"metric: .* got 'wanda'; did you mean 'wanda_sp'", ("--report.compare=[wanda]",)),
         BadInput("an unknown metric in a recipe", r"metric: .* got 'taylr_mix'; did you mean 'taylor_mix'", ("--pruning.recipe={coefficients: {taylr_mix: 1.0}}",)),
-        BadInput("an unknown sampler", r"pruning\.search\.sampler: .* got 'tpee'; did you mean 'tpe'", ("--pruning.search.sampler=tpee",)),
+        BadInput("an unknown sampler", r"search\.sampler: .* got 'tpee'; did you mean 'tpe'", ("--pruning.search.sampler=tpee",)),
         BadInput("an unknown reduction in a recipe", r"recipe\.reduction: .* got 'summ'; did you mean 'sum'", ("--pruning.recipe={coefficients: {l2: 1.0}, reduction: summ}",)),
         BadInput("an unknown normaliser", r"search\.space\.normalisers: .* got 'men'; did you mean 'mean'", ("--pruning.search.space.normalisers=[men]",)),
         BadInput("bounds upside down", r"search\.space\.gamma: expected \[low, high\] with low <= high", ("--pruning.search.space.gamma=[1, 0]",)),

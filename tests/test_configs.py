@@ -11,8 +11,9 @@ import pytest
 import torch
 import yaml
 
-from adapruner.cli import CONFIGS, find_config, main, shipped_configs
-from adapruner.cli.lightning import make_fit_parser
+from adapruner.cli import main
+from adapruner.cli.fit import make_fit_parser
+from adapruner.cli.shipped_configs import CONFIGS, find_config, shipped_configs
 from adapruner.compare.spec import make_spec, read_spec
 from adapruner.demo import MODEL_FOLDER
 from adapruner.demo.corpus import load_demo_corpus

@@ -210,7 +210,7 @@ def test_a_violation_is_found(module: str, source: str, reason: str) -> None:
         ("adapruner.pruning", "from .plan import PruningPlan"),
         ("adapruner.search.study", "import optuna\nfrom adapruner.pruning import problem as pipeline"),
         (
-            "adapruner.cli.lightning",
+            "adapruner.cli.fit",
             "from lightning.pytorch.cli import LightningCLI\nfrom adapruner.callbacks import PruningSearchCallback",
         ),
         ("adapruner.data.windows", "import torch\nfrom collections import abc\nprint('optuna')"),

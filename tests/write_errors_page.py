@@ -20,16 +20,16 @@ from tests.spoilt import make_workspace
 
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
 _START = "adapruner: error: "
-_TOP = """# What is refused, and what is said
+_TOP = """# Error messages
 
 Written by `python -m tests.write_errors_page` from the table in `tests/bad_inputs.py`: every row spoils one thing of a small
-good input, and `tests/test_bad_input.py` checks that the command ends with exit code 2 and this one line on stderr, behind
+good input, and `tests/cli/test_bad_input.py` checks that the command ends with exit code 2 and this one line on stderr, behind
 `adapruner: error: `, before any statistic is collected, and that no file or folder is new or changed.
 
 A line names the argument, what was expected, what came, and the remedy. What can be checked on its own is checked before the line is
 written, so that several errors come as one: of all sections of the configuration, of all sources, of all that the loaded model
-decides. Three stages stop what comes behind them, because it could not be judged: the parser (the first wrong value of an option),
-the sections, and reading text.
+decides. Three stages stop what comes behind them, because it could not be judged: reading the options, making the objects of the
+sections, and reading text.
 
 Two things show only while training: a loss or a gradient that is no number ends the run in the same way, at the first step that
 it happens in, naming the step, the sample and the layer or parameter.

@@ -32,32 +32,32 @@ _NOISE = (".*The dirpath has changed from.*", ".*Experiment logs directory .* ex
 class EvaluationCommands:
     """What the command line's class does for the three, to stand before ``LightningCLI`` among its bases."""
 
-    subcommand: Any
+    command: str
     config: Any
     config_init: Any
     trainer: Any
     model: Any
     datamodule: Any
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Lightning's, without the options that would do nothing here."""
-        own = {"model", "dataloaders", "datamodule", "verbose", "return_predictions"}
-        return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}, **{name: set(own) for name in COMMANDS}}
+    def subcommands(self) -> dict[str, set[str]]:
+        """The one that is run, and those of its arguments that are no options: we give them, or they would do nothing here."""
+        if self.command == "fit":
+            return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}}
+        return {self.command: {"model", "dataloaders", "datamodule", "verbose", "return_predictions"}}
 
     def instantiate_trainer(self, **options: Any) -> Any:
         """Logs of an evaluation never replace those of ``fit``; a prediction is not logged, and has no bar to draw over its text."""
-        if self.subcommand not in COMMANDS:
+        if self.command not in COMMANDS:
             return super().instantiate_trainer(**options)  # type: ignore[misc]
         for message in _NOISE:
             warnings.filterwarnings("ignore", message=message)
-        settings = self.config_init[self.subcommand]["trainer"]
-        if self.subcommand == "predict":
+        settings = self.config_init[self.command]["trainer"]
+        if self.command == "predict":
             options |= {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        elif self.subcommand == "validate" and settings.get("limit_val_batches") == 0:  # a configuration's, so that fit does not validate
+        elif self.command == "validate" and settings.get("limit_val_batches") == 0:  # a configuration's, so that fit does not validate
             options["limit_val_batches"] = 1.0
         trainer = super().instantiate_trainer(**options)  # type: ignore[misc]
-        trainer.loggers = [logger_of_command(logger, self.subcommand) for logger in trainer.loggers]
+        trainer.loggers = [logger_of_command(logger, self.command) for logger in trainer.loggers]
         return trainer
 
     def validate(self, model: Any, datamodule: Any, **options: Any) -> None:
@@ -113,7 +113,7 @@ class EvaluationCommands:
             ModelError: if the checkpoint cannot be read.
         """
         given = next((c.options.plan for c in self.trainer.callbacks if isinstance(c, PruningSearchCallback)), None)
-        checkpoint = self.config[self.subcommand].get("ckpt_path")
+        checkpoint = self.config[self.command].get("ckpt_path")
         if checkpoint is not None and not Path(checkpoint).is_dir():
             return self._of_checkpoint(Path(checkpoint), given)
         name = self.model.name_or_path

@@ -66,9 +66,12 @@ def make_cell(spec: ComparisonSpec, method: Method, budget: float, seed: int) ->
         **{key: "null" for key in ("pruning.folder", "report.folder", "export.folder")},
         "report.name": f"{method.name}-{budget!r}-seed-{seed}",
     }
-    arguments = ("fit", *configs, *CHEAP, *spec.options, *(f"--{key}={value}" for key, value in own.items()))
+    imports = [f"--import={name}" for name in spec.imports]
+    arguments = ("fit", *imports, *configs, *CHEAP, *spec.options, *(f"--{key}={value}" for key, value in own.items()))
     overlay = _digest(method.configs[1]) if len(method.configs) > 1 else None
-    identity = {"base": _digest(spec.base), "options": list(spec.options), "overlay": overlay, "budget": budget, "seed": seed}
+    imported = {name: _digest(Path(name)) if name.endswith(".py") else None for name in spec.imports}
+    identity = {"base": _digest(spec.base), "options": list(spec.options), "imports": imported}
+    identity |= {"overlay": overlay, "budget": budget, "seed": seed}
     return Cell(method.name, budget, seed, folder, arguments, identity)
 
 

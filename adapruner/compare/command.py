@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,17 @@ def make_parser() -> argparse.ArgumentParser:
     add("--against", metavar="METHOD", help="the method that differences are taken to, by its name in the table (default: the first)")
     add("--jobs", metavar="N", help="cells at a time; they share the processor cores and the accelerator (default: 1)")
     add("--keep_models", action="store_true", default=None, help="keep the exported model of every cell")
+    add("--import", metavar="FILE", help="metrics, samplers and the like of your own; every fit imports it, too")
     return parser
 
 
-def run_compare(arguments: Sequence[str], find_config: FindConfig, check_fit: CheckFit | None = None, start: Start | None = None) -> int:
+def run_compare(
+    arguments: Sequence[str],
+    find_config: FindConfig,
+    check_fit: CheckFit | None = None,
+    start: Start | None = None,
+    imports: Sequence[str] = (),
+) -> int:
     """The whole command; 0, or 1 if a cell failed.
 
     Args:
@@ -80,11 +88,12 @@ def run_compare(arguments: Sequence[str], find_config: FindConfig, check_fit: Ch
         find_config: finds the file of a configuration's name.
         check_fit: called once before the first cell, if there is one to run.
         start: starts a cell; ``adapruner fit`` in a process of its own when empty.
+        imports: files and modules that every ``fit`` imports first (``--import``).
 
     Raises:
         ConfigurationError: before anything is run.
     """
-    spec = make_spec(_values(arguments, find_config), find_config)
+    spec = replace(make_spec(_values(arguments, find_config), find_config), imports=tuple(imports))
     cells = lay_out(spec)
     made = not Path(spec.folder).exists()
     check_folder(spec, cells)
@@ -142,7 +151,8 @@ def to_yaml(spec: ComparisonSpec) -> str:
         "jobs": spec.jobs,
         "keep_models": spec.keep_models,
     }
-    return f"# adapruner compare --config {spec.folder / NAME}.yaml\n" + yaml.safe_dump(record, sort_keys=False)
+    imports = "".join(f" --import {name}" for name in spec.imports)
+    return f"# adapruner compare --config {spec.folder / NAME}.yaml{imports}\n" + yaml.safe_dump(record, sort_keys=False)
 
 
 def _values(arguments: Sequence[str], find_config: FindConfig) -> dict[str, Any]:

@@ -28,6 +28,7 @@ OWNED = {
     "report.folder": "folder",
     "report.name": "folder",
     "export.folder": "folder",
+    "import": "--import of compare",
 }
 """Option of ``fit`` that every cell sets for itself -> the key of the comparison that decides it."""
 
@@ -65,6 +66,8 @@ class ComparisonSpec:
     """Cells at a time."""
     keep_models: bool = False
     """Whether the exported model of every cell stays on the disk."""
+    imports: tuple[str, ...] = ()
+    """Files and modules that every ``fit`` imports first; from the command line alone, because importing runs code."""
 
 
 def read_spec(file: str) -> dict[str, Any]:

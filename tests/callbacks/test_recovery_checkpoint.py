@@ -17,7 +17,7 @@ from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruned_export import PrunedExportCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.callbacks.recovery_checkpoint import FILE, RecoveryCheckpointCallback, find_checkpoint, settings_of
-from adapruner.cli import lightning as lightning_cli
+from adapruner.cli import fit as fit_command
 from adapruner.data.resumable import ResumableLoader, SharedOrder
 from adapruner.errors import ConfigurationError
 from adapruner.recovery.lora import LoRAConfig
@@ -115,12 +115,12 @@ def test_a_schedulers_signal_in_the_last_step_is_not_overlooked(tmp_path: Path) 
 
 
 def test_a_run_that_a_scheduler_ended_is_no_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def end(arguments: list[str]) -> None:
+    def end(command: str, words: list[str]) -> None:
         raise SIGTERMException
 
-    monkeypatch.setattr(lightning_cli, "_build_cli", end)
+    monkeypatch.setattr(fit_command, "PruningCLI", end)
     with pytest.raises(SystemExit, match=r"^143$"):
-        lightning_cli.build_cli([])
+        fit_command.run_trainer("fit", [])
     assert "the same command goes on from there" in capsys.readouterr().out
 
 

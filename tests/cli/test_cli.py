@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ import pytest
 import tomllib
 import yaml
 
-from adapruner.cli import find_config, find_configs, main, shipped_configs
-from adapruner.cli import lightning as lightning_cli
+from adapruner._version import __version__
+from adapruner.cli import COMMANDS, main
+from adapruner.cli.fit import PruningCLI
+from adapruner.cli.shipped_configs import find_config, find_configs, shipped_configs
 from adapruner.errors import ConfigurationError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +128,7 @@ def test_a_resumed_run_reads_the_plan_from_its_checkpoint(monkeypatch: pytest.Mo
 
     from adapruner.callbacks.pruning_search import PruningSearchCallback
 
-    callback, command_line = PruningSearchCallback(), lightning_cli.PruningCLI.__new__(lightning_cli.PruningCLI)
+    callback, command_line = PruningSearchCallback(), PruningCLI.__new__(PruningCLI)
     command_line.config = SimpleNamespace(fit={"ckpt_path": "some/step.ckpt"})  # type: ignore[assignment]
     command_line.trainer = SimpleNamespace(callbacks=[object(), callback], strategy=SimpleNamespace(launcher=None))  # type: ignore[assignment]
     command_line.before_fit()
@@ -152,11 +156,49 @@ def test_overlays_are_laid_over_the_base(capsys: pytest.CaptureFixture[str]) -> 
     assert search["n_trials"] == 48  # the base's
 
 
-def test_the_main_help_names_the_comparison(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "--help")
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_the_help_page_has_every_command_and_three_examples(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    code, out, _ = run(capsys, option)
     assert code == 0
-    for command in ("compare", "export", "inspect"):
-        assert f"adapruner {command} --help" in " ".join(out.split())
+    lines = out.splitlines()
+    for command, what in COMMANDS.items():
+        assert any(line.split(maxsplit=1) == [command, what] for line in lines)
+    examples = lines[lines.index("examples:") + 1 : lines.index("options:") - 1]
+    assert len(examples) == 3
+    for example in examples:
+        assert example.split()[:2][0] == "adapruner"
+        assert example.split()[1] in COMMANDS
+    for config in re.findall(r"--config (\S+)", "".join(examples)):
+        assert config in shipped_configs()
+    assert max(map(len, lines)) <= 130
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version")[:2] == (0, f"adapruner {__version__}\n")
+
+
+def test_no_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys)
+    assert code == 2
+    assert err.startswith("adapruner: error: command: expected a known one first, got none; Known: compare, export, fit")
+
+
+def test_the_help_page_loads_nothing_heavy_and_is_fast() -> None:
+    """As many as are needed to see that a busy machine slows one run, not all: the best of three, the interpreter's start included."""
+    code = "import sys, adapruner.cli as c\ntry:\n    c.main(['--help'])\nexcept SystemExit:\n    print(*sys.modules)"
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        seconds.append(time.perf_counter() - started)
+    heavy = {"torch", "numpy", "lightning", "transformers", "jsonargparse", "yaml", "rich"}
+    assert heavy & set(done.stdout.split()) == set()
+    assert min(seconds) < 2.0
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "adapruner.cli", "--version"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"adapruner {__version__}\n"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from adapruner.errors import ConfigurationError, PlanError
 from adapruner.pruning.plan import PruningPlan
 from tests.report.sample import sample_report
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def sample_plan(**changes: Any) -> PruningPlan:

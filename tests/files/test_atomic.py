@@ -59,10 +59,10 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_full_disk_is_one_line(number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def full(arguments: list[str]) -> None:
+    def full(command: str, arguments: list[str]) -> None:
         raise OSError(number, os.strerror(number), "runs/x/plan.json")
 
-    monkeypatch.setattr(cli, "_run_lightning", full)
+    monkeypatch.setattr(cli, "_run_trainer", full)
     with pytest.raises(SystemExit, match=r"^2$"):
         cli.main(["fit"])
     said = capsys.readouterr().err

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from adapruner.cli import main, shipped_configs
+from adapruner.cli import main
+from adapruner.cli.shipped_configs import shipped_configs
 from adapruner.errors import PlanError, StudyError
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.search.journal import FILE, KILLED, SEAL, check_journal, fail_killed, open_study, seal_of
@@ -208,7 +209,7 @@ def test_a_configuration_with_another_value_somewhere(
 
 @pytest.fixture(scope="module")
 def config_parser() -> Any:
-    from adapruner.cli.lightning import make_fit_parser
+    from adapruner.cli.fit import make_fit_parser
 
     return make_fit_parser()
 

@@ -144,5 +144,7 @@ def test_scores_that_are_not_finite() -> None:
     scores["1.ffn"][3] = math.nan
     with pytest.raises(ConfigurationError, match=r"expected 160 finite values for group 1\.ffn"):
         allocate(scores, ANATOMY, Budget(0.2), Allocation())
-    with pytest.raises(ConfigurationError, match=r"allocation\.method: expected a known allocation, got 'even'; Known: depth, gamma, list, uniform"):
+    with pytest.raises(
+        ConfigurationError, match=r"allocation\.method: expected a known allocation, got 'even'; Known: depth, gamma, list, uniform"
+    ):
         Allocation("even")

@@ -108,7 +108,8 @@ def test_gamma_leans_the_same_way() -> None:
 def test_gamma_multiplies_a_layers_prices() -> None:
     scores = draw_scores(ANATOMY)
     by_hand = {
-        g.name: scores[g.name].double() * torch.exp(torch.tensor(-leaning(0.7, -0.4).profile_at(g.layer, 6)).double()) for g in ANATOMY.groups
+        g.name: scores[g.name].double() * torch.exp(torch.tensor(-leaning(0.7, -0.4).profile_at(g.layer, 6)).double())
+        for g in ANATOMY.groups
     }
     found = allocate(scores, ANATOMY, Budget(0.5), Allocation(depth_slope=0.7, depth_curve=-0.4))
     assert found == allocate(by_hand, ANATOMY, Budget(0.5), Allocation())

@@ -1,0 +1,299 @@
+"""``fit``, and the options that it shares with ``validate``, ``test`` and ``predict``: LightningCLI with named callbacks.
+
+``--pruning``, ``--recovery``, ``--checkpoint``, ``--zero_shot``, ``--report`` and ``--export`` are options of their own, so that every
+one is ``--pruning.search.n_trials 8`` and not a place in a list.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import warnings
+from argparse import ArgumentError
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback, _InstantiatorFn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+
+from adapruner.callbacks.compression_report import CompressionReportCallback
+from adapruner.callbacks.listener import PruningListener
+from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
+from adapruner.callbacks.pruned_export import PrunedExportCallback
+from adapruner.callbacks.pruning_search import PruningSearchCallback
+from adapruner.callbacks.recovery_checkpoint import FILE, RecoveryCheckpointCallback, find_checkpoint, settings_of, writes_shards
+from adapruner.callbacks.validation import check_callbacks, check_launcher, no_empty_folders
+from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
+from adapruner.cli import COMMANDS
+from adapruner.cli.evaluation import EvaluationCommands
+from adapruner.cli.imports import take_imports
+from adapruner.cli.instantiation import Instantiation, make_plainly, one_line
+from adapruner.cli.option_errors import explain, options_of
+from adapruner.cli.shipped_configs import find_configs
+from adapruner.data_module import PruningDataModule
+from adapruner.errors import ConfigurationError
+from adapruner.export.loading import check_can_be_pruned
+from adapruner.files.atomic import clear_leftovers, write_atomically
+from adapruner.files.folder_lock import check_folder
+from adapruner.module import PrunableCausalLM
+from adapruner.progress import announce
+
+#: Group of options -> the callback that they make, in the order in which they must run.
+STAGES = {
+    "pruning": PruningSearchCallback,
+    "recovery": LoRARecoveryCallback,
+    "checkpoint": RecoveryCheckpointCallback,
+    "zero_shot": ZeroShotEvaluationCallback,
+    "report": CompressionReportCallback,
+    "export": PrunedExportCallback,
+}
+#: Those that ``null`` leaves out.
+OPTIONAL_STAGES = tuple(name for name in STAGES if name != "pruning")
+#: Options of callbacks that only Python can give.
+_NOT_OPTIONS = {"calibration", "tokenizer"}
+
+
+def quiet_libraries() -> None:
+    """Their start-up chatter would bury the few lines a user should read."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated.*")
+    for name in ("lightning.pytorch", "lightning.fabric"):  # device lists and advertisements; warnings stay
+        logging.getLogger(name).setLevel(logging.WARNING)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+class SaveRunConfig(SaveConfigCallback, PruningListener):
+    """Writes ``config.yaml`` into the run folder, where it belongs, and not into a logger's."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """At the start of ``fit``."""
+        if stage == "fit":
+            self.on_search_accepted(trainer)
+
+    def on_search_accepted(self, trainer: Trainer) -> None:
+        """Before the search's work, so that a killed run has its configuration; the first rank writes."""
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "config.yaml", self.parser.dump(self.config, skip_none=False))
+        except OSError as error:
+            raise ConfigurationError(
+                f"trainer.default_root_dir: expected a folder that can be written, got {str(folder)!r} ({error.strerror}); choose another"
+            ) from None
+
+
+class PruningCLI(EvaluationCommands, LightningCLI):
+    """LightningCLI over :class:`PrunableCausalLM` and :class:`PruningDataModule`, with the callbacks of :data:`STAGES` as options.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``; only its options are looked up, which takes a while.
+        words: what stands behind it on the command line.
+    """
+
+    def __init__(self, command: str, words: Sequence[str]) -> None:
+        self.command, self.words = command, _nulls_as_configurations(find_configs(list(words)))
+        self.left_out: set[str] = set()
+        self.making = Instantiation()
+        what = f"{command}: {COMMANDS[command]}. --import FILE, which may be repeated, imports metrics, samplers and the like of your own."
+        super().__init__(
+            PrunableCausalLM,
+            PruningDataModule,
+            save_config_callback=SaveRunConfig,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            load_from_checkpoint_support=False,  # by instantiate_classes below
+            # No abbreviations: --model.name would quietly be taken for --model.name_or_path.
+            parser_kwargs={
+                "prog": "adapruner",
+                "allow_abbrev": False,
+                "exit_on_error": False,
+                command: {"allow_abbrev": False, "description": what},
+            },
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """One group of options for each of the callbacks."""
+        for name, kind in STAGES.items():
+            parser.callback_keys.append(name)
+            skip = _NOT_OPTIONS if name == "pruning" else set()
+            parser.add_class_arguments(kind, name, fail_untyped=False, sub_configs=True, skip=skip)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """What is wrong with the options is one line, with the nearest option."""
+        options = options_of(self._subcommand_parsers[self.command], self.command)
+        given = options.read(self.words)
+        for name in ("trainer", "model", "data", "pruning"):
+            if name in given and given[name] is None:
+                raise ConfigurationError(f"{name}: expected options, got null; write some, or leave the section out for its defaults")
+        try:
+            self.config = parser.parse_args([self.command, *self.words])
+        except ArgumentError as error:
+            raise explain(options, given, error) from None
+        self._leave_out(given)
+
+    def _leave_out(self, given: Mapping[str, Any]) -> None:
+        """Notes the stages that are ``null``; without recovery, or without a step of it, nothing is trained."""
+        config = self.config[self.command]
+        self.left_out = {name for name in OPTIONAL_STAGES if _is_null(name, given)}
+        for name in self.left_out:
+            config[name] = None
+        if self.command == "fit" and config["trainer"]["max_steps"] == 0:
+            self.left_out.add("recovery")
+        if self.command == "fit" and "recovery" in self.left_out:
+            self.left_out.add("checkpoint")
+            self._check_without_recovery(config)
+        keys = self._parser(self.command).callback_keys
+        keys[:] = [name for name in keys if name not in self.left_out]
+
+    @staticmethod
+    def _check_without_recovery(config: Any) -> None:
+        """Options that a run without recovery could not do anything with."""
+        rerank = config["pruning"]["search"]["rerank"]
+        asked = {"ckpt_path": config.get("ckpt_path"), "pruning.search.rerank.recovery_steps": rerank and rerank["recovery_steps"]}
+        for name, value in asked.items():
+            if value:
+                raise ConfigurationError(f"{name}: expected none in a run without recovery, got {value}; leave it out, or give recovery")
+
+    def instantiate_classes(self) -> None:
+        """Lightning's, but errors of several sections come together, and a stage that is ``null`` is not made of its ``null``."""
+        config, make = self.config.clone(), self.making.collecting
+        for name in self.left_out:
+            config[self.command].pop(name)
+        own = {"model": LightningModule, "data": LightningDataModule}
+        makers = [(make(_InstantiatorFn(cli=self, key=key)), kind, True) for key, kind in own.items()]  # they note hyperparameters
+        self.config_init = self.parser.instantiate(config, instantiators=[*makers, (make(make_plainly), object, True)])
+        self.datamodule, self.model = (self._get(self.config_init, key) for key in ("data", "model"))
+        self.trainer = self.instantiate_trainer()
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        """Behind the other sections, whose errors are raised here; the Trainer's own become one line."""
+        self.making.check()
+        given = self._get(self.config_init, "trainer").get("callbacks") or []
+        named = [self._get(self.config_init, name) for name in self._parser(self.command).callback_keys]
+        check_callbacks([*(given if isinstance(given, list) else [given]), *named])
+        if self.command == "fit" and "recovery" in self.left_out:  # no batches: then the data need not have any
+            options |= {"max_steps": 0, "limit_train_batches": 0}
+        with one_line("trainer", (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)):
+            return super().instantiate_trainer(**options)
+
+    def fit(self, model: LightningModule, **options: Any) -> None:
+        """``Trainer.fit``; an error before the work leaves no folder behind."""
+        check_can_be_pruned(getattr(model, "source", ""))
+        folder = Path(self.trainer.default_root_dir)
+        with no_empty_folders(folder), one_line("trainer", (MisconfigurationException,)):
+            check_folder(folder)  # loggers are about to make theirs in it
+            self.trainer.fit(model, **options)
+
+    def before_fit(self) -> None:
+        """A run takes its plan from the checkpoint that it is told to resume from, or goes on from its folder's last one."""
+        check_launcher(self.trainer)  # one that copies the process would fail before any callback is asked
+        checkpoint = self.config.fit.get("ckpt_path")
+        for callback in getattr(self.trainer, "callbacks"):  # noqa: B009
+            if isinstance(callback, PruningSearchCallback) and checkpoint:
+                callback.checkpoint = str(checkpoint)
+            if isinstance(callback, RecoveryCheckpointCallback):
+                callback.settings = settings_of(self.config.fit.as_dict())
+                if callback.resume and not checkpoint:
+                    self._resume(self._last_checkpoint(callback.settings))
+
+    def _last_checkpoint(self, settings: dict[str, str]) -> Path | None:
+        folder = Path(self.trainer.default_root_dir)
+        if self.trainer.is_global_zero and (folder / FILE).parent.is_dir():
+            clear_leftovers((folder / FILE).parent)  # a kill may have left it beside its place
+        return find_checkpoint(folder, settings, writes_shards(self.trainer))
+
+    def _resume(self, checkpoint: Path | None) -> None:
+        """The plan comes from the study, as before the run was ended; the weights from here."""
+        if checkpoint is not None:
+            announce(f"recovery goes on from {checkpoint}")
+            self.config_init.fit["ckpt_path"] = str(checkpoint)
+            for callback in getattr(self.trainer, "callbacks"):  # noqa: B009
+                if isinstance(callback, PruningSearchCallback):
+                    callback.weights_follow = True
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
+        """Lightning refuses a callback that keeps checkpoints where the Trainer is told to keep none."""
+        if config.get("enable_checkpointing") is False:
+            callbacks = [c for c in callbacks if not isinstance(c, RecoveryCheckpointCallback)]
+        return super()._instantiate_trainer(config, callbacks)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let the checkpoint's hyperparameters overrule the command line; here the command line counts."""
+
+
+def run_trainer(command: str, words: Sequence[str]) -> None:
+    """Parses and runs. A run that a scheduler ends says so, with the exit code of a process that SIGTERM ended."""
+    try:
+        PruningCLI(command, words)
+    except SIGTERMException:  # a SystemExit without a code: it would pass for success
+        announce("ended by SIGTERM, its last step kept; the same command goes on from there")
+        raise SystemExit(128 + signal.SIGTERM) from None
+
+
+def make_fit_parser() -> LightningArgumentParser:
+    """The parser of ``fit``; nothing is instantiated or run. What it refuses, it raises as an ``ArgumentError``."""
+
+    class Made(Exception):
+        """Carries the parser out of a constructor that would go on and run."""
+
+    class ParserOnly(PruningCLI):
+        def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+            raise Made(self._subcommand_parsers["fit"])
+
+    try:
+        ParserOnly("fit", [])
+    except Made as made:
+        return made.args[0]  # type: ignore[no-any-return]
+    raise AssertionError("LightningCLI no longer calls parse_arguments")
+
+
+def check_fit(methods: Mapping[str, Sequence[str]]) -> None:
+    """Parses the arguments of each method's ``fit``.
+
+    Raises:
+        ConfigurationError: naming the method whose arguments are wrong.
+    """
+    parser = make_fit_parser()
+    options = options_of(parser, "fit")
+    for method, (_, *words) in methods.items():
+        words = _nulls_as_configurations(take_imports(words)[1])
+        given = options.read(words)
+        try:
+            parser.parse_args(words)
+        except ArgumentError as error:
+            reason = explain(options, given, error)
+            raise ConfigurationError(f"methods: expected arguments that fit understands, got for {method}: {reason}") from None
+
+
+def _nulls_as_configurations(words: Sequence[str]) -> list[str]:
+    """``--recovery null`` as ``--config={recovery: null}``: only a configuration can say it to the parser of a group."""
+    result, left = [], list(words)
+    while left:
+        word = left.pop(0)
+        option, separator, value = word.partition("=")
+        if option.removeprefix("--") in OPTIONAL_STAGES and (value == "null" if separator else left[:1] == ["null"]):
+            left = left if separator else left[1:]
+            word = f"--config={{{option.removeprefix('--')}: null}}"
+        result.append(word)
+    return result
+
+
+def _is_null(stage: str, given: Mapping[str, Any]) -> bool:
+    """Whether ``null`` stands for the whole stage, and none of its options behind it; its seed does not count, since a comparison gives
+    one to each of its runs."""
+    if given.get(stage, ...) is not None:
+        return False
+    names = list(given)
+    return not any(name.startswith(f"{stage}.") and name != f"{stage}.seed" for name in names[names.index(stage) :])
