@@ -87,24 +87,17 @@ def only_one(folder: Path) -> Iterator[None]:
     Raises:
         ConfigurationError: if another process is at work there.
     """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock")
     try:
-        import fcntl
-    except ImportError:  # not on this system: the user has to take care
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ConfigurationError(f"folder: expected no other comparison at work in {folder}, got one; wait for it or end it") from None
+    try:
         yield
-        return
-    with (folder / ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise ConfigurationError(
-                f"folder: expected no other comparison at work in {folder}, got process {lock.read().strip() or 'unknown'}; "
-                "wait for it or end it"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
+    finally:
+        lock.release()
 
 
 def _import_folder() -> str:

@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from adapruner.compare.cells import Cell
-from adapruner.report.answer import OWN_METHOD
-from adapruner.report.record import read_report
-from adapruner.report.schema import STAGES
+from adapruner.report.schema import OWN_METHOD, STAGES, Report
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,21 @@ class Row:
     """Of the model at this stage."""
     plan: str
     """Hash of the pruning plan."""
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """One cell's final model; ``None``: not measured."""
+
+    method: str
+    budget: float
+    seed: int
+    parameters: int
+    parameters_dense: int
+    latency_ms: float | None
+    """Of one forward, as the report's protocol says."""
+    latency_dense_ms: float | None
+    """Of the dense model, timed in turns with it."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +78,14 @@ class Line:
     """Stage -> difference to the method that all are compared with; nothing for that method itself."""
 
     @property
-    def paired(self) -> Paired | None:
-        """At the last stage that both have."""
-        return list(self.differences.values())[-1] if self.differences else None
+    def last(self) -> Spread | None:
+        """Perplexity at the last stage that it has."""
+        return list(self.stages.values())[-1] if self.stages else None
 
     @property
-    def difference(self) -> Spread | None:
-        """Mean and spread of :attr:`paired`."""
-        return None if self.paired is None else self.paired.spread
+    def paired(self) -> Paired | None:
+        """The difference at the last stage that both have."""
+        return list(self.differences.values())[-1] if self.differences else None
 
 
 @dataclass(frozen=True)
@@ -98,17 +111,17 @@ class Section:
         return min(means) if len(means) > 1 else None
 
 
-def read_rows(cell: Cell) -> list[Row]:
-    """What a finished cell measured: the dense model, and its own at every stage."""
-    report = read_report(cell.folder)
-    model, rows = report["model"], []
-    for row in report.get("perplexity") or ():
-        dense = row["stage"] == "dense"
-        if dense or row["method"] == OWN_METHOD:
-            parameters = model["parameters_dense" if dense else "parameters_pruned"]
-            where = (row["stage"], row["dataset"], row["window"], row["value"])
-            rows.append(Row(cell.method, cell.budget, cell.seed, *where, parameters, "" if dense else model["plan_hash"]))
-    return rows
+def read_cell(cell: Cell, report: Report) -> tuple[list[Row], CostRow]:
+    """What a finished cell measured: perplexities of the dense model and of its own at every stage, and what its model costs."""
+    where, model, rows = (cell.method, cell.budget, cell.seed), report.model, []
+    for row in report.perplexity or ():
+        dense = row.stage == "dense"
+        if dense or row.method == OWN_METHOD:
+            parameters = model.parameters_dense if dense else model.parameters_pruned
+            plan = "" if dense else model.plan_hash
+            rows.append(Row(*where, row.stage, row.dataset, row.window, row.value, parameters, plan))
+    latencies = (report.cost.pruned.latency_ms, report.cost.dense.latency_ms) if report.cost else (None, None)
+    return rows, CostRow(*where, model.parameters_pruned, model.parameters_dense, *latencies)
 
 
 def summarise(values: Iterable[float | None]) -> Spread:

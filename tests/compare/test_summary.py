@@ -11,12 +11,12 @@ from rich.console import Console
 
 from adapruner.compare.cells import lay_out
 from adapruner.compare.command import collect
-from adapruner.compare.plot import draw_plot
+from adapruner.compare.plots import write_plots
 from adapruner.compare.schedule import run_cells
 from adapruner.compare.summary import Paired, Row, Spread, make_sections, summarise
 from adapruner.compare.tables import Result, print_tables, to_csv, to_json, to_markdown, write_tables
 from adapruner.report.formats import MISSING
-from adapruner.report.measurements import card_lines
+from adapruner.report.answer import provenance_lines
 from tests.report.sample import sample_report
 
 from .fakes import Silent, Starter, fake_spec
