@@ -61,14 +61,14 @@ def memory_text(gib: float | None) -> str:
 def unit_text(value: float | None, unit: str) -> str:
     """A number of three digits with its unit.
 
-    >>> unit_text(5.984, "ms"), unit_text(0.75, "J"), unit_text(None, "ms")
-    ('5.98 ms', '0.75 J', '–')
+    >>> unit_text(5.984, "ms"), unit_text(0.75, "J")
+    ('5.98 ms', '0.75 J')
     """
     return MISSING if value is None else f"{_three_digits(value)} {unit}"
 
 
 def ratio_text(dense: float | None, pruned: float | None) -> str:
-    """Pruned over dense: ``×0.71``."""
+    """Pruned over dense, after a multiplication sign."""
     return MISSING if not dense or pruned is None else f"{TIMES}{pruned / dense:.2f}"
 
 

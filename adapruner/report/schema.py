@@ -110,7 +110,9 @@ def _refusal(error: ValidationError) -> ConfigurationError:
     if first["type"] == "value_error":  # of this file's own checks
         where, said = _path(place), str(first["ctx"]["error"])
         return ConfigurationError(f"{where}{': ' if place else '.'}{said}; correct it {remedy}")
-    return ConfigurationError(f"{_path(place)}: expected {first['msg'].removeprefix('Input should be ')}, {got}")
+    said = first["msg"].partition(" should ")[2]  # of "Input should be ..." or "List should have ..."
+    expected = said.removeprefix("be ") if said.startswith("be ") else f"to {said}"
+    return ConfigurationError(f"{_path(place)}: expected {expected}, {got}")
 
 
 def _path(place: Sequence[str | int]) -> str:
