@@ -91,7 +91,7 @@ def _pareto_chart(section: Section, points: Sequence[Point], axis: str, result: 
     ]
     title, cost = f"{section.dataset}, {section.window:,} tokens: {AXES[axis]}", dense_cost(result.costs)[axis]
     dense = _dense(section) if cost else None
-    across = alt.X("cost:Q", title=AXES[axis], scale=alt.Scale(zero=False, padding=14), axis=alt.Axis(tickCount=6, format="~g"))
+    across = alt.X("cost:Q", title=AXES[axis], scale=alt.Scale(zero=False, padding=14), axis=alt.Axis(tickCount=6, format=",~g"))
     upright = _perplexity_axis(section, [row["perplexity"] for row in rows], dense, alt.Y)
     line = (
         alt.Chart(data(front)).mark_line(color=colour("muted"), opacity=0.35, strokeWidth=4).encode(x=across, y=upright, tooltip="words:N")
@@ -134,7 +134,7 @@ def _interval(name: str, spread: Spread, scale: float = 1.0) -> dict[str, Any]:
 def _perplexity_axis(section: Section, values: Sequence[float], dense: float | None, channel: Any) -> Any:
     scale = scale_of([*values, *([] if dense is None else [dense])], LOG_FROM)
     log = ", log scale" if scale["type"] == "log" else ""
-    return channel("perplexity:Q", scale=scale, title=f"perplexity, {section.stages[-1]}{log}", axis=alt.Axis(tickCount=6, format="~g"))
+    return channel("perplexity:Q", scale=scale, title=f"perplexity, {section.stages[-1]}{log}", axis=alt.Axis(tickCount=6, format=",~g"))
 
 
 def _colours(result: Result) -> alt.Color:

@@ -120,7 +120,7 @@ def section_table(section: Section, result: Result) -> TextTable:
             spread = line.stages.get(stage)
             best = spread is not None and spread.mean == section.best(line.budget, stage)
             stages.append(Cell(MISSING if spread is None else spread_text(spread), "best" if best else ""))
-        ends = (difference_text(line.paired and line.paired.spread), lower_text(line.paired), _seeds(line, result))
+        ends = (difference_text(line.paired), lower_text(line.paired), _seeds(line, result))
         rows.append((Cell(percent_text(line.budget)), Cell(line.method), *stages, *map(Cell, ends)))
     dense = "" if section.dense is None else f"Dense: {perplexity_text(section.dense.mean)}. "
     seeds = (
@@ -147,14 +147,15 @@ def spread_text(spread: Spread) -> str:
     return mean if spread.deviation is None else f"{mean} ± {_as_fine_as(spread.deviation, spread.mean)}"
 
 
-def difference_text(spread: Spread | None) -> str:
+def difference_text(paired: Paired | None) -> str:
     """With its sign.
 
-    >>> difference_text(Spread(1.5, 0.25, 2)), difference_text(Spread(-120.04, 3.0, 3))
+    >>> difference_text(Paired(Spread(1.5, 0.25, 2), 0, {})), difference_text(Paired(Spread(-120.04, 3.0, 3), 3, {}))
     ('+1.50 ± 0.25', '-120.0 ± 3.0')
     """
-    if spread is None:
+    if paired is None:
         return MISSING
+    spread = paired.spread
     if not math.isfinite(spread.mean):
         return perplexity_text(None)
     sign = "-" if spread.mean < 0 else "+"
@@ -203,7 +204,7 @@ def _line_record(line: Line) -> dict[str, Any]:
         "method": line.method,
         "budget": line.budget,
         "stages": {stage: _spread_record(spread) for stage, spread in line.stages.items()},
-        "difference": _spread_record(line.paired and line.paired.spread),
+        "difference": None if line.paired is None else _spread_record(line.paired.spread),
         "differences": differences,
     }
 

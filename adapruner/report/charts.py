@@ -79,18 +79,14 @@ def pan_and_zoom() -> alt.Parameter:
 
 def perplexity_chart(comparison: Comparison) -> alt.LayerChart | None:
     """One row per method, one mark per stage, the dense model as a line; ``None`` where no value is finite."""
-    rows = [
-        {"method": row.method, "stage": stage, "perplexity": value, "text": perplexity_text(value)}
-        for row in comparison.rows
-        for stage, value in row.values.items()
-        if math.isfinite(value) and value > 0
-    ]
-    if not rows:
+    found = [(row.method, stage, value) for row in comparison.rows for stage, value in row.values.items() if 0 < value < math.inf]
+    if not found:
         return None
+    rows = [{"method": method, "stage": stage, "perplexity": value, "text": perplexity_text(value)} for method, stage, value in found]
     dense = comparison.dense if comparison.dense is not None and math.isfinite(comparison.dense) else None
-    scale = scale_of([row["perplexity"] for row in rows] + ([] if dense is None else [dense]))
+    scale = scale_of([value for _, _, value in found] + ([] if dense is None else [dense]))
     title = f"perplexity{', log scale' if scale['type'] == 'log' else ''} (lower is better)"
-    across = alt.X("perplexity:Q", scale=scale, title=title, axis=alt.Axis(format="~g", tickCount=6))
+    across = alt.X("perplexity:Q", scale=scale, title=title, axis=alt.Axis(format=",~g", tickCount=6))
     methods = alt.Y("method:N", sort=[row.method for row in comparison.rows], title=None, axis=alt.Axis(grid=True, ticks=False))
     chart, chosen = alt.Chart(data(rows)), single_out("stage")
     span = chart.mark_rule(color=colour("muted"), opacity=0.45, strokeWidth=2).encode(

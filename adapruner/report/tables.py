@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from adapruner.report.answer import Comparison
 from adapruner.report.formats import MISSING, TIMES, count_text, memory_text, nll_text, perplexity_text, ratio_text, unit_text
 from adapruner.report.schema import STAGES
-from adapruner.report.sections import Candidate, Cost, DataCard, Search, Sweep, TaskScore, ZeroShot
+from adapruner.report.sections import Candidate, Cost, DataCard, Search, Stage, Sweep, TaskScore, ZeroShot
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,7 +101,7 @@ def score_table(zero_shot: ZeroShot) -> TextTable:
     return make_table(title, ("task", *stages), [*texts, *_mean_rows(rows, stages)], zero_shot.protocol)
 
 
-def _mean_rows(rows: Sequence[TaskScore], stages: Sequence[str]) -> Iterator[list[str]]:
+def _mean_rows(rows: Sequence[TaskScore], stages: Sequence[Stage]) -> Iterator[list[str]]:
     """Over several tasks with accuracies; there is no mean of other metrics, which have other units."""
     tasks = list(dict.fromkeys(row.task for row in rows if row.metric == "acc"))
     if len(tasks) < 2:
@@ -129,7 +129,7 @@ def candidates_table(candidates: Sequence[Candidate]) -> TextTable:
     rows = [
         [f"trial {c.trial}" if c.name == "searched" else c.name, *(nll_text(getattr(c, stage)) for stage in stages)] for c in candidates
     ]
-    return make_table("", ("the best few again", *(titles[stage] for stage in stages)), rows)
+    return make_table("", ("best trials, evaluated again", *(titles[stage] for stage in stages)), rows)
 
 
 def values_table(search: Search) -> TextTable:

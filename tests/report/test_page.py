@@ -214,7 +214,7 @@ def test_one_row_one_trial_and_wholly_pruned_layers_are_drawn() -> None:
 
 def test_the_second_look_is_a_table() -> None:
     report = sample_report()
-    assert "the best few again" not in Page(render_page(report)).text
+    assert "best trials, evaluated again" not in Page(render_page(report)).text
     report["search"] |= {
         "judged": "NLL of the model after the local refit",
         "candidates": [
@@ -223,7 +223,7 @@ def test_the_second_look_is_a_table() -> None:
         ],
     }
     text = Page(render_page(report)).text
-    assert all(words in text for words in ("the best few again", "trial 31", "l2 on wiki", "4.371", "after a short recovery"))
+    assert all(words in text for words in ("best trials, evaluated again", "trial 31", "l2 on wiki", "4.371", "after a short recovery"))
     assert "NLL of the model after the local refit, in nats per token" in text
 
 
