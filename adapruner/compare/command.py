@@ -7,20 +7,21 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from adapruner.compare.cells import Cell, check_folder, is_done, lay_out
 from adapruner.compare.plots import write_plots
-from adapruner.compare.process import FitProcess, only_one
+from adapruner.compare.process import FitProcess
 from adapruner.compare.progress import Display
-from adapruner.compare.schedule import Listener, Outcome, Start, run_cells
+from adapruner.compare.schedule import Outcome, Start, run_cells
 from adapruner.compare.spec import BASE_METHOD, ComparisonSpec, FindConfig, make_spec, read_options, read_spec
 from adapruner.compare.summary import make_sections, read_cell
 from adapruner.compare.tables import NAME, Result, print_tables, write_tables
 from adapruner.errors import ConfigurationError
 from adapruner.files.atomic import write_atomically
+from adapruner.files.folder_lock import FolderLock
 from adapruner.progress import progress_bar
 from adapruner.report.answer import provenance_lines
 from adapruner.report.record import read_report
@@ -94,12 +95,22 @@ def run_compare(arguments: Sequence[str], find_config: FindConfig, check_fit: Ch
             if made:  # what is refused leaves nothing behind
                 shutil.rmtree(spec.folder, ignore_errors=True)
             raise
-    with only_one(spec.folder):
+    with ExitStack() as at_the_end:
+        lock = FolderLock()
+        lock.take(spec.folder)  # two comparisons in one folder would run the same cells
+        at_the_end.callback(lock.release)
         write_atomically(spec.folder / f"{NAME}.yaml", to_yaml(spec))
         done = sum(map(is_done, cells))
         with _terminated_is_interrupted(), progress_bar("comparison", len(cells)) as advance:
-            listener = _TablesAfterEach(spec, cells, Display(advance, len(cells), done))
-            outcomes = run_cells(cells, start or _starter(spec), listener, jobs=spec.jobs, keep_models=spec.keep_models)
+            outcomes = run_cells(
+                cells,
+                start or _starter(spec),
+                Display(advance, len(cells), done),
+                # A comparison that is cut short shows what it has.
+                after_each=lambda outcomes: write_tables(collect(spec, cells, outcomes), spec.folder),
+                jobs=spec.jobs,
+                keep_models=spec.keep_models,
+            )
         result = collect(spec, cells, outcomes)
         write_tables(result, spec.folder)
         drawn = write_plots(result, spec.folder)
@@ -168,22 +179,6 @@ def _values(arguments: Sequence[str], find_config: FindConfig) -> dict[str, Any]
 def _starter(spec: ComparisonSpec) -> Start:
     threads = max(1, (os.cpu_count() or 1) // spec.jobs) if spec.jobs > 1 else None
     return lambda cell: FitProcess(cell, threads)
-
-
-class _TablesAfterEach:
-    """Passes everything on, and writes the tables after every cell: a comparison that is cut short shows what it has."""
-
-    def __init__(self, spec: ComparisonSpec, cells: Sequence[Cell], display: Listener) -> None:
-        self.spec, self.cells, self.display = spec, cells, display
-        self.outcomes = {cell: Outcome(cell, None) for cell in cells if is_done(cell)}
-
-    def begun(self, cell: Cell, left: float | None) -> None:
-        self.display.begun(cell, left)
-
-    def ended(self, outcome: Outcome, left: float | None) -> None:
-        self.outcomes[outcome.cell] = outcome
-        write_tables(collect(self.spec, self.cells, self.outcomes), Path(self.spec.folder))
-        self.display.ended(outcome, left)
 
 
 @contextmanager

@@ -9,13 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from adapruner.compare.cells import LOG_NAME, Cell, claim
-from adapruner.errors import ConfigurationError
 
 _MARK = "$ "
 _PR_SET_PDEATHSIG = 1
@@ -78,26 +75,6 @@ def last_error(cell: Cell) -> str:
     said = [line.strip() for line in lines[begin + 1 :] if line.strip()]
     own = [line.removeprefix("adapruner: error: ") for line in said if line.startswith("adapruner: error: ")]
     return (own or said or ["nothing was printed"])[-1]
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Two comparisons in one folder would run the same cells.
-
-    Raises:
-        ConfigurationError: if another process is at work there.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise ConfigurationError(f"folder: expected no other comparison at work in {folder}, got one; wait for it or end it") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _import_folder() -> str:

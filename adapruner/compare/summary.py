@@ -56,10 +56,9 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Paired:
+class Paired(Spread):
     """Perplexity minus another method's at the same budget, dataset and stage, seed by seed."""
 
-    spread: Spread
     lower: int
     """Seeds at which it is lower than the other's."""
     by_seed: dict[int, float | None]
@@ -171,7 +170,9 @@ def _differences(values: Mapping[str, Mapping[int, float | None]], theirs: Mappi
         seeds = sorted(values[stage].keys() & theirs[stage].keys())
         by_seed = {seed: _minus(values[stage][seed], theirs[stage][seed]) for seed in seeds}
         if by_seed:
-            found[stage] = Paired(summarise(by_seed.values()), sum(d is not None and d < 0 for d in by_seed.values()), by_seed)
+            spread = summarise(by_seed.values())
+            lower = sum(difference is not None and difference < 0 for difference in by_seed.values())
+            found[stage] = Paired(spread.mean, spread.deviation, spread.seeds, lower, by_seed)
     return found
 
 

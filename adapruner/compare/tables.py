@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +73,7 @@ def to_json(result: Result) -> str:
         "protocol": result.protocol,
         "card": list(result.card),
         "rows": [asdict(row) for row in result.rows],
-        "summary": [_section_record(section) for section in result.sections],
+        "summary": [_finite(asdict(section)) for section in result.sections],
         "failed": [dict(zip(("method", "budget", "seed", "reason"), failure, strict=True)) for failure in result.failures],
         "missing": result.missing,
     }
@@ -147,29 +147,25 @@ def spread_text(spread: Spread) -> str:
     return mean if spread.deviation is None else f"{mean} ± {_as_fine_as(spread.deviation, spread.mean)}"
 
 
-def difference_text(paired: Paired | None) -> str:
+def difference_text(spread: Spread | None) -> str:
     """With its sign.
 
-    >>> difference_text(Paired(Spread(1.5, 0.25, 2), 0, {})), difference_text(Paired(Spread(-120.04, 3.0, 3), 3, {}))
+    >>> difference_text(Spread(1.5, 0.25, 2)), difference_text(Spread(-120.04, 3.0, 3))
     ('+1.50 ± 0.25', '-120.0 ± 3.0')
     """
-    if paired is None:
-        return MISSING
-    spread = paired.spread
-    if not math.isfinite(spread.mean):
-        return perplexity_text(None)
-    sign = "-" if spread.mean < 0 else "+"
-    mean = f"{sign}{_as_fine_as(abs(spread.mean), spread.mean)}"
+    if spread is None or not math.isfinite(spread.mean):
+        return MISSING if spread is None else perplexity_text(None)
+    mean = ("-" if spread.mean < 0 else "+") + _as_fine_as(abs(spread.mean), spread.mean)
     return mean if spread.deviation is None else f"{mean} ± {_as_fine_as(spread.deviation, spread.mean)}"
 
 
 def lower_text(paired: Paired | None) -> str:
     """At how many of the shared seeds a method is lower.
 
-    >>> lower_text(Paired(Spread(-1.0, 2.0, 3), 2, {0: -1.0, 1: -3.0, 2: 1.0}))
+    >>> lower_text(Paired(-1.0, 2.0, 3, lower=2, by_seed={0: -1.0, 1: -3.0, 2: 1.0}))
     '2 of 3'
     """
-    return MISSING if paired is None else f"{paired.lower} of {paired.spread.seeds}"
+    return MISSING if paired is None else f"{paired.lower} of {paired.seeds}"
 
 
 def _seeds(line: Line, result: Result) -> str:
@@ -186,28 +182,10 @@ def _as_fine_as(value: float, measure: float) -> str:
     return f"{value:.2f}" if size < 100 else f"{value:.1f}" if size < 1000 else f"{value:,.0f}"
 
 
-def _section_record(section: Section) -> dict[str, Any]:
-    return {
-        "dataset": section.dataset,
-        "window": section.window,
-        "dense": _spread_record(section.dense),
-        "lines": [_line_record(line) for line in section.lines],
-    }
-
-
-def _line_record(line: Line) -> dict[str, Any]:
-    differences: Mapping[str, Any] = {
-        stage: {**(_spread_record(p.spread) or {}), "lower": p.lower, "by_seed": {str(seed): d for seed, d in p.by_seed.items()}}
-        for stage, p in line.differences.items()
-    }
-    return {
-        "method": line.method,
-        "budget": line.budget,
-        "stages": {stage: _spread_record(spread) for stage, spread in line.stages.items()},
-        "difference": None if line.paired is None else _spread_record(line.paired.spread),
-        "differences": differences,
-    }
-
-
-def _spread_record(spread: Spread | None) -> dict[str, Any] | None:
-    return None if spread is None else {**asdict(spread), "mean": spread.mean if math.isfinite(spread.mean) else None}
+def _finite(value: Any) -> Any:
+    """The same without numbers that JSON lacks."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

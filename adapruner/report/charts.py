@@ -58,7 +58,7 @@ def data(rows: Sequence[Mapping[str, Any]]) -> alt.Data:
 def scale_of(values: Sequence[float], log_from: float = LOG_FROM) -> alt.Scale:
     """Logarithmic where the values span more than a factor; never from zero, which perplexities are far from."""
     log = min(values) > 0 and max(values) / min(values) > log_from
-    return alt.Scale(type="log" if log else "linear", zero=False, nice=not log, padding=12)
+    return alt.Scale(type="log", padding=12) if log else alt.Scale(type="linear", zero=False, nice=True, padding=12)
 
 
 def key(field: str, colours: Mapping[str, str]) -> alt.Color:
@@ -111,9 +111,9 @@ def reference(field: str, value: float, words: str, vertical: bool) -> list[alt.
     line = alt.Chart(data([{field: value, "words": words}]))
     place: Any = {"x" if vertical else "y": f"{field}:Q"}
     edge: Any = {"y": alt.value(-8)} if vertical else {"x": alt.value("width")}
-    sides: Any = {"align": "center"} if vertical else {"align": "right", "dy": -7}
+    sides: Any = {"align": "center"} if vertical else {"align": "right", "dy": -7, "clip": True}
     return [
-        line.mark_rule(strokeDash=[4, 3], color=colour("ink")).encode(**place),
+        line.mark_rule(strokeDash=[4, 3], color=colour("ink"), clip=True).encode(**place),
         line.mark_text(fontWeight=600, color=colour("ink"), **sides).encode(text="words:N", **place, **edge),
     ]
 
@@ -132,12 +132,12 @@ def search_chart(search: Search) -> alt.LayerChart | None:
         if math.isfinite(best):
             steps.append({"trial": trial.trial, "value": min(best, high)})
     kinds = [kind for kind in TRIAL_KINDS if any(row["kind"] == kind for row in rows)]
-    upright = alt.Y("value:Q", scale=alt.Scale(domain=[low, high], nice=False), title="nats per token", axis=alt.Axis(tickCount=6))
+    upright = alt.Y("value:Q", scale=alt.Scale(domain=[low, high + 0.04 * (high - low)], nice=False), title="nats per token", axis=alt.Axis(tickCount=6))
     across = alt.X("trial:Q", scale=alt.Scale(nice=False, padding=10), axis=alt.Axis(format="d", tickMinStep=1, tickCount=12, grid=False))
     chosen = single_out("kind")
     marks = (
         alt.Chart(data(rows))
-        .mark_point(filled=True, size=55, clip=False)
+        .mark_point(filled=True, size=55, clip=True)
         .encode(
             x=across,
             y=upright,

@@ -44,8 +44,7 @@ CONFIG: dict[str, Any] = {
 
 def to_spec(chart: alt.TopLevelMixin) -> dict[str, Any]:
     """Vega-Lite for a page, as wide as its place; colours are the page's own."""
-    wide = chart.properties(width="container", autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
-    return {**wide.to_dict(), "config": CONFIG}
+    return {**chart.properties(width="container").to_dict(), "config": CONFIG}
 
 
 @cache
@@ -53,7 +52,7 @@ def javascript() -> str:
     """Vega, Vega-Lite and vega-embed, which a page holds once: about 0.9 MB."""
     import vl_convert
 
-    script: str = vl_convert.javascript_bundle()
+    script: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub lacks the default
     return script.replace("</script", "<\\/script")
 
 

@@ -47,8 +47,7 @@ def test_the_difference_is_paired_by_seed() -> None:
     first, second = section.lines
     assert first.paired is None
     # 20, 14, 23: mean 19, deviations 1, -5, 4, variance 42 / 2 = 21. Unpaired it would be sqrt(4 + 13).
-    assert second.paired is not None
-    assert second.paired.spread == Spread(19.0, pytest.approx(math.sqrt(21.0)), 3)
+    assert second.paired == Paired(19.0, pytest.approx(math.sqrt(21.0)), 3, lower=0, by_seed={0: 20.0, 1: 14.0, 2: 23.0})
     assert section.best(0.5, "pruned") == 42.0
 
 
@@ -60,7 +59,7 @@ def test_differences_are_taken_to_the_method_that_is_named_at_every_stage() -> N
     assert second.differences == {}
     assert first.differences["pruned"].by_seed == {0: -1.0, 1: 2.0, 2: None}
     assert first.differences["pruned"].lower == 1
-    assert first.paired == Paired(Spread(-2.0, None, 1), 1, {0: -2.0})
+    assert first.paired == Paired(-2.0, None, 1, lower=1, by_seed={0: -2.0})
     result = Result(("a", "b"), (0.5,), (0, 1, 2), tuple(rows), (section,), other="b")
     assert "| against b | lower |" in to_markdown(result)
     assert "the difference to b is taken seed by seed" in to_markdown(result)
@@ -75,8 +74,8 @@ def test_the_difference_is_at_the_last_stage_and_over_shared_seeds() -> None:
     rows += [row("b", 1, 50.0), row("b", 1, 38.0, "recovered"), row("b", 2, 90.0), row("b", 2, 80.0, "recovered")]
     rows += [row("c", 0, 60.0), row("d", 3, 1.0)]
     (section,) = make_sections(rows, ["a", "b", "c", "d", "e"], [0.5])
-    differences = [line.paired and line.paired.spread for line in section.lines]
-    assert differences == [None, Spread(2.0, None, 1), Spread(20.0, None, 1), None, None]
+    differences = [line.paired and (line.paired.mean, line.paired.seeds) for line in section.lines]
+    assert differences == [None, (2.0, 1), (20.0, 1), None, None]
     assert section.stages == ("pruned", "recovered")
     assert section.lines[4].stages == {}
 
