@@ -132,7 +132,9 @@ def search_chart(search: Search) -> alt.LayerChart | None:
         if math.isfinite(best):
             steps.append({"trial": trial.trial, "value": min(best, high)})
     kinds = [kind for kind in TRIAL_KINDS if any(row["kind"] == kind for row in rows)]
-    upright = alt.Y("value:Q", scale=alt.Scale(domain=[low, high + 0.04 * (high - low)], nice=False), title="nats per token", axis=alt.Axis(tickCount=6))
+    upright = alt.Y(
+        "value:Q", scale=alt.Scale(domain=[low, high + 0.04 * (high - low)], nice=False), title="nats per token", axis=alt.Axis(tickCount=6)
+    )
     across = alt.X("trial:Q", scale=alt.Scale(nice=False, padding=10), axis=alt.Axis(format="d", tickMinStep=1, tickCount=12, grid=False))
     chosen = single_out("kind")
     marks = (
