@@ -40,7 +40,7 @@ class Cell:
     seed: int
     folder: Path
     arguments: tuple[str, ...]
-    """Of ``adapruner``, from ``fit`` on."""
+    """Arguments of ``adapruner``, from ``fit`` on."""
     identity: dict[str, Any] = field(hash=False)
     """What its result depends on, as far as the comparison decides it."""
 
@@ -93,7 +93,7 @@ def claim(cell: Cell, command: Sequence[str], seconds: float | None = None) -> N
 
 
 def seconds_of(cell: Cell) -> float | None:
-    """How long it took, of a finished cell."""
+    """How long a finished cell took."""
     seconds = _recorded(cell.folder / CELL_NAME).get("seconds")
     return float(seconds) if isinstance(seconds, int | float) else None
 

@@ -20,7 +20,7 @@ SHAPES = ("circle", "square", "diamond", "triangle-up", "triangle-down", "triang
 LOG_FROM = 3.0
 """Perplexities that span more than this factor are drawn on a log axis."""
 WIDTH, HEIGHT = 380, 260
-"""Of a chart in a file, in pixels; on a page it is as wide as its place."""
+"""Pixels of a chart in a file; on a page it is as wide as its place."""
 
 
 def method_chart(section: Section, result: Result) -> alt.LayerChart | None:

@@ -24,7 +24,7 @@ class Point:
     latency_ms: Spread | None
     """``None``: a cell did not time it."""
     latency_ratio: Spread | None
-    """To the dense model's, timed in turns with it: of all times the one that a busy machine spoils least."""
+    """The latency over the dense model's, timed in turns with it: a busy machine spoils this ratio least."""
 
     def cost(self, axis: str) -> float | None:
         """The mean on an axis of :data:`AXES`."""

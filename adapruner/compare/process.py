@@ -54,7 +54,7 @@ class FitProcess:
         return code
 
     def end(self) -> None:
-        """At once: the search is written down trial by trial, and the next attempt goes on from there."""
+        """Kills the process at once: the search is written down trial by trial, and the next attempt goes on from there."""
         try:
             if hasattr(os, "killpg"):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -78,7 +78,7 @@ def last_error(cell: Cell) -> str:
 
 
 def _import_folder() -> str:
-    """Where this very package is: a checkout that is not installed works too."""
+    """The folder that this package is imported from: a checkout that is not installed works too."""
     return str(Path(__file__).resolve().parent.parent.parent)
 
 

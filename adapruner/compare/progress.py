@@ -25,7 +25,7 @@ class Display:
         announce(f"comparison of {total} cells" + (f": {done} done before, {total - done} to run" if done else ""))
 
     def begun(self, cell: Cell, left: float | None) -> None:
-        """Which cell, and how long the rest may take."""
+        """Prints which cell begins, and how long the rest may take."""
         note = f"{cell.title}{', goes on' if has_begun(cell) else ''}"
         rest = f"; about {duration_text(left)} left" if left is not None and left >= 1 else ""
         announce(f"{self.done + 1} of {self.total}: {note}{rest}")

@@ -25,7 +25,7 @@ class Row:
     perplexity: float | None
     """``None``: not finite."""
     parameters: int
-    """Of the model at this stage."""
+    """Parameters of the model at this stage."""
     plan: str
     """Hash of the pruning plan."""
 
@@ -40,9 +40,9 @@ class CostRow:
     parameters: int
     parameters_dense: int
     latency_ms: float | None
-    """Of one forward, as the report's protocol says."""
+    """Latency of one forward, as the report's protocol says."""
     latency_dense_ms: float | None
-    """Of the dense model, timed in turns with it."""
+    """Latency of the dense model, timed in turns with it."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _by_stage(rows: Iterable[Row], method: str, budget: float) -> dict[str, dict
 
 
 def _differences(values: Mapping[str, Mapping[int, float | None]], theirs: Mapping[str, Mapping[int, float | None]]) -> dict[str, Paired]:
-    """At every stage that both have, over the seeds that both have."""
+    """Paired differences at every stage that both have, over the seeds that both have."""
     found: dict[str, Paired] = {}
     for stage in (stage for stage in STAGES if stage in values and stage in theirs):
         seeds = sorted(values[stage].keys() & theirs[stage].keys())

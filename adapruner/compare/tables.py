@@ -148,7 +148,7 @@ def spread_text(spread: Spread) -> str:
 
 
 def difference_text(spread: Spread | None) -> str:
-    """With its sign.
+    """A difference with its sign.
 
     >>> difference_text(Spread(1.5, 0.25, 2)), difference_text(Spread(-120.04, 3.0, 3))
     ('+1.50 ± 0.25', '-120.0 ± 3.0')

@@ -58,7 +58,7 @@ class Report(Record):
     """The same for each set, to stand beside its numbers."""
     data: DataCard | None = None
     seeds: dict[str, int] | None = None
-    """By what draws from it."""
+    """Seeds by the part of the run that draws from them."""
     zero_shot: ZeroShot | None = None
     search: Search | None = None
     calibration: Calibration | None = None

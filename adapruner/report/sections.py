@@ -67,7 +67,7 @@ class Perplexity(Record):
     """Tokens per window."""
     value: float | None
     bits_per_byte: float | None = None
-    """Of the same text: what compares models with different tokenizers. ``None`` where the tokenizer gives no offsets."""
+    """Comparable between models with different tokenizers; ``None`` where the tokenizer gives no offsets."""
 
 
 class TextProtocol(Record):
@@ -91,7 +91,7 @@ class TextSet(Record):
     """Tokens per window."""
     documents: int
     hash: str
-    """Of the token ids, 16 hex digits."""
+    """A digest of the token ids, 16 hex digits."""
 
 
 class DataCard(Record):
@@ -101,7 +101,7 @@ class DataCard(Record):
     leaks: str
     """What was checked, in words."""
     seed: int
-    """Of the draws."""
+    """The seed of the draws."""
 
 
 class TaskScore(Record):
@@ -190,9 +190,9 @@ class Spread(Record):
     """One for each random set."""
     mean: float | None
     std: float | None
-    """Between sets, n - 1 in the denominator."""
+    """The standard deviation between sets, with n - 1 in the denominator."""
     chosen: float | None
-    """Of the chosen weights."""
+    """The value of the chosen weights."""
 
 
 class WeightedSample(Record):
@@ -202,11 +202,11 @@ class WeightedSample(Record):
     """Its position in the pool."""
     source: str
     weight: float
-    """Of 1 over the whole pool."""
+    """Its share of the whole pool, which sums to 1."""
     alike: int
     """Samples of its source that have this weight, itself counted."""
     text: str
-    """How it begins."""
+    """The beginning of the text."""
 
 
 class Calibration(Record):
@@ -312,7 +312,7 @@ class Export(Record):
     stock: bool
     """Whether it loads with a class that transformers ships."""
     max_abs_logit_difference: float | None
-    """Between the logits before the export and after loading it again."""
+    """The largest difference between the logits before the export and after loading it again."""
     notes: list[str]
 
 
