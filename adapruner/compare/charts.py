@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import altair as alt
@@ -11,7 +12,7 @@ import altair as alt
 from adapruner.compare.pareto import AXES, Point, dense_cost, front_of, make_points
 from adapruner.compare.summary import Section, Spread
 from adapruner.compare.tables import Result, spread_text
-from adapruner.report.charts import colour, data, reference, scale_of, single_out
+from adapruner.report.charts import colour, data, key, reference, scale_of, single_out
 from adapruner.report.formats import percent_text
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", colour("ink"))
@@ -138,9 +139,7 @@ def _perplexity_axis(section: Section, values: Sequence[float], dense: float | N
 
 
 def _colours(result: Result) -> alt.Color:
-    colours = [COLOURS[number % len(COLOURS)] for number in range(len(result.methods))]
-    legend = alt.Legend(orient="top", title=None, columns=alt.ExprRef("width < 450 ? 3 : 6"))
-    return alt.Color("method:N", scale=alt.Scale(domain=list(result.methods), range=colours), legend=legend)
+    return key("method", dict(zip(result.methods, cycle(COLOURS), strict=False)))
 
 
 def _dense(section: Section) -> float | None:

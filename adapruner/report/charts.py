@@ -63,7 +63,7 @@ def scale_of(values: Sequence[float], log_from: float = LOG_FROM) -> alt.Scale:
 
 def key(field: str, colours: Mapping[str, str]) -> alt.Color:
     """A colour for each value of a field, with a legend above."""
-    scale = alt.Scale(domain=list(colours), range=[colour(name) for name in colours.values()])
+    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
     return alt.Color(f"{field}:N", scale=scale, legend=alt.Legend(orient="top", title=None, columns=alt.ExprRef("width < 450 ? 3 : 8")))
 
 
@@ -95,7 +95,7 @@ def perplexity_chart(comparison: Comparison) -> alt.LayerChart | None:
     marks = chart.mark_point(filled=True, size=75, opacity=1).encode(
         y=methods,
         x=across,
-        color=key("stage", {stage: stage for stage in comparison.stages}),
+        color=key("stage", {stage: colour(stage) for stage in comparison.stages}),
         shape=alt.Shape("stage:N", scale=alt.Scale(domain=["pruned", "reconstructed", "recovered"], range=["square", "diamond", "circle"])),
         opacity=alt.condition(chosen, alt.value(1), alt.value(0.1)),
         tooltip=["method:N", "stage:N", alt.Tooltip("text:N", title="perplexity")],
@@ -143,7 +143,7 @@ def search_chart(search: Search) -> alt.LayerChart | None:
         .encode(
             x=across,
             y=upright,
-            color=key("kind", {kind: TRIAL_KINDS[kind][1] for kind in kinds}),
+            color=key("kind", {kind: colour(TRIAL_KINDS[kind][1]) for kind in kinds}),
             shape=alt.Shape("kind:N", scale=alt.Scale(domain=kinds, range=[TRIAL_KINDS[kind][0] for kind in kinds])),
             opacity=alt.condition(chosen, alt.value(0.9), alt.value(0.08)),
             tooltip=["trial:Q", "name:N", "state:N", alt.Tooltip("text:N", title="nats per token"), "seconds:Q"],
@@ -254,7 +254,7 @@ def spread_chart(spread: Spread) -> alt.Chart | None:
                 title="NLL, nats per token (lower is better)",
                 axis=alt.Axis(tickCount=5),
             ),
-            color=key("set", {random: "accent", chosen: "ink"}),
+            color=key("set", {random: colour("accent"), chosen: colour("ink")}),
             shape=alt.Shape("set:N", scale=alt.Scale(domain=[random, chosen], range=["circle", "diamond"])),
             tooltip=["set:N", alt.Tooltip("text:N", title="nats per token")],
         )
