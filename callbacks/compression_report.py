@@ -128,7 +128,7 @@ class CompressionReportCallback(PruningListener):
         if stage != "fit" or not self._complete or not trainer.is_global_zero:
             return
         from adapruner.report.record import write_report
-        from adapruner.report.table import print_report
+        from adapruner.report.terminal import print_report
 
         assert self._pruning is not None
         folder = Path(self.folder_name or self._pruning.folder)

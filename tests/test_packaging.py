@@ -101,6 +101,9 @@ def test_the_wheel_holds_every_data_file(source: Path, wheel_names: list[str]) -
     configs = source / "configs"
     expected = {f"adapruner/configs/{path.relative_to(configs).as_posix()}" for path in configs.rglob("*.yaml")}
     expected |= {"adapruner/py.typed"}
+    templates = source / "adapruner" / "report" / "templates"
+    expected |= {f"adapruner/report/templates/{path.name}" for path in templates.iterdir()}
+    assert "adapruner/report/templates/report.html" in expected
     assert "adapruner/configs/nested/deeper/probe.yaml" in expected
     assert expected - set(wheel_names) == set()
 

@@ -74,7 +74,7 @@ class CalibrationSpread:
         return [v for v in self.values if math.isfinite(v)]
 
     def to_dict(self) -> dict[str, Any]:
-        """As :class:`adapruner.report.schema.Spread`; what is not finite becomes ``None``."""
+        """As :class:`adapruner.report.sections.Spread`; what is not finite becomes ``None``."""
         record = {**asdict(self), "values": list(self.values), "mean": self.mean, "std": self.std}
         plain = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
         return {**plain, "values": [v if math.isfinite(v) else None for v in self.values]}

@@ -64,7 +64,7 @@ def print_inspection(found: Mapping[str, Any], console: Console) -> None:
     """Plan, results, what the folder holds."""
     from rich.text import Text
 
-    from adapruner.report.table import print_report
+    from adapruner.report.terminal import print_report
 
     console.print(Text(_title(found), style="bold"))
     if found["plan"]:

@@ -83,9 +83,9 @@ def _report(path: Path, plan: PruningPlan | None, remarks: list[str]) -> dict[st
     except AdaPrunerError as error:
         remarks.append(f"left out: {error}")
         return None
-    if plan is not None and report["model"]["plan_hash"] != plan.hash:
-        remarks.append(f"{REPORT} is of another plan, {report['model']['plan_hash']}: an earlier run's in the same folder")
-    return report
+    if plan is not None and report.model.plan_hash != plan.hash:
+        remarks.append(f"{REPORT} is of another plan, {report.model.plan_hash}: an earlier run's in the same folder")
+    return report.to_dict()
 
 
 def _search(path: Path) -> dict[str, Any] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 from adapruner.compare.spec import ComparisonSpec, Method
 from adapruner.errors import ConfigurationError
+from adapruner.files import folder_lock
 from adapruner.files.atomic import write_atomically
 from adapruner.report.formats import percent_text
 from adapruner.report.record import RECORD_NAME, read_report
@@ -40,7 +40,7 @@ class Cell:
     seed: int
     folder: Path
     arguments: tuple[str, ...]
-    """Of ``adapruner``, from ``fit`` on."""
+    """Arguments of ``adapruner``, from ``fit`` on."""
     identity: dict[str, Any] = field(hash=False)
     """What its result depends on, as far as the comparison decides it."""
 
@@ -96,7 +96,7 @@ def claim(cell: Cell, command: Sequence[str], seconds: float | None = None) -> N
 
 
 def seconds_of(cell: Cell) -> float | None:
-    """How long it took, of a finished cell."""
+    """How long a finished cell took."""
     seconds = _recorded(cell.folder / CELL_NAME).get("seconds")
     return float(seconds) if isinstance(seconds, int | float) else None
 
@@ -118,18 +118,10 @@ def check_folder(spec: ComparisonSpec, cells: Sequence[Cell]) -> None:
         ConfigurationError: in one line.
     """
     folder = spec.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        known = sorted(folder.glob(f"*/*/seed-*/{CELL_NAME}"))
-        if not known and any(not path.name.startswith((".", "comparison.")) for path in folder.iterdir() if path.is_file()):
-            raise ConfigurationError(f"folder: expected an empty folder or one of a comparison, got {folder}; choose another")
-        probe = folder / f".write-test.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigurationError(
-            f"folder: expected a folder that can be written, got {folder} ({error.strerror}); choose another"
-        ) from None
+    folder_lock.check_folder(folder)
+    known = sorted(folder.glob(f"*/*/seed-*/{CELL_NAME}"))
+    if not known and any(not path.name.startswith((".", "comparison.")) for path in folder.iterdir() if path.is_file()):
+        raise ConfigurationError(f"folder: expected an empty folder or one of a comparison, got {folder}; choose another")
     wanted = {cell.folder: cell.identity for cell in cells}
     shared = cells[0].identity
     for file in known:

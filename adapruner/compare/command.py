@@ -7,24 +7,24 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from adapruner.compare.cells import Cell, check_folder, is_done, lay_out
-from adapruner.compare.costs import read_cost
-from adapruner.compare.pareto import write_pareto
-from adapruner.compare.plot import draw_plot
-from adapruner.compare.process import FitProcess, only_one
+from adapruner.compare.plots import write_plots
+from adapruner.compare.process import FitProcess
 from adapruner.compare.progress import Display
-from adapruner.compare.schedule import Listener, Outcome, Start, run_cells
+from adapruner.compare.schedule import Outcome, Start, run_cells
 from adapruner.compare.spec import BASE_METHOD, ComparisonSpec, FindConfig, make_spec, read_options, read_spec
-from adapruner.compare.summary import make_sections, read_rows
+from adapruner.compare.summary import make_sections, read_cell
 from adapruner.compare.tables import NAME, Result, print_tables, write_tables
 from adapruner.errors import ConfigurationError
 from adapruner.files.atomic import write_atomically
-from adapruner.report.measurements import card_lines
+from adapruner.files.folder_lock import FolderLock
+from adapruner.progress import progress_bar
+from adapruner.report.answer import provenance_lines
 from adapruner.report.record import read_report
 
 CheckFit = Callable[[Mapping[str, Sequence[str]]], None]
@@ -32,8 +32,8 @@ CheckFit = Callable[[Mapping[str, Sequence[str]]], None]
 
 _DESCRIPTION = """\
 Compare methods over budgets and seeds: every method at every budget with every seed is one fit in its own folder,
-FOLDER/METHOD/BUDGET/seed-N. Then one table with mean, spread and paired differences (comparison.md, .csv, .json), one plot (.svg,
-.png), and a Pareto plot of perplexity against parameters and latency (comparison.pareto.svg, .png, .json).
+FOLDER/METHOD/BUDGET/seed-N. Then one page (comparison.html), one table with mean, spread and paired differences (comparison.md,
+.csv, .json), one plot (.svg, .png), and a Pareto plot of perplexity against parameters and latency (comparison.pareto.svg, .png, .json).
 
 Killed and started again, it runs only what is missing, and a run that was cut short goes on where it stopped.
 A failed cell is named in the table, the others go on, and the exit code is 1.
@@ -104,17 +104,25 @@ def run_compare(
             if made:  # what is refused leaves nothing behind
                 shutil.rmtree(spec.folder, ignore_errors=True)
             raise
-    with only_one(spec.folder):
+    with ExitStack() as at_the_end:
+        lock = FolderLock()
+        lock.take(spec.folder)  # two comparisons in one folder would run the same cells
+        at_the_end.callback(lock.release)
         write_atomically(spec.folder / f"{NAME}.yaml", to_yaml(spec))
         done = sum(map(is_done, cells))
-        with _terminated_is_interrupted(), Display(len(cells), done) as display:
-            display.announce(done)
+        with _terminated_is_interrupted(), progress_bar("comparison", len(cells)) as advance:
             outcomes = run_cells(
-                cells, start or _starter(spec), _TablesAfterEach(spec, cells, display), jobs=spec.jobs, keep_models=spec.keep_models
+                cells,
+                start or _starter(spec),
+                Display(advance, len(cells), done),
+                # A comparison that is cut short shows what it has.
+                after_each=lambda outcomes: write_tables(collect(spec, cells, outcomes), spec.folder),
+                jobs=spec.jobs,
+                keep_models=spec.keep_models,
             )
         result = collect(spec, cells, outcomes)
         write_tables(result, spec.folder)
-        drawn = [*draw_plot(result, spec.folder), *write_pareto(result, spec.folder)]
+        drawn = write_plots(result, spec.folder)
     print_tables(result)
     print(f"adapruner: comparison: {', '.join(str(path) for path in (spec.folder / f'{NAME}.md', *drawn))}")
     return 1 if result.failures else 0
@@ -125,15 +133,22 @@ def collect(spec: ComparisonSpec, cells: Sequence[Cell], outcomes: Mapping[Cell,
     position = {method.name: number for number, method in enumerate(spec.methods)}
     ordered = sorted(outcomes, key=lambda c: (spec.budgets.index(c.budget), position[c.method], spec.seeds.index(c.seed)))
     done = [cell for cell in ordered if outcomes[cell].failure is None]
-    rows = tuple(row for cell in done for row in read_rows(cell))
-    methods = tuple(position)
-    failures = tuple((c.method, c.budget, c.seed, str(outcomes[c].failure)) for c in ordered if outcomes[c].failure is not None)
-    first = read_report(done[0].folder) if done else None
-    protocol, card = (first.get("protocol", ""), tuple(card_lines(first))) if first else ("", ())
-    sections = tuple(make_sections(rows, methods, spec.budgets, spec.against))
-    costs = tuple(read_cost(cell) for cell in done)
-    missing = len(cells) - len(outcomes)
-    return Result(methods, spec.budgets, spec.seeds, rows, sections, failures, missing, protocol, card, spec.against, costs)
+    reports = [read_report(cell.folder) for cell in done]
+    measured = [read_cell(cell, report) for cell, report in zip(done, reports, strict=True)]
+    rows, methods = tuple(row for own, _ in measured for row in own), tuple(position)
+    return Result(
+        methods,
+        spec.budgets,
+        spec.seeds,
+        rows,
+        tuple(make_sections(rows, methods, spec.budgets, spec.against)),
+        failures=tuple((c.method, c.budget, c.seed, str(outcomes[c].failure)) for c in ordered if outcomes[c].failure is not None),
+        missing=len(cells) - len(outcomes),
+        protocol=(reports[0].protocol or "") if reports else "",
+        card=tuple(provenance_lines(reports[0])) if reports else (),
+        other=spec.against,
+        costs=tuple(cost for _, cost in measured),
+    )
 
 
 def to_yaml(spec: ComparisonSpec) -> str:
@@ -174,22 +189,6 @@ def _values(arguments: Sequence[str], find_config: FindConfig) -> dict[str, Any]
 def _starter(spec: ComparisonSpec) -> Start:
     threads = max(1, (os.cpu_count() or 1) // spec.jobs) if spec.jobs > 1 else None
     return lambda cell: FitProcess(cell, threads)
-
-
-class _TablesAfterEach:
-    """Passes everything on, and writes the tables after every cell: a comparison that is cut short shows what it has."""
-
-    def __init__(self, spec: ComparisonSpec, cells: Sequence[Cell], display: Listener) -> None:
-        self.spec, self.cells, self.display = spec, cells, display
-        self.outcomes = {cell: Outcome(cell, None) for cell in cells if is_done(cell)}
-
-    def begun(self, cell: Cell, left: float | None) -> None:
-        self.display.begun(cell, left)
-
-    def ended(self, outcome: Outcome, left: float | None) -> None:
-        self.outcomes[outcome.cell] = outcome
-        write_tables(collect(self.spec, self.cells, self.outcomes), Path(self.spec.folder))
-        self.display.ended(outcome, left)
 
 
 @contextmanager

@@ -9,13 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from adapruner.compare.cells import LOG_NAME, Cell, claim
-from adapruner.errors import ConfigurationError
 
 _MARK = "$ "
 _PR_SET_PDEATHSIG = 1
@@ -57,7 +54,7 @@ class FitProcess:
         return code
 
     def end(self) -> None:
-        """At once: the search is written down trial by trial, and the next attempt goes on from there."""
+        """Kills the process at once: the search is written down trial by trial, and the next attempt goes on from there."""
         try:
             if hasattr(os, "killpg"):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -80,35 +77,8 @@ def last_error(cell: Cell) -> str:
     return (own or said or ["nothing was printed"])[-1]
 
 
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Two comparisons in one folder would run the same cells.
-
-    Raises:
-        ConfigurationError: if another process is at work there.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not on this system: the user has to take care
-        yield
-        return
-    with (folder / ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise ConfigurationError(
-                f"folder: expected no other comparison at work in {folder}, got process {lock.read().strip() or 'unknown'}; "
-                "wait for it or end it"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
-
-
 def _import_folder() -> str:
-    """Where this very package is: a checkout that is not installed works too."""
+    """The folder that this package is imported from: a checkout that is not installed works too."""
     return str(Path(__file__).resolve().parent.parent.parent)
 
 

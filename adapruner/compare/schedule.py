@@ -35,7 +35,14 @@ class Listener(Protocol):
 
 
 def run_cells(
-    cells: Sequence[Cell], start: Start, listener: Listener, *, jobs: int = 1, keep_models: bool = False, pause: float = 0.2
+    cells: Sequence[Cell],
+    start: Start,
+    listener: Listener,
+    *,
+    after_each: Callable[[Mapping[Cell, Outcome]], None] = lambda outcomes: None,
+    jobs: int = 1,
+    keep_models: bool = False,
+    pause: float = 0.2,
 ) -> dict[Cell, Outcome]:
     """Every cell's outcome; those that are done are not run again. A failure does not stop the others.
 
@@ -43,6 +50,7 @@ def run_cells(
 
     Args:
         start: starts a cell.
+        after_each: called with all outcomes so far whenever a cell has ended.
         jobs: cells at a time.
         pause: seconds between two looks at the cells at work.
     """
@@ -67,6 +75,7 @@ def run_cells(
                     took.add(cell.method, seconds)
                     if not keep_models:
                         tidy(cell)
+                after_each(outcomes)
                 listener.ended(outcomes[cell], took.left(waiting, _elapsed(working), jobs))
             if working:
                 time.sleep(pause)

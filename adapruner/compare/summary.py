@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from adapruner.compare.cells import Cell
-from adapruner.report.answer import OWN_METHOD
-from adapruner.report.record import read_report
-from adapruner.report.schema import STAGES
+from adapruner.report.schema import OWN_METHOD, STAGES, Report
 
 
 @dataclass(frozen=True)
@@ -27,9 +25,24 @@ class Row:
     perplexity: float | None
     """``None``: not finite."""
     parameters: int
-    """Of the model at this stage."""
+    """Parameters of the model at this stage."""
     plan: str
     """Hash of the pruning plan."""
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """One cell's final model; ``None``: not measured."""
+
+    method: str
+    budget: float
+    seed: int
+    parameters: int
+    parameters_dense: int
+    latency_ms: float | None
+    """Latency of one forward, as the report's protocol says."""
+    latency_dense_ms: float | None
+    """Latency of the dense model, timed in turns with it."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +56,9 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Paired:
+class Paired(Spread):
     """Perplexity minus another method's at the same budget, dataset and stage, seed by seed."""
 
-    spread: Spread
     lower: int
     """Seeds at which it is lower than the other's."""
     by_seed: dict[int, float | None]
@@ -65,14 +77,14 @@ class Line:
     """Stage -> difference to the method that all are compared with; nothing for that method itself."""
 
     @property
-    def paired(self) -> Paired | None:
-        """At the last stage that both have."""
-        return list(self.differences.values())[-1] if self.differences else None
+    def last(self) -> Spread | None:
+        """Perplexity at the last stage that it has."""
+        return list(self.stages.values())[-1] if self.stages else None
 
     @property
-    def difference(self) -> Spread | None:
-        """Mean and spread of :attr:`paired`."""
-        return None if self.paired is None else self.paired.spread
+    def paired(self) -> Paired | None:
+        """The difference at the last stage that both have."""
+        return list(self.differences.values())[-1] if self.differences else None
 
 
 @dataclass(frozen=True)
@@ -98,17 +110,17 @@ class Section:
         return min(means) if len(means) > 1 else None
 
 
-def read_rows(cell: Cell) -> list[Row]:
-    """What a finished cell measured: the dense model, and its own at every stage."""
-    report = read_report(cell.folder)
-    model, rows = report["model"], []
-    for row in report.get("perplexity") or ():
-        dense = row["stage"] == "dense"
-        if dense or row["method"] == OWN_METHOD:
-            parameters = model["parameters_dense" if dense else "parameters_pruned"]
-            where = (row["stage"], row["dataset"], row["window"], row["value"])
-            rows.append(Row(cell.method, cell.budget, cell.seed, *where, parameters, "" if dense else model["plan_hash"]))
-    return rows
+def read_cell(cell: Cell, report: Report) -> tuple[list[Row], CostRow]:
+    """What a finished cell measured: perplexities of the dense model and of its own at every stage, and what its model costs."""
+    where, model, rows = (cell.method, cell.budget, cell.seed), report.model, []
+    for row in report.perplexity or ():
+        dense = row.stage == "dense"
+        if dense or row.method == OWN_METHOD:
+            parameters = model.parameters_dense if dense else model.parameters_pruned
+            plan = "" if dense else model.plan_hash
+            rows.append(Row(*where, row.stage, row.dataset, row.window, row.value, parameters, plan))
+    latencies = (report.cost.pruned.latency_ms, report.cost.dense.latency_ms) if report.cost else (None, None)
+    return rows, CostRow(*where, model.parameters_pruned, model.parameters_dense, *latencies)
 
 
 def summarise(values: Iterable[float | None]) -> Spread:
@@ -152,13 +164,15 @@ def _by_stage(rows: Iterable[Row], method: str, budget: float) -> dict[str, dict
 
 
 def _differences(values: Mapping[str, Mapping[int, float | None]], theirs: Mapping[str, Mapping[int, float | None]]) -> dict[str, Paired]:
-    """At every stage that both have, over the seeds that both have."""
+    """Paired differences at every stage that both have, over the seeds that both have."""
     found: dict[str, Paired] = {}
     for stage in (stage for stage in STAGES if stage in values and stage in theirs):
         seeds = sorted(values[stage].keys() & theirs[stage].keys())
         by_seed = {seed: _minus(values[stage][seed], theirs[stage][seed]) for seed in seeds}
         if by_seed:
-            found[stage] = Paired(summarise(by_seed.values()), sum(d is not None and d < 0 for d in by_seed.values()), by_seed)
+            spread = summarise(by_seed.values())
+            lower = sum(difference is not None and difference < 0 for difference in by_seed.values())
+            found[stage] = Paired(spread.mean, spread.deviation, spread.seeds, lower, by_seed)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The table in four forms: JSON and CSV for programs, Markdown for a document, and the terminal's."""
+"""The results as tables: JSON and CSV for programs, Markdown for a document, and the terminal's."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapruner.compare.costs import CostRow
-from adapruner.compare.summary import Line, Paired, Row, Section, Spread
+from adapruner.compare.summary import CostRow, Line, Paired, Row, Section, Spread
 from adapruner.files.atomic import write_atomically
 from adapruner.report.formats import MISSING, percent_text, perplexity_text
+from adapruner.report.tables import Cell, TextTable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,6 +49,12 @@ class Result:
         """The method that differences are taken to."""
         return self.other or self.methods[0]
 
+    @property
+    def remarks(self) -> list[str]:
+        """Failed and missing cells."""
+        lines = [f"failed: {method}, {percent_text(budget)}, seed {seed}: {reason}" for method, budget, seed, reason in self.failures]
+        return [*lines, f"{self.missing} cells are not done yet"] if self.missing else lines
+
 
 def write_tables(result: Result, folder: Path) -> None:
     """``comparison.json``, ``comparison.csv`` and ``comparison.md``."""
@@ -67,7 +73,7 @@ def to_json(result: Result) -> str:
         "protocol": result.protocol,
         "card": list(result.card),
         "rows": [asdict(row) for row in result.rows],
-        "summary": [_plain(section) for section in result.sections],
+        "summary": [_finite(asdict(section)) for section in result.sections],
         "failed": [dict(zip(("method", "budget", "seed", "reason"), failure, strict=True)) for failure in result.failures],
         "missing": result.missing,
     }
@@ -85,62 +91,50 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 def to_markdown(result: Result) -> str:
     """One table per dataset and window; the best mean of each budget and stage is bold."""
-    parts = []
-    for section in result.sections:
-        header = ["removed", "method", *section.stages, f"against {result.against}", "lower", "seeds"]
-        parts.append(f"## Perplexity on {section.dataset}, window of {section.window:,} tokens\n")
-        parts.append(f"| {' | '.join(header)} |\n| ---: | :--- |{' ---: |' * (len(header) - 2)}")
-        for line in section.lines:
-            cells = [f"**{text}**" if best else text for text, best in stage_cells(section, line)]
-            paired = [difference_text(line.difference), lower_text(line.paired)]
-            row = [percent_text(line.budget), line.method, *cells, *paired, _seeds(line, result)]
-            parts.append(f"| {' | '.join(row)} |")
-        parts.append(f"\n{caption(section, result)}\n")
+    parts = [section_table(section, result).to_markdown() for section in result.sections]
     parts += [f"{result.protocol}\n"] if result.protocol else []
-    parts += [f"- {line}" for line in (*result.card, *remarks(result))]
+    parts += [f"- {line}" for line in (*result.card, *result.remarks)]
     return "\n".join(parts).rstrip("\n") + "\n"
 
 
 def print_tables(result: Result, console: Console | None = None) -> None:
-    """The same on the terminal; a star keeps the best visible where bold is not, for instance in a file."""
-    from rich import box
+    """The same on the terminal."""
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     console = console or Console()
     if not console.is_terminal:  # a file or a log is as wide as the table
         console.width = max(console.width, 120)
     for section in result.sections:
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column("removed", justify="right")
-        table.add_column("method", overflow="fold")
-        for name in (*section.stages, f"against {result.against}", "lower", "seeds"):
-            table.add_column(name, justify="right")
-        for line in section.lines:
-            first = line.method == result.methods[0]
-            if first and line.budget != result.budgets[0]:
-                table.add_section()
-            cells = [Text(f"{t}{'*' if best else ' '}", style="bold" if best else "") for t, best in stage_cells(section, line)]
-            removed = percent_text(line.budget) if first else ""
-            paired = (difference_text(line.difference), lower_text(line.paired))
-            table.add_row(removed, line.method, *cells, *paired, _seeds(line, result))
-        console.print()
-        console.print(Text(f"Perplexity on {section.dataset}, window of {section.window:,} tokens (lower is better)", style="bold"))
-        console.print(table)
-        console.print(Text(f"* lowest mean. {caption(section, result)}", style="dim"), soft_wrap=True)
-    for remark in remarks(result):
+        section_table(section, result).print(console)
+    for remark in result.remarks:
         console.print(Text(remark, style="bold"), soft_wrap=True)
 
 
-def stage_cells(section: Section, line: Line) -> list[tuple[str, bool]]:
-    """Text of each stage, and whether it is the best of its budget."""
-    cells = []
-    for stage in section.stages:
-        spread = line.stages.get(stage)
-        best = spread is not None and spread.mean == section.best(line.budget, stage)
-        cells.append((MISSING if spread is None else spread_text(spread), best))
-    return cells
+def section_table(section: Section, result: Result) -> TextTable:
+    """Every method at every budget: each stage, the difference to the method compared with, at how many seeds it is lower."""
+    rows = []
+    for line in section.lines:
+        stages = []
+        for stage in section.stages:
+            spread = line.stages.get(stage)
+            best = spread is not None and spread.mean == section.best(line.budget, stage)
+            stages.append(Cell(MISSING if spread is None else spread_text(spread), "best" if best else ""))
+        ends = (difference_text(line.paired), lower_text(line.paired), _seeds(line, result))
+        rows.append((Cell(percent_text(line.budget)), Cell(line.method), *stages, *map(Cell, ends)))
+    dense = "" if section.dense is None else f"Dense: {perplexity_text(section.dense.mean)}. "
+    seeds = (
+        "Mean ± sample standard deviation over seeds; " if len(result.seeds) > 1 else "One seed: nothing here says how far chance goes; "
+    )
+    note = f"{dense}{seeds}the difference to {result.against} is taken seed by seed, at the last stage."
+    return TextTable(
+        f"Perplexity on {section.dataset}, window of {section.window:,} tokens",
+        ("removed", "method", *section.stages, f"against {result.against}", "lower", "seeds"),
+        tuple(rows),
+        (note,),
+        labels=2,
+        mark="lowest mean of its budget and stage",
+    )
 
 
 def spread_text(spread: Spread) -> str:
@@ -154,42 +148,24 @@ def spread_text(spread: Spread) -> str:
 
 
 def difference_text(spread: Spread | None) -> str:
-    """With its sign.
+    """A difference with its sign.
 
     >>> difference_text(Spread(1.5, 0.25, 2)), difference_text(Spread(-120.04, 3.0, 3))
     ('+1.50 ± 0.25', '-120.0 ± 3.0')
     """
-    if spread is None:
-        return MISSING
-    if not math.isfinite(spread.mean):
-        return perplexity_text(None)
-    sign = "-" if spread.mean < 0 else "+"
-    mean = f"{sign}{_as_fine_as(abs(spread.mean), spread.mean)}"
+    if spread is None or not math.isfinite(spread.mean):
+        return MISSING if spread is None else perplexity_text(None)
+    mean = ("-" if spread.mean < 0 else "+") + _as_fine_as(abs(spread.mean), spread.mean)
     return mean if spread.deviation is None else f"{mean} ± {_as_fine_as(spread.deviation, spread.mean)}"
 
 
 def lower_text(paired: Paired | None) -> str:
     """At how many of the shared seeds a method is lower.
 
-    >>> lower_text(Paired(Spread(-1.0, 2.0, 3), 2, {0: -1.0, 1: -3.0, 2: 1.0}))
+    >>> lower_text(Paired(-1.0, 2.0, 3, lower=2, by_seed={0: -1.0, 1: -3.0, 2: 1.0}))
     '2 of 3'
     """
-    return MISSING if paired is None else f"{paired.lower} of {paired.spread.seeds}"
-
-
-def caption(section: Section, result: Result) -> str:
-    """How to read a section."""
-    dense = "" if section.dense is None else f"Dense: {perplexity_text(section.dense.mean)}. "
-    spread = (
-        "Mean ± sample standard deviation over seeds; " if len(result.seeds) > 1 else "One seed: nothing here says how far chance goes; "
-    )
-    return f"{dense}{spread}the difference to {result.against} is taken seed by seed, at the last stage."
-
-
-def remarks(result: Result) -> list[str]:
-    """Failed and missing cells."""
-    lines = [f"failed: {method}, {percent_text(budget)}, seed {seed}: {reason}" for method, budget, seed, reason in result.failures]
-    return [*lines, f"{result.missing} cells are not done yet"] if result.missing else lines
+    return MISSING if paired is None else f"{paired.lower} of {paired.seeds}"
 
 
 def _seeds(line: Line, result: Result) -> str:
@@ -206,22 +182,10 @@ def _as_fine_as(value: float, measure: float) -> str:
     return f"{value:.2f}" if size < 100 else f"{value:.1f}" if size < 1000 else f"{value:,.0f}"
 
 
-def _plain(section: Section) -> dict[str, Any]:
-    def spread(value: Spread | None) -> dict[str, Any] | None:
-        return None if value is None else {**asdict(value), "mean": value.mean if math.isfinite(value.mean) else None}
-
-    def line(value: Line) -> Mapping[str, Any]:
-        stages = {stage: spread(s) for stage, s in value.stages.items()}
-        differences = {
-            stage: {**(spread(p.spread) or {}), "lower": p.lower, "by_seed": {str(seed): d for seed, d in p.by_seed.items()}}
-            for stage, p in value.differences.items()
-        }
-        ends = {"difference": spread(value.difference), "differences": differences}
-        return {"method": value.method, "budget": value.budget, "stages": stages, **ends}
-
-    return {
-        "dataset": section.dataset,
-        "window": section.window,
-        "dense": spread(section.dense),
-        "lines": [line(value) for value in section.lines],
-    }
+def _finite(value: Any) -> Any:
+    """The same without numbers that JSON lacks."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,17 +1,22 @@
-"""What a report says in one sentence, and its perplexities as rows of a comparison."""
+"""What a report says, in sentences, and its perplexities method by method."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from adapruner.report.formats import NOT_FINITE, count_text, nll_text, percent_text, perplexity_text, ratio_text
-from adapruner.report.schema import SECTIONS, STAGES
-
-OWN_METHOD = "adapruner"
-"""The method the report is about, where it is among the rows."""
+from adapruner.report.formats import (
+    MISSING,
+    NOT_FINITE,
+    count_text,
+    duration_text,
+    nll_text,
+    percent_text,
+    perplexity_text,
+    ratio_text,
+)
+from adapruner.report.schema import OWN_METHOD, SECTIONS, STAGES, Report
+from adapruner.report.sections import Calibration, Cost, Search
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Comparison:
     dense: float | None
     rows: tuple[Row, ...]
     """Sorted by the perplexity at their last stage."""
+    notes: tuple[str, ...] = ()
+    """Bits per byte of the report's own method, and how the perplexities were measured."""
 
     @property
     def title(self) -> str:
@@ -50,7 +57,7 @@ class Comparison:
 
     @property
     def own(self) -> Row | None:
-        """The row the report is about: adapruner's, else the method taken furthest, else the best."""
+        """The row the report is about: adapruner's, else the method with the most stages, else the best."""
         if not self.rows:
             return None
         return next((r for r in self.rows if r.method == OWN_METHOD), max(self.rows, key=lambda r: len(r.values)))
@@ -61,22 +68,30 @@ class Comparison:
         return min(values, default=None)
 
 
-def comparisons(report: Mapping[str, Any]) -> list[Comparison]:
+def comparisons(report: Report) -> list[Comparison]:
     """One comparison per dataset and window, in the order of the report."""
     dense: dict[tuple[str, int], float | None] = {}
     methods: dict[tuple[str, int], dict[str, dict[str, float]]] = {}
-    for row in report.get("perplexity") or ():
-        key = (row["dataset"], row["window"])
-        value = row["value"] if row["value"] is not None and math.isfinite(row["value"]) else math.inf
-        methods.setdefault(key, {})
-        if row["stage"] == "dense":
-            dense[key] = value
+    for row in report.perplexity or ():
+        of, value = (row.dataset, row.window), math.inf if row.value is None else row.value
+        methods.setdefault(of, {})
+        if row.stage == "dense":
+            dense[of] = value
         else:
-            methods[key].setdefault(row["method"], {})[row["stage"]] = value
+            methods[of].setdefault(row.method, {})[row.stage] = value
     return [
-        Comparison(*key, dense.get(key), tuple(sorted((Row(m, v) for m, v in rows.items()), key=lambda r: (r.final, r.method))))
-        for key, rows in methods.items()
+        Comparison(
+            *of, dense.get(of), tuple(sorted((Row(m, v) for m, v in rows.items()), key=lambda r: (r.final, r.method))), _notes(report, *of)
+        )
+        for of, rows in methods.items()
     ]
+
+
+def _notes(report: Report, dataset: str, window: int) -> tuple[str, ...]:
+    rows = [r for r in report.perplexity or () if (r.dataset, r.window) == (dataset, window) and r.method in ("dense", OWN_METHOD)]
+    known = sorted((r for r in rows if r.bits_per_byte is not None), key=lambda r: STAGES.index(r.stage))
+    bits = [f"Bits per byte: {', '.join(f'{r.stage} {r.bits_per_byte:.4f}' for r in known)}."] if known else []
+    return (*bits, *(p.words for p in report.protocols or () if (p.dataset, p.window) == (dataset, window)))
 
 
 #: What a budget counts, in words: after "of the" and alone.
@@ -89,19 +104,25 @@ COUNTED = {
 }
 
 
-def answer_sentence(report: Mapping[str, Any], arrow: str = "->", times: str = "x") -> str:
+def counted(report: Report) -> tuple[str, str]:
+    """:data:`COUNTED` of the report's budget; a unit of the user's own is called by its name."""
+    of = report.model.budget_of
+    return COUNTED.get(of, (of, of))
+
+
+def answer_sentence(report: Report, arrow: str = "->") -> str:
     """The result in one sentence: what was removed, perplexity stage by stage, latency."""
-    model, cost = report["model"], report.get("cost")
-    inall = f"{count_text(model['parameters_dense'])} {arrow} {count_text(model['parameters_pruned'])} in all"
-    parts = [f"Removed {percent_text(model['pruned_fraction'])} of the {COUNTED[model['budget_of']][0]} ({inall})"]
+    model, cost = report.model, report.cost
+    sizes = f"{count_text(model.parameters_dense)} {arrow} {count_text(model.parameters_pruned)} in all"
+    parts = [f"Removed {percent_text(model.pruned_fraction)} of the {counted(report)[0]} ({sizes})"]
     path = perplexity_path(report)
     parts.append("perplexity " + f" {arrow} ".join(path) if path else "perplexity not measured")
-    if cost and cost["dense"]["latency_ms"] and cost["pruned"]["latency_ms"] is not None:
-        parts.append(f"latency {ratio_text(cost['dense']['latency_ms'], cost['pruned']['latency_ms'], times)}")
+    if cost and cost.dense.latency_ms and cost.pruned.latency_ms is not None:
+        parts.append(f"latency {ratio_text(cost.dense.latency_ms, cost.pruned.latency_ms)}")
     return "; ".join(parts) + "."
 
 
-def perplexity_path(report: Mapping[str, Any]) -> list[str]:
+def perplexity_path(report: Report) -> list[str]:
     """``28.10``, ``35.21 pruned``, ...: the report's own method on the first dataset; empty where nothing was measured."""
     for comparison in comparisons(report)[:1]:
         values = comparison.own.values if comparison.own else {}
@@ -110,41 +131,71 @@ def perplexity_path(report: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def calibration_sentence(calibration: Mapping[str, Any]) -> str | None:
-    """How many samples speak, and where the winning set is; ``None`` where the report does not say."""
-    effective, path = calibration.get("effective_samples"), calibration.get("set_file")
+def search_sentence(search: Search) -> str:
+    """How many trials the search made, and in which time."""
+    took = f"{duration_text(search.seconds_total)}, of which {duration_text(search.seconds_statistics)} for the statistics"
+    return f"{search.trials} trials in {took}: {search.completed} completed, {search.stopped_early} stopped early."
+
+
+def calibration_sentences(calibration: Calibration | None) -> list[str]:
+    """The effective number of samples, where the winning set is, and how much the choice matters; empty where nothing is known."""
+    if calibration is None:
+        return []
     parts = []
-    if effective is not None:
-        parts.append(f"the weights amount to {effective:.1f} of {calibration['samples']:,} samples")
-    if path:
-        parts.append(f"the set is in {path}")
+    if calibration.effective_samples is not None:
+        parts.append(f"the weights amount to {calibration.effective_samples:.1f} of {calibration.samples:,} samples")
+    if calibration.set_file:
+        parts.append(f"the set is in {calibration.set_file}")
     text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}." if text else None
+    return [s for s in (f"{text[0].upper()}{text[1:]}." if text else None, spread_sentence(calibration)) if s]
 
 
-def spread_sentence(calibration: Mapping[str, Any]) -> str | None:
+def spread_sentence(calibration: Calibration) -> str | None:
     """How much the choice of samples matters, beside random sets of the same size; ``None`` where that was not measured."""
-    spread = calibration.get("spread")
-    if not spread:
+    spread = calibration.spread
+    if spread is None:
         return None
-    values, chosen = spread["values"], spread["chosen"]
-    finite = [v for v in values if v is not None and math.isfinite(v)]
-    sets = f"{len(values)} random set{'s' if len(values) > 1 else ''} of {spread['size']:,} sample{'s' if spread['size'] > 1 else ''}"
-    between = f" ± {nll_text(spread['std'])}" if len(finite) > 1 else ""
-    some = f"{nll_text(spread['mean'])}{between} nats per token" if finite else NOT_FINITE
-    lost = f" ({len(values) - len(finite)} not finite)" if finite and len(finite) < len(values) else ""
-    if chosen is None or not math.isfinite(chosen):
-        return f"Same recipe with {sets}: {some}{lost}; the chosen weights: {NOT_FINITE}."
-    above = len(values) - sum(v <= chosen for v in finite)
-    place = f"lower than {'all' if above == len(values) else above} of them" if above else "lower than none of them"
-    return f"Same recipe with {sets}: {some}{lost}; the chosen weights: {nll_text(chosen)}, {place}."
+    finite = [value for value in spread.values if value is not None]
+    count, lost = len(spread.values), len(spread.values) - len(finite)
+    sets = f"{count} random set{'s' if count > 1 else ''} of {spread.size:,} sample{'s' if spread.size > 1 else ''}"
+    deviation = f" ± {nll_text(spread.std)}" if len(finite) > 1 else ""
+    values = f"{nll_text(spread.mean)}{deviation} nats per token" if finite else NOT_FINITE
+    said = f"Same recipe with {sets}: {values}{f' ({lost} not finite)' if finite and lost else ''}; the chosen weights: "
+    if spread.chosen is None:
+        return f"{said}{NOT_FINITE}."
+    above = count - sum(value <= spread.chosen for value in finite)
+    return f"{said}{nll_text(spread.chosen)}, lower than {'none' if not above else 'all' if above == count else above} of them."
 
 
-def left_out(report: Mapping[str, Any]) -> list[str]:
+def ideal_sentence(cost: Cost) -> str | None:
+    """The latency that MACs alone would give beside the measured one; ``None`` where either was not measured."""
+    ideal, real = ratio_text(cost.dense.macs, cost.pruned.macs), ratio_text(cost.dense.latency_ms, cost.pruned.latency_ms)
+    return None if MISSING in (ideal, real) else f"Latency {real}; if nothing but MACs counted, {ideal}."
+
+
+def provenance_lines(report: Report) -> list[str]:
+    """What a table of several runs needs beside its numbers: held-out text with hashes, leak check, hardware, versions."""
+    lines = []
+    if report.data:
+        lines += [
+            f"{held.name}, window {held.seq_len:,}: {'; '.join(held.sources)}; {held.documents:,} documents, hash {held.hash}"
+            for held in report.data.sets
+            if held.role == "evaluation"
+        ]
+        lines.append(f"leaks: {report.data.leaks}")
+    return [*lines, f"hardware: {report.hardware}", f"versions: {listed(report.versions)}"]
+
+
+def listed(values: dict[str, str] | dict[str, int]) -> str:
+    """``torch 2.7.0, optuna 5.0.0``."""
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def left_out(report: Report) -> list[str]:
     """What this report does not hold, in the words the table and the page use."""
-    missing = [section for section in SECTIONS if not report.get(section)]
-    recovery = report.get("recovery")
-    if recovery:
-        missing += [name for key, name in (("reconstruction", "reconstruction"), ("lora", "LoRA recovery")) if not recovery[key]]
+    missing = [section for section in SECTIONS if not getattr(report, section)]
+    if report.recovery:
+        parts = (("reconstruction", report.recovery.reconstruction), ("LoRA recovery", report.recovery.lora))
+        missing += [name for name, part in parts if part is None]
     names = {"zero_shot": "zero-shot tasks", "generations": "generated text", "search": "search (skipped)", "recovery": "recovery (off)"}
     return [names.get(name, name) for name in missing]

@@ -47,11 +47,6 @@ def nll_text(value: float | None) -> str:
     return MISSING if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
-def milliseconds_text(value: float | None) -> str:
-    """A latency in ms to three digits."""
-    return MISSING if value is None else f"{_three_digits(value)} ms"
-
-
 def memory_text(gib: float | None) -> str:
     """Memory given in GiB; small models are shown in MiB.
 
@@ -63,14 +58,18 @@ def memory_text(gib: float | None) -> str:
     return f"{_three_digits(gib)} GiB" if gib >= 0.1 else f"{_three_digits(1024 * gib)} MiB"
 
 
-def energy_text(joules: float | None) -> str:
-    """Energy in J to three digits."""
-    return MISSING if joules is None else f"{_three_digits(joules)} J"
+def unit_text(value: float | None, unit: str) -> str:
+    """A number of three digits with its unit.
+
+    >>> unit_text(5.984, "ms"), unit_text(0.75, "J")
+    ('5.98 ms', '0.75 J')
+    """
+    return MISSING if value is None else f"{_three_digits(value)} {unit}"
 
 
-def ratio_text(dense: float | None, pruned: float | None, times: str = "x") -> str:
-    """Pruned over dense: ``x0.71``."""
-    return MISSING if not dense or pruned is None else f"{times}{pruned / dense:.2f}"
+def ratio_text(dense: float | None, pruned: float | None) -> str:
+    """Pruned over dense, after a multiplication sign."""
+    return MISSING if not dense or pruned is None else f"{TIMES}{pruned / dense:.2f}"
 
 
 def duration_text(seconds: float | None) -> str:

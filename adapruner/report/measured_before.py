@@ -9,7 +9,7 @@ from torch import nn
 
 from adapruner.files.value_cache import ValueCache
 from adapruner.recovery.post_pruning import PostPruning
-from adapruner.report.comparison import compare_methods
+from adapruner.report.baselines import compare_methods
 
 FILE = "report_measurements.json"
 Values = dict[tuple[str, int], float]

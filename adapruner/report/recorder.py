@@ -24,7 +24,7 @@ from adapruner.importance.metrics import find_metric
 from adapruner.progress import announce, progress_bar
 from adapruner.pruning.depth_and_width import depth_and_width_removed
 from adapruner.recovery.post_pruning import PostPruning, pruned_only
-from adapruner.report.comparison import baseline_recipes
+from adapruner.report.baselines import baseline_recipes
 from adapruner.report.measured_before import MeasuredBefore, Values
 from adapruner.report.run_sections import (
     EvaluatedText,

@@ -7,11 +7,12 @@ import pytest
 
 from adapruner.compare.cells import lay_out
 from adapruner.compare.command import collect
-from adapruner.compare.costs import CostRow
-from adapruner.compare.pareto import front_of, make_points, write_pareto
+from adapruner.compare.pareto import front_of, make_points
+from adapruner.compare.plots import write_plots
 from adapruner.compare.schedule import run_cells
-from adapruner.compare.summary import Row, Spread, make_sections
+from adapruner.compare.summary import CostRow, Row, Spread, make_sections
 from adapruner.compare.tables import Result
+from tests.report.pages import Page, rows_of
 
 from .fakes import Silent, Starter, fake_spec
 
@@ -68,14 +69,11 @@ def test_a_latency_that_one_seed_lacks_is_not_a_mean_over_the_others() -> None:
     assert point.latency_ratio == Spread(pytest.approx(0.7), pytest.approx(0.02**0.5), 2)
 
 
-def test_the_plot_and_the_json_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adapruner.compare import plot
-
-    monkeypatch.setitem(plot.STYLE, "svg.fonttype", "none")
-    files = write_pareto(result(), tmp_path)
+def test_the_plot_and_the_json_beside_it(tmp_path: Path) -> None:
+    files = [file for file in write_plots(result(), tmp_path) if "pareto" in file.name]
     assert [file.name for file in files] == ["comparison.pareto.svg", "comparison.pareto.png", "comparison.pareto.json"]
     svg = files[0].read_text()
-    for word in ("a", "b", "c", "dense", "Pareto front", "parameters, millions", "latency, ms", "perplexity, pruned"):
+    for word in ("a", "b", "c", "dense", "parameters, millions", "latency, ms", "perplexity, pruned"):
         assert f">{word}<" in svg, word
     record = json.loads(files[2].read_text())
     assert record["dense"] == {"parameters": 1000, "latency_ms": 10.0}
@@ -83,8 +81,13 @@ def test_the_plot_and_the_json_beside_it(tmp_path: Path, monkeypatch: pytest.Mon
     assert points["a", 0.5]["on_front"] == ["parameters", "latency_ms"]
     assert points["b", 0.5]["on_front"] == ["latency_ms"]
     assert points["c", 0.2]["latency_ms"] is None
-    before = [file.read_bytes() for file in files]
-    assert [file.read_bytes() for file in write_pareto(result(), tmp_path)] == before
+    charts = Page((tmp_path / "comparison.html").read_text()).charts
+    for chart, axis, scale in zip(charts[1:], ("parameters", "latency_ms"), (1e-6, 1.0), strict=True):
+        front = [(r["cost"], r["perplexity"]) for r in rows_of(chart) if r.get("words") == "Pareto front"]
+        expected = [
+            (MEASURED[key][1 if axis == "parameters" else 2], MEASURED[key][0]) for key, p in points.items() if axis in p["on_front"]
+        ]
+        assert front == [pytest.approx((cost * scale, perplexity)) for cost, perplexity in sorted(expected)]
 
 
 def test_costs_come_from_the_cells_reports(tmp_path: Path) -> None:
@@ -96,4 +99,3 @@ def test_costs_come_from_the_cells_reports(tmp_path: Path) -> None:
     first = found.costs[0]
     assert (first.parameters, first.latency_ms) == (report["model"]["parameters_pruned"], report["cost"]["pruned"]["latency_ms"])
     assert first.latency_dense_ms == report["cost"]["dense"]["latency_ms"]
-    assert write_pareto(Result(("a",), (0.5,), (0,), (), ()), tmp_path) == []

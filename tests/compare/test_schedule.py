@@ -10,11 +10,13 @@ import pytest
 
 from adapruner.compare import process
 from adapruner.compare.cells import Cell, claim, is_done, lay_out
-from adapruner.compare.process import FitProcess, last_error, only_one
+from adapruner.compare.command import run_compare
+from adapruner.compare.process import FitProcess, last_error
 from adapruner.compare.schedule import Durations, run_cells
 from adapruner.errors import ConfigurationError
+from adapruner.files.folder_lock import FolderLock
 
-from .fakes import FakeRun, Silent, Starter, fake_spec
+from .fakes import FakeRun, Silent, Starter, fake_spec, find
 
 
 def test_a_killed_comparison_runs_only_what_is_missing(tmp_path: Path) -> None:
@@ -163,12 +165,19 @@ def test_a_comparison_killed_outright_leaves_no_run_behind(tmp_path: Path) -> No
 
 
 def test_one_comparison_at_a_time_in_a_folder(tmp_path: Path) -> None:
-    pytest.importorskip("fcntl")
-    message = rf"no other comparison at work in .*, got process {os.getpid()}; wait for it"
-    with only_one(tmp_path), pytest.raises(ConfigurationError, match=message), only_one(tmp_path):
-        pass
-    with only_one(tmp_path):
-        pass
+    spec, starter = fake_spec(tmp_path), Starter()
+    spec.folder.mkdir()
+    lists = ("--methods", "adapruner", "--budgets", "0.2", "--seeds", "0")
+    arguments = ["--base", str(spec.base), *lists, "--folder", str(spec.folder)]
+    lock = FolderLock()
+    lock.take(spec.folder)
+    with pytest.raises(ConfigurationError, match=r"^folder: expected no other run at work in .*out, got one; wait for it"):
+        run_compare(arguments, find, start=starter)
+    assert starter.started == []
+    lock.release()
+    assert run_compare(arguments, find, start=starter) == 0
+    lock.take(spec.folder)  # the comparison gave it back
+    lock.release()
 
 
 def _is_gone(pid: int) -> bool:

@@ -11,12 +11,14 @@ from rich.console import Console
 
 from adapruner.compare.cells import lay_out
 from adapruner.compare.command import collect
-from adapruner.compare.plot import draw_plot
+from adapruner.compare.plots import write_plots
 from adapruner.compare.schedule import run_cells
 from adapruner.compare.summary import Paired, Row, Spread, make_sections, summarise
-from adapruner.compare.tables import Result, print_tables, to_csv, to_json, to_markdown, write_tables
+from adapruner.compare.tables import Result, print_tables, section_table, to_csv, to_json, to_markdown, write_tables
+from adapruner.report.answer import provenance_lines
 from adapruner.report.formats import MISSING
-from adapruner.report.measurements import card_lines
+from adapruner.report.schema import validate_report
+from tests.report.pages import Page, rows_of
 from tests.report.sample import sample_report
 
 from .fakes import Silent, Starter, fake_spec
@@ -43,9 +45,9 @@ def test_the_difference_is_paired_by_seed() -> None:
     rows = [row("a", s, v) for s, v in ((0, 40.0), (1, 44.0), (2, 42.0))] + [row("b", s, v) for s, v in ((0, 60.0), (1, 58.0), (2, 65.0))]
     (section,) = make_sections(rows, ["a", "b"], [0.5])
     first, second = section.lines
-    assert first.difference is None
+    assert first.paired is None
     # 20, 14, 23: mean 19, deviations 1, -5, 4, variance 42 / 2 = 21. Unpaired it would be sqrt(4 + 13).
-    assert second.difference == Spread(19.0, pytest.approx(math.sqrt(21.0)), 3)
+    assert second.paired == Paired(19.0, pytest.approx(math.sqrt(21.0)), 3, lower=0, by_seed={0: 20.0, 1: 14.0, 2: 23.0})
     assert section.best(0.5, "pruned") == 42.0
 
 
@@ -57,8 +59,7 @@ def test_differences_are_taken_to_the_method_that_is_named_at_every_stage() -> N
     assert second.differences == {}
     assert first.differences["pruned"].by_seed == {0: -1.0, 1: 2.0, 2: None}
     assert first.differences["pruned"].lower == 1
-    assert first.paired == Paired(Spread(-2.0, None, 1), 1, {0: -2.0})
-    assert first.difference == Spread(-2.0, None, 1)
+    assert first.paired == Paired(-2.0, None, 1, lower=1, by_seed={0: -2.0})
     result = Result(("a", "b"), (0.5,), (0, 1, 2), tuple(rows), (section,), other="b")
     assert "| against b | lower |" in to_markdown(result)
     assert "the difference to b is taken seed by seed" in to_markdown(result)
@@ -73,8 +74,8 @@ def test_the_difference_is_at_the_last_stage_and_over_shared_seeds() -> None:
     rows += [row("b", 1, 50.0), row("b", 1, 38.0, "recovered"), row("b", 2, 90.0), row("b", 2, 80.0, "recovered")]
     rows += [row("c", 0, 60.0), row("d", 3, 1.0)]
     (section,) = make_sections(rows, ["a", "b", "c", "d", "e"], [0.5])
-    differences = [line.difference for line in section.lines]
-    assert differences == [None, Spread(2.0, None, 1), Spread(20.0, None, 1), None, None]
+    differences = [line.paired and (line.paired.mean, line.paired.seeds) for line in section.lines]
+    assert differences == [None, (2.0, 1), (20.0, 1), None, None]
     assert section.stages == ("pruned", "recovered")
     assert section.lines[4].stages == {}
 
@@ -107,7 +108,7 @@ def test_the_table_against_numbers_by_hand(tmp_path: Path) -> None:
     assert "| 50.0 % | random | 500.0 ± 100.0 | 265.0 ± 50.0 | +229.0 ± 49.5 | 0 of 3 | 3 |" in lines
     assert "Dense: 30.00. Mean ± sample standard deviation over seeds; the difference to adapruner" in text
     assert "Sliding windows" in text  # the protocol stands beside the numbers
-    for line in card_lines(sample_report()):
+    for line in provenance_lines(validate_report(sample_report())):
         assert f"- {line}" in lines
     assert len(lines) == 2 + 2 + 6 + 4 + 1 + 4
 
@@ -124,7 +125,7 @@ def test_the_terminal_shows_the_same(tmp_path: Path) -> None:
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
-    names = [f"comparison.{kind}" for kind in ("json", "csv", "md", "svg", "png")]
+    names = [f"comparison.{kind}" for kind in ("json", "csv", "md", "html", "svg", "png", "pareto.svg", "pareto.png", "pareto.json")]
     files = []
     for place, options in (("one", {}), ("two", {"jobs": 3})):
         (tmp_path / place).mkdir()
@@ -132,7 +133,7 @@ def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
         cells = lay_out(spec)
         result = collect(spec, cells, run_cells(cells, Starter(), Silent(), pause=0, **options))
         write_tables(result, spec.folder)
-        assert [p.name for p in draw_plot(result, spec.folder)] == names[3:]
+        assert [p.name for p in write_plots(result, spec.folder)] == names[3:]
         files.append([(spec.folder / name).read_bytes() for name in names])
     assert files[0] == files[1]
     assert not list((tmp_path / "one" / "out").glob(".*.tmp"))
@@ -178,17 +179,45 @@ def test_what_is_not_finite_is_said_and_is_valid_json() -> None:
 def test_nothing_at_all_is_an_empty_table_and_no_plot(tmp_path: Path) -> None:
     result = Result(("a",), (0.5,), (0,), (), (), (("a", 0.5, 0, "no memory"),))
     assert to_markdown(result) == "- failed: a, 50.0 %, seed 0: no memory\n"
-    assert draw_plot(result, tmp_path) == []
+    assert [path.name for path in write_plots(result, tmp_path)] == ["comparison.html"]
+    assert "failed: a, 50.0 %, seed 0: no memory" in Page((tmp_path / "comparison.html").read_text()).text
     print_tables(result, Console(file=io.StringIO()))
 
 
 @pytest.mark.parametrize("budgets", [[0.5], [0.2, 0.5, 0.7]])
-def test_the_plot_names_every_method(tmp_path: Path, budgets: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    from adapruner.compare import plot
-
-    monkeypatch.setitem(plot.STYLE, "svg.fonttype", "none")
-    result = result_of(tmp_path, budgets=budgets)
-    svg = draw_plot(result, tmp_path)[0].read_text()
+def test_the_plot_names_every_method(tmp_path: Path, budgets: list[float]) -> None:
+    write_plots(result_of(tmp_path, budgets=budgets), tmp_path)
+    svg = (tmp_path / "comparison.svg").read_text()
     for word in ("adapruner", "l2", "random", "dense", "perplexity, recovered, log scale"):
         assert f">{word}<" in svg, word
     assert (">20 %<" in svg) == (len(budgets) > 1)
+    assert "var(--" not in svg  # colours of a page
+
+
+def test_the_page_holds_every_cell_of_the_table_and_its_charts(tmp_path: Path) -> None:
+    result = result_of(tmp_path, {"l2, 20.0 %, seed 1": 1})
+    write_plots(result, tmp_path)
+    page = Page((tmp_path / "comparison.html").read_text())
+    for row in section_table(result.sections[0], result).rows:
+        assert "\n".join(cell.text for cell in row) in page.text
+    assert "failed: l2, 20.0 %, seed 1: budget: expected less" in page.text
+    assert page.headings == ["Perplexity", "Perplexity against cost", "Protocol"]
+    assert [chart["description"] for chart in page.charts] == [
+        "text, 128 tokens, 3 seeds",
+        "text, 128 tokens: parameters, millions",
+        "text, 128 tokens: latency, ms",
+    ]
+    lines = rows_of(page.charts[0])
+    # recovered at 0.2: 32, 32.8, 32.4, as in the table above
+    found = next(row for row in lines if row.get("method") == "adapruner" and row["removed"] == "20.0 %")
+    assert (found["perplexity"], found["perplexity_low"], found["perplexity_high"]) == pytest.approx((32.4, 32.0, 32.8))
+
+
+def test_a_value_with_more_deviation_than_mean_has_a_place_on_a_log_axis(tmp_path: Path) -> None:
+    rows = (row("a", 0, 1.0), row("a", 1, 400.0), row("b", 0, 30.0), row("b", 1, 31.0))
+    sections = tuple(make_sections(rows, ["a", "b"], [0.5]))
+    write_plots(Result(("a", "b"), (0.5,), (0, 1), rows, sections), tmp_path)
+    page = Page((tmp_path / "comparison.html").read_text())
+    drawn = [r for r in rows_of(page.charts[0]) if "method" in r]
+    assert page.charts[0]["layer"][0]["encoding"]["x"]["scale"]["type"] == "log"
+    assert min(r["perplexity_low"] for r in drawn) > 0

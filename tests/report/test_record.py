@@ -13,8 +13,8 @@ from .sample import sample_report
 
 def test_round_trip_by_file_and_by_folder(tmp_path: Path) -> None:
     write_report(sample_report(), tmp_path / "new" / "run")
-    assert read_report(tmp_path / "new" / "run" / "report.json") == sample_report()
-    assert read_report(tmp_path / "new" / "run") == sample_report()
+    assert read_report(tmp_path / "new" / "run" / "report.json").to_dict() == sample_report()
+    assert read_report(tmp_path / "new" / "run").to_dict() == sample_report()
     assert sorted(p.name for p in (tmp_path / "new" / "run").iterdir()) == ["report.html", "report.json"]
 
 

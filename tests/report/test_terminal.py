@@ -4,8 +4,8 @@ import pytest
 from rich.console import Console
 
 from adapruner.report.answer import spread_sentence
-from adapruner.report.schema import SECTIONS
-from adapruner.report.table import print_report
+from adapruner.report.schema import SECTIONS, validate_report
+from adapruner.report.terminal import print_report
 
 from .sample import FINAL, measured_cost, sample_report, searched_calibration
 
@@ -20,7 +20,7 @@ def test_answer_comes_first() -> None:
     words = " ".join(printed(sample_report()).split())
     assert words.startswith(
         "Removed 40.0 % of the block parameters (4.03 M -> 2.70 M in all); perplexity 28.10 -> 35.21 pruned -> 31.04 reconstructed "
-        "-> 30.12 recovered; latency x0.71."
+        "-> 30.12 recovered; latency \N{MULTIPLICATION SIGN}0.71."
     )
 
 
@@ -35,7 +35,7 @@ def test_numbers_at_80_columns() -> None:
         assert [cell.rstrip("*") for cell in rows[method]] == expected
     assert rows["adapruner"] == ["35.21*", "31.04*", "30.12*"]
     assert "*" not in "".join(rows["taylor"])
-    assert rows["latency"] == ["8.42", "ms", "5.98", "ms", "x0.71"]
+    assert rows["latency"] == ["8.42", "ms", "5.98", "ms", "\N{MULTIPLICATION SIGN}0.71"]
     assert "LlamaForCausalLM" in text
     assert "1.9e-06" in text
 
@@ -74,7 +74,7 @@ def test_budget_over_the_whole_model() -> None:
     assert "of the model's parameters" in words
     report["model"]["budget_of"] = "macs"
     assert "of the multiply-accumulates" in " ".join(printed(report).split())
-    assert "latency x" not in words
+    assert "latency \N{MULTIPLICATION SIGN}" not in words
 
 
 def test_calibration_says_how_much_it_matters() -> None:
@@ -107,10 +107,13 @@ def test_calibration_says_how_much_it_matters() -> None:
     ],
 )
 def test_spreads_at_the_edges(spread: dict, words: str) -> None:
-    sentence = spread_sentence({"spread": {"size": 36, **spread}})
+    report = {**sample_report(), "calibration": {**searched_calibration(), "spread": {"size": 36, **spread}}}
+    calibration = validate_report(report).calibration
+    assert calibration is not None
+    sentence = spread_sentence(calibration)
     assert sentence is not None
     assert words in sentence
-    assert spread_sentence({}) is None
+    assert spread_sentence(calibration.model_copy(update={"spread": None})) is None
 
 
 def test_tasks_have_a_row_for_each_metric_and_means_of_what_all_have() -> None:
@@ -148,7 +151,7 @@ def test_bits_per_byte_and_the_protocol_stand_beneath_their_numbers() -> None:
 
 def test_cost_shows_the_ideal_and_the_sweep_in_80_columns() -> None:
     report = {**sample_report(), "cost": measured_cost()}
-    text = printed(report)
+    text = printed(report).replace("\N{MULTIPLICATION SIGN}", "x")
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "Latency x0.71; if nothing but MACs counted, x0.67." in text
     lines = [" ".join(line.split()) for line in text.splitlines()]

@@ -1,0 +1,72 @@
+"""The report on the terminal: the answer first, then the tables. Fits 80 columns and reads well in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from adapruner.report.answer import answer_sentence, calibration_sentences, comparisons, ideal_sentence, left_out
+from adapruner.report.formats import MISSING, nll_text
+from adapruner.report.schema import Report, validate_report
+from adapruner.report.sections import Export, Search
+from adapruner.report.tables import TextTable, cost_table, perplexity_table, score_table, speed_tables
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def print_report(record: Mapping[str, Any] | Report, console: Console | None = None) -> None:
+    """Prints the answer, the perplexities per dataset and window, how much calibration mattered, the cost and the export.
+
+    Raises:
+        ConfigurationError: if the report lacks a key.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    report, console = validate_report(record), console or Console()
+    console.print()
+    console.print(Text(answer_sentence(report), style="bold"))
+    for part in _parts(report):
+        if isinstance(part, TextTable):
+            part.print(console)
+        elif part:
+            console.print()
+            for line in part:
+                console.print(Text(line))
+    missing = left_out(report)
+    if missing:
+        console.print()
+        console.print(Text(f"Not in this report: {', '.join(missing)}.", style="dim"))
+
+
+def _parts(report: Report) -> Iterator[TextTable | list[str]]:
+    """Tables, and lines that stand together."""
+    yield from map(perplexity_table, comparisons(report))
+    if report.zero_shot:
+        yield score_table(report.zero_shot)
+    calibration = calibration_sentences(report.calibration)
+    if calibration:
+        calibration[0] = f"Calibration: {calibration[0][0].lower()}{calibration[0][1:]}"
+    yield [*([_search_line(report.search)] if report.search else []), *calibration]
+    if report.cost:
+        yield cost_table(report.cost, ideal_sentence(report.cost), report.cost.protocol)
+        yield from speed_tables(report.cost.sweep)
+    if report.export:
+        yield _export_lines(report.export)
+
+
+def _search_line(search: Search) -> str:
+    """The search in one line; values in nats per token."""
+    named = (("best", search.best_value), ("best fixed recipe", search.best_fixed_value), ("dense", search.dense_value))
+    values = ", ".join(f"{name} {nll_text(value)}" for name, value in named if value is not None)
+    stopped = f"{search.completed} completed, {search.stopped_early} stopped early"
+    return f"Search: {search.trials} trials, {stopped}; NLL per token: {values or MISSING}."
+
+
+def _export_lines(export: Export) -> list[str]:
+    """Where the folder is, how it loads, and the notes."""
+    loads = "loads with stock transformers" if export.stock else "loads with trust_remote_code=True"
+    difference = export.max_abs_logit_difference
+    checked = "logits not compared" if difference is None else f"largest logit difference {difference:.1e}"
+    return [f"Exported to {export.path}: {export.class_name}, {loads}; {checked}.", *(f"- {note}" for note in export.notes)]
