@@ -1,4 +1,4 @@
-"""What is built is what the checkout is: the wheel, the sdist, the two names of ``callbacks``, the pinned versions."""
+"""What is built is what the checkout is: the wheel, the sdist, an editable install, the two names of ``callbacks``, the pinned versions."""
 
 from __future__ import annotations
 
@@ -138,11 +138,12 @@ def test_the_unpacked_wheel_imports_from_an_empty_folder(unpacked: Path, tmp_pat
 
 
 def test_a_wheel_from_the_sdist_is_the_same(source: Path, wheel_names: list[str], tmp_path: Path) -> None:
-    """An archive need not carry the symlinks: the package map alone finds ``callbacks`` and ``configs``."""
+    """An archive has files where a checkout has symlinks: what unpacks it need not know of them."""
     with tarfile.open(build("sdist", source, tmp_path)) as tar:
+        assert not [member.name for member in tar.getmembers() if member.issym()]
         tar.extractall(tmp_path / "unpacked", filter="data")
     (unpacked_source,) = (tmp_path / "unpacked").iterdir()
-    assert not (unpacked_source / "adapruner" / "callbacks").exists()
+    assert (unpacked_source / "adapruner" / "callbacks" / "__init__.py").is_file()
     assert sorted(zipfile.ZipFile(build("wheel", unpacked_source, tmp_path)).namelist()) == sorted(wheel_names)
 
 
@@ -178,10 +179,22 @@ def test_unknown_callback_lists_the_known_ones() -> None:
         adapruner.callbacks.Prune  # noqa: B018
 
 
-def test_every_package_is_declared() -> None:
-    folders = {path.parent for path in (ROOT / "adapruner").rglob("__init__.py") if "callbacks" not in path.parts}
-    found = {".".join(folder.relative_to(ROOT).parts) for folder in folders} | {"adapruner.callbacks", "adapruner.configs"}
-    assert sorted(found) == read_pyproject()["tool"]["setuptools"]["packages"]
+def test_every_folder_with_python_files_is_a_package() -> None:
+    """Setuptools finds packages by their ``__init__.py``; a folder without one would be missing from the wheel."""
+    folders = {path.parent for path in (ROOT / "adapruner").rglob("*.py")}
+    assert len(folders) > 15
+    assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
+
+
+def test_an_editable_install_is_the_checkout(source: Path, tmp_path: Path) -> None:
+    """By the build backend's own hook, as ``pip install -e`` calls it; its files are put on the search path as pip would."""
+    code = f"import setuptools.build_meta as backend; print(backend.build_editable({str(tmp_path)!r}))"
+    name = run_python(["-c", code], source).splitlines()[-1]
+    site = tmp_path / "site"
+    zipfile.ZipFile(tmp_path / name).extractall(site)
+    code = f"import site; site.addsitedir({str(site)!r}); {IMPORT_CALLBACKS}"
+    loaded = run_python(["-S", "-c", code], tmp_path).split()  # without the environment's own installation
+    assert loaded == [(source / "adapruner" / "callbacks" / "__init__.py").as_posix(), "True", "False"]
 
 
 @pytest.mark.parametrize("link", ["callbacks", "configs"])

@@ -266,6 +266,7 @@ def _class_of(value: Any, base: type | None) -> type | str | None:
 
 
 def _subclasses(base: type) -> Iterator[type]:
+    kind: type
     for kind in base.__subclasses__():
         yield kind
         yield from _subclasses(kind)

@@ -10,7 +10,7 @@ from lightning import Trainer
 from torch import nn
 
 from adapruner.errors import BudgetError, ConfigurationError, DataError, ModelError, PlanError, StudyError
-from adapruner.evaluation import latency_table
+from adapruner.pruning.costs import latency_table
 from adapruner.files.folder_lock import FolderLock
 from adapruner.models.latency import LatencyTable
 from adapruner.pruning.budget import Budget
