@@ -102,8 +102,7 @@ def _check(given: argparse.Namespace, options: ExportOptions) -> dict[str, Path]
     Raises:
         ConfigurationError: in these cases.
     """
-    others = {"gguf": given.gguf, "pad": given.pad, "format": given.format != _FOLDER}
-    for name, asked in others.items():
+    for name, asked in (("gguf", given.gguf), ("format", given.format != _FOLDER)):
         if asked and options.adapters == "folder":
             raise ConfigurationError(f"{name}: expected adapters merged, got --adapters folder; leave one of the two out")
     if given.push is not None and given.format != _FOLDER:

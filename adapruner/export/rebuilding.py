@@ -13,7 +13,7 @@ from adapruner.export.loading import open_export
 from adapruner.models.fingerprint import fingerprint_model
 from adapruner.models.loading import load_language_model, model_source
 from adapruner.models.units import ModelStructure
-from adapruner.pruning.plan import PruningPlan, read_plan
+from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import trace_for_plan
 from adapruner.recovery.pruned_checkpoint import PLAN_KEY, fit_to_checkpoint
 
@@ -44,18 +44,6 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     if not isinstance(record.get(PLAN_KEY), dict):
         raise ModelError(f"checkpoint: expected the checkpoint of a pruned model, got no plan in {file}; give one that fit wrote")
     return record
-
-
-def check_same_plan(record: Mapping[str, Any], plan: PruningPlan, file: Path) -> None:
-    """Refuses a checkpoint of another plan than the run's.
-
-    Raises:
-        PlanError: if the checkpoint's plan was changed.
-        ModelError: if it is another one.
-    """
-    found = read_plan(record[PLAN_KEY])
-    if found.hash != plan.hash:
-        raise ModelError(f"checkpoint: expected the plan {plan.hash} of the run, got {found.hash} in {file}; give a checkpoint of this run")
 
 
 def rebuild(base: Mapping[str, Any], plan: PruningPlan, record: Mapping[str, Any]) -> tuple[Any, ModelStructure]:
