@@ -169,9 +169,8 @@ class Options:
         if choices:
             return f"{self.prefix}{name}: expected a known {name.split('.')[-1]}, got {value!r}; {nearest(str(value), choices)}"
         kinds = [get_origin(member) or member for member in _members(hint)]
-        return self._line(
-            name, " or ".join(dict.fromkeys(_WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}") for kind in kinds)), value
-        )
+        words = dict.fromkeys(_WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}") for kind in kinds)
+        return self._line(name, " or ".join(words), value)
 
 
 def options_of(parser: ArgumentParser, command: str) -> Options:
