@@ -1,7 +1,7 @@
 """What is wrong with the options of a command, one line for each: found from the parser's options and their types.
 
-jsonargparse says what it does not accept in prose of up to a hundred lines, and of one option at a time. Once it has refused a command
-line, each option that was given there or in a configuration is therefore judged again, by its name and its type alone.
+jsonargparse says what it does not accept in prose of up to a hundred lines, and of one option at a time. Where it raises
+an error, each option that was given on the command line or in a configuration is therefore judged again, by its name and its type alone.
 """
 
 from __future__ import annotations
