@@ -70,8 +70,8 @@ def make_cell(spec: ComparisonSpec, method: Method, budget: float, seed: int) ->
     arguments = ("fit", *imports, *configs, *CHEAP, *spec.options, *(f"--{key}={value}" for key, value in own.items()))
     overlay = _digest(method.configs[1]) if len(method.configs) > 1 else None
     imported = {name: _digest(Path(name)) if name.endswith(".py") else None for name in spec.imports}
-    identity = {"base": _digest(spec.base), "options": list(spec.options), "imports": imported}
-    identity |= {"overlay": overlay, "budget": budget, "seed": seed}
+    shared = {"base": _digest(spec.base), "options": list(spec.options), "imports": imported}
+    identity = {**shared, "overlay": overlay, "budget": budget, "seed": seed}
     return Cell(method.name, budget, seed, folder, arguments, identity)
 
 
