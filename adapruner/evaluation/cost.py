@@ -1,7 +1,7 @@
 """What a model costs to run: parameters, multiply-accumulates, weight memory, latency, peak memory and energy.
 
 Latencies of two models are comparable only when taken side by side, in one process, in turns. After surgery in place
-the dense model is gone: :func:`dense_twin` rebuilds it with random weights, on which latency does not depend.
+the dense model is gone: :func:`random_dense_model` rebuilds it with random weights, on which latency does not depend.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def measure_costs(models: dict[str, nn.Module], seq_len: int = 128, batch: int =
     }
 
 
-def dense_twin(config: Any, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> nn.Module:
+def random_dense_model(config: Any, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> nn.Module:
     """A model of the same shapes with random weights, to time what surgery in place has changed.
 
     The random state of the process is left as it was.
