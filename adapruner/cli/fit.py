@@ -27,8 +27,8 @@ from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.callbacks.recovery_checkpoint import FILE, RecoveryCheckpointCallback, find_checkpoint, settings_of, writes_shards
 from adapruner.callbacks.validation import check_callbacks, check_launcher, no_empty_folders
 from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
-from adapruner.cli import COMMANDS
 from adapruner.cli.evaluation import EvaluationCommands
+from adapruner.cli.help_page import COMMANDS
 from adapruner.cli.imports import take_imports
 from adapruner.cli.instantiation import Instantiation, make_plainly, one_line
 from adapruner.cli.option_errors import explain, options_of

@@ -19,21 +19,14 @@ from tests.spoilt import make_workspace
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Good inputs, and what a run with recovery makes of them, in ``recovered``."""
     folder = tmp_path_factory.mktemp("good")
     make_workspace(folder)
-    main(["fit", "--config", str(folder / "base.yaml"), *absolute(folder), f"--trainer.default_root_dir={folder / 'recovered'}"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["fit", "--config", "base.yaml", "--trainer.logger=false"])
+    (folder / "run").rename(folder / "recovered")
     return folder
-
-
-def absolute(folder: Path) -> list[str]:
-    """Options that make the configuration work from anywhere."""
-    return [
-        f"--model.name_or_path={folder / 'model'}",
-        f"--data.calibration.sources=[{{name: books, path: {folder}/texts/calibration.txt}}]",
-        f"--data.search.sources=[{{name: search, path: {folder}/texts/search.txt}}]",
-        f"--data.recovery.sources=[{{name: recovery, path: {folder}/texts/recovery.txt}}]",
-        f"--data.evaluation=[{{name: test, source: {{name: test, path: {folder}/texts/test.txt}}, windows: [32], limit: 2}}]",
-    ]
 
 
 @pytest.fixture
