@@ -65,7 +65,7 @@ def test_without_recovery_it_prunes_refits_reports_and_exports(fit: Callable[...
     assert report["recovery"]["lora"] is None
     # The same plan as with recovery.
     assert read(run / "plan.json")["hash"] == read(good / "recovered" / "plan.json")["hash"]
-    assert not (run / "checkpoints").exists()
+    assert not list(run.rglob("*.ckpt"))
     assert not any("lora" in name for name in load(run / "model").state_dict())
     assert (run / "report.html").exists()
 
@@ -98,6 +98,12 @@ def test_null_is_kept_in_the_configuration_that_is_written(fit: Callable[..., Pa
     main(["fit", "--config", "again.yaml"])
     assert (run / "plan.json").exists()
     assert not (run / "report.json").exists()
+
+
+def test_without_checkpoints_nothing_is_kept(fit: Callable[..., Path]) -> None:
+    run = fit("--checkpoint", "null")
+    assert read(run / "report.json")["recovery"]["lora"]["steps"] == 1
+    assert not list(run.rglob("*.ckpt"))
 
 
 def test_an_option_behind_null_brings_the_stage_back(fit: Callable[..., Path]) -> None:
