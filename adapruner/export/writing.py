@@ -36,7 +36,7 @@ class WrittenExport:
     record: ExportRecord
     """The folder that every format starts from."""
     verified: str
-    """How far its logits are from the model's, in words; empty where nobody asked."""
+    """How far its logits are from the model's, as a sentence; empty where it was not verified."""
     formats: dict[str, FormatRecord]
     """By name, in the order in which they were written."""
 
