@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from adapruner.recovery.training import RecoveryConfig
     from adapruner.report.recorder import ReportConfig
     from adapruner.run import PruningResult, prune
-    from adapruner.search.config import ObjectiveConfig, SearchConfig
+    from adapruner.search.config import SearchConfig
+    from adapruner.search.objectives import ObjectiveConfig
     from adapruner.search.space import SearchSpace
 
 __all__ = [
@@ -79,7 +80,7 @@ _LAZY = {
     "Allocation": "adapruner.pruning.allocation",
     "Budget": "adapruner.pruning.budget",
     "LoRAConfig": "adapruner.recovery.lora",
-    "ObjectiveConfig": "adapruner.search.config",
+    "ObjectiveConfig": "adapruner.search.objectives",
     "PrunableCausalLM": "adapruner.module",
     "PruningDataModule": "adapruner.data_module",
     "PruningPlan": "adapruner.pruning.plan",

@@ -6,9 +6,8 @@ scikit-learn's k-means. A search then weights clusters as it weights sources.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,26 +15,7 @@ from torch.nn.functional import normalize
 
 from adapruner.calibration.pool import CalibrationGroups
 from adapruner.errors import ConfigurationError, ModelError
-
-
-class Windows(Protocol):
-    """The part of :class:`adapruner.data.windows.TextWindows` that is needed; both tensors are ``[n, seq_len]``."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
-
-
-def cluster_samples(
-    model: nn.Module,
-    windows: Windows,
-    k: int = 8,
-    seed: int = 0,
-    *,
-    batch_size: int = 8,
-    progress: Callable[[int], None] | None = None,
-) -> CalibrationGroups:
-    """The samples in ``k`` clusters, ``cluster 0`` the largest; see :func:`cluster_pools`."""
-    return cluster_pools(model, {0: windows}, k, seed, batch_size=batch_size, progress=progress)[0]
+from adapruner.models.forward import Progress, Windows, batches, frozen
 
 
 def cluster_pools(
@@ -45,7 +25,7 @@ def cluster_pools(
     seed: int = 0,
     *,
     batch_size: int = 8,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[int, CalibrationGroups]:
     """One clustering for the pool at every length, so that ``cluster 3`` means the same text at each.
 
@@ -90,7 +70,7 @@ def cluster_pools(
     return {length: CalibrationGroups(names, rank[found]) for length, found in zip(windows_at, labels, strict=True)}
 
 
-def mean_hidden_states(model: nn.Module, windows: Windows, *, batch_size: int = 8, progress: Callable[[int], None] | None = None) -> Tensor:
+def mean_hidden_states(model: nn.Module, windows: Windows, *, batch_size: int = 8, progress: Progress | None = None) -> Tensor:
     """``[n, hidden]`` float32 on the CPU: last hidden states, averaged over the positions that are not padding.
 
     Raises:
@@ -98,16 +78,13 @@ def mean_hidden_states(model: nn.Module, windows: Windows, *, batch_size: int = 
     """
     backbone: Any = getattr(model, "base_model", model)  # without the head: no logits
     device = next(model.parameters()).device
-    means, count = [], len(windows.input_ids)
-    with _undisturbed(model):
-        for start in range(0, count, batch_size):
-            rows = slice(start, start + batch_size)
+    means = []
+    with frozen(model), torch.no_grad():
+        for rows in batches(len(windows.input_ids), batch_size, progress):
             ids, mask = windows.input_ids[rows].to(device), windows.attention_mask[rows].to(device)
             states = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.float()
             real = mask.to(states.device)[..., None].bool()  # not a product with 0: what a model makes of padding may be nan
             means.append((states.masked_fill(~real, 0.0).sum(1) / real.sum(1).clamp_min(1)).cpu())
-            if progress:
-                progress(min(start + batch_size, count))
     result = torch.cat(means)
     finite = torch.isfinite(result).all(1)
     if not bool(finite.all()):
@@ -131,16 +108,3 @@ def _k_means(features: list[Tensor], k: int, seed: int) -> list[Tensor]:
         first = k_means.fit_predict(features[0].numpy())
         rest = [k_means.predict(table.numpy()) for table in features[1:]]
     return [torch.from_numpy(found).long() for found in (first, *rest)]
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each module's own mode comes back."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -7,8 +7,7 @@ A part is a source or a cluster. A refit under any weighting of the parts is the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from adapruner.errors import DataError, ModelError
 from adapruner.importance.moments import InputMoments
-from adapruner.importance.statistics import Windows, quiet
+from adapruner.models.forward import Progress, Windows, batches, frozen, hooked
 from adapruner.models.sequences import in_sequences
 from adapruner.models.units import ModelStructure, UnitGroup
 
@@ -100,7 +99,7 @@ def collect_grams(
     *,
     sample_weights: Tensor | None = None,
     batch_size: int = 8,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> GramMatrices:
     """One forward pass of the dense model over the pool; padding does not count. The tables stay on the model's devices.
 
@@ -121,16 +120,12 @@ def collect_grams(
     order = torch.argsort(index, stable=True)  # a batch then holds one part, or two
     inner: Any = getattr(model, "base_model", model)  # without the head over the vocabulary
     device = next(model.parameters()).device
-    with quiet(model), torch.no_grad(), ExitStack() as hooks:
-        for handle in collector.hook(model, structure):
-            hooks.callback(handle.remove)
-        for start in range(0, count, batch_size):
-            rows = order[start : start + batch_size]
+    with frozen(model), torch.no_grad(), hooked(collector.hook(model, structure)):
+        for places in batches(count, batch_size, progress):
+            rows = order[places]
             mask = windows.attention_mask[rows]
             collector.parts, collector.token_weights = index[rows], mask.float() * weights[rows][:, None]
             inner(input_ids=windows.input_ids[rows].to(device), attention_mask=mask.to(device), use_cache=False)
-            if progress:
-                progress(min(start + batch_size, count))
     return collector.result(torch.zeros(parts).index_add_(0, index, weights))
 
 

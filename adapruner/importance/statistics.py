@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,6 +30,7 @@ from adapruner.errors import DataError, ModelError
 from adapruner.importance.finiteness import first_not_finite
 from adapruner.importance.inverse_gram import REFIT_STATISTICS, InverseGrams, gram_runs
 from adapruner.importance.summed_gradients import SUMMED_STATISTICS, SummedGradients, layer_runs
+from adapruner.models.forward import batches, frozen, hooked
 from adapruner.models.sequences import in_sequences
 from adapruner.models.units import ModelStructure, UnitGroup
 
@@ -187,14 +187,9 @@ class _Collector:
         backward: bool,
         progress: Callable[[int], None] | None,
     ) -> None:
-        count = len(windows.input_ids)
-        with quiet(model), torch.set_grad_enabled(backward), ExitStack() as hooks:
-            for handle in handles:
-                hooks.callback(handle.remove)
-            for start in range(0, count, batch_size):
-                self.batch(model, windows, slice(start, min(start + batch_size, count)), backward)
-                if progress:
-                    progress(min(start + batch_size, count))
+        with frozen(model), torch.set_grad_enabled(backward), hooked(handles):
+            for rows in batches(len(windows.input_ids), batch_size, progress):
+                self.batch(model, windows, rows, backward)
 
     def batch(self, model: nn.Module, windows: Windows, rows: slice, backward: bool) -> None:
         device = next(model.parameters()).device
@@ -272,20 +267,3 @@ class _Collector:
             if "second" in rows:
                 rows["second"].append(products.square_().sum(1 - dim))
         return {kind: torch.stack(values) for kind, values in rows.items()}
-
-
-@contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no weight gradients inside the block; both as before afterwards."""
-    modes = [(m, m.training) for m in model.modules()]
-    required = [(p, p.requires_grad) for p in model.parameters()]
-    try:
-        model.eval()
-        for parameter, _ in required:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter, flag in required:
-            parameter.requires_grad_(flag)
-        for module, training in modes:  # one by one: train() would give every submodule the model's mode
-            module.training = training

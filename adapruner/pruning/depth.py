@@ -1,4 +1,4 @@
-"""Whole decoder layers: which ones change the residual stream least, and a model without them.
+"""Whole decoder layers: a choice of those that go, and a model without them.
 
 What is left is an ordinary, shallower model of the same class. Any family will do: a decoder layer adds to its input, so that
 without it the input goes on as it is.
@@ -6,16 +6,14 @@ without it the input goes on as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
 
-from adapruner.errors import ConfigurationError, DataError, ModelError, PlanError
-from adapruner.importance.statistics import quiet
+from adapruner.errors import ConfigurationError, ModelError, PlanError
+from adapruner.models.forward import hooked
 from adapruner.models.tracing import find_decoder_layers
 
 #: Lists in configurations with one entry for each layer.
@@ -24,96 +22,24 @@ _PER_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_la
 _BY_PLACE = ("mlp_only_layers", "attention_types", "num_kv_shared_layers", "first_k_dense_replace", "scale_attn_by_inverse_layer_idx")
 
 
-class Windows(Protocol):
-    """The part of :class:`adapruner.data.windows.TextWindows` that is needed; both tensors are ``[n, seq_len]``."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
-
-
-def block_influence(model: Any, windows: Windows, *, batch_size: int = 8, progress: Callable[[int], None] | None = None) -> Tensor:
-    """Block Influence of every decoder layer (ShortGPT, Men et al., arXiv 2403.03853): 1 - cosine of its input and output.
-
-    Args:
-        model: a Hugging Face causal LM; it is left as it was.
-        windows: calibration samples; padding does not count.
-        batch_size: samples in one forward pass, which keeps no activations.
-        progress: called with the number of samples done.
-
-    Returns:
-        ``[layers]`` float64 in [0, 2]: the mean over tokens. A layer that turns the stream by nothing has 0.
-
-    Raises:
-        DataError: if there is no token.
-        ModelError: if hidden states are not finite.
-    """
-    _, layers = find_decoder_layers(model)
-    sums, place = torch.zeros(len(layers), dtype=torch.float64), {layer: index for index, layer in enumerate(layers)}
-
-    def add(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any, counted: Tensor) -> None:
-        before, after = _stream_in(arguments, keywords), output[0] if isinstance(output, tuple) else output
-        cosine = cosine_similarity(before.float(), after.float(), dim=-1)
-        sums[place[layer]] += (cosine * counted).sum().double().cpu()
-
-    tokens = listen(model, dict.fromkeys(layers, add), windows, batch_size, progress)
-    if not bool(torch.isfinite(sums).all()):
-        raise ModelError("model: expected finite hidden states on the calibration windows, got others; load it in another dtype")
-    return 1.0 - sums / tokens
-
-
-def listen(
-    model: Any,
-    listeners: Mapping[nn.Module, Callable[..., None]],
-    windows: Windows,
-    batch_size: int = 8,
-    progress: Callable[[int], None] | None = None,
-) -> int:
-    """Runs the windows through the model, without logits; returns the number of tokens that are no padding.
-
-    Args:
-        listeners: module -> called with the module, its arguments, its keywords, its output, and ``[batch, seq_len]`` float32: 1
-            for a token, 0 for padding.
-
-    Raises:
-        DataError: if there is no token.
-    """
-    device, tokens, done, counted = model.get_input_embeddings().weight.device, 0, 0, torch.zeros(0)
-    with quiet(model), torch.no_grad(), ExitStack() as hooks:
-        for module, listener in listeners.items():
-
-            def hook(*seen: Any, call: Callable[..., None] = listener) -> None:
-                call(*seen, counted)
-
-            hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
-        for ids, mask in zip(windows.input_ids.split(batch_size), windows.attention_mask.split(batch_size), strict=True):
-            counted = mask.to(device, torch.float32)
-            model.base_model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
-            tokens += int(mask.sum())
-            done += len(ids)
-            if progress:
-                progress(done)
-    if tokens == 0:
-        raise DataError("windows: expected at least one calibration token to judge the model by, got none; give longer texts")
-    return tokens
-
-
-def choose_layers(influence: Tensor, count: int, protected: Collection[int] = ()) -> list[int]:
-    """The ``count`` layers of the lowest influence ``[layers]``, sorted by place; of equals the earlier one.
+def choose_layers(scores: Tensor, count: int, protected: Collection[int] = ()) -> list[int]:
+    """The ``count`` layers of the lowest scores ``[layers]``, sorted by place; of equals the earlier one.
 
     Raises:
         ConfigurationError: if fewer than ``count`` layers are free, or none would stay.
 
+    >>> import torch
     >>> choose_layers(torch.tensor([0.9, 0.2, 0.1, 0.5]), 2)
     [1, 2]
     """
-    free = [layer for layer in range(len(influence)) if layer not in protected]
-    most = min(len(free), len(influence) - 1)
+    free = [layer for layer in range(len(scores)) if layer not in protected]
+    most = min(len(free), len(scores) - 1)
     if not 0 <= count <= most:
         raise ConfigurationError(
-            f"remove_layers: expected at most {most} of {len(influence)} layers, {len(influence) - len(free)} of them protected, "
+            f"remove_layers: expected at most {most} of {len(scores)} layers, {len(scores) - len(free)} of them protected, "
             f"got {count}; remove fewer, or protect fewer"
         )
-    return sorted(sorted(free, key=lambda layer: float(influence[layer]))[:count])
+    return sorted(sorted(free, key=lambda layer: float(scores[layer]))[:count])
 
 
 def remove_layers(model: Any, removed: Collection[int]) -> None:
@@ -171,12 +97,10 @@ def skipped_layers(model: Any, removed: Collection[int]) -> Iterator[Any]:
     _, layers = find_decoder_layers(model)
 
     def hand_on(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
-        before = _stream_in(arguments, keywords)
+        before = arguments[0] if arguments else keywords["hidden_states"]
         return (before, *output[1:]) if isinstance(output, tuple) else before
 
-    with ExitStack() as hooks:
-        for index in removed:
-            hooks.callback(layers[index].register_forward_hook(hand_on, with_kwargs=True).remove)
+    with hooked(layers[index].register_forward_hook(hand_on, with_kwargs=True) for index in removed):
         yield model
 
 
@@ -191,11 +115,6 @@ def check_depth(model: Any, removed: Collection[int]) -> None:
             f"model: expected layers that do not depend on their place to remove some, got {place or 'decoder_sparse_step'} in the "
             f"configuration of {type(model).__name__}; leave remove_layers at 0"
         )
-
-
-def _stream_in(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
-    found: Tensor = arguments[0] if arguments else keywords["hidden_states"]
-    return found
 
 
 def _number(layer: nn.Module, before: int, now: int) -> None:

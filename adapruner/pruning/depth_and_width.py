@@ -7,21 +7,21 @@ one for the dense model, :func:`restrict_plan` the other way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from adapruner.errors import BudgetError, ConfigurationError
+from adapruner.models.forward import Progress, Windows
 from adapruner.models.units import Member, ModelStructure, UnitGroup
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.costs import COSTS, TOLERANCE
 from adapruner.pruning.costs.sizes import ModelSizes
-from adapruner.pruning.depth import Windows, block_influence, check_depth, choose_layers, remove_layers, without_layers
+from adapruner.pruning.depth import check_depth, choose_layers, remove_layers, without_layers
 from adapruner.pruning.hidden_width import check_hidden, choose_hidden, hidden_scores, remove_hidden, without_hidden
+from adapruner.pruning.layer_scores import LAYER_SCORES
 from adapruner.pruning.plan import PruningPlan
-
-Progress = Callable[[int], None]
 
 
 class HasDepthWidthCut(Protocol):
@@ -58,16 +58,19 @@ class DepthWidthConfig:
     """How many layers and hidden channels go; nothing by default."""
 
     remove_layers: int = 0
-    """Decoder layers of the lowest Block Influence; see :mod:`adapruner.pruning.depth`. A layer that the budget protects stays."""
+    """Decoder layers of the lowest ``layer_score``; see :mod:`adapruner.pruning.depth`. A layer that the budget protects stays."""
     hidden_fraction: float = 0.0
     """Fraction of hidden channels, in [0, 1); see :mod:`adapruner.pruning.hidden_width`. Rounded so that the number of heads divides
     what is left, as Llama's configuration wants it. Protected layers lose them too."""
+    layer_score: str = "block_influence"
+    """What decides which layers go; see :mod:`adapruner.pruning.layer_scores`."""
 
     def __post_init__(self) -> None:
         if self.remove_layers < 0:
             raise ConfigurationError(f"remove_layers: expected a number of layers, 0 or more, got {self.remove_layers}; give 0 to keep all")
         if not 0.0 <= self.hidden_fraction < 1.0:
             raise ConfigurationError(f"hidden_fraction: expected a fraction in [0, 1), got {self.hidden_fraction}; give 0.1 to remove 10 %")
+        LAYER_SCORES.find(self.layer_score, "layer_score")
 
     def __bool__(self) -> bool:
         """Whether anything is to go."""
@@ -88,8 +91,8 @@ def choose_depth_and_width(
     removed: list[int] = []
     if options.remove_layers:
         check_depth(model, [0])  # what no layer can be removed from
-        influence = block_influence(model, windows, batch_size=batch_size, progress=progress)
-        removed = choose_layers(influence, options.remove_layers, protected)
+        layer_scores = LAYER_SCORES.find(options.layer_score).score(model, windows, batch_size=batch_size, progress=progress)
+        removed = choose_layers(layer_scores, options.remove_layers, protected)
     if options.hidden_fraction:
         with without_layers(model, removed):
             scores = hidden_scores(model, windows, batch_size=batch_size, progress=progress)

@@ -8,7 +8,7 @@ o_proj shapes do not tell the sides apart. Every parameter of the model has to b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from adapruner.errors import ConfigurationError, ModelError, PlanError
 from adapruner.models.families import family_of
+from adapruner.models.forward import Progress, Windows, observe
 from adapruner.models.outputs import find_outputs
 from adapruner.models.tracing import find_decoder_layers
-from adapruner.pruning.depth import Windows, listen
 
 #: Families with RMS norms before attention and FFN and before the head, and no other use of the hidden size in their forwards.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -78,7 +78,7 @@ def _check_accounted(model: nn.Module, sides: list[Side], other: set[str], hidde
             )
 
 
-def hidden_scores(model: Any, windows: Windows, *, batch_size: int = 8, progress: Callable[[int], None] | None = None) -> Tensor:
+def hidden_scores(model: Any, windows: Windows, *, batch_size: int = 8, progress: Progress | None = None) -> Tensor:
     """How much every hidden channel carries: its mean absolute value behind each norm (Minitron, arXiv 2407.14679), summed over norms.
 
     Args:
@@ -100,7 +100,7 @@ def hidden_scores(model: Any, windows: Windows, *, batch_size: int = 8, progress
     def add(_: nn.Module, arguments: tuple[Any, ...], keywords: Any, output: Tensor, counted: Tensor) -> None:
         sums.add_((output.float().abs() * counted[..., None]).sum((0, 1)).double().cpu())
 
-    tokens = listen(model, {model.get_submodule(name): add for name in names}, windows, batch_size, progress)
+    tokens = observe(model, {model.get_submodule(name): add for name in names}, windows, batch_size, progress)
     if not bool(torch.isfinite(sums).all()):
         raise ModelError("model: expected finite activations on the calibration windows, got others; load it in another dtype")
     return sums / tokens

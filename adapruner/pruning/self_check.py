@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from adapruner.errors import ModelError
-from adapruner.importance.statistics import quiet
 from adapruner.models.families import TRIED
+from adapruner.models.forward import frozen
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.masking import masked
 from adapruner.pruning.plan import PruningPlan
@@ -33,7 +33,7 @@ def check_family(model: Any, structure: ModelStructure, tokens: int = 16) -> Non
     ids = torch.randint(model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0)).to(
         model.get_input_embeddings().weight.device
     )
-    with quiet(model), torch.no_grad():
+    with frozen(model), torch.no_grad():
         with masked(model, structure, plan):
             expected = model(input_ids=ids).logits.float()
         with pruned(model, structure, plan):

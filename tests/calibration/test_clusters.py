@@ -9,8 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapruner.calibration.clusters import cluster_pools, cluster_samples, mean_hidden_states
+from adapruner.calibration.clusters import cluster_pools, mean_hidden_states
+from adapruner.calibration.pool import CalibrationGroups
 from adapruner.errors import ConfigurationError, ModelError
+
+
+def cluster_samples(model: Any, windows: Any, k: int, seed: int = 0, **options: Any) -> CalibrationGroups:
+    """The clusters of one pool."""
+    return cluster_pools(model, {0: windows}, k, seed, **options)[0]
 
 
 def slow_features(model: Any, windows: Any) -> Tensor:

@@ -54,14 +54,14 @@ def test_the_reachable_fraction_is_reachable_and_no_more() -> None:
     fraction = reachable / ANATOMY.block_parameters
     assert Budget(fraction, protect_last=1, keep_at_least=0.25).costs(ANATOMY).remove == reachable
     with pytest.raises(BudgetError, match=rf"expected at most {fraction:.4f} of block parameters .*, got 0\.99; prune less, protect fewer"):
-        budget.costs(ANATOMY).remove
+        budget.costs(ANATOMY)
 
 
 def test_protecting_every_layer_leaves_nothing_to_prune() -> None:
     budget = Budget(0.01, protect_first=3)
     assert Budget(0.0, protect_first=3).costs(ANATOMY).remove == 0
     with pytest.raises(BudgetError, match=r"expected one of the model.s 3 layers to prune, got 3 and 0 protected"):
-        budget.costs(ANATOMY).remove
+        budget.costs(ANATOMY)
 
 
 def test_a_plan_records_what_was_asked() -> None:

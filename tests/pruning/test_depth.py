@@ -12,8 +12,9 @@ from torch import Tensor
 from adapruner.errors import ConfigurationError, DataError, ModelError, PlanError
 from adapruner.models.tracing import trace_structure
 from adapruner.models.units import count_parameters
-from adapruner.pruning.depth import block_influence, choose_layers, remove_layers, skipped_layers, without_layers
+from adapruner.pruning.depth import choose_layers, remove_layers, skipped_layers, without_layers
 from adapruner.pruning.depth_and_width import DepthWidthCut, lift_plan, restrict_plan
+from adapruner.pruning.layer_scores.block_influence import BlockInfluence
 from adapruner.pruning.masking import masked
 from adapruner.pruning.surgery import prune_model, pruned
 from tests.models.families.table import ROWS, Row, build
@@ -123,7 +124,7 @@ def test_influence_is_one_minus_the_mean_cosine(tiny_model: Any, token_windows: 
     expected = torch.tensor([1 - sum(values) / len(values) for values in cosines], dtype=torch.float64)
     done: list[int] = []
     before = snapshot(model)
-    torch.testing.assert_close(block_influence(model, windows, batch_size=2, progress=done.append), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(BlockInfluence().score(model, windows, batch_size=2, progress=done.append), expected, rtol=0, atol=1e-6)
     assert done == [2, 4, 5]
     assert_same(before, snapshot(model))
 
@@ -133,7 +134,7 @@ def test_a_layer_that_does_nothing_is_the_first_to_go(tiny_model: Any, token_win
     with torch.no_grad():
         model.model.layers[1].self_attn.o_proj.weight.zero_()
         model.model.layers[1].mlp.down_proj.weight.zero_()
-    before, influence = logits(model), block_influence(model, token_windows())
+    before, influence = logits(model), BlockInfluence().score(model, token_windows())
     assert float(influence[1]) == pytest.approx(0.0, abs=1e-6)
     assert choose_layers(influence, 1) == [1]
     remove_layers(model, choose_layers(influence, 1))
@@ -171,8 +172,8 @@ def test_what_cannot_be_done_is_refused_before_anything_is_touched(tiny_model: A
     windows = token_windows()
     windows.attention_mask.zero_()
     with pytest.raises(DataError, match=r"windows: expected at least one calibration token"):
-        block_influence(model, windows)
+        BlockInfluence().score(model, windows)
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
     with pytest.raises(ModelError, match=r"expected finite hidden states on the calibration windows"):
-        block_influence(model, token_windows())
+        BlockInfluence().score(model, token_windows())

@@ -15,7 +15,6 @@ from adapruner.pruning.allocation import Allocation, allocate
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.costs.memory import GIB
 from adapruner.pruning.costs.sizes import measure_sizes
-from adapruner.pruning.depth import block_influence
 from adapruner.pruning.depth_and_width import (
     DepthWidthConfig,
     DepthWidthCut,
@@ -29,6 +28,7 @@ from adapruner.pruning.depth_and_width import (
     restrict_plan,
 )
 from adapruner.pruning.hidden_width import hidden_scores
+from adapruner.pruning.layer_scores.block_influence import BlockInfluence
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import prune_model, trace_for_plan
 from tests.oracles.surgery import assert_same, plan_of, random_plan, snapshot
@@ -160,7 +160,7 @@ def test_choice_follows_what_is_left(tiny_model: Any, token_windows: Any) -> Non
     model, windows = wide(tiny_model), token_windows()
     before = snapshot(model)
     moves = choose_depth_and_width(model, windows, DepthWidthConfig(1, 0.2), Budget(protect_first=1, protect_last=1), batch_size=2)
-    influence = block_influence(model, windows)
+    influence = BlockInfluence().score(model, windows)
     layer = 1 if influence[1] <= influence[2] else 2
     assert moves.removed_layers == (layer,)
     apply_depth_and_width(twin := wide(tiny_model), DepthWidthCut((layer,)))

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from adapruner.errors import ConfigurationError, ModelError
-from adapruner.importance.statistics import quiet
 from adapruner.models.families import family_of
 from adapruner.models.families.modeling_adapruner import set_attributes
+from adapruner.models.forward import frozen, hooked
 from adapruner.models.shapes import layer_shape
 from adapruner.models.units import ModelStructure, UnitGroup
 
@@ -130,7 +130,7 @@ def measure_latency_table(
     _check(model, seq_len, batch_size, fractions, repeats, threads)
     threads = torch.get_num_threads() if threads is None else threads
     first = {g.kind: g for g in reversed(structure.groups)}
-    with quiet(model), torch.no_grad():
+    with frozen(model), torch.no_grad():
         ids = _random_ids(model, batch_size, seq_len)
         blocks = {kind: _block_of(model, group) for kind, group in first.items()}
         inputs = _capture_inputs(model, blocks, ids)
@@ -189,12 +189,8 @@ def _capture_inputs(model: nn.Module, blocks: dict[Any, str], ids: torch.Tensor)
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(remember(kind), with_kwargs=True) for kind, name in blocks.items()]
-    try:
+    with hooked(model.get_submodule(name).register_forward_pre_hook(remember(kind), with_kwargs=True) for kind, name in blocks.items()):
         model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     missing = [name for kind, name in blocks.items() if kind not in found]
     if missing:
         raise ModelError(f"model: expected a forward to call {missing[0]}, got none; give a budget of macs instead of latency")
