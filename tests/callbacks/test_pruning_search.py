@@ -10,10 +10,10 @@ from lightning import Trainer
 from torch import nn
 
 from adapruner.errors import BudgetError, ConfigurationError, DataError, ModelError, PlanError, StudyError
-from adapruner.pruning.costs import latency_table
 from adapruner.files.folder_lock import FolderLock
 from adapruner.models.latency import LatencyTable
 from adapruner.pruning.budget import Budget
+from adapruner.pruning.costs import latency_table
 from adapruner.pruning.plan import read_plan
 from adapruner.pruning.recipe import Recipe
 from adapruner.search.config import ObjectiveConfig
@@ -85,7 +85,7 @@ def test_a_resumed_run_has_the_same_widths(tmp_path: Path, known: bool) -> None:
 
 
 def test_a_killed_search_goes_on(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adapruner.search.objective import Objective
+    from adapruner.search.trial_value import Objective
 
     evaluate, calls = Objective.of_plan, iter(range(100))
 
