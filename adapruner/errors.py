@@ -53,17 +53,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"{hint}Known: {', '.join(names)}"
 
 
-def refusals_of(*checks: Callable[[], object]) -> list[AdaPrunerError]:
-    """What independent checks refuse: all of them are called, whatever the others say."""
-    found: list[AdaPrunerError] = []
-    for check in checks:
-        try:
-            check()
-        except AdaPrunerError as error:
-            found.append(error)
-    return found
-
-
 def together(errors: Sequence[AdaPrunerError]) -> AdaPrunerError:
     """One error as it is, several as one whose line has them all.
 
@@ -79,7 +68,12 @@ def together(errors: Sequence[AdaPrunerError]) -> AdaPrunerError:
 
 
 def check_all(*checks: Callable[[], object]) -> None:
-    """Calls independent checks and raises what they refuse, together."""
-    errors = refusals_of(*checks)
-    if errors:
-        raise together(errors)
+    """Calls independent checks, all of them, and raises what they raised, together."""
+    found: list[AdaPrunerError] = []
+    for check in checks:
+        try:
+            check()
+        except AdaPrunerError as error:
+            found.append(error)
+    if found:
+        raise together(found)

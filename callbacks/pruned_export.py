@@ -19,7 +19,7 @@ from adapruner.export.adapters import ADAPTER_FOLDER, export_either
 from adapruner.export.card import card_of_report, model_card, written_in
 from adapruner.export.folder import ExportRecord, export_model
 from adapruner.export.licence import base_licence
-from adapruner.export.options import check_options
+from adapruner.export.options import ExportOptions
 from adapruner.export.staging import check_folder, staged
 from adapruner.files.atomic import write_atomically
 from adapruner.progress import announce
@@ -54,10 +54,8 @@ class PrunedExportCallback(PruningListener):
         push: str | None = None,
     ) -> None:
         super().__init__()
-        check_options(dtype, max_shard_size, adapters, prefix="export.")
+        ExportOptions(dtype, max_shard_size, adapters, pad, prefix="export.")  # refuses what cannot be followed
         self.folder_name, self.dtype, self.max_shard_size, self.verify = folder, dtype, max_shard_size, verify
-        if pad and adapters == "folder":
-            raise ConfigurationError("export.pad: expected adapters merged, got adapters: folder; leave one of the two out")
         self.adapters, self.pad, self.push = adapters, pad, push
         self.record: ExportRecord | None = None
         self.difference: float | None = None

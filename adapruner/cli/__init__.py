@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from adapruner.errors import AdaPrunerError, ConfigurationError, nearest
@@ -69,15 +69,16 @@ def _run(arguments: Sequence[str]) -> None:
 
     imports, rest = take_imports(rest)
     import_all(imports)
-    runs: dict[str, Callable[[list[str], list[str]], None]] = {"compare": _compare, "export": _export}
-    return runs[command](rest, imports) if command in runs else _run_trainer(command, rest)
+    if command == "compare":
+        return _compare(rest, imports)
+    if command == "export":
+        from adapruner.cli.export import run_export
 
-
-def _run_trainer(command: str, arguments: list[str]) -> None:
+        return run_export(rest)
     from adapruner.cli.fit import quiet_libraries, run_trainer
 
     quiet_libraries()
-    run_trainer(command, arguments)
+    run_trainer(command, rest)
 
 
 def _compare(arguments: list[str], imports: list[str]) -> None:
@@ -99,9 +100,3 @@ def _check_fit(methods: Any) -> None:
 
     quiet_libraries()
     check_fit(methods)
-
-
-def _export(arguments: list[str], imports: list[str]) -> None:
-    from adapruner.cli.export import run_export
-
-    run_export(arguments)

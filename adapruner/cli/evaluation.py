@@ -14,7 +14,7 @@ from typing import Any
 from adapruner.callbacks.evaluation_table import EvaluationTableCallback
 from adapruner.callbacks.loggers import logger_of_command
 from adapruner.callbacks.pruning_search import PruningSearchCallback
-from adapruner.errors import ConfigurationError, ModelError
+from adapruner.errors import ConfigurationError
 from adapruner.evaluation.generation import encode_prompt
 from adapruner.export.rebuilding import read_checkpoint
 from adapruner.files.atomic import temporary_beside
@@ -115,7 +115,7 @@ class EvaluationCommands:
         given = next((c.options.plan for c in self.trainer.callbacks if isinstance(c, PruningSearchCallback)), None)
         checkpoint = self.config[self.command].get("ckpt_path")
         if checkpoint is not None and not Path(checkpoint).is_dir():
-            return self._of_checkpoint(Path(checkpoint), given)
+            return self._describe_checkpoint(Path(checkpoint), given)
         name = self.model.name_or_path
         if given is not None and self._prune(given):
             zero = ", its output biases zero" if given.output_bias else ""
@@ -124,11 +124,8 @@ class EvaluationCommands:
         exported = self.model.exported
         return f"the dense model {name}" if exported is None else f"the export {name} (plan {exported.plan.hash})"
 
-    def _of_checkpoint(self, file: Path, given: PruningPlan | None) -> str:
-        try:
-            record = read_checkpoint(file)
-        except ModelError as error:
-            raise ModelError(str(error).replace("checkpoint: ", "ckpt_path: ", 1).replace("--checkpoint", "--ckpt_path")) from None
+    def _describe_checkpoint(self, file: Path, given: PruningPlan | None) -> str:
+        record = read_checkpoint(file, "ckpt_path")
         found = read_plan(record[PLAN_KEY])
         if given is not None and given.hash != found.hash:
             raise ConfigurationError(

@@ -17,7 +17,7 @@ Write the pruned model of a run as a Hugging Face folder: safetensors, configura
 RUN is a folder that fit wrote into. The model is built again from the base model, the plan and the last checkpoint; the
 finished model/ in the folder serves where the checkpoints end before it, or there are none. RUN may also be an exported
 folder itself. Checkpoints are read without running code in them, and a plan, a base model or weights that do not belong
-together are refused. DIR is written as a whole or not at all; an earlier export there is replaced.
+together are an error. DIR is written as a whole or not at all; an earlier export there is replaced.
 """
 _EPILOG = """\
 examples:
@@ -57,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--gguf", metavar="FILE", type=Path, help="write the model for llama.cpp, too")
     add("--push", metavar="REPO_ID", help="upload DIR to the hub, as user/name; a new repository is private")
     add("--checkpoint", metavar="FILE", type=Path, help="the Lightning checkpoint to take (default: the last one of the run)")
+    add("--import", metavar="FILE", help="export formats and the like of your own; may be repeated")
     add("--verify", action=argparse.BooleanOptionalAction, default=True, help="load DIR in a fresh process and compare logits (default)")
     return parser
 
@@ -102,8 +103,7 @@ def _check(given: argparse.Namespace, options: ExportOptions) -> dict[str, Path]
     Raises:
         ConfigurationError: in these cases.
     """
-    others = {"gguf": given.gguf, "pad": given.pad, "format": given.format != _FOLDER}
-    for name, asked in others.items():
+    for name, asked in (("gguf", given.gguf), ("format", given.format != _FOLDER)):
         if asked and options.adapters == "folder":
             raise ConfigurationError(f"{name}: expected adapters merged, got --adapters folder; leave one of the two out")
     if given.push is not None and given.format != _FOLDER:

@@ -224,7 +224,7 @@ class PruningCLI(EvaluationCommands, LightningCLI):
                     callback.weights_follow = True
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
-        """Lightning refuses a callback that keeps checkpoints where the Trainer is told to keep none."""
+        """Lightning takes no callback that keeps checkpoints where the Trainer is told to keep none."""
         if config.get("enable_checkpointing") is False:
             callbacks = [c for c in callbacks if not isinstance(c, RecoveryCheckpointCallback)]
         return super()._instantiate_trainer(config, callbacks)
@@ -243,7 +243,7 @@ def run_trainer(command: str, words: Sequence[str]) -> None:
 
 
 def make_fit_parser() -> LightningArgumentParser:
-    """The parser of ``fit``; nothing is instantiated or run. What it refuses, it raises as an ``ArgumentError``."""
+    """The parser of ``fit``; nothing is instantiated or run. Wrong options are an ``ArgumentError``."""
 
     class Made(Exception):
         """Carries the parser out of a constructor that would go on and run."""

@@ -1,7 +1,7 @@
 """What is wrong with the options of a command, one line for each: found from the parser's options and their types.
 
-jsonargparse says what it does not accept in prose of up to a hundred lines, and of one option at a time. Once it has refused a command
-line, each option that was given there or in a configuration is therefore judged again, by its name and its type alone.
+jsonargparse says what it does not accept in prose of up to a hundred lines, and of one option at a time. Where it raises
+an error, each option that was given on the command line or in a configuration is therefore judged again, by its name and its type alone.
 """
 
 from __future__ import annotations
@@ -169,9 +169,8 @@ class Options:
         if choices:
             return f"{self.prefix}{name}: expected a known {name.split('.')[-1]}, got {value!r}; {nearest(str(value), choices)}"
         kinds = [get_origin(member) or member for member in _members(hint)]
-        return self._line(
-            name, " or ".join(dict.fromkeys(_WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}") for kind in kinds)), value
-        )
+        words = dict.fromkeys(_WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}") for kind in kinds)
+        return self._line(name, " or ".join(words), value)
 
 
 def options_of(parser: ArgumentParser, command: str) -> Options:

@@ -34,19 +34,19 @@ def gather(path: Path) -> dict[str, Any]:
         ConfigurationError, PlanError: if there is nothing of adapruner's at the path, or a plan was changed or is damaged.
     """
     if path.is_file():
-        return {**_nothing(path, "plan"), "plan": plan_record(read_plan(path))}
+        return {**_empty(path, "plan"), "plan": plan_record(read_plan(path))}
     if not path.is_dir():
         raise ConfigurationError(f"run: expected a run, an export or a plan.json, got nothing at {path}; check the path")
-    export = _export_of(path)
+    export = _read_export(path)
     known = (PLAN, REPORT, CONFIG, TRIALS, JOURNAL)
     if export is None and not any((path / name).is_file() for name in known):
         raise ConfigurationError(f"run: expected a run, an export or a plan.json, got {path} without {', '.join(known)}; check the path")
-    found = _nothing(path, "run" if export is None else "export")
+    found = _empty(path, "run" if export is None else "export")
     plan = read_plan(path / PLAN) if (path / PLAN).is_file() else None
     found["plan"] = None if plan is None else plan_record(plan)
-    found["report"] = _report(path, plan, found["remarks"])
-    found["search"] = _search(path)
-    found["holds"] = {"export": export} if export else _holds(path)
+    found["report"] = _read_report(path, plan, found["remarks"])
+    found["search"] = _read_search(path)
+    found["holds"] = {"export": export} if export else _list_contents(path)
     return found
 
 
@@ -70,11 +70,11 @@ def plan_record(plan: PruningPlan) -> dict[str, Any]:
     return {**rest, **hidden, "pruned_fraction": plan.pruned_fraction, "layers": layers}
 
 
-def _nothing(path: Path, kind: str) -> dict[str, Any]:
+def _empty(path: Path, kind: str) -> dict[str, Any]:
     return {"path": str(path), "kind": kind, "plan": None, "report": None, "search": None, "holds": {}, "remarks": []}
 
 
-def _report(path: Path, plan: PruningPlan | None, remarks: list[str]) -> dict[str, Any] | None:
+def _read_report(path: Path, plan: PruningPlan | None, remarks: list[str]) -> dict[str, Any] | None:
     """``report.json``; one that is damaged or of another plan costs a remark, no more."""
     if not (path / REPORT).is_file():
         return None
@@ -88,14 +88,14 @@ def _report(path: Path, plan: PruningPlan | None, remarks: list[str]) -> dict[st
     return report.to_dict()
 
 
-def _search(path: Path) -> dict[str, Any] | None:
+def _read_search(path: Path) -> dict[str, Any] | None:
     """Finished trials, the best and the best fixed one, from ``trials.csv``, and how many the journal has."""
     try:
         with (path / TRIALS).open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row.get("state")]
     except (OSError, ValueError, csv.Error):
         rows = []
-    journal = _journal(path / JOURNAL)
+    journal = _read_journal(path / JOURNAL)
     if not rows and journal is None:
         return None
     complete = [row for row in rows if row["state"] == "complete" and row.get("value")]
@@ -111,7 +111,7 @@ def _best(rows: Sequence[Mapping[str, str]]) -> dict[str, Any] | None:
         return None
 
 
-def _journal(file: Path) -> dict[str, int] | None:
+def _read_journal(file: Path) -> dict[str, int] | None:
     """``begun`` and ``finished`` trials, those of killed processes not counted; ``None`` without a journal."""
     begun, finished, killed = 0, set(), set()
     try:
@@ -132,13 +132,13 @@ def _journal(file: Path) -> dict[str, int] | None:
     return {"begun": begun, "finished": len(finished - killed)}
 
 
-def _holds(path: Path) -> dict[str, Any]:
+def _list_contents(path: Path) -> dict[str, Any]:
     """Name -> what it is, of everything a run leaves."""
     holds: dict[str, Any] = {}
     for file in sorted(path.rglob("*.ckpt"), key=lambda p: p.stat().st_mtime_ns):
         if not any(part.startswith(".") for part in file.relative_to(path).parts):
             holds[str(file.relative_to(path))] = {"checkpoint": True, "bytes": _size(file)}
-    export, journal = _export_of(path / MODEL), _journal(path / JOURNAL)
+    export, journal = _read_export(path / MODEL), _read_journal(path / JOURNAL)
     if export is not None:
         holds[MODEL] = export
     if journal is not None:
@@ -147,7 +147,7 @@ def _holds(path: Path) -> dict[str, Any]:
     return holds
 
 
-def _export_of(folder: Path) -> dict[str, Any] | None:
+def _read_export(folder: Path) -> dict[str, Any] | None:
     """Class, plan and size of an export; ``None`` where there is none."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

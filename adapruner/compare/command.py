@@ -70,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--against", metavar="METHOD", help="the method that differences are taken to, by its name in the table (default: the first)")
     add("--jobs", metavar="N", help="cells at a time; they share the processor cores and the accelerator (default: 1)")
     add("--keep_models", action="store_true", default=None, help="keep the exported model of every cell")
-    add("--import", metavar="FILE", help="metrics, samplers and the like of your own; every fit imports it, too")
+    add("--import", metavar="FILE", help="metrics, samplers and the like of your own, which every fit imports, too; may be repeated")
     return parser
 
 

@@ -1,11 +1,11 @@
 """Text in, token windows out.
 
-Read in order: :mod:`~adapruner.data.sources` (where text comes from; :mod:`~adapruner.data.files` opens local files,
-:mod:`~adapruner.data.instructions` renders instruction rows), :mod:`~adapruner.data.windows` (text to token windows),
-:mod:`~adapruner.data.calibration_set` (the calibration samples a search found, as a file for another run or model),
-:mod:`~adapruner.data.leaks` (no text in two sets), :mod:`~adapruner.data.sets` (what each set is made of),
-:mod:`~adapruner.data.text_sets` (all sets as token windows, in one :class:`~adapruner.data.run_data.RunData`). For a Lightning Trainer
-:mod:`adapruner.data_module` wraps them.
+Read in order: :mod:`~adapruner.data.text_source` (one source of documents; :mod:`adapruner.data.sources` has a file for each kind),
+:mod:`~adapruner.data.windows` (documents to token windows), :mod:`~adapruner.data.draw_windows` (so many windows of each source),
+:mod:`~adapruner.data.sets` (what each set is made of), :mod:`~adapruner.data.leaks` (no text in two sets),
+:mod:`~adapruner.data.text_sets` (all sets, in one :class:`~adapruner.data.run_data.RunData`). :mod:`~adapruner.data.from_texts` does the
+same for lists of texts, :mod:`adapruner.data_module` for a Lightning Trainer. :mod:`~adapruner.data.calibration_set` is the calibration
+set that a search found, as a file for another run or model.
 """
 
 from adapruner.data.documents import Document

@@ -21,8 +21,8 @@ from adapruner.export.licence import is_hub_name
 from adapruner.export.options import DTYPES
 from adapruner.export.padding import pad_to_uniform
 from adapruner.export.staging import MARK, check_folder, staged
-from adapruner.export.target import Target, choose_target, dense_twin, linear_twin
-from adapruner.export.widths import check_widths, has_uneven_experts
+from adapruner.export.target import Target, choose_target, has_uneven_experts
+from adapruner.export.widths import check_widths
 from adapruner.models.families import family_of
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.depth_and_width import remaining_structure, restrict_plan
@@ -150,9 +150,9 @@ def _choose(model: Any, structure: ModelStructure, plan: PruningPlan, pad: bool)
     if plan.cuts_depth_or_width:  # from here on layers are numbered as in the pruned model
         structure = remaining_structure(structure, plan)
         plan = restrict_plan(plan, structure)
-    check_widths(model, structure, plan, linear_twin(model, structure))
+    check_widths(model, structure, plan)
     padded, wide = pad_to_uniform(model, structure, plan) if pad else (model, plan)
-    target = choose_target(padded, structure, wide, dense_twin(model, structure))
+    target = choose_target(padded, structure, wide)
     if wide.kept != plan.kept:
         zeros = sum((len(wide.kept[g.name]) - len(plan.kept[g.name])) * g.parameters_per_unit for g in structure.groups)
         target.notes.append(f"padded with zeros to the widest layer: {zeros} parameters of the file are zeros")

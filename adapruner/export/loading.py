@@ -11,7 +11,7 @@ from adapruner.errors import ConfigurationError, ModelError
 from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter
 from adapruner.export.folder import PLAN_FILE
 from adapruner.export.staging import MARK, is_export
-from adapruner.export.widths import has_uneven_experts
+from adapruner.export.target import has_uneven_experts
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.recovery.lora import merge_lora
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapruner.export.target import linear_twin
+from adapruner.export.twins import dense_twin
 from adapruner.models.units import ModelStructure, UnitGroup
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import prune_model
@@ -28,7 +28,7 @@ def pad_to_uniform(model: Any, structure: ModelStructure, plan: PruningPlan) -> 
         A model to be saved, not run: its buffers are on the meta device.
     """
     wide = padded_plan(structure, plan)
-    twin = linear_twin(model, structure)
+    twin = dense_twin(model, structure, linear=True)
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     for group in structure.groups:
         channels = group.channels_of(plan.kept[group.name])

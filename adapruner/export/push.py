@@ -9,7 +9,6 @@ from adapruner.errors import ConfigurationError, ModelError
 
 #: A shard that is left over would be loaded instead of the new ones.
 _OF_AN_EARLIER_EXPORT = ["model*.safetensors", "model.safetensors.index.json", "adapter/*"]
-_LOG_IN = "log in with 'hf auth login' or set HF_TOKEN"
 
 
 def check_push(repo_id: str, api: Any = None) -> None:
@@ -22,6 +21,7 @@ def check_push(repo_id: str, api: Any = None) -> None:
     Raises:
         ConfigurationError: in these cases.
     """
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -32,9 +32,11 @@ def check_push(repo_id: str, api: Any = None) -> None:
     except HFValidationError as error:
         raise ConfigurationError(f"push: expected a hub name such as user/model, got {repo_id!r} ({_first_line(error)}); mend it") from None
     try:
-        (api or _api()).whoami()
+        (api or HfApi()).whoami()
     except Exception as error:  # no token, a wrong one, no network: all mean that nothing can be pushed
-        raise ConfigurationError(f"push: expected a hub that knows this user, got {_first_line(error)}; {_LOG_IN}") from None
+        raise ConfigurationError(
+            f"push: expected a hub that knows this user, got {_first_line(error)}; log in with 'hf auth login' or set HF_TOKEN"
+        ) from None
 
 
 def push_folder(folder: str | Path, repo_id: str, message: str, api: Any = None) -> str:
@@ -49,7 +51,9 @@ def push_folder(folder: str | Path, repo_id: str, message: str, api: Any = None)
     Raises:
         ModelError: if the hub refuses or cannot be reached; the folder stays as it is.
     """
-    hub = api or _api()
+    from huggingface_hub import HfApi
+
+    hub = api or HfApi()
     try:
         url = hub.create_repo(repo_id, private=True, exist_ok=True)
         hub.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message=message, delete_patterns=_OF_AN_EARLIER_EXPORT)
@@ -61,12 +65,5 @@ def push_folder(folder: str | Path, repo_id: str, message: str, api: Any = None)
     return str(url)
 
 
-def _api() -> Any:
-    from huggingface_hub import HfApi
-
-    return HfApi()
-
-
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

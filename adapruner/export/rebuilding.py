@@ -13,49 +13,40 @@ from adapruner.export.loading import open_export
 from adapruner.models.fingerprint import fingerprint_model
 from adapruner.models.loading import load_language_model, model_source
 from adapruner.models.units import ModelStructure
-from adapruner.pruning.plan import PruningPlan, read_plan
+from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import trace_for_plan
 from adapruner.recovery.checkpoint_contents import PLAN_KEY, fit_to_checkpoint
 
 _PREFIX = "model."
 
 
-def read_checkpoint(file: Path) -> dict[str, Any]:
+def read_checkpoint(file: Path, argument: str = "checkpoint") -> dict[str, Any]:
     """A Lightning checkpoint's dictionary; tensors stay on disk until they are used, and no code in the file runs.
+
+    Args:
+        argument: the option that named it, for messages.
 
     Raises:
         ModelError: if the file is missing, cut short, holds more than tensors and plain values, or no pruned model.
     """
     if file.is_dir():
-        raise ModelError(f"checkpoint: expected one file, got the sharded checkpoint {file}; gather it, or export the run's model folder")
+        raise ModelError(f"{argument}: expected one file, got the sharded checkpoint {file}; gather it, or export the run's model folder")
     try:
         record = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except FileNotFoundError:
-        raise ModelError(f"checkpoint: expected a file, got none at {file}; give the path of a .ckpt file") from None
+        raise ModelError(f"{argument}: expected a file, got none at {file}; give the path of a .ckpt file") from None
     except Exception as error:  # a damaged pickle can fail in any way
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise ModelError(
-            f"checkpoint: expected a whole Lightning checkpoint of tensors and plain values, got damage in {file} ({reason}); "
-            "take another with --checkpoint"
+            f"{argument}: expected a whole Lightning checkpoint of tensors and plain values, got damage in {file} ({reason}); "
+            f"take another with --{argument}"
         ) from None
     weights = record.get("state_dict") if isinstance(record, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise ModelError(f"checkpoint: expected the checkpoint of a run, got no weights in {file}; give one that fit wrote")
+        raise ModelError(f"{argument}: expected the checkpoint of a run, got no weights in {file}; give one that fit wrote")
     if not isinstance(record.get(PLAN_KEY), dict):
-        raise ModelError(f"checkpoint: expected the checkpoint of a pruned model, got no plan in {file}; give one that fit wrote")
+        raise ModelError(f"{argument}: expected the checkpoint of a pruned model, got no plan in {file}; give one that fit wrote")
     return record
-
-
-def check_same_plan(record: Mapping[str, Any], plan: PruningPlan, file: Path) -> None:
-    """Refuses a checkpoint of another plan than the run's.
-
-    Raises:
-        PlanError: if the checkpoint's plan was changed.
-        ModelError: if it is another one.
-    """
-    found = read_plan(record[PLAN_KEY])
-    if found.hash != plan.hash:
-        raise ModelError(f"checkpoint: expected the plan {plan.hash} of the run, got {found.hash} in {file}; give a checkpoint of this run")
 
 
 def rebuild(base: Mapping[str, Any], plan: PruningPlan, record: Mapping[str, Any]) -> tuple[Any, ModelStructure]:

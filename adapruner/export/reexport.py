@@ -16,7 +16,7 @@ from adapruner.export.folder import PLAN_FILE, ExportRecord, check_range, copy_t
 from adapruner.export.licence import base_licence
 from adapruner.export.loading import ExportedModel, open_export
 from adapruner.export.options import ExportOptions
-from adapruner.export.target import make_config
+from adapruner.export.twins import build_on_meta, make_config
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import trace_for_plan
@@ -87,8 +87,4 @@ def _dense_structure(model: Any, plan: PruningPlan) -> ModelStructure:
     """
     if plan.cuts_depth_or_width:
         raise ModelError("pad: expected an export that has all its layers and hidden channels, got one without some; export from the run")
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        dense = AutoModelForCausalLM.from_config(make_config(model, model.config.model_type, {}))
-    return trace_for_plan(dense, plan)
+    return trace_for_plan(build_on_meta(make_config(model, model.config.model_type)), plan)

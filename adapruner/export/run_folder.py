@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapruner.errors import ConfigurationError
+from adapruner.errors import ConfigurationError, ModelError
 from adapruner.export.adapters import ADAPTER_FOLDER
 from adapruner.export.card import card_of_report
 from adapruner.export.folder import PLAN_FILE
-from adapruner.export.rebuilding import check_same_plan, read_checkpoint
+from adapruner.export.rebuilding import read_checkpoint
 from adapruner.export.staging import is_export
 from adapruner.pruning.plan import PruningPlan, read_plan
+from adapruner.recovery.pruned_checkpoint import PLAN_KEY
 
 CONFIG_FILE, MODEL_FOLDER, REPORT_FILE = "config.yaml", "model", "report.json"
 
@@ -28,7 +29,7 @@ class Source:
     card: dict[str, Any]
     """What the run says of these very weights, for the model card."""
     exported: Path | None = None
-    """An export to write again; None: ``record`` is used."""
+    """An export to write once more; None: ``record`` is used."""
     record: dict[str, Any] | None = None
     """The checkpoint's dictionary."""
     base: dict[str, Any] | None = None
@@ -53,44 +54,38 @@ def find_source(run: Path, checkpoint: Path | None, adapters: str) -> Source:
     if is_export(run):
         if checkpoint is not None:
             raise ConfigurationError(f"checkpoint: expected a run beside it, got the export {run}; give the folder of the run")
-        return _of_export(run, read_plan(run / PLAN_FILE), None, adapters)
+        return _of_export(run, read_plan(run / PLAN_FILE), {}, adapters)
     if not (run / PLAN_FILE).is_file():
         raise ConfigurationError(f"run: expected a run with {PLAN_FILE}, got {run} without it; give the folder that fit wrote into")
     plan = read_plan(run / PLAN_FILE)
-    exported = run / MODEL_FOLDER if is_export(run / MODEL_FOLDER) else None
-    if exported is not None and read_plan(exported / PLAN_FILE).hash != plan.hash:
-        exported = None  # of an earlier run in the same folder
-    file = checkpoint or _last_checkpoint(run)
+    config, report, exported, file = _config(run), _report(run, plan), run / MODEL_FOLDER, checkpoint or _last_checkpoint(run)
+    finished = is_export(exported) and read_plan(exported / PLAN_FILE).hash == plan.hash  # else of an earlier run in the same folder
+    if file is None and not finished:
+        raise ConfigurationError(
+            f"run: expected a checkpoint or an exported model, got a run without either in {run} (it ended before recovery saved one); "
+            f"start the same fit again, it goes on where it stopped, or fit with --pruning.plan {run / PLAN_FILE}"
+        )
     if file is None:
-        return _of_export(_only(exported, run), plan, run, adapters)
+        return _of_export(exported, plan, _card(config, report), adapters)
     record = read_checkpoint(file)
-    check_same_plan(record, plan, file)
-    report = _report(run, plan)
-    behind = _steps(report) is not None and record.get("global_step") != _steps(report)
-    serves = exported is not None and (adapters == "merged" or (exported / ADAPTER_FOLDER).is_dir())
-    if checkpoint is None and behind and serves:
-        return _of_export(_only(exported, run), plan, run, adapters)
+    found = read_plan(record[PLAN_KEY])
+    if found.hash != plan.hash:
+        raise ModelError(f"checkpoint: expected the plan {plan.hash} of the run, got {found.hash} in {file}; give a checkpoint of this run")
+    steps = _steps(report)
+    behind = steps is not None and record.get("global_step") != steps
+    if checkpoint is None and behind and finished and (adapters == "merged" or (exported / ADAPTER_FOLDER).is_dir()):
+        return _of_export(exported, plan, _card(config, report), adapters)
     words = f"the weights of step {record.get('global_step', 'unknown')} from {file}"
-    return Source(plan, words, _card(run, None if behind else report), record=record, base=_base(run))
+    return Source(plan, words, _card(config, {} if behind else report), record=record, base=_base(config, run))
 
 
-def _of_export(exported: Path, plan: PruningPlan, run: Path | None, adapters: str) -> Source:
+def _of_export(exported: Path, plan: PruningPlan, card: dict[str, Any], adapters: str) -> Source:
     if adapters == "folder" and not (exported / ADAPTER_FOLDER).is_dir():
         raise ConfigurationError(
             f"adapters: expected adapters kept apart, got only the merged weights in {exported}; "
             "give the run's folder with a checkpoint, or leave the option out"
         )
-    card = {} if run is None else _card(run, _report(run, plan))
     return Source(plan, f"the finished export in {exported}", card, exported=exported)
-
-
-def _only(exported: Path | None, run: Path) -> Path:
-    if exported is None:
-        raise ConfigurationError(
-            f"run: expected a checkpoint or an exported model, got a run without either in {run} (it ended before recovery saved one); "
-            f"start the same fit again, it goes on where it stopped, or fit with --pruning.plan {run / PLAN_FILE}"
-        )
-    return exported
 
 
 def _last_checkpoint(run: Path) -> Path | None:
@@ -99,7 +94,7 @@ def _last_checkpoint(run: Path) -> Path | None:
     return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
 
 
-def read_config(run: Path) -> dict[str, Any]:
+def _config(run: Path) -> dict[str, Any]:
     """The run's ``config.yaml``; empty where there is none.
 
     Raises:
@@ -117,9 +112,9 @@ def read_config(run: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _base(run: Path) -> dict[str, Any]:
+def _base(config: dict[str, Any], run: Path) -> dict[str, Any]:
     """How the run loaded its model. Code that comes with a model is not run, whatever the file says."""
-    model = read_config(run).get("model")
+    model = config.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("name_or_path"), str):
         raise ConfigurationError(
             f"run: expected the model's name in {run / CONFIG_FILE}, got none; restore the file, or export the run's {MODEL_FOLDER} folder"
@@ -127,38 +122,36 @@ def _base(run: Path) -> dict[str, Any]:
     return {"name_or_path": model["name_or_path"], "dtype": str(model.get("dtype") or "auto"), "revision": model.get("revision")}
 
 
-def _card(run: Path, report: dict[str, Any] | None) -> dict[str, Any]:
+def _card(config: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
     """Numbers of the report and every seed that the run was given. An extra: a damaged report costs its numbers, no more."""
     try:
-        card = {} if report is None else card_of_report(report)
+        card = card_of_report(report)
     except (KeyError, TypeError, AttributeError, ValueError):
         card = {}
-    config = read_config(run)
-    sections = {"data": ("data",), "search": ("pruning", "search"), "recovery": ("recovery",)}
-    found = {"everything": config.get("seed_everything"), **{name: _seed(config, path) for name, path in sections.items()}}
-    seeds = {name: seed for name, seed in found.items() if seed is not None}
-    return {**card, "seeds": seeds} if seeds else card
+    seeds = {"everything": config.get("seed_everything")}
+    for name, path in (("data", ["data"]), ("search", ["pruning", "search"]), ("recovery", ["recovery"])):
+        seeds[name] = _inside(config, *path, "seed")
+    given = {name: seed for name, seed in seeds.items() if seed is not None}
+    return {**card, "seeds": given} if given else card
 
 
-def _seed(config: Any, path: tuple[str, ...]) -> Any:
-    for name in path:
-        config = config.get(name) if isinstance(config, dict) else None
-    return config.get("seed") if isinstance(config, dict) else None
-
-
-def _report(run: Path, plan: PruningPlan) -> dict[str, Any] | None:
-    """``report.json`` if it can be read and is of this plan."""
+def _report(run: Path, plan: PruningPlan) -> dict[str, Any]:
+    """``report.json`` if it can be read and is of this plan; else empty."""
     try:
         report = json.loads((run / REPORT_FILE).read_text(encoding="utf-8"))
-        return report if report["model"]["plan_hash"] == plan.hash else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    except (OSError, ValueError):
+        return {}
+    return report if _inside(report, "model", "plan_hash") == plan.hash else {}
 
 
-def _steps(report: dict[str, Any] | None) -> int | None:
+def _steps(report: dict[str, Any]) -> int | None:
     """Optimizer steps at the end of the run; None where the report does not say."""
-    try:
-        steps = report["recovery"]["lora"]["steps"] if report else None
-    except (KeyError, TypeError):
-        return None
+    steps = _inside(report, "recovery", "lora", "steps")
     return steps if isinstance(steps, int) else None
+
+
+def _inside(record: Any, *path: str) -> Any:
+    """A value deep in a record; None where the path does not lead to one."""
+    for name in path:
+        record = record.get(name) if isinstance(record, dict) else None
+    return record

@@ -44,39 +44,21 @@ def staged(folder: Path) -> Iterator[Path]:
         ConfigurationError: if there is no writing there, or ``folder`` holds, or came to hold meanwhile, something else.
     """
     folder = Path(os.path.abspath(folder))
-    check_place(folder)
+    check_folder(folder)
     with scratch_beside(folder) as new:
         yield new
-        move_into_place(new, folder)
+        check_folder(folder)
+        replace_folder(new, folder)
 
 
-def move_into_place(new: Path, folder: Path) -> None:
-    """Puts a finished folder in the place of an earlier export.
-
-    Raises:
-        ConfigurationError: if something else is there.
-    """
-    check_folder(folder)
-    replace_folder(new, folder)
-
-
-def check_place(folder: Path) -> None:
-    """Refuses a place that cannot be written or is taken by something other than an earlier export; writes nothing.
+def check_folder(folder: str | Path) -> None:
+    """Refuses a place that cannot be written, or is taken by something other than an earlier export; writes nothing.
 
     Raises:
         ConfigurationError: in these cases.
     """
-    check_folder(folder)
-    check_parent(folder, "folder")
-
-
-def check_folder(folder: str | Path) -> None:
-    """Refuses a place that holds something other than an earlier export; a callback calls this before hours of work.
-
-    Raises:
-        ConfigurationError: if it does.
-    """
     folder = Path(folder)
+    check_parent(folder, "folder")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir():

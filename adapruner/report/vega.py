@@ -1,4 +1,7 @@
-"""A chart as JSON for a page, and as SVG and PNG without a browser. The same chart gives the same bytes."""
+"""A chart as JSON for a page, and as SVG and PNG without a browser. The same chart gives the same bytes.
+
+Vega-Lite, because one description serves both, colours can be the page's own, and a page holds 0.9 MB of JavaScript (plotly's: 4.8).
+"""
 
 from __future__ import annotations
 

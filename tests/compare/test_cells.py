@@ -32,7 +32,7 @@ def test_the_arguments_of_a_cell_settle_everything_it_owns_and_come_last(tmp_pat
     spec = fake_spec(tmp_path, options={"pruning.search.n_trials": 3, "export.verify": True})
     cell = lay_out(spec)[-1]
     assert cell.arguments[:5] == ("fit", "--config", str(spec.base), "--config", str(tmp_path / "l2.yaml"))
-    own = {f"--{key}" for key in OWNED} - {"--config", "--c"}
+    own = {f"--{key}" for key in OWNED} - {"--config", "--c", "--import"}
     assert {a.split("=")[0] for a in cell.arguments[-len(own) :]} == own
     assert {"--seed_everything=2", "--data.seed=2", "--pruning.search.seed=2", "--recovery.seed=2"} < set(cell.arguments)
     assert {"--pruning.budget.pruned_fraction=0.5", f"--trainer.default_root_dir={cell.folder}"} < set(cell.arguments)

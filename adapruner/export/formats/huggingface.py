@@ -7,7 +7,8 @@ from pathlib import Path
 
 from adapruner.export.formats import FormatRecord, register_export_format
 from adapruner.export.options import ExportOptions
-from adapruner.export.staging import check_place, move_into_place
+from adapruner.export.staging import check_folder
+from adapruner.files.atomic import replace_folder
 
 
 @register_export_format
@@ -18,10 +19,11 @@ class HuggingFaceFolder:
 
     def check(self, target: Path, options: ExportOptions) -> None:
         """Refuses a place that cannot be written, or holds something other than an earlier export."""
-        check_place(target)
+        check_folder(target)
 
     def write(self, folder: Path, target: Path, options: ExportOptions) -> FormatRecord:
         """Moves the folder."""
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        move_into_place(folder, target)
+        check_folder(target)
+        replace_folder(folder, target)
         return FormatRecord(target, f"for transformers, {config['architectures'][0]}")

@@ -1,0 +1,75 @@
+"""Models without values, on the meta device: what a configuration builds, and the dense model that a pruned one was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from adapruner.errors import ModelError
+from adapruner.models.families import LayerShape, family_of
+from adapruner.models.shapes import layer_shape
+from adapruner.models.units import ModelStructure
+
+_NOT_CARRIED = (
+    *("model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "auto_map", "_name_or_path", "output_bias"),
+    *("per_layer_config", "allow_global_per_layer_attribute_access", "pruned_shapes", "pruned_attributes"),
+)
+
+
+def make_config(model: Any, model_type: str, changes: Mapping[str, Any] | None = None, dropped: tuple[str, ...] = ()) -> Any:
+    """The model's configuration as ``model_type``, with some values changed and some left out."""
+    from transformers import AutoConfig
+
+    values = {key: value for key, value in model.config.to_dict().items() if key not in (*_NOT_CARRIED, *dropped)}
+    # Training may untie what the configuration calls tied; loading would then drop the output layer.
+    values |= {**(changes or {}), "tie_word_embeddings": model.get_output_embeddings().weight is model.get_input_embeddings().weight}
+    try:
+        return AutoConfig.for_model(model_type, **values)
+    except ValueError as error:
+        if "Unrecognized model" not in str(error):
+            raise
+        raise ModelError(f"model: expected a family of transformers, got {model_type!r}; save it with its own save_pretrained") from None
+
+
+def build_on_meta(config: Any, model_class: Any = None) -> Any:
+    """A model without values, of the class that transformers has for the configuration unless another is given.
+
+    Raises:
+        ModelError: if it has none.
+    """
+    from transformers import AutoModelForCausalLM
+
+    known = AutoModelForCausalLM._model_mapping
+    if model_class is None and type(config) not in known:
+        raise ModelError(
+            f"model: expected a class of transformers, got one with the configuration {type(config).__name__}; "
+            "save it with its own save_pretrained, beside plan.json"
+        )
+    with torch.device("meta"):
+        return (model_class or known[type(config)])(config)
+
+
+def dense_twin(model: Any, structure: ModelStructure, *, linear: bool) -> Any:
+    """The stock class at the widths before pruning, which are read off the structure: surgery may have changed the configuration.
+
+    Args:
+        linear: put it into the linear form of its family.
+    """
+    family = family_of(structure.model_type)
+    groups = {g.kind: g for g in structure.of_layer(structure.groups[0].layer)}
+    shape = layer_shape(groups, {kind: list(range(g.units)) for kind, g in groups.items()})
+    twin = build_on_meta(make_config(model, structure.model_type, named_widths(model.config, structure, shape, family.head_counts)))
+    if linear:
+        family.linear_form(twin)
+    return twin
+
+
+def named_widths(config: Any, structure: ModelStructure, shape: LayerShape, head_dim: bool = False) -> dict[str, int]:
+    """A layer's widths in the configuration's own names, as far as it has them; ``head_dim`` is named only where asked for."""
+    family = family_of(structure.model_type)
+    values = {"num_attention_heads": shape.query_heads, "num_key_value_heads": shape.key_value_heads}
+    values |= {name: value for name, value in ((family.ffn_name, shape.ffn), (family.experts_name, shape.experts)) if name}
+    known = {key: value for key, value in values.items() if value and hasattr(config, key)}
+    return {**known, "head_dim": shape.head_dim} if head_dim and shape.head_dim else known

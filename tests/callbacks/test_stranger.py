@@ -1,0 +1,195 @@
+"""A stranger's project: everything that Lightning promises works with the callbacks, in this process and in a new one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from adapruner.callbacks import LoRARecoveryCallback, PrunedExportCallback, PruningListener, PruningSearchCallback
+from adapruner.errors import DataError
+from adapruner.pruned_module import PrunedCheckpoints
+from adapruner.recovery.lora import LoRAConfig
+from adapruner.search.config import SearchConfig
+from adapruner.search.space import SearchSpace
+from tests.tiny import random_windows, tiny_llama, word_tokenizer
+
+FFN = 480
+ROOT = Path(__file__).parents[2]
+BATCH = random_windows(2, 16, seed=11).input_ids
+
+
+class Stranger(LightningModule):
+    """A module that has never heard of pruning."""
+
+    def __init__(self, rate: float = 1e-3) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.lm = tiny_llama(intermediate_size=FFN)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        return self.lm(**batch, use_cache=False).loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.log("val_loss", self.lm(**batch, use_cache=False).loss)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.log("test_loss", self.lm(**batch, use_cache=False).loss)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.hparams["rate"])
+
+
+class Prunable(PrunedCheckpoints, Stranger):
+    """The one line that makes ``load_from_checkpoint`` work in any process."""
+
+    model_attribute = "lm"
+
+
+def loader(seed: int, count: int = 8) -> DataLoader[Any]:
+    rows: Any = random_windows(count, 16, seed=seed)
+    return DataLoader(rows, batch_size=4)
+
+
+def our_callbacks(recovery: bool = True) -> list[Any]:
+    search = SearchConfig(n_trials=4, chunks=2, random_sets=0, rerank=None, space=SearchSpace(metrics=["l2", "gate_fisher"]))
+    windows = random_windows(8, 16, seed=1, sources=("books", "code"))
+    found: list[Any] = [PruningSearchCallback(0.3, search=search, model_attribute="lm", calibration=windows)]  # type: ignore[arg-type]
+    return [*found, *([LoRARecoveryCallback(LoRAConfig(r=2, alpha=4, dropout=0.0), model_attribute="lm")] if recovery else [])]
+
+
+def trainer(folder: Path, callbacks: list[Any], **options: Any) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    return Trainer(default_root_dir=folder, accelerator="cpu", devices=1, callbacks=callbacks, **{**quiet, "max_epochs": 3, **options})
+
+
+@pytest.fixture(scope="module", params=[Stranger, Prunable])
+def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """``fit(module, dataloader)`` without a data module, with checkpoints, early stopping, accumulation and clipping."""
+    folder, module = tmp_path_factory.mktemp("stranger"), request.param()
+    best = ModelCheckpoint(folder / "best", monitor="val_loss", save_top_k=1)
+    callbacks = [*our_callbacks(), best, EarlyStopping("val_loss", patience=5)]
+    run = trainer(folder, callbacks, accumulate_grad_batches=2, gradient_clip_val=1.0)
+    run.fit(module, loader(4), loader(5))
+    return run, module, best
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(BATCH).logits  # type: ignore[no-any-return]
+
+
+def test_fit_without_a_data_module(fitted: Any) -> None:
+    run, module, best = fitted
+    assert run.global_step == 3  # 2 batches an epoch, accumulated
+    assert module.plan.pruned_fraction == pytest.approx(0.3, abs=0.002)
+    assert [layer.mlp.down_proj.in_features for layer in module.lm.model.layers] == module.plan.widths("ffn") != [FFN] * 3
+    assert not hasattr(module.lm, "peft_config")
+    assert Path(best.best_model_path).is_file()
+
+
+def test_test_of_the_best_checkpoint_in_the_same_process(fitted: Any) -> None:
+    run, module, best = fitted
+    after_fit = logits(module.lm)
+    found = [run.test(module, loader(6), ckpt_path="best", verbose=False)[0]["test_loss"] for _ in range(2)]  # twice is as good as once
+    assert found[0] == found[1]
+    assert not hasattr(module.lm, "peft_config")
+    if best.best_model_path.endswith("step=3.ckpt"):  # the last state is the best one
+        torch.testing.assert_close(logits(module.lm), after_fit, atol=1e-5, rtol=1e-5)
+
+
+def test_a_fresh_module_takes_the_checkpoint_with_the_callbacks(fitted: Any, tmp_path: Path) -> None:
+    run, module, best = fitted
+    expected = run.test(module, loader(6), ckpt_path=best.best_model_path, verbose=False)[0]["test_loss"]
+    fresh = type(module)()
+    found = trainer(tmp_path, our_callbacks()).test(fresh, loader(6), ckpt_path=best.best_model_path, verbose=False)[0]["test_loss"]
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert fresh.plan.hash == module.plan.hash
+
+
+def test_load_from_checkpoint_in_a_new_process(fitted: Any, tmp_path: Path) -> None:
+    run, module, best = fitted
+    if not isinstance(module, Prunable):
+        pytest.skip("a class that does not say it can be pruned builds a dense model: see PrunedCheckpoints")
+    run.test(module, loader(6), ckpt_path=best.best_model_path, verbose=False)  # the module has the best state now
+    torch.save(logits(module.lm), tmp_path / "expected.pt")
+    code = (
+        "import sys, torch; from tests.callbacks.test_stranger import Prunable, logits; from adapruner.recovery.lora import merge_lora\n"
+        "module = Prunable.load_from_checkpoint(sys.argv[1])\n"
+        "torch.testing.assert_close(logits(merge_lora(module.lm)), torch.load(sys.argv[2]), atol=1e-5, rtol=1e-5)\n"
+        "print(module.plan.hash, module.hparams['rate'])"
+    )
+    command = [sys.executable, "-c", code, best.best_model_path, str(tmp_path / "expected.pt")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [module.plan.hash, "0.001"]
+
+
+def test_save_pretrained_writes_a_folder_that_loads_in_a_new_process(fitted: Any, tmp_path: Path) -> None:
+    _, module, _ = fitted
+    module.lm.save_pretrained(tmp_path / "out")
+    torch.save(logits(module.lm), tmp_path / "expected.pt")
+    code = (
+        "import sys, torch; from transformers import AutoModelForCausalLM; from tests.callbacks.test_stranger import logits\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "torch.testing.assert_close(logits(model), torch.load(sys.argv[2]), atol=1e-5, rtol=1e-5)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out"), str(tmp_path / "expected.pt")],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_export_without_a_tokenizer_says_so(tmp_path: Path) -> None:
+    export = PrunedExportCallback(verify=False)
+    trainer(tmp_path, [*our_callbacks(recovery=False), export], max_steps=1, max_epochs=None).fit(Stranger(), loader(4))
+    assert export.record is not None
+    assert any("tokenizer" in note for note in export.record.notes)
+
+
+def test_texts_and_a_tokenizer_will_do(tmp_path: Path) -> None:
+    callbacks = our_callbacks(recovery=False)
+    callbacks[0].calibration = {"books": [" ".join(f"w{(i * j) % 90}" for j in range(90)) for i in range(60)]}
+    with pytest.raises(Exception, match="tokenizer: expected a tokenizer for the texts, got none"):
+        trainer(tmp_path / "none", callbacks, max_steps=1).fit(Stranger(), loader(4))
+    callbacks[0].tokenizer = word_tokenizer()
+    module = Stranger()
+    trainer(tmp_path / "run", callbacks, max_steps=1).fit(module, loader(4))
+    assert module.plan.pruned_fraction == pytest.approx(0.3, abs=0.002)  # type: ignore[union-attr,operator]
+
+
+def test_without_any_data_it_is_said_what_to_give(tmp_path: Path) -> None:
+    search = PruningSearchCallback(0.3, model_attribute="lm")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"data: expected a data module with calibration_windows, got NoneType"):
+        trainer(tmp_path, [search], max_steps=1).fit(Stranger(), loader(4))
+
+
+def test_a_listener_hears_every_stage_in_order(tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    class Listener(PruningListener):
+        def check_before_search(self, trainer: Trainer) -> None:
+            heard.append("check")
+
+        def on_search_accepted(self, trainer: Trainer) -> None:
+            heard.append("accepted")
+
+        def on_pruning_stage(self, trainer: Trainer, pl_module: LightningModule, stage: str, pruning: PruningSearchCallback) -> None:
+            heard.append(f"{stage} {sum(p.numel() for p in pl_module.parameters())}")
+
+        def before_merge(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            heard.append("merge")
+
+    module = Stranger()
+    dense = sum(p.numel() for p in module.parameters())
+    trainer(tmp_path, [*our_callbacks(), Listener()], max_steps=1).fit(module, loader(4))
+    left = module.plan.parameters["pruned"]  # type: ignore[union-attr]
+    assert heard == ["check", "accepted", f"dense {dense}", f"reconstructed {left}", "merge"]
