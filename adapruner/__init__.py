@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from adapruner.importance.metrics import register_metric
     from adapruner.models.families.family import register_family
     from adapruner.module import PrunableCausalLM
+    from adapruner.pruned_module import PrunedCheckpoints
     from adapruner.pruning.allocation import Allocation
     from adapruner.pruning.budget import Budget
     from adapruner.pruning.plan import PruningPlan, read_plan
@@ -57,6 +58,7 @@ __all__ = [
     "LoRAConfig",
     "ObjectiveConfig",
     "PrunableCausalLM",
+    "PrunedCheckpoints",
     "PruningDataModule",
     "PruningPlan",
     "PruningResult",
@@ -82,6 +84,7 @@ _LAZY = {
     "LoRAConfig": "adapruner.recovery.lora",
     "ObjectiveConfig": "adapruner.search.objectives",
     "PrunableCausalLM": "adapruner.module",
+    "PrunedCheckpoints": "adapruner.pruned_module",
     "PruningDataModule": "adapruner.data_module",
     "PruningPlan": "adapruner.pruning.plan",
     "PruningResult": "adapruner.run",

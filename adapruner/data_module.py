@@ -44,6 +44,17 @@ class PruningDataModule(LightningDataModule):
     Raises:
         ConfigurationError: if a number is out of range, a name stands twice, or calibration has both sources and a given set.
         DataError: if a source or a given set cannot be read, or sets share documents.
+
+    >>> from adapruner.data.sets import CalibrationData, SearchData
+    >>> from adapruner.data.text_source import TextSource
+    >>> from adapruner.models.loading import load_tokenizer
+    >>> pool = CalibrationData([TextSource("torch", demo="torch", split="calibration")], samples_per_source=4, seq_len=64)
+    >>> held_out = SearchData([TextSource("stdlib", demo="stdlib", split="search")], samples=4, seq_len=64)
+    >>> data = PruningDataModule(pool, held_out)
+    >>> data.tokenizer_object = load_tokenizer("demo")  # a Trainer takes its module's
+    >>> data.setup()
+    >>> data.calibration_windows.input_ids.shape
+    torch.Size([4, 64])
     """
 
     calibration_windows: TextWindows

@@ -11,7 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 
 class AdaPrunerError(Exception):
-    """Base of every error that is the caller's to mend. The message is always a single line."""
+    """Base of every error that is the caller's to mend. The message is always a single line.
+
+    >>> str(AdaPrunerError("budget: expected 0.2,   got 2; give 0.2"))
+    'budget: expected 0.2, got 2; give 0.2'
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))

@@ -57,6 +57,11 @@ class PrunableCausalLM(PrunedCheckpoints, LightningModule):
         generation: how ``predict`` continues its prompts.
 
     The model is loaded in :meth:`configure_model`, which callbacks may call early; it is idempotent.
+
+    >>> module = PrunableCausalLM("demo", dtype="float32")
+    >>> module.configure_model()
+    >>> module.model.config.model_type
+    'llama'
     """
 
     def __init__(

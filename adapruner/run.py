@@ -33,7 +33,12 @@ from adapruner.stages import PrunedModel, export, load_model, pruning_options, r
 
 @dataclass(frozen=True)
 class PruningResult:
-    """What :func:`prune` returns."""
+    """What :func:`prune` returns.
+
+    >>> result = PruningResult(model=None, tokenizer=None, plan=None, outcome=None)  # what prune returns has them filled in
+    >>> result.perplexity
+    []
+    """
 
     model: Any
     """The pruned model, ready to generate; the object that was given, where one was given."""
@@ -89,7 +94,8 @@ def prune(
 
     >>> import adapruner
     >>> from adapruner.demo import texts
-    >>> result = adapruner.prune("demo", calibration=texts("calibration"), budget=0.4, search=20, progress=False)
+    >>> recipe = adapruner.Recipe({"l2": 1.0})  # without one, the recipe is searched
+    >>> result = adapruner.prune("demo", calibration=texts(), budget=0.4, recipe=recipe, reconstruction=None, progress=False)
     >>> 0.39 < result.plan.pruned_fraction < 0.41
     True
     """

@@ -58,7 +58,7 @@ def test_it_parses_and_opens_with_its_command(name: str, parser: Any) -> None:
     if name != "local.yaml":  # whose files are placeholders: made, every value is checked; hub names are not looked up
         for key in ("accelerator", "devices", "precision", "callbacks"):  # of a machine that this one need not be
             parsed.trainer[key] = "cpu" if key == "accelerator" else None
-        made = parser.instantiate_classes({key: parsed[key] for key in ("model", "data")} | {"trainer": parsed.trainer})
+        made = parser.instantiate({key: parsed[key] for key in ("model", "data")} | {"trainer": parsed.trainer})
         assert made
 
 
@@ -133,7 +133,7 @@ def test_what_each_ablation_leaves_to_the_search(parser: Any) -> None:
     searched, settings = {}, {}
     for name in ("quickstart.yaml", *(n for n in OVERLAYS if n.startswith("ablations/"))):
         parsed = parser.parse_args(["--config", find_config("quickstart.yaml"), "--config", find_config(name)])
-        search = parser.instantiate_classes(parsed).pruning.search
+        search = parser.instantiate(parsed).pruning.options.search
         asked = Asked()
         search.space.suggest(asked, pool)
         searched[Path(name).stem], settings[Path(name).stem] = asked.names, (search.sampler, search.order)

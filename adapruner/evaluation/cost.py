@@ -3,7 +3,7 @@
 Which of them a report holds says :mod:`adapruner.evaluation.cost_table`.
 
 Latencies of two models are comparable only when taken side by side, in one process, in turns. After surgery in place
-the dense model is gone: :func:`dense_twin` rebuilds it with random weights, on which latency does not depend.
+the dense model is gone: :func:`random_dense_model` rebuilds it with random weights, on which latency does not depend.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def measure_latency(models: dict[str, nn.Module], seq_len: int, batch: int = 1, 
     return {name: latency for name, latency in found.items() if latency is not None}
 
 
-def dense_twin(config: Any, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> nn.Module:
+def random_dense_model(config: Any, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> nn.Module:
     """A model of the same shapes with random weights, to time what surgery in place has changed.
 
     The random state of the process is left as it was.

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from adapruner.evaluation.cost import dense_twin
+from adapruner.evaluation.cost import random_dense_model
 from adapruner.evaluation.cost_table import COST_ROWS, measure_costs, measure_sizes_alone
 from adapruner.evaluation.speed import SpeedPoint, measure_speed, within_memory
 
@@ -21,7 +21,7 @@ Found = TypeVar("Found")
 
 
 class PairOfModels:
-    """The pruned model and a dense twin with random weights, side by side on the pruned model's device as far as they fit.
+    """The pruned model and a dense one with random weights, side by side on the pruned model's device as far as they fit.
 
     Args:
         dense_config: the dense model's configuration.
@@ -31,10 +31,10 @@ class PairOfModels:
     def __init__(self, dense_config: Any, pruned: nn.Module) -> None:
         parameter = next(pruned.parameters())
         self.device = parameter.device
-        twin: nn.Module | None = within_memory(lambda: dense_twin(dense_config, parameter.dtype, self.device))
-        self.together = twin is not None
+        dense: nn.Module | None = within_memory(lambda: random_dense_model(dense_config, parameter.dtype, self.device))
+        self.together = dense is not None
         """Whether both have been on the device so far."""
-        self.models = {"dense": dense_twin(dense_config, parameter.dtype) if twin is None else twin, "pruned": pruned}
+        self.models = {"dense": random_dense_model(dense_config, parameter.dtype) if dense is None else dense, "pruned": pruned}
 
     def costs(self, seq_len: int, repeats: int) -> dict[str, dict[str, Any]]:
         """By model: the rows of :data:`adapruner.evaluation.cost_table.COST_ROWS`."""

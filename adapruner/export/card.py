@@ -10,7 +10,8 @@ from typing import Any
 from adapruner.export.licence import is_hub_name
 from adapruner.pruning.plan import PruningPlan
 
-FACTS = ("license", "license_name", "license_link", "revision", "seeds", "recovery", "versions", "adapter", "results")
+_LICENCE = ("license", "license_name", "license_link")
+FACTS = (*_LICENCE, "revision", "seeds", "recovery", "versions", "adapter", "results")
 """Keys of a card that have a place of their own; every other one is something measured."""
 TAGS = ["pruning", "structured-pruning", "adapruner"]
 WEIGHTS = "Weights"
@@ -43,7 +44,7 @@ def model_card(plan: PruningPlan, *, class_name: str, stock: bool, notes: list[s
         class_name=class_name,
         stock=stock,
         notes=notes,
-        licence=", ".join(str(facts[key]) for key in ("license", "license_name", "license_link") if facts["license"] and facts[key]),
+        licence=", ".join(str(facts[key]) for key in _LICENCE if facts["license"] and facts[key]),
         removed=f"{1 - pruned / dense:.1%}",
         widths=_widths(plan),
         budget=json.dumps(plan.budget),
@@ -103,14 +104,12 @@ def _card_data(base: str, facts: Mapping[str, Any], rounded: bool) -> Any:
         )
         for entry in ([] if rounded else facts["results"] or [])
     ]
-    return ModelCardData(
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=TAGS,
-        base_model=base if "/" in base else None,  # only a hub name is a link
-        **({"eval_results": results, "model_name": base.rpartition("/")[2]} if results else {}),
-        **{key: " ".join(str(facts[key]).split()) for key in ("license", "license_name", "license_link") if facts[key]},
-    )
+    values: dict[str, Any] = {key: " ".join(str(facts[key]).split()) for key in _LICENCE if facts[key]}
+    if "/" in base:  # only a hub name is a link
+        values["base_model"] = base
+    if results:
+        values |= {"eval_results": results, "model_name": base.rpartition("/")[2]}
+    return ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=TAGS, **values)
 
 
 def _last_of_ours(perplexity: list[dict[str, Any]]) -> list[dict[str, Any]]:

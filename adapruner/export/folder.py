@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from adapruner.errors import ConfigurationError, ModelError, nearest
 from adapruner.export.card import model_card
@@ -88,8 +86,9 @@ def export_model(
     target = _choose(model, structure, plan, pad)
     filled, notes = target.model, target.notes
     setattr(filled.config, MARK, {"plan_hash": plan.hash})
-    filled.load_state_dict(cast_state(target.state, dtype), strict=True, assign=True)
+    filled.load_state_dict(target.state, strict=True, assign=True)
     filled.tie_weights()
+    cast_weights(filled, dtype)
     notes += _carry_generation_config(model, filled)
     class_name = type(filled).__name__
     with staged(Path(folder)) as new:
@@ -107,27 +106,16 @@ def list_files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def cast_state(state: Mapping[str, Tensor], dtype: str | None) -> Mapping[str, Tensor]:
-    """Floating tensors in another precision; ``None`` leaves them as they are.
+def cast_weights(model: Any, dtype: str | None) -> None:
+    """Puts a model's weights into another precision, in place; ``None`` leaves them as they are.
 
     Raises:
         ModelError: if a value does not fit it.
     """
     if dtype is None:
-        return state
-    wanted = getattr(torch, dtype)
-    cast = {name: tensor.to(wanted) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    check_range(cast, dtype)
-    return cast
-
-
-def check_range(state: Mapping[str, Tensor], dtype: str) -> None:
-    """Refuses tensors that were cast to a dtype that cannot hold their values.
-
-    Raises:
-        ModelError: if one of them is not finite.
-    """
-    for name, tensor in state.items():
+        return
+    model.to(getattr(torch, dtype))
+    for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise ModelError(f"dtype: expected weights within the range of {dtype}, got larger ones in {name}; use bfloat16")
 

@@ -38,6 +38,10 @@ def load(folder: str | Path, dtype: str = "auto", device_map: Any = None) -> Any
     Raises:
         ModelError: if the folder is missing, is no export, or is damaged.
         PlanError: if ``plan.json`` is missing or was changed.
+
+    >>> load("nowhere")
+    Traceback (most recent call last):
+    adapruner.errors.ModelError: folder: expected an export, got no folder at nowhere; check the path
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -18,9 +18,9 @@ class ExportOptions:
     Raises:
         ConfigurationError: if a value is none of those below, or a model is to be padded whose adapters stay apart.
 
-    >>> ExportOptions("float61")
+    >>> ExportOptions(max_shard_size="big")
     Traceback (most recent call last):
-    adapruner.errors.ConfigurationError: dtype: expected float32, bfloat16 or float16, got 'float61'; did you mean 'float16'? Known: bfloat16, float16, float32
+    adapruner.errors.ConfigurationError: max_shard_size: expected a size such as 2GB, got 'big'; give a number and a unit
     """
 
     dtype: str | None = None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapruner.export.twins import dense_twin
+from adapruner.export.meta_models import dense_on_meta
 from adapruner.models.units import ModelStructure, UnitGroup
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import prune_model
@@ -28,23 +28,23 @@ def pad_to_uniform(model: Any, structure: ModelStructure, plan: PruningPlan) -> 
         A model to be saved, not run: its buffers are on the meta device.
     """
     wide = padded_plan(structure, plan)
-    twin = dense_twin(model, structure, linear=True)
+    padded = dense_on_meta(model, structure, linear=True)
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     for group in structure.groups:
         channels = group.channels_of(plan.kept[group.name])
         for module, dim in group.tensors:
-            positions, dense = group.positions(module, channels), twin.get_submodule(module).weight.shape
-            state[f"{module}.weight"] = _scatter(state[f"{module}.weight"], positions, dim, dense[dim])
+            positions, whole = group.positions(module, channels), padded.get_submodule(module).weight.shape
+            state[f"{module}.weight"] = _scatter(state[f"{module}.weight"], positions, dim, whole[dim])
             if dim == 0 and f"{module}.bias" in state:
-                state[f"{module}.bias"] = _scatter(state[f"{module}.bias"], positions, 0, dense[0])
-        output = twin.get_submodule(group.output.module)
+                state[f"{module}.bias"] = _scatter(state[f"{module}.bias"], positions, 0, whole[0])
+        output = padded.get_submodule(group.output.module)
         if plan.output_bias and output.bias is None:
             output.bias = nn.Parameter(state[f"{group.output.module}.bias"])
-    twin.load_state_dict(state, strict=True, assign=True)
-    twin.tie_weights()
-    prune_model(twin, structure, wide)
-    twin.generation_config = model.generation_config
-    return twin, wide
+    padded.load_state_dict(state, strict=True, assign=True)
+    padded.tie_weights()
+    prune_model(padded, structure, wide)
+    padded.generation_config = model.generation_config
+    return padded, wide
 
 
 def padded_plan(structure: ModelStructure, plan: PruningPlan) -> PruningPlan:

@@ -7,16 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from adapruner.errors import ModelError
 from adapruner.export.adapters import ADAPTER_FILES, ADAPTER_FOLDER
 from adapruner.export.card import model_card, written_in
-from adapruner.export.folder import PLAN_FILE, ExportRecord, check_range, copy_tokenizer, export_model, list_files
+from adapruner.export.folder import PLAN_FILE, ExportRecord, cast_weights, copy_tokenizer, export_model, list_files
 from adapruner.export.licence import base_licence
 from adapruner.export.loading import ExportedModel, open_export
+from adapruner.export.meta_models import build_on_meta, make_config
 from adapruner.export.options import ExportOptions
-from adapruner.export.twins import build_on_meta, make_config
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import trace_for_plan
@@ -40,9 +38,7 @@ def reexport(source: Path, folder: Path, options: ExportOptions, card: dict[str,
     """
     exported = open_export(source, merge=options.adapters == "merged")
     assert exported is not None
-    if options.dtype is not None:
-        exported.model.to(getattr(torch, options.dtype))
-        check_range(exported.model.state_dict(), options.dtype)
+    cast_weights(exported.model, options.dtype)
     if options.pad and not is_stock(source):
         return exported.model, _padded(exported, source, folder, options, card)
     return exported.model, _as_it_is(exported, source, folder, options, card)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from adapruner.errors import ModelError
-from adapruner.export.twins import build_on_meta, dense_twin, make_config, named_widths
+from adapruner.export.meta_models import build_on_meta, dense_on_meta, make_config, named_widths
 from adapruner.models.families import LayerShape, family_of, modeling_adapruner
 from adapruner.models.shapes import layer_attributes
 from adapruner.models.tracing import find_decoder_layers
@@ -36,7 +36,7 @@ class Target:
 
 
 def choose_target(model: Any, structure: ModelStructure, plan: PruningPlan) -> Target:
-    """In order: the family's own class, its twin, our modelling file, in which each layer has widths of its own.
+    """In order: the family's own class, an equivalent one, our modelling file, in which each layer has widths of its own.
 
     Args:
         model: pruned by ``plan``, in the linear form of its family.
@@ -50,7 +50,7 @@ def choose_target(model: Any, structure: ModelStructure, plan: PruningPlan) -> T
     reason = "layers have widths of their own"
     if len({(s.query_heads, s.key_value_heads, s.ffn, s.experts) for s in shapes}) == 1:
         target, reason = _own_class(model, structure, plan, state, shapes[0], notes)
-        target = target or _twin(model, structure, plan, state, shapes[0], [*notes, reason])
+        target = target or _equivalent(model, structure, plan, state, shapes[0], [*notes, reason])
         if target is not None:
             return target
     notes.append(f"{reason}: loading needs trust_remote_code=True, or adapruner.load")
@@ -84,25 +84,25 @@ def _own_class(
     return Target(target, full, True, notes), ""
 
 
-def _twin(
+def _equivalent(
     model: Any, structure: ModelStructure, plan: PruningPlan, state: dict[str, Tensor], shape: LayerShape, notes: list[str]
 ) -> Target | None:
     """A class of another family that has the same tensors and computes the same."""
     family = family_of(structure.model_type)
-    if plan.output_bias or family.twin is None or any(getattr(model.config, switch, False) for switch in family.twin_lacks):
+    if plan.output_bias or family.equivalent is None or any(getattr(model.config, switch, False) for switch in family.equivalent_lacks):
         return None
-    values = {**named_widths(model.config, structure, shape, head_dim=True), **dict(family.twin_changes)}
-    target = build_on_meta(make_config(model, family.twin, values, family.twin_lacks))
+    values = {**named_widths(model.config, structure, shape, head_dim=True), **dict(family.equivalent_changes)}
+    target = build_on_meta(make_config(model, family.equivalent, values, family.equivalent_lacks))
     if _differ(target, state):
         return None
-    return Target(target, state, True, [*notes, f"written as {family.twin}, which has the same tensors and computes the same"])
+    return Target(target, state, True, [*notes, f"written as {family.equivalent}, which has the same tensors and computes the same"])
 
 
 def _own_file(
     model: Any, structure: ModelStructure, plan: PruningPlan, state: dict[str, Tensor], shapes: list[LayerShape], notes: list[str]
 ) -> Target:
     """The class of our modelling file, which is told of every tensor whose shape is not the dense model's."""
-    dense = dense_twin(model, structure, linear=False)
+    dense = dense_on_meta(model, structure, linear=False)
     target_class = getattr(modeling_adapruner, f"{modeling_adapruner.PREFIX}{type(dense).__name__}", None)
     if target_class is None:
         raise ModelError(

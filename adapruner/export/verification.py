@@ -1,4 +1,4 @@
-"""Proves an export: a new process loads it the way a stranger would and must compute the same logits."""
+"""Proves an export: a new process loads it with transformers alone and must compute the same logits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter
 from adapruner.export.loading import load
 
 # A string, so that nothing of ours is imported on the way in.
-_STRANGER = """
+_SCRIPT = """
 import sys
 import torch
 from safetensors.torch import load_file, save_file
@@ -55,7 +55,7 @@ def verify_export(folder: str | Path, model: Any, input_ids: Tensor, *, timeout:
     if input_ids.ndim != 2 or input_ids.numel() == 0:
         raise ModelError(f"input_ids: expected [b, t] token ids, got shape {tuple(input_ids.shape)}; give at least one token")
     ours = _logits(model, input_ids)
-    theirs = _strangers_logits(Path(folder), input_ids, timeout)
+    theirs = _fresh_logits(Path(folder), input_ids, timeout)
     if ours.shape != theirs.shape:
         raise ModelError(
             f"export: expected logits {tuple(ours.shape)}, got {tuple(theirs.shape)} from {folder}; give the model it was made of"
@@ -92,7 +92,7 @@ def _logits(model: Any, input_ids: Tensor) -> Tensor:
     return logits.float().cpu()
 
 
-def _strangers_logits(folder: Path, input_ids: Tensor, timeout: float) -> Tensor:
+def _fresh_logits(folder: Path, input_ids: Tensor, timeout: float) -> Tensor:
     from safetensors.torch import load_file, save_file
 
     try:
@@ -102,7 +102,7 @@ def _strangers_logits(folder: Path, input_ids: Tensor, timeout: float) -> Tensor
     with tempfile.TemporaryDirectory() as scratch:
         inputs, outputs = f"{scratch}/inputs.safetensors", f"{scratch}/outputs.safetensors"
         save_file({"input_ids": input_ids.detach().cpu().contiguous()}, inputs)
-        command = [sys.executable, "-c", _STRANGER, str(folder.resolve()), inputs, outputs, str(remote)]
+        command = [sys.executable, "-c", _SCRIPT, str(folder.resolve()), inputs, outputs, str(remote)]
         # The modelling file is cached by folder name: a scratch cache cannot serve an older one.
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": f"{scratch}/modules", "CUDA_VISIBLE_DEVICES": ""}
         try:

@@ -5,33 +5,33 @@ from __future__ import annotations
 from typing import Any
 
 from adapruner.errors import ModelError
-from adapruner.export.twins import dense_twin
+from adapruner.export.meta_models import dense_on_meta
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import prune_model
 
 
 def check_widths(model: Any, structure: ModelStructure, plan: PruningPlan) -> None:
-    """Compares a model tensor by tensor with its dense twin, pruned by the plan.
+    """Compares a model tensor by tensor with the dense one, pruned by the plan on the meta device.
 
     Args:
         model: in the linear form of its family.
 
     Raises:
         PlanError: if the plan is for other groups, or empties one.
-        ModelError: if a tensor is missing, has another size, or is not one of the pruned twin's.
+        ModelError: if a tensor is missing, has another size, or is not one that surgery leaves.
     """
-    twin = dense_twin(model, structure, linear=True)
-    prune_model(twin, structure, plan)
-    wanted, got = ({name: list(tensor.shape) for name, tensor in one.state_dict().items()} for one in (twin, model))
+    pruned = dense_on_meta(model, structure, linear=True)
+    prune_model(pruned, structure, plan)
+    wanted, got = ({name: list(tensor.shape) for name, tensor in one.state_dict().items()} for one in (pruned, model))
     biases = {f"{group.output.module}.bias": group.output.module for group in structure.groups}
     for name in [*(n for n in got if n not in wanted), *(n for n in wanted if got.get(n) != wanted[n])]:
         if name in biases and (name in got) is not (name in wanted):
             words = ("a bias", "none") if name in wanted else ("no bias", "one")
             raise ModelError(f"model: expected {words[0]} in {biases[name]}, got {words[1]}; prune it by this plan first")
-        if name in got and name in wanted and any(name.startswith(f"{module}.") for g in structure.groups for module, _ in g.tensors):
+        if name in got and name in wanted and any(name == f"{module}.weight" for g in structure.groups for module, _ in g.tensors):
             width, found = next((w, f) for w, f in zip(wanted[name], got[name], strict=True) if w != f)
             module = name.rpartition(".")[0]
             raise ModelError(f"model: expected {module} to keep {width} rows or columns, got {found}; prune it by this plan first")
         reason = f"{name} of shape {got[name]} for {wanted.get(name) or 'none'}" if name in got else f"no {name}"
-        raise ModelError(f"model: expected the tensors of {type(twin).__name__}, got others ({reason}); merge adapters first")
+        raise ModelError(f"model: expected the tensors of {type(pruned).__name__}, got others ({reason}); merge adapters first")

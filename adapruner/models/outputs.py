@@ -53,15 +53,15 @@ def _kind_of(name: str) -> Kind | None:
     return COMMON_NAMES[last] or ("attention" if around.rsplit(".", 1)[-1].endswith(_ATTENTION_WORDS) else "ffn")
 
 
-def unprunable_kinds(twin: Any, family: Family) -> dict[Kind, str]:
+def unprunable_kinds(one_layer: Any, family: Family) -> dict[Kind, str]:
     """Kinds of which nothing can be removed exactly -> why.
 
     Besides what the family says: a norm of queries or keys that has more weights than a head has channels runs over several
     heads, so that what is left would change with what is removed.
     """
-    whole = dict(family.unprunable(twin.config))
-    head_dim = getattr(twin.config, "head_dim", None) or twin.config.hidden_size // twin.config.num_attention_heads
-    for name, parameter in twin.named_parameters():
+    whole = dict(family.unprunable(one_layer.config))
+    head_dim = getattr(one_layer.config, "head_dim", None) or one_layer.config.hidden_size // one_layer.config.num_attention_heads
+    for name, parameter in one_layer.named_parameters():
         if name.endswith(("q_norm.weight", "k_norm.weight")) and parameter.numel() != head_dim:
             whole.setdefault("attention", f"{name} has {parameter.numel()} weights for heads of {head_dim} channels")
     return whole

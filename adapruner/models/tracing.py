@@ -58,19 +58,19 @@ def trace_structure(model: Any, attention_units: AttentionUnits = "kv_group", ff
     family = family_of(str(model.config.model_type))
     family.linear_form(model)
     path, layers = find_decoder_layers(model)
-    copy_of_one = _one_layer_copy(model)
-    family.linear_form(copy_of_one)
-    _, traced_layers = find_decoder_layers(copy_of_one)
+    one_layer = _one_layer_copy(model)
+    family.linear_form(one_layer)
+    _, traced_layers = find_decoder_layers(one_layer)
     roots = find_outputs(traced_layers[0], family)
-    whole = unprunable_kinds(copy_of_one, family)
+    whole = unprunable_kinds(one_layer, family)
     if roots.keys() <= whole.keys():
         raise ModelError(f"model: expected something to remove in {type(model).__name__}, got none: {'; '.join(whole.values())}")
-    maps = {kind: _map_group(copy_of_one, root, kind, family, path) for kind, root in roots.items() if kind not in whole}
+    maps = {kind: _map_group(one_layer, root, kind, family, path) for kind, root in roots.items() if kind not in whole}
     if attention_units == "query_head" and "attention" in maps:
-        maps["attention"] = single_query_heads(maps["attention"], copy_of_one)
+        maps["attention"] = single_query_heads(maps["attention"], one_layer)
     if ffn_units == "expert":
-        maps["ffn"] = whole_experts(maps.get("ffn"), copy_of_one)
-    groups = [_transfer(model, maps[kind], copy_of_one, path, layer) for layer in range(len(layers)) for kind in KINDS if kind in maps]
+        maps["ffn"] = whole_experts(maps.get("ffn"), one_layer)
+    groups = [_transfer(model, maps[kind], one_layer, path, layer) for layer in range(len(layers)) for kind in KINDS if kind in maps]
     return ModelStructure(
         groups=tuple(groups),
         model_type=str(model.config.model_type),
@@ -104,29 +104,29 @@ def _one_layer_copy(model: Any) -> nn.Module:
         config.layer_types = config.layer_types[:1]
     config.num_hidden_layers = 1
     with torch.device("meta"):
-        twin: nn.Module = type(model)._from_config(config, attn_implementation="eager")  # type: ignore[attr-defined]
-    return twin.float()
+        one_layer: nn.Module = type(model)._from_config(config, attn_implementation="eager")  # type: ignore[attr-defined]
+    return one_layer.float()
 
 
-def _map_group(twin: nn.Module, root: tuple[str, Any], kind: Kind, family: Family, path: str) -> UnitGroup:
+def _map_group(one_layer: nn.Module, root: tuple[str, Any], kind: Kind, family: Family, path: str) -> UnitGroup:
     """The group of the copy's only layer: from the family's own map where there is one, else traced."""
     name, module = root
     if kind in family.maps:
-        parts = family.maps[kind](twin.config)
+        parts = family.maps[kind](one_layer.config)
         members = [Member(role, f"{path}.0.{part.module}", 0, torch.tensor(part.rows)) for role, part in parts.items()]
         members.append(Member(name.rsplit(".", 1)[-1], f"{path}.0.{name}", 1, torch.arange(module.in_features)))
     else:
-        members = _trace_members(twin, module, kind)
-    return _checked_group(twin, kind, members, module.in_features, getattr(module, "sets", 1))
+        members = _trace_members(one_layer, module, kind)
+    return _checked_group(one_layer, kind, members, module.in_features, getattr(module, "sets", 1))
 
 
-def _trace_members(twin: nn.Module, root: Any, kind: Kind) -> list[Member]:
+def _trace_members(one_layer: nn.Module, root: Any, kind: Kind) -> list[Member]:
     """Every linear layer that depends on the root's input channels, the root last; module names are the copy's."""
     import torch_pruning as tp
 
-    graph = _dependency_graph(twin)
-    names = {module: name for name, module in twin.named_modules()}
-    with _time_limit(_TRACE_SECONDS, type(twin).__name__):
+    graph = _dependency_graph(one_layer)
+    names = {module: name for name, module in one_layer.named_modules()}
+    with _time_limit(_TRACE_SECONDS, type(one_layer).__name__):
         traced = graph.get_pruning_group(root, tp.prune_linear_in_channels, idxs=list(range(root.in_features)))
     members = []
     for dependency, indices in traced:
@@ -144,16 +144,16 @@ def _trace_members(twin: nn.Module, root: Any, kind: Kind) -> list[Member]:
     return sorted(members, key=lambda m: (m.dim, _position(root, m), m.module))
 
 
-def _checked_group(twin: nn.Module, kind: Kind, members: list[Member], channels: int, sets: int) -> UnitGroup:
-    units = channels if kind == "ffn" else _key_value_heads(twin.config)
-    head_dim = channels // int(twin.config.num_attention_heads) if kind == "attention" else 0  # type: ignore[union-attr,arg-type]
+def _checked_group(one_layer: nn.Module, kind: Kind, members: list[Member], channels: int, sets: int) -> UnitGroup:
+    units = channels if kind == "ffn" else _key_value_heads(one_layer.config)
+    head_dim = channels // int(one_layer.config.num_attention_heads) if kind == "attention" else 0  # type: ignore[union-attr,arg-type]
     key_value_heads = units if kind == "attention" else 0
     group = UnitGroup(0, kind, units, channels // units, tuple(members), 0, sets, head_dim, key_value_heads)
-    _check_maps(group, twin)
-    return replace(group, parameters_per_unit=sum(_parameters_of_unit(twin, m, group) for m in members))
+    _check_maps(group, one_layer)
+    return replace(group, parameters_per_unit=sum(_parameters_of_unit(one_layer, m, group) for m in members))
 
 
-def single_query_heads(group: UnitGroup, twin: nn.Module) -> UnitGroup:
+def single_query_heads(group: UnitGroup, one_layer: nn.Module) -> UnitGroup:
     """The same attention with single query heads as units: keys and values stay, so only q and the output are coupled."""
     if group.channels_per_unit == group.head_dim:  # one query head for each KV head: it is its own group
         return group
@@ -161,27 +161,27 @@ def single_query_heads(group: UnitGroup, twin: nn.Module) -> UnitGroup:
     kept = tuple(m for m in group.members if m not in shared)
     heads = group.channels // group.head_dim
     single = replace(group, units=heads, channels_per_unit=group.head_dim, members=kept, sets=group.key_value_heads, staying=shared)
-    return replace(single, parameters_per_unit=sum(_parameters_of_unit(twin, m, single) for m in kept))
+    return replace(single, parameters_per_unit=sum(_parameters_of_unit(one_layer, m, single) for m in kept))
 
 
-def whole_experts(group: UnitGroup | None, twin: nn.Module) -> UnitGroup:
+def whole_experts(group: UnitGroup | None, one_layer: nn.Module) -> UnitGroup:
     """The same mixture with whole experts as units; a token's choice has to stay possible.
 
     Raises:
         ConfigurationError: if there is no mixture.
     """
-    routers = [(name, module) for name, module in twin.named_modules() if isinstance(module, LinearRouter)]
+    routers = [(name, module) for name, module in one_layer.named_modules() if isinstance(module, LinearRouter)]
     if group is None or len(routers) != 1:
         raise ConfigurationError(
-            f"ffn_units: expected 'channel' for {type(twin).__name__}, got 'expert'; it has no experts, name 'channel'"
+            f"ffn_units: expected 'channel' for {type(one_layer).__name__}, got 'expert'; it has no experts, name 'channel'"
         )
     name, chooser = routers[0]
     length = group.units // group.sets
     router = Member("router", f"{name}.router", 0, torch.arange(group.channels) // length)
     members = (*group.members[:-1], router, group.output)
     whole = replace(group, units=group.sets, channels_per_unit=length, members=members, sets=1, at_least=chooser.top_k)
-    _check_maps(whole, twin)
-    return replace(whole, parameters_per_unit=sum(_parameters_of_unit(twin, m, whole) for m in members))
+    _check_maps(whole, one_layer)
+    return replace(whole, parameters_per_unit=sum(_parameters_of_unit(one_layer, m, whole) for m in members))
 
 
 def _position(root: nn.Module, member: Member) -> int:
@@ -198,21 +198,21 @@ def _key_value_heads(config: Any) -> int:
     return int(found or config.num_attention_heads)
 
 
-def _dependency_graph(twin: nn.Module) -> Any:
+def _dependency_graph(one_layer: nn.Module) -> Any:
     import torch_pruning as tp
 
     def forward(model: nn.Module, ids: Tensor) -> Tensor:
         return model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
 
-    ignored = [p for name, p in twin.named_parameters() if name.endswith(_PER_HEAD_NORMS)]
+    ignored = [p for name, p in one_layer.named_parameters() if name.endswith(_PER_HEAD_NORMS)]
     ids = torch.zeros(1, 8, dtype=torch.long, device="meta")
     graph = tp.DependencyGraph()
     try:
         with torch.enable_grad():
-            graph.build_dependency(twin, example_inputs=ids, forward_fn=forward, ignored_params=ignored, verbose=False)
+            graph.build_dependency(one_layer, example_inputs=ids, forward_fn=forward, ignored_params=ignored, verbose=False)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"model: expected {type(twin).__name__} to trace, got {reason!r}; {_TO_DO}") from error
+        raise ModelError(f"model: expected {type(one_layer).__name__} to trace, got {reason!r}; {_TO_DO}") from error
     # rotary embeddings concatenate two halves of one head; read as a concatenation of channels, the group never closes
     for node in graph.module2node.values():
         if node.type == tp.ops.OPTYPE.CONCAT:
@@ -224,9 +224,9 @@ def _dependency_graph(twin: nn.Module) -> Any:
     return graph
 
 
-def _check_maps(group: UnitGroup, twin: nn.Module) -> None:
+def _check_maps(group: UnitGroup, one_layer: nn.Module) -> None:
     """Every channel mapped, the root by identity, every row covered, and no row shared by two units or two fused parts."""
-    modules: dict[str, Any] = dict(twin.named_modules())
+    modules: dict[str, Any] = dict(one_layer.named_modules())
     unit_of_channel = torch.arange(group.channels) // group.channels_per_unit
     sound = group.units * group.channels_per_unit == group.channels and len(group.members) > 1
     sound &= torch.equal(group.output.index, torch.arange(group.channels))
@@ -244,32 +244,32 @@ def _check_maps(group: UnitGroup, twin: nn.Module) -> None:
         sound &= bool((owner >= 0).all())
     if not sound:
         raise ModelError(
-            f"model: expected every {group.kind} unit of {type(twin).__name__} to own rows of its own in each coupled tensor, "
+            f"model: expected every {group.kind} unit of {type(one_layer).__name__} to own rows of its own in each coupled tensor, "
             f"got an index map that mixes them; {_TO_DO}"
         )
 
 
-def _parameters_of_unit(twin: nn.Module, member: Member, group: UnitGroup) -> int:
-    module = dict(twin.named_modules())[member.module]
+def _parameters_of_unit(one_layer: nn.Module, member: Member, group: UnitGroup) -> int:
+    module = dict(one_layer.named_modules())[member.module]
     positions = len(member.positions(group.channels_of([0])))
     across = module.weight.shape[1 - member.dim]
     return positions * (across + (1 if member.dim == 0 and module.bias is not None else 0))
 
 
-def _transfer(model: nn.Module, traced: UnitGroup, twin: nn.Module, path: str, layer: int) -> UnitGroup:
+def _transfer(model: nn.Module, traced: UnitGroup, one_layer: nn.Module, path: str, layer: int) -> UnitGroup:
     """The same group in a real layer, after a check that its tensors have the traced shapes."""
-    modules, twins = dict(model.named_modules()), dict(twin.named_modules())
+    modules, traced_modules = dict(model.named_modules()), dict(one_layer.named_modules())
     members = []
     for member in traced.members:
         name = member.module.replace(f"{path}.0.", f"{path}.{layer}.", 1)
-        module, expected = modules.get(name), twins[member.module].weight.shape
+        module, expected = modules.get(name), traced_modules[member.module].weight.shape
         shape = tuple(module.weight.shape) if isinstance(module, nn.Linear) else None
         if shape != tuple(expected):
             raise ModelError(
                 f"model: expected {name} to be a linear layer of shape {tuple(expected)} as in layer 0, got {shape}; "
                 "give the dense model, or one whose layers are alike"
             )
-        if (module.bias is None) != (twins[member.module].bias is None):  # type: ignore[union-attr]
+        if (module.bias is None) != (traced_modules[member.module].bias is None):  # type: ignore[union-attr]
             raise ModelError(
                 f"model: expected {name} to have a bias exactly if layer 0 has one, got another; give one whose layers are alike"
             )

@@ -16,7 +16,13 @@ from adapruner.pruning.tied_sets import in_slices
 
 @dataclass(frozen=True)
 class Budget:
-    """A target for the pruned model's size: a removed fraction, or at most one absolute number in its place."""
+    """A target for the pruned model's size: a removed fraction, or at most one absolute number in its place.
+
+    >>> Budget(0.3).pruned_fraction
+    0.3
+    >>> Budget(latency_ms=40).of
+    'latency'
+    """
 
     pruned_fraction: float = 0.2
     """Fraction to remove, in [0, 1). An absolute target below replaces it."""

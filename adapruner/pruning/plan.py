@@ -29,7 +29,13 @@ _OPTIONAL: dict[str, Any] = {"output_bias": False, "removed_layers": [], "kept_h
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """Which units stay, for which model, and why."""
+    """Which units stay, for which model, and why.
+
+    >>> counts = {"dense": 100, "pruned": 90, "block_dense": 40, "block_pruned": 30}
+    >>> plan = PruningPlan({"name": "tiny"}, {"0.ffn": [0, 2, 3]}, {"0.ffn": 4}, counts, {"of": "block", "pruned_fraction": 0.25})
+    >>> plan.pruned_fraction, plan.widths("ffn")
+    (0.25, [3])
+    """
 
     model: dict[str, Any]
     """``name``, ``model_type``, ``fingerprint`` of the dense model."""
@@ -142,6 +148,11 @@ def read_plan(source: str | Path | Mapping[str, Any]) -> PruningPlan:
 
     Raises:
         PlanError: if the file is missing, is not JSON, lacks a field, is of another version, or was changed by hand.
+
+    >>> counts = {"dense": 100, "pruned": 90, "block_dense": 40, "block_pruned": 30}
+    >>> plan = PruningPlan({"name": "tiny"}, {"0.ffn": [0, 2, 3]}, {"0.ffn": 4}, counts, {"of": "block", "pruned_fraction": 0.25})
+    >>> read_plan(plan.to_dict()) == plan
+    True
     """
     name = "plan" if isinstance(source, Mapping) else f"plan {source}"
     if isinstance(source, Mapping):

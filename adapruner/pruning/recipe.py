@@ -28,7 +28,11 @@ _KNOWN: dict[str, Sequence[str]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides which units go, given the statistics and a budget."""
+    """Everything that decides which units go, given the statistics and a budget.
+
+    >>> sorted(Recipe({"l2": 0.5, "wanda_sp": 0.5}).needs)
+    ['input_square_sum']
+    """
 
     coefficients: dict[str, float] = field(default_factory=lambda: {"l2": 1.0})
     """Metric name -> weight in the log-linear mixture; scaled to sum 1."""

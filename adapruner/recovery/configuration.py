@@ -14,7 +14,11 @@ Constraint = Literal["ridge", "rotation"]
 
 @dataclass(frozen=True)
 class ReconstructionConfig:
-    """Form, strength and size of the refit."""
+    """Form, strength and size of the refit.
+
+    >>> ReconstructionConfig(ridge=0.1).form
+    'sequential'
+    """
 
     ridge: float = 0.01
     """lambda, relative to the mean diagonal of the Gram matrix; more of it stays nearer to the kept weights."""

@@ -15,7 +15,11 @@ from adapruner.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """LLM-Pruner's recovery settings by default (arXiv 2305.11627, section 4.1)."""
+    """LLM-Pruner's recovery settings by default (arXiv 2305.11627, section 4.1).
+
+    >>> LoRAConfig(r=16, target_modules=["q_proj", "v_proj"]).r
+    16
+    """
 
     r: int = 8
     """Rank of each adapter."""

@@ -58,7 +58,7 @@ def data(rows: Sequence[Mapping[str, Any]]) -> alt.Data:
 def scale_of(values: Sequence[float], log_from: float = LOG_FROM) -> alt.Scale:
     """Logarithmic where the values span more than a factor; never from zero, which perplexities are far from."""
     log = min(values) > 0 and max(values) / min(values) > log_from
-    return alt.Scale(type="log", padding=12) if log else alt.Scale(type="linear", zero=False, nice=True, padding=12)
+    return alt.Scale(type="log", nice=False, padding=12) if log else alt.Scale(type="linear", zero=False, nice=True, padding=12)
 
 
 def key(field: str, colours: Mapping[str, str]) -> alt.Color:

@@ -49,6 +49,9 @@ class ReportConfig:
 
     Raises:
         ConfigurationError: if a number is out of range, or a metric or an allocation is unknown.
+
+    >>> ReportConfig(compare=["l2"], prompts=["The capital of France is"]).compare
+    ['l2']
     """
 
     compare: list[str] = field(default_factory=list)

@@ -44,7 +44,11 @@ class RerankConfig:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How long and how to search."""
+    """How long and how to search.
+
+    >>> SearchConfig(n_trials=64, sampler="random").n_trials
+    64
+    """
 
     n_trials: int = 128
     """Trials in all, the fixed baselines included; below about 50 the sampler hardly learns."""

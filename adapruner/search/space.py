@@ -56,7 +56,11 @@ class Suggests(Protocol):
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Bounds of every searched dimension; a bound of zero width, or a list of one choice, fixes the dimension."""
+    """Bounds of every searched dimension; a bound of zero width, or a list of one choice, fixes the dimension.
+
+    >>> SearchSpace(metrics=["l2", "taylor_second"], seq_lens=[128, 512]).metrics
+    ['l2', 'taylor_second']
+    """
 
     metrics: list[str] = field(default_factory=lambda: list(DEFAULT_METRICS))
     """Metrics of the mixture."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import pickle
 import re
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -497,11 +497,11 @@ class Shapes:
 
 def test_a_user_s_own_file_adds_a_format(run: Finished, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     Path("own_format.py").write_text(OWN_FORMAT)
-    monkeypatch.syspath_prepend(str(Path.cwd()))
-    importlib.import_module("own_format")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    own = ("--format", "shapes", "--import", "own_format.py")
     try:
-        refused(capsys, "folder: expected a name that ends with .json, got out; rename it", "run", "out", "--format", "shapes")
-        export("run", "out.json", "--no-verify", "--format", "shapes")
+        refused(capsys, "folder: expected a name that ends with .json, got out; rename it", "run", "out", *own)
+        export("run", "out.json", "--no-verify", *own)
         assert f"wrote {Path('out.json').absolute()} with the shapes of all tensors" in capsys.readouterr().out
         expected = {name: list(tensor.shape) for name, tensor in load("run/model").state_dict().items()}
         assert json.loads(Path("out.json").read_text()) == expected

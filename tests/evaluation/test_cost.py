@@ -11,7 +11,7 @@ from torch import nn
 
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.evaluation import cost
-from adapruner.evaluation.cost import cost_protocol, count_macs, dense_twin, measure_latency, weight_memory_gib
+from adapruner.evaluation.cost import cost_protocol, count_macs, measure_latency, random_dense_model, weight_memory_gib
 from adapruner.evaluation.cost_table import measure_costs
 from adapruner.evaluation.timing import WARM_UP_ROUNDS, Latency
 
@@ -161,10 +161,10 @@ def test_costs_have_both_names_and_the_counts_of_each() -> None:
     assert all(0 < value["latency_ms"] < math.inf and value["latency_iqr_ms"] >= 0 and value["decode_ms"] > 0 for value in costs.values())
 
 
-def test_dense_twin_has_the_shapes_and_leaves_config_and_random_state_alone() -> None:
+def test_random_dense_model_has_the_shapes_and_leaves_config_and_random_state_alone() -> None:
     model, config = llama(), llama_config()
     record, state = config.to_dict(), torch.get_rng_state()
-    twin = dense_twin(config, dtype=torch.bfloat16)
+    twin = random_dense_model(config, dtype=torch.bfloat16)
     assert {n: p.shape for n, p in twin.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     assert {p.dtype for p in twin.parameters()} == {torch.bfloat16}
     assert not twin.training

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from adapruner.evaluation import cost, limited_memory
-from adapruner.evaluation.cost import count_macs, dense_twin, weight_memory_gib
+from adapruner.evaluation.cost import count_macs, random_dense_model, weight_memory_gib
 from adapruner.evaluation.cost_table import measure_costs
 from adapruner.evaluation.limited_memory import PairOfModels
 from tests.tiny import tiny_llama
@@ -40,7 +40,7 @@ def pruned() -> Any:
 
 
 def check_sizes(found: dict[str, dict[str, Any]], pruned: nn.Module) -> None:
-    expected = measure_costs({"dense": dense_twin(tiny_llama().config), "pruned": pruned}, SEQ_LEN, repeats=1)
+    expected = measure_costs({"dense": random_dense_model(tiny_llama().config), "pruned": pruned}, SEQ_LEN, repeats=1)
     for name in ("dense", "pruned"):
         assert {key: found[name][key] for key in SIZES} == {key: expected[name][key] for key in SIZES}
 
@@ -99,9 +99,9 @@ def test_a_twin_that_does_not_fit_is_made_on_the_cpu(monkeypatch: pytest.MonkeyP
         made.append(arguments[2:])
         if len(arguments) == 3:  # with the device
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return dense_twin(*arguments)
+        return random_dense_model(*arguments)
 
-    monkeypatch.setattr(limited_memory, "dense_twin", twin)
+    monkeypatch.setattr(limited_memory, "random_dense_model", twin)
     pair = PairOfModels(tiny_llama().config, pruned)
     assert made == [(torch.device("cpu"),), ()]
     assert pair.costs(SEQ_LEN, 1)["dense"]["latency_ms"] > 0

@@ -95,6 +95,18 @@ def test_everything_that_a_reader_wants_to_know_is_there() -> None:
         assert part in text
 
 
+def test_the_last_perplexities_are_results_of_the_hub() -> None:
+    entry = {"stage": "recovered", "method": "adapruner", "dataset": "wiki", "window": 64, "value": 14.5}
+    earlier, other = {**entry, "stage": "pruned", "value": 40.0}, {**entry, "method": "random", "value": 90.0}
+    card = card_of_report({**REPORT, "perplexity": [*REPORT["perplexity"], earlier, entry, other]})
+    (result,) = ModelCard(text_of(card)).data.eval_results
+    assert (result.dataset_name, result.metric_type, result.metric_value) == ("wiki", "perplexity", 14.5)
+    assert (result.metric_name, result.task_type) == ("perplexity, windows of 64", "text-generation")
+    rounded = text_of({**card, **written_in("bfloat16", card)})  # these weights were not measured
+    assert "model-index" not in rounded
+    assert "| adapruner | recovered |" in rounded
+
+
 def test_what_is_not_known_is_said_so() -> None:
     text = model_card(plan(), class_name="LlamaForCausalLM", stock=True, notes=[])
     assert "Licence of the base model: not known here; see the base model." in text

@@ -37,7 +37,7 @@ def export(pruned, tmp_path):
 def test_a_difference_is_reported(export, monkeypatch):
     case, folder = export
     answer = case.logits()
-    monkeypatch.setattr(verification, "_strangers_logits", lambda *_: answer)
+    monkeypatch.setattr(verification, "_fresh_logits", lambda *_: answer)
     answer[1, 2, 3] += 0.5
     assert verify_export(folder, case.model, case.input_ids) == pytest.approx(0.5, abs=1e-5)
     answer[0, 0, 0] = float("nan")
@@ -57,7 +57,7 @@ def test_a_difference_is_reported(export, monkeypatch):
 )
 def test_a_process_that_fails(export, monkeypatch, script, message):
     case, folder = export
-    monkeypatch.setattr(verification, "_STRANGER", script)
+    monkeypatch.setattr(verification, "_SCRIPT", script)
     with pytest.raises(ModelError, match=message):
         verify_export(folder, case.model, case.input_ids, timeout=0.5 if "sleep" in script else 60)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,14 @@ def test_the_table_has_the_ten_and_at_most_two_files_each() -> None:
             assert there.parent.joinpath("__init__.py").is_file() if there.name == "NAME.py" else there.is_file(), file
         assert bool(CODE[change]) != bool(HUNKS[change])
         assert group == (REGISTRIES[change][0].group if change in REGISTRIES else ""), change
+
+
+def test_every_path_on_the_page_is_there() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"`((?:adapruner|callbacks|tests|docs|benchmarks|configs)/[\w/.-]*)`|\]\((docs/[\w.-]+)\)", page))
+    paths = {first or second for first, second in named}
+    assert len(paths) > 30
+    assert [path for path in sorted(paths) if not (ROOT / path.replace("NAME.py", "__init__.py")).exists()] == []
 
 
 @pytest.mark.parametrize("change", REGISTRIES)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapruner import cli
+from adapruner.cli import fit
 from adapruner.files.atomic import clear_leftovers, write_atomically
 
 
@@ -59,10 +60,10 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_full_disk_is_one_line(number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def full(command: str, arguments: list[str]) -> None:
+    def full(command: str, words: list[str]) -> None:
         raise OSError(number, os.strerror(number), "runs/x/plan.json")
 
-    monkeypatch.setattr(cli, "_run_trainer", full)
+    monkeypatch.setattr(fit, "run_trainer", full)
     with pytest.raises(SystemExit, match=r"^2$"):
         cli.main(["fit"])
     said = capsys.readouterr().err

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from adapruner.callbacks.listener import PruningListener
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.errors import BudgetError, ConfigurationError
 from adapruner.export.loading import load
@@ -22,35 +23,29 @@ from adapruner.search.study import SearchConfig
 from tests.callbacks.conftest import Run, all_callbacks, search_callback
 from tests.tiny import tiny_llama
 
-MOVES: dict[str, Any] = {"budget": Budget(0.5), "remove_layers": 1, "hidden_fraction": 0.125}
+LAYER_AND_HIDDEN: dict[str, Any] = {"budget": Budget(0.5), "remove_layers": 1, "hidden_fraction": 0.125}
 
 
-class Stages:
-    """Stands in for a report: sees the model at every stage."""
+class Stages(PruningListener):
+    """Sees the model at every stage."""
 
     def __init__(self) -> None:
-        from lightning import Callback
-
-        outer = self
         self.seen: dict[str, tuple[int, int]] = {}
 
-        class Listener(Callback):
-            def on_pruning_stage(self, trainer: Any, module: Any, stage: str, pruning: Any) -> None:
-                config = pruning.language_model(module).config
-                outer.seen[stage] = (config.num_hidden_layers, config.hidden_size)
-
-        self.callback = Listener()
+    def on_pruning_stage(self, trainer: Any, pl_module: Any, stage: str, pruning: Any) -> None:
+        config = pruning.language_model(pl_module).config
+        self.seen[stage] = (config.num_hidden_layers, config.hidden_size)
 
 
 @pytest.fixture(scope="module")
-def moved_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Stages]:
+def narrowed_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Stages]:
     stages = Stages()
     lora = LoRARecoveryCallback(LoRAConfig(r=2, alpha=4, dropout=0.0), model_attribute="language")
-    return Run(tmp_path_factory.mktemp("moved"), [search_callback(**MOVES), lora, stages.callback], max_steps=2), stages
+    return Run(tmp_path_factory.mktemp("narrowed"), [search_callback(**LAYER_AND_HIDDEN), lora, stages], max_steps=2), stages
 
 
-def test_search_surgery_and_recovery_in_what_is_left(moved_run: tuple[Run, Stages]) -> None:
-    run, stages = moved_run
+def test_search_surgery_and_recovery_in_what_is_left(narrowed_run: tuple[Run, Stages]) -> None:
+    run, stages = narrowed_run
     plan = read_plan(run.folder / "plan.json")
     model = run.module.language
     assert stages.seen == {"dense": (3, 32), "reconstructed": (2, 28)}
@@ -68,11 +63,11 @@ def test_search_surgery_and_recovery_in_what_is_left(moved_run: tuple[Run, Stage
     assert model.generate(ids, use_cache=True, **options).tolist() == model.generate(ids, use_cache=False, **options).tolist()
 
 
-def test_the_plan_is_applied_to_the_dense_model_from_scratch(moved_run: tuple[Run, Stages], tmp_path: Path) -> None:
+def test_the_plan_is_applied_to_the_dense_model_from_scratch(narrowed_run: tuple[Run, Stages], tmp_path: Path) -> None:
     """As a given plan, without and with the refit; and after a checkpoint that was made in the middle of recovery."""
     from adapruner.pruning.surgery import prune_model, trace_for_plan
 
-    run, _ = moved_run
+    run, _ = narrowed_run
     plan = read_plan(run.folder / "plan.json")
     dense = tiny_llama(intermediate_size=480)
     prune_model(dense, trace_for_plan(dense, plan), plan)
@@ -85,9 +80,9 @@ def test_the_plan_is_applied_to_the_dense_model_from_scratch(moved_run: tuple[Ru
     assert shapes(refitted) == shapes(run)
     assert read_plan(tmp_path / "refitted" / "plan.json").hash == plan.hash
 
-    first = Run(tmp_path / "first", [search_callback(**MOVES)], max_steps=2)
+    first = Run(tmp_path / "first", [search_callback(**LAYER_AND_HIDDEN)], max_steps=2)
     first.trainer.save_checkpoint(tmp_path / "step2.ckpt")
-    again = search_callback(**MOVES)
+    again = search_callback(**LAYER_AND_HIDDEN)
     again.checkpoint = str(tmp_path / "step2.ckpt")  # as the command line sets it
     second = Run(tmp_path / "second", [again], ckpt_path=tmp_path / "step2.ckpt", max_steps=3)
     assert second.trainer.global_step == 3
@@ -100,8 +95,8 @@ def shapes(run: Run) -> dict[str, Any]:
     return {name: tuple(p.shape) for name, p in run.module.language.named_parameters()}
 
 
-def test_a_fixed_recipe_with_moves(tmp_path: Path) -> None:
-    run = Run(tmp_path, [search_callback(recipe=Recipe({"flap_wifv": 1.0}, bias_compensation=True), **MOVES)], max_steps=1)
+def test_a_fixed_recipe_with_layers_and_hidden_channels(tmp_path: Path) -> None:
+    run = Run(tmp_path, [search_callback(recipe=Recipe({"flap_wifv": 1.0}, bias_compensation=True), **LAYER_AND_HIDDEN)], max_steps=1)
     plan = run.search.plan
     assert plan is not None
     assert plan.output_bias
@@ -113,17 +108,17 @@ def test_what_cannot_be_had_together(tmp_path: Path) -> None:
     sized = SearchConfig(n_trials=4, space=SearchSpace(metrics=["l2"], pruned_fraction=[0.2, 0.5]))
     for options in ({"search": sized}, {"recipe": Recipe(pruned_fraction=0.3)}):
         with pytest.raises(ConfigurationError, match=r"pruned_fraction: expected the budget's alone beside remove_layers"):
-            search_callback(**MOVES, **options)
+            search_callback(**LAYER_AND_HIDDEN, **options)
     with pytest.raises(ConfigurationError, match=r"budget\.of: expected latency_ms beside remove_layers or hidden_fraction"):
-        search_callback(**{**MOVES, "budget": Budget(0.5, "latency")})
+        search_callback(**{**LAYER_AND_HIDDEN, "budget": Budget(0.5, "latency")})
     with pytest.raises(ConfigurationError, match=r"remove_layers: expected a number of layers, 0 or more, got -1"):
         search_callback(remove_layers=-1)
     with pytest.raises(BudgetError, match=r"expected at least the 0\.\d+ that removed layers and hidden channels come to, got 0\.2"):
-        Run(tmp_path / "small", [search_callback(**{**MOVES, "budget": Budget(0.2)})], max_steps=1)
+        Run(tmp_path / "small", [search_callback(**{**LAYER_AND_HIDDEN, "budget": Budget(0.2)})], max_steps=1)
 
 
-def test_report_and_export_follow_the_moves(tmp_path: Path) -> None:
-    Run(tmp_path / "all", all_callbacks(**MOVES), max_steps=1)
+def test_report_and_export_follow_layers_and_hidden_channels(tmp_path: Path) -> None:
+    Run(tmp_path / "all", all_callbacks(**LAYER_AND_HIDDEN), max_steps=1)
     report = json.loads((tmp_path / "all" / "report.json").read_text())
     plan = read_plan(tmp_path / "all" / "plan.json")
     exported = load(tmp_path / "all" / "model")

@@ -1,15 +1,15 @@
-"""The problem of a run: evidence of every length, clusters, weights of a given set, and files read again."""
+"""The problem of a run: statistics of every length, clusters, weights of a given set, and files read again."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from adapruner.calibration.choice import CalibrationChoice
+from adapruner.data.run_data import RunData
 from adapruner.errors import BudgetError
 from adapruner.importance.gram import collect_grams
 from adapruner.importance.statistics import collect_statistics
@@ -17,6 +17,7 @@ from adapruner.models.tracing import trace_structure
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.problem import make_plan
 from adapruner.pruning.recipe import Recipe
+from adapruner.search import prepare_problem
 from adapruner.search.prepare_problem import ProblemBuilder
 from tests.tiny import random_windows
 
@@ -25,19 +26,21 @@ SHORT, LONG = random_windows(4, 16, seed=1, sources=SOURCES), random_windows(4, 
 NEEDS = frozenset({"first", "second"})
 
 
-def data(**extra: Any) -> Any:
-    defaults = {"calibration_windows": SHORT, "calibration_windows_at": {16: SHORT, 24: LONG}, "calibration": SimpleNamespace(clusters=2)}
-    return SimpleNamespace(**{**defaults, **extra})
+def data(**extra: Any) -> RunData:
+    return RunData(
+        SHORT, SHORT, **{"calibration_windows_at": {16: SHORT, 24: LONG}, "calibration_fingerprint": "f", "clusters": 2, **extra}
+    )
 
 
-def builder(model: Any, folder: Path, said: list[str], budget: Budget = Budget(0.3), **extra: Any) -> ProblemBuilder:
-    return ProblemBuilder(model, trace_structure(model), data(**extra), budget, "tiny", "f00d", folder, announce=said.append)
+def builder(model: Any, folder: Path | None, budget: Budget = Budget(0.3), **extra: Any) -> ProblemBuilder:
+    return ProblemBuilder(model, trace_structure(model), data(**extra), budget, "tiny", "f00d", folder)
 
 
-def test_every_length_has_its_evidence(model: Any, tmp_path: Path) -> None:
+def test_every_length_has_its_statistics(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    made = builder(model, tmp_path, said)
-    problem = made.pose(made.pools(), NEEDS, [24], grams=True)
+    monkeypatch.setattr(prepare_problem, "announce", said.append)
+    made = builder(model, tmp_path)
+    problem = made.build(made.pools(), NEEDS, [24], grams=True)
     direct = collect_statistics(model, problem.structure, LONG, needs=NEEDS)
     found, pool = problem.at_length(24)
     for key, values in direct.member.items():
@@ -52,8 +55,8 @@ def test_every_length_has_its_evidence(model: Any, tmp_path: Path) -> None:
     assert make_plan(problem, Recipe({"gate_fisher": 1.0}, choice)).hash != make_plan(problem, Recipe({"gate_fisher": 1.0})).hash
     assert said == []
 
-    again = builder(model, tmp_path, said)
-    second = again.pose(again.pools(), NEEDS, [24], grams=True)
+    again = builder(model, tmp_path)
+    second = again.build(again.pools(), NEEDS, [24], grams=True)
     assert [line.split(" of ")[0] for line in said] == ["takes the statistics", "takes the statistics", "takes the Gram matrices"]
     assert again.seconds == {"statistics": 0.0, "Gram matrices": 0.0}
     assert make_plan(second, Recipe({"gate_fisher": 1.0}, choice)).hash == make_plan(problem, Recipe({"gate_fisher": 1.0}, choice)).hash
@@ -61,24 +64,31 @@ def test_every_length_has_its_evidence(model: Any, tmp_path: Path) -> None:
 
 def test_weights_of_a_given_set_are_where_all_choices_start(model: Any, tmp_path: Path) -> None:
     base = torch.linspace(0, 1, 12)
-    made = builder(model, tmp_path, [], calibration_sample_weights=base, calibration_windows_at={16: SHORT}, calibration=None)
-    problem = made.pose(made.pools(), NEEDS, [], grams=False)
+    made = builder(model, tmp_path, calibration_sample_weights=base, calibration_windows_at={16: SHORT}, clusters=0)
+    problem = made.build(made.pools(), NEEDS, [], grams=False)
     torch.testing.assert_close(problem.calibration.sample_weights(), base / base.sum())
     assert problem.grams is None
 
 
 def test_a_budget_out_of_reach_is_refused_before_anything_is_collected(model: Any, tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match=r"budget\.pruned_fraction: expected"):
-        builder(model, tmp_path, [], Budget(0.99)).without_statistics()
+        builder(model, tmp_path, Budget(0.99)).without_statistics()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_budgets_of_macs_and_memory_have_prices(model: Any, tmp_path: Path) -> None:
+def test_budgets_of_macs_and_memory_have_costs(model: Any, tmp_path: Path) -> None:
     for of in ("macs", "memory"):
-        made = builder(model, tmp_path / of, [], Budget(0.15, of))  # type: ignore[arg-type]
+        made = builder(model, tmp_path / of, Budget(0.15, of))
         (tmp_path / of).mkdir()
-        problem = made.pose(made.pools(), NEEDS, [], grams=False)
+        problem = made.build(made.pools(), NEEDS, [], grams=False)
         plan = make_plan(problem, Recipe({"l2": 1.0}))
         assert problem.costs is not None
         assert problem.costs.removed_by(plan.kept, problem.structure) / problem.costs.whole == pytest.approx(0.15, abs=0.002)
         assert plan.budget["of"] == of
+
+
+def test_without_a_folder_nothing_is_written(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = builder(model, None)
+    made.build(made.pools(), NEEDS, [24], grams=True)
+    assert list(tmp_path.iterdir()) == []

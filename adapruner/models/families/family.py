@@ -67,12 +67,12 @@ class Family:
     """The configuration's name of the number of experts, the one that is saved; None where there are none."""
     head_counts: bool = True
     """Whether the stock class takes any number of heads, given ``head_dim`` (its refusals aside)."""
-    twin: str | None = None
+    equivalent: str | None = None
     """A ``model_type`` with the same tensors and maths whose configuration accepts any number of heads."""
-    twin_changes: tuple[tuple[str, Any], ...] = ()
-    """Configuration values that make the twin compute the same."""
-    twin_lacks: tuple[str, ...] = ()
-    """Switches the twin does not have: it can stand in only where they are all off."""
+    equivalent_changes: tuple[tuple[str, Any], ...] = ()
+    """Configuration values that make the equivalent compute the same."""
+    equivalent_lacks: tuple[str, ...] = ()
+    """Switches the equivalent does not have: it can stand in only where they are all off."""
     output_bias_switches: tuple[tuple[str, str], ...] = ()
     """Output projection -> the switch in the configuration that gives it a bias. The same switch gives one to the other
     linear layers of its block. A projection that is not named never has a bias that could be switched on."""

@@ -5,9 +5,9 @@ from adapruner.models.families.family import Family, register_family
 register_family(
     Family(
         "llama",
-        twin="mistral",
-        twin_changes=(("sliding_window", None),),
-        twin_lacks=("attention_bias", "mlp_bias"),
+        equivalent="mistral",
+        equivalent_changes=(("sliding_window", None),),
+        equivalent_lacks=("attention_bias", "mlp_bias"),
         output_bias_switches=(("o_proj", "attention_bias"), ("down_proj", "mlp_bias")),
     )
 )

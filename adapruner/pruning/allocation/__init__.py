@@ -38,7 +38,11 @@ from adapruner.registry import Registry
 
 @dataclass(frozen=True)
 class Allocation:
-    """How the budget is shared over groups."""
+    """How the budget is shared over groups.
+
+    >>> Allocation("gamma", gamma=0.5, round_to=64).round_to
+    64
+    """
 
     method: str = "gamma"
     """``gamma``: one ranking over the whole model; ``uniform``: every layer loses the same; ``depth``: a share of each layer by its

@@ -47,7 +47,11 @@ register_objective = OBJECTIVES.add_class
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What a trial is judged by; lower is better."""
+    """What a trial is judged by; lower is better.
+
+    >>> ObjectiveConfig("kl", cost_weight=0.5).measure
+    'kl'
+    """
 
     measure: str = "nll"
     """On the search split: ``nll``, of the text; ``kl``, from the dense model's predictions. Nats per token."""

@@ -22,7 +22,7 @@ class Row:
     removes: tuple[str, ...] = ("attention", "ffn")
     """What can be removed."""
     stock: bool = True
-    """Whether uniform widths are read by the stock class (or its twin)."""
+    """Whether uniform widths are read by the stock class (or an equivalent one)."""
     note: str = ""
     """What does not work, or works in another way."""
 

@@ -10,9 +10,9 @@ import torch
 
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.export.formats.gguf import check_gguf, write_gguf
+from tests.export.cases import UNEVEN
 
-from .cases import UNEVEN
-from .test_gguf import EVEN, LLAMA3, VOCABULARY, export
+from .test_writing import EVEN, LLAMA3, VOCABULARY, export
 
 pytest.importorskip("gguf")
 

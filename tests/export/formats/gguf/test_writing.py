@@ -10,8 +10,7 @@ import torch
 
 from adapruner.export.folder import export_model
 from adapruner.export.formats.gguf import write_gguf
-
-from .cases import HEAD_DIM, UNEVEN, Pruned
+from tests.export.cases import HEAD_DIM, UNEVEN, Pruned
 
 gguf = pytest.importorskip("gguf")
 

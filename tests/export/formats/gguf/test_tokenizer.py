@@ -14,7 +14,7 @@ from adapruner.export.formats.gguf import write_gguf
 from adapruner.export.formats.gguf.splits import merge_scores
 from adapruner.export.formats.gguf.tokenizer import read_vocabulary
 
-from .test_gguf import EVEN, byte_tokenizer, export, read_value
+from .test_writing import EVEN, byte_tokenizer, export, read_value
 
 gguf = pytest.importorskip("gguf")
 

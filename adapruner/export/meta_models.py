@@ -51,7 +51,7 @@ def build_on_meta(config: Any, model_class: Any = None) -> Any:
         return (model_class or known[type(config)])(config)
 
 
-def dense_twin(model: Any, structure: ModelStructure, *, linear: bool) -> Any:
+def dense_on_meta(model: Any, structure: ModelStructure, *, linear: bool) -> Any:
     """The stock class at the widths before pruning, which are read off the structure: surgery may have changed the configuration.
 
     Args:
@@ -60,10 +60,10 @@ def dense_twin(model: Any, structure: ModelStructure, *, linear: bool) -> Any:
     family = family_of(structure.model_type)
     groups = {g.kind: g for g in structure.of_layer(structure.groups[0].layer)}
     shape = layer_shape(groups, {kind: list(range(g.units)) for kind, g in groups.items()})
-    twin = build_on_meta(make_config(model, structure.model_type, named_widths(model.config, structure, shape, family.head_counts)))
+    dense = build_on_meta(make_config(model, structure.model_type, named_widths(model.config, structure, shape, family.head_counts)))
     if linear:
-        family.linear_form(twin)
-    return twin
+        family.linear_form(dense)
+    return dense
 
 
 def named_widths(config: Any, structure: ModelStructure, shape: LayerShape, head_dim: bool = False) -> dict[str, int]:

@@ -14,9 +14,9 @@ from adapruner.demo import MODEL_FOLDER
 from adapruner.export.folder import export_model
 from adapruner.export.formats.gguf import write_gguf
 from adapruner.export.loading import load
+from tests.export.cases import UNEVEN, plan_for
 
-from .cases import UNEVEN, plan_for
-from .test_gguf import ROWS, VOCABULARY, byte_tokenizer, export
+from .test_writing import ROWS, VOCABULARY, byte_tokenizer, export
 
 pytest.importorskip("gguf")
 llama_cpp = pytest.importorskip("llama_cpp")
