@@ -19,7 +19,7 @@ from adapruner.models.units import ModelStructure
 from adapruner.pruned_module import PrunedCheckpoints
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import prune_model, trace_for_plan
-from adapruner.recovery.pruned_checkpoint import fit_to_checkpoint
+from adapruner.recovery.checkpoint_contents import fit_to_checkpoint
 from adapruner.recovery.sharding import FlatlyShardedModel, ShardedModel, token_share
 
 

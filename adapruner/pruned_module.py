@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapruner.recovery.pruned_checkpoint import describe_pruning, fit_to_checkpoint
+from adapruner.recovery.checkpoint_contents import describe_pruning, fit_to_checkpoint
 
 
 class PrunedCheckpoints:

@@ -53,7 +53,7 @@ class Registry(Generic[Member]):
         Raises:
             ConfigurationError: if the name is taken by another member.
         """
-        if not self._ships(member):
+        if self.package is not None and not self._ships(member):
             self._load()  # a shipped name is taken, whether it was asked for yet or not
         if self._members.get(name, member) is not member:
             raise ConfigurationError(f"{self.kind}: expected a new name, got {name!r}, which is taken; choose another")

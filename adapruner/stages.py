@@ -107,7 +107,7 @@ def score(
         seed: of the windows that are drawn and of the search; the search's own when empty.
         folder: where statistics and the study are kept, and gone on from; ``None`` writes nothing.
         compared_metrics: further metrics whose statistics are wanted.
-        units: ``attention_units``, ``ffn_units``, ``remove_layers``, ``hidden_fraction``, ``batch_size``; see
+        units: ``attention_units``, ``ffn_units``, ``remove_layers``, ``hidden_fraction``, ``layer_score``, ``batch_size``; see
             :class:`adapruner.callbacks.PruningSearchCallback`.
 
     Raises:
@@ -253,6 +253,7 @@ def pruning_options(
     seed: int | None = None,
     remove_layers: int = 0,
     hidden_fraction: float = 0.0,
+    layer_score: str = "block_influence",
     **units: Any,
 ) -> PruningOptions:
     """The arguments of :func:`score` as one record."""
@@ -263,7 +264,7 @@ def pruning_options(
         reconstruction=reconstruction,
         plan=plan if plan is None or isinstance(plan, PruningPlan) else read_plan(plan),
         recipe=recipe,
-        depth_width=DepthWidthConfig(remove_layers, hidden_fraction),
+        depth_width=DepthWidthConfig(remove_layers, hidden_fraction, layer_score),
         **units,
     )
 

@@ -46,8 +46,8 @@ from adapruner.pruning.problem import PruningProblem, make_plan
 from adapruner.pruning.recipe import Recipe
 from adapruner.pruning.surgery import pruned
 from adapruner.search.config import SearchConfig
-from adapruner.search.objective import Objective
 from adapruner.search.space import softmax
+from adapruner.search.trial_value import Objective
 
 CHOSEN = 10
 

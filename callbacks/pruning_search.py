@@ -34,8 +34,8 @@ from adapruner.pruning.budget import Budget
 from adapruner.pruning.depth_and_width import DepthWidthConfig
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.recipe import Recipe
+from adapruner.recovery.checkpoint_contents import plan_of_checkpoint
 from adapruner.recovery.configuration import ReconstructionConfig
-from adapruner.recovery.pruned_checkpoint import plan_of_checkpoint
 from adapruner.search.apply_plan import apply_found_plan
 from adapruner.search.config import SearchConfig
 from adapruner.search.find_plan import FoundPlan, find_plan, save_found_plan
@@ -65,10 +65,11 @@ class PruningSearchCallback(Callback):
             many of each KV head. Only where there are several query heads for each KV head does it make a difference.
         ffn_units: ``channel`` removes single channels, in a mixture of experts equally many of each; ``expert`` removes whole experts
             with their rows of the router.
-        remove_layers: whole decoder layers to remove before the search of units, those of the lowest Block Influence. They count
+        remove_layers: whole decoder layers to remove before the search of units, those of the lowest ``layer_score``. They count
             towards the budget; layers that it protects stay.
         hidden_fraction: fraction of hidden channels to remove before the search of units, for Llama, Mistral, Qwen2 and Qwen3.
             They count towards the budget; protected layers lose them too.
+        layer_score: what decides which layers go; see :mod:`adapruner.pruning.layer_scores`.
         calibration: where there is no data module: texts, a mapping of source names to texts, a ``datasets.Dataset`` or token
             windows, as :func:`adapruner.prune` takes them.
         tokenizer: for ``calibration``; the module's ``tokenizer`` when empty.
@@ -91,6 +92,7 @@ class PruningSearchCallback(Callback):
         ffn_units: FfnUnits = "channel",
         remove_layers: int = 0,
         hidden_fraction: float = 0.0,
+        layer_score: str = "block_influence",
         calibration: Any = None,
         tokenizer: Any = None,
     ) -> None:
@@ -103,7 +105,7 @@ class PruningSearchCallback(Callback):
             recipe,
             attention_units,
             ffn_units,
-            DepthWidthConfig(remove_layers, hidden_fraction),
+            DepthWidthConfig(remove_layers, hidden_fraction, layer_score),
             statistics_batch_size,
         )
         self.plan_file, self.folder_name, self.model_attribute = plan, folder, model_attribute

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from adapruner.errors import ConfigurationError
 from adapruner.files.atomic import clear_leftovers, replace_folder, temporary_beside
 from adapruner.progress import announce
-from adapruner.recovery.pruned_checkpoint import SHARDED
+from adapruner.recovery.checkpoint_contents import SHARDED
 
 FILE = Path("checkpoints") / "last.ckpt"
 _SETTINGS = "settings"

@@ -22,8 +22,8 @@ from torch import nn
 from adapruner.data.calibration_set import fingerprint_tokenizer
 from adapruner.data.run_data import RunData
 from adapruner.errors import AdaPrunerError, ConfigurationError, DataError, ModelError, nearest
+from adapruner.recovery.checkpoint_contents import SHARDED
 from adapruner.recovery.lora import LoRAConfig
-from adapruner.recovery.pruned_checkpoint import SHARDED
 from adapruner.search.validation import check_model_and_data
 
 _REFUSED_LAUNCHERS = ("spawn", "fork", "forkserver")

@@ -16,7 +16,7 @@ import json, os, sys
 from datetime import timedelta
 from pathlib import Path
 import torch.distributed as dist
-from adapruner.search.objective import Objective
+from adapruner.search.trial_value import Objective
 from adapruner.distributed import Ranks
 from adapruner.search.space import SearchSpace
 from adapruner.search.study import SearchConfig, run_search

@@ -18,8 +18,8 @@ from adapruner.module import PrunableCausalLM
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.problem import make_plan
 from adapruner.pruning.recipe import Recipe
+from adapruner.recovery.checkpoint_contents import PLAN_KEY
 from adapruner.recovery.lora import LoRAConfig, attach_lora
-from adapruner.recovery.pruned_checkpoint import PLAN_KEY
 from tests.tiny import prepare_problem, random_windows, save_tiny, tiny_llama, word_tokenizer
 
 BATCH = {

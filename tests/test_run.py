@@ -22,7 +22,7 @@ from adapruner.data.from_texts import data_from_texts
 from adapruner.errors import AdaPrunerError, ConfigurationError
 from adapruner.recovery import training
 from adapruner.recovery.training import RecoveryConfig
-from adapruner.search.objective import Objective
+from adapruner.search.trial_value import Objective
 from tests.tiny import random_windows, save_tiny, tiny_llama, word_tokenizer
 
 ROOT = Path(__file__).parent.parent

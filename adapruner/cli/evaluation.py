@@ -22,7 +22,7 @@ from adapruner.models.fingerprint import fingerprint_model
 from adapruner.progress import announce
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import trace_for_plan
-from adapruner.recovery.pruned_checkpoint import PLAN_KEY
+from adapruner.recovery.checkpoint_contents import PLAN_KEY
 
 COMMANDS = ("validate", "test", "predict")
 PREDICTIONS = "predictions.jsonl"

@@ -32,9 +32,6 @@ OWNED = {
 }
 """Option of ``fit`` that every cell sets for itself -> the key of the comparison that decides it."""
 
-ABSOLUTE = ("parameters_left", "macs_left", "weight_memory_gib", "latency_ms")
-"""Keys of ``pruning.budget`` that would replace the fraction, and so make all budgets one."""
-
 FindConfig = Callable[[str, str], str]
 """(name, argument) -> file; raises a ConfigurationError that names the argument."""
 
@@ -142,7 +139,12 @@ def _check_config(file: Path) -> None:
     """That it is YAML, and leaves the budget to the comparison."""
     record = _read_yaml(file, "methods")
     budget = (record.get("pruning") or {}).get("budget") if isinstance(record, Mapping) else None
-    absolute = [key for key in ABSOLUTE if isinstance(budget, Mapping) and budget.get(key) is not None]
+    given = {key for key, value in budget.items() if value is not None} if isinstance(budget, Mapping) else set()
+    if not given - {"pruned_fraction"}:
+        return
+    from adapruner.pruning.budget import ABSOLUTE_TARGETS
+
+    absolute = [key for key in ABSOLUTE_TARGETS if key in given]
     if absolute:
         raise ConfigurationError(
             f"methods: expected budgets as fractions, got pruning.budget.{absolute[0]} in {file.name}; leave it out of what is compared"

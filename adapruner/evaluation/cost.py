@@ -1,4 +1,6 @@
-"""What a model costs to run: parameters, multiply-accumulates, weight memory, latency, peak memory and energy.
+"""How the costs of a model are measured: multiply-accumulates, weight memory, latency, peak memory and energy.
+
+Which of them a report holds says :mod:`adapruner.evaluation.cost_table`.
 
 Latencies of two models are comparable only when taken side by side, in one process, in turns. After surgery in place
 the dense model is gone: :func:`random_dense_model` rebuilds it with random weights, on which latency does not depend.
@@ -9,7 +11,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,29 +31,8 @@ from adapruner.evaluation.timing import (
     time_in_turns,
     time_prefill,
 )
-from adapruner.models.units import count_parameters
 
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one model costs."""
-
-    parameters: int
-    """Distinct parameters (tied tensors once)."""
-    macs: int
-    """Multiply-accumulates of one forward over ``[batch, seq_len]`` tokens."""
-    weight_memory_gib: float
-    latency_ms: float
-    """Median time of one forward over ``[batch, seq_len]`` tokens."""
-    latency_iqr_ms: float
-    decode_ms: float
-    """Median time of one more token with the key-value cache, batch 1."""
-    peak_memory_gib: float | None
-    """See :func:`peak_memory_gib`."""
-    prefill_energy_j: float | None
-    """See :func:`prefill_energy_j`."""
 
 
 def count_macs(model: nn.Module, seq_len: int, batch: int = 1) -> int:
@@ -131,31 +111,6 @@ def measure_latency(models: dict[str, nn.Module], seq_len: int, batch: int = 1, 
         check_sizes(model, seq_len, batch, shortest=2)
     found = time_in_turns(models, repeats, lambda model: (time_prefill(model, seq_len, batch), time_decode(model, seq_len)))
     return {name: latency for name, latency in found.items() if latency is not None}
-
-
-def measure_costs(models: dict[str, nn.Module], seq_len: int = 128, batch: int = 1, repeats: int = 20) -> dict[str, Cost]:
-    """The costs of several models, latencies taken side by side. Latencies of two calls do not compare.
-
-    Arguments as for :func:`measure_latency`.
-
-    Raises:
-        ConfigurationError: as :func:`measure_latency`.
-        ModelError: as :func:`count_macs`.
-    """
-    latencies = measure_latency(models, seq_len, batch, repeats)
-    return {
-        name: Cost(
-            parameters=count_parameters(model),
-            macs=count_macs(model, seq_len, batch),
-            weight_memory_gib=weight_memory_gib(model),
-            latency_ms=latencies[name].prefill_ms,
-            latency_iqr_ms=latencies[name].prefill_iqr_ms,
-            decode_ms=latencies[name].decode_ms,
-            peak_memory_gib=peak_memory_gib(model, seq_len, batch),
-            prefill_energy_j=prefill_energy_j(model, seq_len, batch),
-        )
-        for name, model in models.items()
-    }
 
 
 def random_dense_model(config: Any, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> nn.Module:

@@ -6,19 +6,16 @@ What cannot be measured is ``None``; a run does not end for it. Parameters, mult
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from adapruner.evaluation.cost import count_macs, measure_costs, random_dense_model, weight_memory_gib
+from adapruner.evaluation.cost import random_dense_model
+from adapruner.evaluation.cost_table import COST_ROWS, measure_costs, measure_sizes_alone
 from adapruner.evaluation.speed import SpeedPoint, measure_speed, within_memory
-from adapruner.models.units import count_parameters
 
 ONE_BY_ONE = "one model after the other, as the device's memory does not hold both"
-UNKNOWN = ("latency_ms", "latency_iqr_ms", "decode_ms", "peak_memory_gib", "prefill_energy_j")
-"""What a model must run for on the device."""
 
 Found = TypeVar("Found")
 
@@ -40,9 +37,9 @@ class PairOfModels:
         self.models = {"dense": random_dense_model(dense_config, parameter.dtype) if dense is None else dense, "pruned": pruned}
 
     def costs(self, seq_len: int, repeats: int) -> dict[str, dict[str, Any]]:
-        """By model: the fields of :class:`adapruner.evaluation.cost.Cost`."""
+        """By model: the rows of :data:`adapruner.evaluation.cost_table.COST_ROWS`."""
         found = self._measure(lambda models: measure_costs(models, seq_len, repeats=repeats))
-        return {name: self._size(name, seq_len) if cost is None else asdict(cost) for name, cost in found.items()}
+        return {name: self._size(name, seq_len) if cost is None else cost for name, cost in found.items()}
 
     def speeds(self, batches: Sequence[int], seq_lens: Sequence[int], repeats: int) -> list[SpeedPoint] | None:
         """:func:`adapruner.evaluation.speed.measure_speed` of both; ``None`` where memory does not suffice for the least of it."""
@@ -62,15 +59,20 @@ class PairOfModels:
         return {name: self._alone(name, lambda model, name=name: measure({name: model})[name]) for name in self.models}  # type: ignore[misc]
 
     def _size(self, name: str, seq_len: int) -> dict[str, Any]:
+<<<<<<< HEAD
         """The sizes, which need no timing; MACs are counted on the CPU where the device cannot run it."""
         model = self.models[name]
         size = {"parameters": count_parameters(model), "weight_memory_gib": weight_memory_gib(model)}
         macs = self._alone(name, lambda alone: count_macs(alone, seq_len))
+=======
+        """What a model tells of itself without being timed; MACs are counted on the CPU where the device cannot run it."""
+        found = self._alone(name, lambda model: measure_sizes_alone(model, seq_len))
+>>>>>>> extend
         try:
-            size["macs"] = count_macs(model.to("cpu"), seq_len) if macs is None else macs
+            known = measure_sizes_alone(self.models[name].to("cpu"), seq_len) if found is None else found
         finally:
             self._put_back()
-        return {**size, **dict.fromkeys(UNKNOWN)}
+        return {row: known.get(row) for row in COST_ROWS}
 
     def _alone(self, name: str, measure: Callable[[nn.Module], Found]) -> Found | None:
         """With the other model in the CPU's memory; the pruned one is on its device again afterwards."""

@@ -15,7 +15,7 @@ from adapruner.models.loading import load_language_model, model_source
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import trace_for_plan
-from adapruner.recovery.pruned_checkpoint import PLAN_KEY, fit_to_checkpoint
+from adapruner.recovery.checkpoint_contents import PLAN_KEY, fit_to_checkpoint
 
 _PREFIX = "model."
 

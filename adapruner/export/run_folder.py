@@ -14,7 +14,7 @@ from adapruner.export.folder import PLAN_FILE
 from adapruner.export.rebuilding import read_checkpoint
 from adapruner.export.staging import is_export
 from adapruner.pruning.plan import PruningPlan, read_plan
-from adapruner.recovery.pruned_checkpoint import PLAN_KEY
+from adapruner.recovery.checkpoint_contents import PLAN_KEY
 
 CONFIG_FILE, MODEL_FOLDER, REPORT_FILE = "config.yaml", "model", "report.json"
 

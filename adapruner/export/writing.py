@@ -21,8 +21,8 @@ from adapruner.export.run_folder import Source
 from adapruner.export.staging import scratch_beside
 from adapruner.export.verification import difference_apart, verify_export
 from adapruner.models.loading import load_tokenizer, model_source
+from adapruner.recovery.checkpoint_contents import LORA_KEY
 from adapruner.recovery.lora import merge_lora
-from adapruner.recovery.pruned_checkpoint import LORA_KEY
 
 _TOLERANCE = 1e-3
 """Largest difference of logits that rounding explains where all weights are float32."""

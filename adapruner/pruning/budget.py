@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from adapruner.errors import BudgetError, ConfigurationError
@@ -12,9 +12,6 @@ from adapruner.pruning.costs import COSTS, CostInputs, UnitCosts
 from adapruner.pruning.costs.latency_table import LatencyTable
 from adapruner.pruning.costs.sizes import ModelSizes
 from adapruner.pruning.tied_sets import in_slices
-
-#: Fields that give what is to be left, in the units of a cost, in place of a fraction that is to go.
-_ABSOLUTE = ("parameters_left", "macs_left", "weight_memory_gib", "latency_ms")
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class Budget:
         self._check_absolute()
 
     def _check_absolute(self) -> None:
-        given = [name for name in _ABSOLUTE if getattr(self, name) is not None]
+        given = [name for name in ABSOLUTE_TARGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigurationError(f"budget: expected at most one absolute target, got {' and '.join(given)}; give one of them")
         for name in given:
@@ -82,7 +79,7 @@ class Budget:
     @property
     def absolute(self) -> str | None:
         """Name of the absolute target, if one is given: ``parameters_left``, ..."""
-        return next((name for name in _ABSOLUTE if getattr(self, name) is not None), None)
+        return next((name for name in ABSOLUTE_TARGETS if getattr(self, name) is not None), None)
 
     def to_dict(self, costs: UnitCosts | None = None) -> dict[str, Any]:
         """What a plan records: ``pruned_fraction`` and ``of``, and an absolute target with the fraction it comes to.
@@ -172,3 +169,7 @@ class Budget:
             f"{costs.argument}: expected at most {reachable / costs.whole:.4f} of {costs.what} for this model and protection, "
             f"got {costs.asked}; prune less, protect fewer layers, or lower keep_at_least"
         )
+
+
+#: Fields that give what is to be left, in the units of a cost, in place of a fraction that is to go: those that are left out by default.
+ABSOLUTE_TARGETS = tuple(field.name for field in fields(Budget) if field.default is None)

@@ -67,6 +67,17 @@ def unit_text(value: float | None, unit: str) -> str:
     return MISSING if value is None else f"{_three_digits(value)} {unit}"
 
 
+def quantity_text(value: float | None, unit: str) -> str:
+    """A number of a row of the cost table: ``count`` has no unit, ``GiB`` may become MiB.
+
+    >>> quantity_text(4_031_488, "count"), quantity_text(0.015, "GiB"), quantity_text(5.984, "ms")
+    ('4.03 M', '15.4 MiB', '5.98 ms')
+    """
+    if unit == "count":
+        return count_text(value)
+    return memory_text(value) if unit == "GiB" else unit_text(value, unit)
+
+
 def ratio_text(dense: float | None, pruned: float | None) -> str:
     """Pruned over dense, after a multiplication sign."""
     return MISSING if not dense or pruned is None else f"{TIMES}{pruned / dense:.2f}"

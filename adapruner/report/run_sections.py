@@ -18,6 +18,7 @@ from adapruner.pruning.budget import Budget
 from adapruner.recovery.post_pruning import recipe_of
 from adapruner.search.chosen_samples import CALIBRATION_SET, heaviest_samples
 from adapruner.search.find_plan import FoundPlan
+from adapruner.search.objectives import OBJECTIVES
 from adapruner.search.reranking import to_rows
 from adapruner.search.score import ScoredModel
 from adapruner.search.trials import TrialRecord, to_history
@@ -41,7 +42,7 @@ class EvaluatedText:
 def judged_in_words(scored: ScoredModel) -> str:
     """What the value of a trial is, in words."""
     objective = scored.options.search.objective
-    measure = "NLL" if objective.measure == "nll" else "KL from the dense model's predictions"
+    measure = getattr(OBJECTIVES.find(objective.measure), "words", objective.measure)
     model = "of the model as pruned" if scored.refit is None else "of the model after the local refit"
     cost = f", plus {objective.cost_weight} times the fraction of {objective.cost} left" if objective.cost_weight else ""
     return f"{measure} {model}{cost}"
@@ -99,7 +100,7 @@ def search_section(scored: ScoredModel, found: FoundPlan, dense_nll: float | Non
         "best_value": outcome.best.value,
         "best_trial": outcome.best.trial,
         "best_fixed_value": min(fixed, default=None),
-        "dense_value": dense_nll if scored.options.search.objective.measure == "nll" else 0.0,
+        "dense_value": {"nll": dense_nll, "kl": 0.0}.get(scored.options.search.objective.measure),
         "recipe": outcome.recipe.to_dict(),
         "history": to_history(outcome.trials),
         "importance": outcome.importance,

@@ -250,18 +250,17 @@ class Recovery(Record):
 
 
 class ModelCost(Record):
-    """Cost of one model; ``None`` where it was not measured or the device does not tell."""
+    """Cost of one model: the rows of :data:`adapruner.evaluation.cost_table.COST_ROWS`, those below always.
+
+    ``None`` where a row was not measured or the device does not tell.
+    """
+
+    __pydantic_extra__: dict[str, float | None]
 
     parameters: int
     macs: float | None
     latency_ms: float | None
     weight_memory_gib: float | None
-    decode_ms: float | None = None
-    """One more token with a cache, batch 1."""
-    peak_memory_gib: float | None = None
-    """Weights and what a forward needs beside them."""
-    prefill_energy_j: float | None = None
-    """Joules of one forward on the whole card."""
 
 
 class Speed(Record):

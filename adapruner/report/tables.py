@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from adapruner.evaluation.cost_table import COST_ROWS
 from adapruner.report.answer import Comparison
-from adapruner.report.formats import MISSING, TIMES, count_text, memory_text, nll_text, perplexity_text, ratio_text, unit_text
+from adapruner.report.formats import MISSING, TIMES, nll_text, perplexity_text, quantity_text, ratio_text
 from adapruner.report.schema import STAGES
 from adapruner.report.sections import Candidate, Cost, DataCard, Search, Stage, Sweep, TaskScore, ZeroShot
 
@@ -151,18 +152,10 @@ def fixed_table(search: Search) -> TextTable:
 def cost_table(cost: Cost, *notes: str | None) -> TextTable:
     """Dense beside pruned; rows that were measured for neither are left out."""
     rows = []
-    for name, key, text in (
-        ("parameters", "parameters", count_text),
-        ("MACs", "macs", count_text),
-        ("latency", "latency_ms", lambda value: unit_text(value, "ms")),
-        ("per decoded token", "decode_ms", lambda value: unit_text(value, "ms")),
-        ("weight memory", "weight_memory_gib", memory_text),
-        ("peak memory", "peak_memory_gib", memory_text),
-        ("energy", "prefill_energy_j", lambda value: unit_text(value, "J")),
-    ):
-        dense, pruned = getattr(cost.dense, key), getattr(cost.pruned, key)
-        if dense is not None or pruned is not None:
-            rows.append((name, text(dense), text(pruned), ratio_text(dense, pruned)))
+    for row in map(COST_ROWS.find, COST_ROWS):
+        dense, pruned = getattr(cost.dense, row.name, None), getattr(cost.pruned, row.name, None)
+        if row.title and (dense is not None or pruned is not None):
+            rows.append((row.title, quantity_text(dense, row.unit), quantity_text(pruned, row.unit), ratio_text(dense, pruned)))
     return make_table("Cost", ("", "dense", "pruned", "ratio"), rows, *notes)
 
 

@@ -17,7 +17,7 @@ from adapruner.errors import AdaPrunerError
 from adapruner.files.value_cache import ValueCache
 from adapruner.pruning.problem import PruningProblem, make_plan
 from adapruner.pruning.recipe import Recipe
-from adapruner.search.objective import Objective
+from adapruner.search.trial_value import Objective
 
 FILE = "calibration_spread.json"
 

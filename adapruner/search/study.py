@@ -30,7 +30,6 @@ from adapruner.recovery.post_pruning import PostPruning
 from adapruner.search.config import SearchConfig
 from adapruner.search.front import pareto_front, pick_from_front, write_front
 from adapruner.search.journal import KILLED, OWNER, SEAL, check_journal, fail_killed, open_study, seal_of
-from adapruner.search.objective import Objective
 from adapruner.search.random_samples import measure_spread
 from adapruner.search.reranking import Candidate, choose_candidates, rerank
 from adapruner.search.samplers import make_sampler
@@ -38,6 +37,7 @@ from adapruner.search.seed_trials import SEARCHED, SeedTrials
 from adapruner.search.space import frozen_dimensions
 from adapruner.search.split import split_windows
 from adapruner.search.stoppers import STOPPERS, make_stopper
+from adapruner.search.trial_value import Objective
 from adapruner.search.trials import TrialRecord, best_of, record_of, write_csv
 
 __all__ = ["SearchConfig", "SearchOutcome", "check_journal", "run_search"]

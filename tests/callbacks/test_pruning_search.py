@@ -85,7 +85,7 @@ def test_a_resumed_run_has_the_same_widths(tmp_path: Path, known: bool) -> None:
 
 
 def test_a_killed_search_goes_on(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adapruner.search.objective import Objective
+    from adapruner.search.trial_value import Objective
 
     evaluate, calls = Objective.of_plan, iter(range(100))
 

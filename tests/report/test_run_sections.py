@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from adapruner.evaluation import cost, limited_memory
-from adapruner.evaluation.limited_memory import ONE_BY_ONE, UNKNOWN
+from adapruner.evaluation.limited_memory import ONE_BY_ONE
 from adapruner.report.run_sections import cost_section
 from tests.tiny import tiny_llama
 
 SEQ_LEN = 12
+UNKNOWN = ("latency_ms", "latency_iqr_ms", "decode_ms", "peak_memory_gib", "prefill_energy_j")
+"""What a model must run for on the device."""
 
 
 def section(monkeypatch: pytest.MonkeyPatch, most: int, batches: tuple[int, ...] = ()) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from adapruner.data.windows import TextWindows
 from adapruner.pruning.problem import PruningProblem, make_plan
 from adapruner.pruning.recipe import Recipe
 from adapruner.search.config import SearchConfig
-from adapruner.search.objective import Objective
 from adapruner.search.random_samples import measure_spread
+from adapruner.search.trial_value import Objective
 
 RECIPE = Recipe({"gate_fisher": 1.0}, CalibrationChoice({"books": 1.0, "code": 0.0, "wiki": 0.0}))
 

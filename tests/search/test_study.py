@@ -17,9 +17,9 @@ from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.pruning.problem import PruningProblem, make_plan
 from adapruner.pruning.recipe import Recipe
 from adapruner.pruning.surgery import pruned
-from adapruner.search.objective import Objective, Part
 from adapruner.search.space import SearchSpace
 from adapruner.search.study import SearchConfig, SearchOutcome, check_journal, run_search
+from adapruner.search.trial_value import Objective, Part
 from adapruner.search.trials import TrialRecord, best_of, to_history
 
 METRICS = ["l1", "l2", "gate_fisher"]

@@ -30,7 +30,7 @@ class Measured(Protocol):
 
 
 class Measure(Protocol):
-    """Something measured on the search split."""
+    """Something measured on the search split. One that has ``words`` is called by these in the report, else by its name."""
 
     name: str
 

@@ -15,7 +15,7 @@ from adapruner.search.objectives import ObjectiveConfig, register_objective
 class DivergenceFromDense:
     """How far the model's predictions are from the dense model's."""
 
-    name = "kl"
+    name, words = "kl", "KL from the dense model's predictions"
 
     def prepare(self, dense: nn.Module, windows: Windows, options: ObjectiveConfig, batch_size: int) -> DenseTopK:
         """The dense model's ``top_k`` most likely tokens at each position."""

@@ -14,7 +14,7 @@ from adapruner.search.objectives import ObjectiveConfig, register_objective
 class NegativeLogLikelihood:
     """How badly the model predicts the text."""
 
-    name = "nll"
+    name, words = "nll", "NLL"
 
     def prepare(self, dense: nn.Module, windows: Windows, options: ObjectiveConfig, batch_size: int) -> None:
         """Nothing of the dense model is needed."""

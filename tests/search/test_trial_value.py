@@ -20,7 +20,7 @@ from adapruner.pruning.recipe import Recipe
 from adapruner.pruning.surgery import pruned
 from adapruner.recovery.local import pruned_and_refitted
 from adapruner.search.config import ObjectiveConfig, RerankConfig, SearchConfig
-from adapruner.search.objective import Objective
+from adapruner.search.trial_value import Objective
 from tests.tiny import random_windows, tiny_llama
 
 RECIPE = Recipe({"l2": 1.0})
