@@ -64,7 +64,8 @@ def _run(arguments: Sequence[str]) -> None:
         from adapruner.cli.export import run_export
 
         return run_export(rest)
-    from adapruner.cli.fit import quiet_libraries, run_trainer
+    from adapruner.cli.fit import run_trainer
+    from adapruner.cli.quiet import quiet_libraries
 
     quiet_libraries()
     run_trainer(command, rest)
@@ -85,7 +86,8 @@ def _compare(arguments: list[str], imports: list[str]) -> None:
 
 def _check_fit(methods: Any) -> None:
     """Only where there is something to run: this is what loads torch."""
-    from adapruner.cli.fit import check_fit, quiet_libraries
+    from adapruner.cli.fit import check_fit
+    from adapruner.cli.quiet import quiet_libraries
 
     quiet_libraries()
     check_fit(methods)

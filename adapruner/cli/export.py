@@ -76,10 +76,11 @@ def run_export(arguments: Sequence[str]) -> None:
     given = make_parser().parse_args(list(arguments))
     options = ExportOptions(given.dtype, given.max_shard_size, given.adapters, given.pad)
     run, targets = Path(given.run), _check(given, options)
-    _quiet()
+    from adapruner.cli.quiet import quiet_libraries
     from adapruner.export import writing
     from adapruner.export.run_folder import find_source
 
+    quiet_libraries()
     source = find_source(run, given.checkpoint, options.adapters)
     print(f"adapruner: takes {source.words}", flush=True)
     record, lines = writing.write_export(source, targets, options, verify=given.verify)
@@ -122,10 +123,3 @@ def _check(given: argparse.Namespace, options: ExportOptions) -> dict[str, Path]
 
         check_push(given.push)
     return targets
-
-
-def _quiet() -> None:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()

@@ -6,10 +6,7 @@ one is ``--pruning.search.n_trials 8`` and not a place in a list.
 
 from __future__ import annotations
 
-import logging
-import os
 import signal
-import warnings
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,22 +52,6 @@ STAGES = {
 OPTIONAL_STAGES = tuple(name for name in STAGES if name != "pruning")
 #: Options of callbacks that only Python can give.
 _NOT_OPTIONS = {"calibration", "tokenizer"}
-
-
-def quiet_libraries() -> None:
-    """Their start-up chatter would bury the few lines a user should read."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated.*")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated.*")
-    for name in ("lightning.pytorch", "lightning.fabric"):  # device lists and advertisements; warnings stay
-        logging.getLogger(name).setLevel(logging.WARNING)
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 class SaveRunConfig(SaveConfigCallback, PruningListener):

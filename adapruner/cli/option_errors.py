@@ -104,7 +104,7 @@ class Options:
             plain = name.removesuffix("+")
             owner = max((known for known in self.types if plain.startswith(f"{known}.")), key=len, default=None)
             if plain in self.groups:
-                if value is not None:
+                if not isinstance(value, str | None):  # the name of a file with its options
                     yield self._line(plain, "options in YAML, key: value", value)
             elif plain in self.types:
                 yield from self._judge(plain, value, self.types[plain], appends=name != plain)
@@ -119,7 +119,7 @@ class Options:
                 yield from self._of_object(owner, kind).faults(options, complete=False)
         names = [name.removesuffix("+") for name in given]
         for wanted in self.required if complete else ():
-            if not any(f"{name}.".startswith(f"{wanted}.") for name in names):
+            if not any(f"{name}.".startswith(f"{wanted}.") or wanted.startswith(f"{name}.") for name in names):
                 yield f"{self.prefix}{wanted}: {_NONE_GIVEN}; give one, or a configuration such as quickstart.yaml"
 
     def _of_object(self, name: str, kind: type) -> Options:
@@ -144,8 +144,10 @@ class Options:
             return
         value = _loaded(value) if isinstance(value, Text) else value
         for member in _members(hint):
-            origin, types = get_origin(member) or object, get_args(member)
-            if isinstance(value, list) and issubclass(origin, Sequence) and types:
+            origin, types = get_origin(member), get_args(member)
+            if not isinstance(origin, type):
+                continue
+            if isinstance(value, list) and issubclass(origin, Sequence):
                 for item in value:
                     yield from self._judge(name, item, types[0])
                 return
@@ -194,7 +196,8 @@ def explain(options: Options, given: Mapping[str, Any], raised: ArgumentError) -
 def _read_yaml(text: str, argument: str) -> Mapping[str, Any]:
     """The options of a file, or those that the text itself is."""
     try:
-        content = Path(text).read_text(encoding="utf-8") if "\n" not in text and Path(text).exists() else text
+        is_file = "{" not in text and "\n" not in text and Path(text).exists()
+        content = Path(text).read_text(encoding="utf-8") if is_file else text
         record = get_loader("yaml")(content)
     except yaml.YAMLError as error:
         where = " ".join(str(error).split())
@@ -250,13 +253,13 @@ def _class_of(value: Any, base: type | None) -> type | str | None:
     path = value.get("class_path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
     if path is None or base is None:
         return base
-    module, _, name = path.rpartition(".")
+    module, _, name = str(path).rpartition(".")
     known = {kind.__name__: kind for kind in _subclasses(base)}
     if not module and name in known:
         return known[name]
     try:
         holder = importlib.import_module(module)
-    except (ImportError, ValueError):
+    except Exception:  # it may fail in any way
         return f"expected the path of a class, such as torch.optim.AdamW, got {path!r}; correct it"
     if hasattr(holder, name):
         return getattr(holder, name)  # type: ignore[no-any-return]

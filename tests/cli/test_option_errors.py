@@ -84,6 +84,46 @@ def test_all_faults_come_together_and_good_options_are_none(parser: ArgumentPars
     assert [line.split(":")[0] for line in found] == ["search.trials", "model.verbose"]
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["[1]", "{class_path: 3}", "{class_path: [a]}", "{class_path: json.nothing}", "{1: 2}", "[[]]", ": :", "3.5", "null", "%", "x" * 999],
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "search",
+        "search.trials",
+        "search.sources",
+        "search.refit",
+        "search.refit.kind",
+        "search.coefficients",
+        "model.optimizer",
+        "model.optimizer.lr",
+        "model.verbose",
+    ],
+)
+def test_no_value_is_too_odd_to_be_judged(parser: ArgumentParser, name: str, value: str) -> None:
+    options = options_of(parser, "fit")
+    try:
+        given = options.read(["--search.trials=3", f"--{name}={value}"])
+    except ConfigurationError:
+        return
+    for line in options.faults(given):
+        assert "; " in line
+
+
+def test_a_group_in_a_file_of_its_own_is_not_at_fault(parser: ArgumentParser, tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text("search: search.yaml\nmodel: {verbose: loud}\n")
+    (tmp_path / "search.yaml").write_text("trials: 3\n")
+    assert [line.split(":")[0] for line in faults(parser, "--config", str(tmp_path / "all.yaml"))] == ["model.verbose"]
+
+
+def test_a_long_configuration_may_be_written_on_the_command_line(parser: ArgumentParser) -> None:
+    long = "{search: {trials: 3, coefficients: {" + ", ".join(f"metric_{number}: 1.0" for number in range(99)) + "}}}"
+    assert len(long) > 999
+    assert options_of(parser, "fit").read([f"--config={long}"])["search.trials"] == 3
+
+
 def test_what_types_do_not_say_is_the_parsers_text(parser: ArgumentParser) -> None:
     options = options_of(parser, "fit")
     error = explain(options, options.read(["--search.trials=3"]), ArgumentError(None, "two\n  lines"))
