@@ -184,8 +184,8 @@ class SearchSpace:
             if len(choices) > 1:
                 found.append(Dimension(name, choices=choices, start=choices[0]))
         for name, usual in {**dict.fromkeys(_ALLOCATION, 0.0), **_OPTIONAL}.items():
-            low, high = getattr(self, name) or (None, None)
-            if low is not None and (low < high or not name.startswith("depth")):  # a depth profile of no width is not recorded
+            low, high = getattr(self, name) or (math.inf, -math.inf)
+            if low < high or (low == high and not name.startswith("depth")):  # a depth profile of no width is not recorded
                 found.append(Dimension(name, low, high, start=min(max(usual, low), high)))
         return found
 
