@@ -26,7 +26,7 @@ class Registry(Generic[Member]):
 
     Args:
         kind: what a member is, in words, for messages: ``sampler``.
-        package: dotted name of the package whose modules hold the shipped members; each registers what it defines.
+        package: dotted name of the package whose modules hold the shipped members, or of the one module that does.
         group: entry-point group of other distributions' members, such as ``adapruner.samplers``.
         check: called with every new member; raises what is wrong with it.
 
@@ -121,7 +121,7 @@ class Registry(Generic[Member]):
         self._loaded = True  # a member's module may ask for others while it is imported
         if self.package is not None:
             package = import_module(self.package)
-            for module in sorted(found.name for found in pkgutil.iter_modules(package.__path__)):
+            for module in sorted(found.name for found in pkgutil.iter_modules(getattr(package, "__path__", []))):
                 import_module(f"{self.package}.{module}")
         if self.group is not None:
             for entry in entry_points(group=self.group):

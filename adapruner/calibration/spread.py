@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,11 +23,10 @@ def random_sets(pool: CalibrationPool, choice: CalibrationChoice, repeats: int =
         pool: the pool at the winner's length.
         choice: the winner.
         repeats: how many sets.
-        seed: of the draws; a larger ``repeats`` begins with the same sets.
+        seed: for the draws; a larger ``repeats`` begins with the same sets.
 
     Returns:
-        choices that name their samples, at the winner's length. None where the winner lets the whole pool speak (its size is
-        the pool's): then there is nothing to draw.
+        choices that name their samples, at the winner's length; empty where the winner has the whole pool: nothing can be drawn.
 
     Raises:
         ConfigurationError: if ``repeats`` is below 1, or the choice does not fit the pool.
@@ -54,15 +53,14 @@ class CalibrationSpread:
     size: int
     """Samples in each random set."""
     values: tuple[float, ...]
-    """One for each random set."""
+    """One value for each random set."""
     chosen: float
-    """Of the chosen weights."""
+    """With the chosen weights."""
 
     @property
     def mean(self) -> float:
-        """Of the values that are finite; nan where none is."""
-        finite = self._finite
-        return statistics.fmean(finite) if finite else math.nan
+        """Mean of the values that are finite; nan where none is."""
+        return statistics.fmean(self._finite) if self._finite else math.nan
 
     @property
     def std(self) -> float:
@@ -75,6 +73,5 @@ class CalibrationSpread:
 
     def to_dict(self) -> dict[str, Any]:
         """As :class:`adapruner.report.sections.Spread`; what is not finite becomes ``None``."""
-        record = {**asdict(self), "values": list(self.values), "mean": self.mean, "std": self.std}
-        plain = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
-        return {**plain, "values": [v if math.isfinite(v) else None for v in self.values]}
+        mean, chosen, *values = (v if math.isfinite(v) else None for v in (self.mean, self.chosen, *self.values))
+        return {"size": self.size, "values": values, "mean": mean, "std": self.std, "chosen": chosen}

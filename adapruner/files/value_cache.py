@@ -1,9 +1,10 @@
-"""Values that a killed run had measured already, kept in a small JSON file under the conditions they hold for."""
+"""Numbers that a killed run had measured already, kept in a small JSON file together with what they depend on."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ from adapruner.files.atomic import write_atomically
 
 
 class ValueCache:
-    """Stage and name -> value that was measured before. A file of other conditions, or a damaged one, is as good as none.
+    """Stage and name -> measured value. A file of another identity, or a damaged one, counts as empty.
 
     Of several ranks, which must all make one, the first reads the file: machines need not share a folder.
 
     Args:
-        file: rewritten whole after every value, so it is never torn; ``None`` keeps values in memory alone.
+        file: rewritten whole after every value, so that it is never torn; ``None`` keeps values in memory alone.
         identity: JSON types: what the values depend on.
-        shared: whether all ranks make one; else this process alone does, and tells nobody.
+        shared: whether all ranks make one; else this process alone does.
     """
 
     def __init__(self, file: Path | None, identity: dict[str, Any], shared: bool = True) -> None:
@@ -41,8 +42,27 @@ class ValueCache:
         """The value, if it was measured."""
         return self.values.get(stage, {}).get(name)
 
+    def measure(
+        self, stage: str, names: Sequence[str], measure: Callable[[str], float | None], progress: Callable[[int, str], None] | None = None
+    ) -> list[float | None]:
+        """All values of a stage, those that are missing measured now, one by each rank at a time; every rank must call it.
+
+        Args:
+            measure: the value of a name, or ``None`` where it could not be measured; never raises on one rank alone.
+            progress: called with the number of values that are known, and the name of the last.
+        """
+        ranks, missing = Ranks(), [name for name in names if self.get(stage, name) is None]
+        for start in range(0, len(missing), ranks.size):
+            batch = missing[start : start + ranks.size]
+            mine = measure(batch[ranks.rank]) if ranks.rank < len(batch) else None
+            for done, (name, value) in enumerate(zip(batch, ranks.gather(mine), strict=False), start=start + 1):
+                self.put(stage, name, value, write=ranks.rank == 0)
+                if progress:
+                    progress(len(names) - len(missing) + done, name)
+        return [self.get(stage, name) for name in names]
+
     def put(self, stage: str, name: str, value: float | None, write: bool) -> None:
-        """Remembers a value (``None``: could not be measured); ``write`` on one process only.
+        """Keeps a value, infinite where it is ``None``; ``write`` on one process only.
 
         What could not be measured is not written: memory that ran out once may be there in the next attempt.
         """

@@ -1,4 +1,13 @@
-"""The study on disk: opened, checked for belonging to this search, mended after a kill."""
+"""The study on disk: Optuna's journal in the run folder, or a storage that several machines share.
+
+Why Optuna's journal is not enough by itself, each with a test:
+
+- a line that a killed writer left half-written spoils the next one: it is cut off (``tests/properties/test_readers.py``);
+- a damaged last line is taken for one that is being written, and stumbled over later: it is refused (likewise);
+- a changed byte may still be JSON, and the trial is believed: finished trials carry a hash (``tests/search/test_journal.py``);
+- the lock of a killed writer is waited for half a minute: it is removed, since run folders are locked as a whole (likewise);
+- trials that a killed process was running count as running for ever, and their region is avoided: they are failed (likewise).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +23,7 @@ FILE = "study.journal"
 KILLED = "killed"
 #: In a storage of several machines: the host and the run folder that a trial runs in.
 OWNER = "owner"
-#: Attribute of a finished trial: hash over what it says, since a journal has no checksums of its own.
+#: Attribute of a finished trial: :func:`seal_of` it.
 SEAL = "seal"
 _NAME = "adapruner"
 
@@ -25,18 +34,15 @@ def check_journal(folder: Path, identity: dict[str, Any], storage: str | None = 
     Raises:
         StudyError: if the journal belongs to another study or is damaged, or the storage cannot be reached.
     """
-    if storage is None:
-        _mend(folder / FILE)
-        if not (folder / FILE).exists():
-            return
-        _check_lines(folder / FILE)
-    open_study(folder, identity, None, storage)
+    if storage is not None or (folder / FILE).exists():
+        open_study(folder, identity, None, storage)
 
 
 def open_study(folder: Path | None, identity: dict[str, Any], objectives: int | None, storage: str | None = None) -> Any:
     """The Optuna study of this folder or storage, made if there is none; one rank at a time.
 
     Args:
+        folder: of the run; ``None`` keeps the study in memory.
         identity: what the trials' values depend on.
         objectives: 1 or 2, or ``None`` for as many as the study has; ``None`` makes none.
         storage: URL of a storage that several machines share; ``None``: the journal in the folder.
@@ -47,34 +53,24 @@ def open_study(folder: Path | None, identity: dict[str, Any], objectives: int | 
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    identity = json.loads(json.dumps(identity))
-    local = "memory" if folder is None else str(folder / FILE)
-    where = local if storage is None else storage.rpartition("@")[2]  # a password stays out
+    where = storage.rpartition("@")[2] if storage is not None else str(folder and folder / FILE)  # a password stays out
     try:
-        if storage is not None:
-            opened = _open_storage(storage)
-        else:
-            opened = optuna.storages.InMemoryStorage() if folder is None else _open_journal(folder / FILE)
+        opened = optuna.storages.InMemoryStorage() if storage is None and folder is None else _open_storage(folder, storage)
         if objectives is None and _NAME not in optuna.get_all_study_names(opened):
             return None
-        if objectives is None:
-            study = optuna.load_study(study_name=_NAME, storage=opened)
-        else:
-            directions = ["minimize"] * objectives
-            study = optuna.create_study(study_name=_NAME, storage=opened, directions=directions, load_if_exists=True)
+        directions = None if objectives is None else ["minimize"] * objectives
+        study = optuna.create_study(study_name=_NAME, storage=opened, directions=directions, load_if_exists=True)
     except StudyError:
         raise
-    except Exception as error:  # it is read here; whatever it holds, the user gets one line
-        if storage is not None:
-            reason = str(error).splitlines()[0][:200]
-            raise StudyError(
-                f"search.storage: expected a storage at {where}, got {type(error).__name__}: {reason}; correct the URL, or start it"
-            ) from error
+    except Exception as error:  # whatever a file or a server holds, the user gets one line
+        kind, reason = type(error).__name__, str(error).partition("\n")[0][:200]
         raise StudyError(
-            f"search: expected a sound journal in {where}, got damage ({type(error).__name__}); move it away to search anew"
+            f"search: expected a sound journal in {where}, got damage ({kind}); move it away to search anew"
+            if storage is None
+            else f"search.storage: expected a storage at {where}, got {kind}: {reason}; correct the URL, or start it"
         ) from error
     _check_seals(study, where)
-    _check_identity(study, identity, where)
+    _check_identity(study, json.loads(json.dumps(identity)), where)
     return study
 
 
@@ -84,64 +80,28 @@ def seal_of(state: str, params: dict[str, Any], told: Any, plan_hash: str) -> st
     return hashlib.sha256(json.dumps([state, params, values, plan_hash], sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _check_seals(study: Any, where: str) -> None:
-    """A byte that changed on disk may still be JSON: such a trial would be taken for what it is not."""
-    for trial in study.get_trials(deepcopy=False):
-        known = trial.user_attrs.get(SEAL)
-        if not trial.state.is_finished() or KILLED in trial.user_attrs or known is None:
-            continue
-        told = trial.values if trial.state.name == "COMPLETE" else None  # of a stopped trial Optuna gives the last part's
-        if known != seal_of(trial.state.name, trial.params, told, trial.user_attrs.get("plan_hash", "")):
-            raise StudyError(
-                f"search: expected a sound journal in {where}, got damage (trial {trial.number} was changed); move it away to search anew"
-            )
+def fail_killed(study: Any, owner: str = "") -> None:
+    """Fails the trials that a killed process left running.
+
+    Args:
+        owner: whose trials; in a folder's own journal nobody else's can be running.
+    """
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+        if not owner or trial.user_attrs.get(OWNER) == owner:
+            study._storage.set_trial_user_attr(trial._trial_id, KILLED, True)
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
-def _check_lines(journal: Path) -> None:
-    """Optuna takes a damaged last line for one that is being written, and stumbles once the next follows."""
-    for number, line in enumerate(journal.read_bytes().splitlines(), start=1):
-        try:
-            json.loads(line)
-        except ValueError:
-            raise StudyError(
-                f"search: expected a sound journal in {journal}, got damage in line {number}; move it away to search anew"
-            ) from None
-
-
-def _check_identity(study: Any, identity: dict[str, Any], where: str) -> None:
-    known = study.user_attrs.get("identity")
-    if known is None:
-        study.set_user_attr("identity", identity)
-        return
-    ours, theirs = ({"world size": 1, **found} for found in (identity, known))  # a study of one process need not say so
-    different = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
-    if different:
-        name = "model" if "model" in different else different[0]  # of another model, everything else may differ too
-        more = f", and another {', '.join(k for k in different if k != name)}" if len(different) > 1 else ""
-        raise StudyError(
-            f"search: expected the study in {where} to have the same {name} ({_short(theirs.get(name), ours.get(name))}), got "
-            f"{_short(ours.get(name), theirs.get(name))}{more}; choose another run folder, or move the journal away to search anew"
-        )
-
-
-def _short(value: Any, other: Any) -> str:
-    """A value; of an object only what differs from the other."""
-    if not isinstance(value, dict) or not isinstance(other, dict):
-        return str(value)
-    return ", ".join(f"{key} {value.get(key)}" for key in sorted({*value, *other}) if value.get(key) != other.get(key))
-
-
-def _open_journal(journal: Path) -> Any:
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    _mend(journal)
-    return JournalStorage(JournalFileBackend(str(journal)))
-
-
-def _open_storage(url: str) -> Any:
+def _open_storage(folder: Path | None, url: str | None) -> Any:
     import optuna
+    from optuna.storages import journal
 
+    if url is None:
+        assert folder is not None
+        _mend(folder / FILE)
+        return optuna.storages.JournalStorage(journal.JournalFileBackend(str(folder / FILE)))
     if not url.startswith("grpc://"):
         return optuna.storages.RDBStorage(url)
     try:
@@ -156,32 +116,57 @@ def _open_storage(url: str) -> Any:
     return proxy
 
 
-def fail_killed(study: Any, owner: str = "") -> None:
-    """Trials that a killed process left running would be taken for running ones, and their region avoided.
-
-    Args:
-        owner: whose trials; in a folder's own journal nobody else's can be running.
-    """
-    from optuna.trial import TrialState
-
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-        if owner and trial.user_attrs.get(OWNER) != owner:
-            continue
-        study._storage.set_trial_user_attr(trial._trial_id, KILLED, True)
-        study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-
-
 def _mend(journal: Path) -> None:
-    """A killed writer can leave half a line, on which the next write would break, or its lock, which would hold up the next one.
+    """Removes what a killed writer left behind: its lock, and half a line.
 
-    Cut back to the last whole line; of nothing but the beginning of a first one there is nothing to keep.
+    Raises:
+        StudyError: if the last whole line is no JSON. (Optuna itself finds the others.)
     """
-    journal.with_name(journal.name + ".lock").unlink(missing_ok=True)  # only the first rank writes
+    journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
     if not journal.exists():
         return
-    with journal.open("rb+") as file:
-        content = file.read()
-        if content and not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)
-    if journal.stat().st_size == 0:
-        journal.unlink()
+    content = journal.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        with journal.open("rb+") as file:
+            file.truncate(len(whole))
+    try:
+        json.loads(whole.rstrip(b"\n").rpartition(b"\n")[2] or b"null")
+    except ValueError:
+        raise StudyError(
+            f"search: expected a sound journal in {journal}, got damage in its last line; move it away to search anew"
+        ) from None
+
+
+def _check_seals(study: Any, where: str) -> None:
+    for trial in study.get_trials(deepcopy=False):
+        known = trial.user_attrs.get(SEAL)
+        if not trial.state.is_finished() or KILLED in trial.user_attrs or known is None:
+            continue
+        told = trial.values if trial.state.name == "COMPLETE" else None  # of a stopped trial Optuna gives the last part's
+        if known != seal_of(trial.state.name, trial.params, told, trial.user_attrs.get("plan_hash", "")):
+            raise StudyError(
+                f"search: expected a sound journal in {where}, got damage (trial {trial.number} was changed); move it away to search anew"
+            )
+
+
+def _check_identity(study: Any, identity: dict[str, Any], where: str) -> None:
+    known = study.user_attrs.get("identity")
+    if known is None:
+        study.set_user_attr("identity", identity)
+        return
+    different = sorted(k for k in {*known, *identity} if known.get(k) != identity.get(k))
+    if different:
+        name = "model" if "model" in different else different[0]  # of another model, everything else may differ too
+        more = f", and another {', '.join(k for k in different if k != name)}" if len(different) > 1 else ""
+        raise StudyError(
+            f"search: expected the study in {where} to have the same {name} ({_short(known.get(name), identity.get(name))}), got "
+            f"{_short(identity.get(name), known.get(name))}{more}; choose another run folder, or move the journal away to search anew"
+        )
+
+
+def _short(value: Any, other: Any) -> str:
+    """A value; of an object only what differs from the other."""
+    if not isinstance(value, dict) or not isinstance(other, dict):
+        return str(value)
+    return ", ".join(f"{key} {value.get(key)}" for key in sorted({*value, *other}) if value.get(key) != other.get(key))

@@ -16,7 +16,6 @@ from typing import Any
 
 from torch import nn
 
-from adapruner.distributed import Ranks
 from adapruner.errors import AdaPrunerError
 from adapruner.files.value_cache import ValueCache
 from adapruner.pruning.plan import PruningPlan
@@ -31,19 +30,19 @@ FILE = "reranking.json"
 
 @dataclass
 class Candidate:
-    """One trial's plan at the later stages; every value is the search's measure on the search split, nats per token."""
+    """One trial's plan at the later stages; every value is the objective's measure on the search split, nats per token."""
 
     trial: int
     name: str
     plan_hash: str
     searched: float
-    """What the search saw."""
+    """In the search."""
     reconstructed: float | None = None
     recovered: float | None = None
 
     @property
     def final(self) -> tuple[int, float, float]:
-        """Sorts candidates: those that came further first, then by the value there, then by what the search saw."""
+        """Sorts candidates: those that came further first, then by the value there, then by the search's."""
         value = self.recovered if self.recovered is not None else self.reconstructed
         return (0 if self.recovered is not None else 1, math.inf if value is None else value, self.searched)
 
@@ -77,30 +76,27 @@ def rerank(
         identity: what the values depend on, beside the plans.
         progress: called with the number of measurements done, their number in all, and the candidate's name.
     """
-    ranks, memory = Ranks(), ValueCache(None if folder is None else folder / FILE, identity)
-    found = [Candidate(r.trial, r.name, r.plan_hash, float(r.value or math.inf)) for r, _ in plans]
-    by_hash = {r.plan_hash: plan for r, plan in plans}
+    cache = ValueCache(None if folder is None else folder / FILE, identity)
+    found = {r.plan_hash: Candidate(r.trial, r.name, r.plan_hash, float(r.value or math.inf)) for r, _ in plans}
+    plan_of = {r.plan_hash: plan for r, plan in plans}
     going_on = max(1, math.ceil(config.keep * len(found))) if post_pruning.recover else 0
     total = len(found) + going_on
 
-    def run(stage: str, among: list[Candidate], before: int) -> None:
-        missing = [c for c in among if memory.get(stage, c.plan_hash) is None]
-        for start in range(0, len(missing), ranks.size):
-            batch = missing[start : start + ranks.size]
-            value = None
-            if ranks.rank < len(batch):
-                value = _measure(model, problem, by_hash[batch[ranks.rank].plan_hash], post_pruning, stage, measure)
-            for candidate, reached in zip(batch, ranks.gather(value)[: len(batch)], strict=True):
-                memory.put(stage, candidate.plan_hash, reached, write=ranks.rank == 0)
-                if progress:
-                    progress(before + len(among) - len(missing) + start + 1, total, f"{candidate.name} {stage}")
-        for candidate in among:
-            setattr(candidate, stage, memory.get(stage, candidate.plan_hash))
+    def run(stage: str, hashes: list[str], before: int) -> None:
+        def value(plan_hash: str) -> float:
+            return _measure(model, problem, plan_of[plan_hash], post_pruning, stage, measure)
 
-    run("reconstructed", found, 0)
+        def shown(done: int, plan_hash: str) -> None:
+            if progress:
+                progress(before + done, total, f"{found[plan_hash].name} {stage}")
+
+        for plan_hash, reached in zip(hashes, cache.measure(stage, hashes, value, shown), strict=True):
+            setattr(found[plan_hash], stage, reached)
+
+    run("reconstructed", list(found), 0)
     if going_on:
-        run("recovered", sorted(found, key=lambda c: c.final)[:going_on], len(found))
-    return sorted(found, key=lambda c: (*c.final, c.trial))
+        run("recovered", sorted(found, key=lambda plan_hash: found[plan_hash].final)[:going_on], len(found))
+    return sorted(found.values(), key=lambda c: (*c.final, c.trial))
 
 
 def _measure(

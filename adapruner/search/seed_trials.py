@@ -1,7 +1,7 @@
-"""What the search tries first: plain recipes as points of its own space, so that it never ends below them.
+"""Seed trials: plain recipes as points of the search's own space, enqueued before the sampler's, so that it never ends below them.
 
-Every metric alone over the whole pool; the space's leading metric on each source alone; then, on the source that did best,
-every other metric. Each is one global ranking of score per parameter. What they reach is what a search has to beat.
+Every metric alone over the whole pool; the space's leading metric on each source alone; then, on the source that did best, every
+other metric. Each is one global ranking of score per parameter. The best of them is what a search has to beat.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from adapruner.calibration.pool import CalibrationPool
 from adapruner.search.space import SearchSpace
 from adapruner.search.trials import TrialRecord, best_of
 
+#: Name of the trials that are not seed trials.
 SEARCHED = "searched"
 _LEADING = ("taylor_second", "taylor_vectorize", "wanda_sp")
 
@@ -30,18 +31,17 @@ class SeedTrials:
     def __len__(self) -> int:
         return len(self.first) + len(self.others)
 
-    def limit(self, done: int) -> int:
-        """How many trials may be asked for next, with ``done`` finished, before more values must be known."""
-        return len(self.first) - done if done < len(self.first) else len(self) + 1_000_000
+    def limit(self, done: int, count: int) -> int:
+        """How many of the next ``count`` trials may be asked for, with ``done`` finished: after ``first``, its values must be known."""
+        return min(count, len(self.first) - done) if done < len(self.first) else count
 
     def at(self, index: int, finished: list[TrialRecord]) -> tuple[str, dict[str, Any]] | None:
-        """Name and point of trial ``index``; ``None`` when the sampler's turn has come."""
+        """Name and point of trial ``index``; ``None`` for the sampler's."""
         if index < len(self.first):
             return self.first[index]
         if index >= len(self):
             return None
-        on_source = [r for r in finished[: len(self.first)] if " on " in r.name]
-        best = best_of(on_source)
+        best = best_of([r for r in finished[: len(self.first)] if " on " in r.name])
         source = best.name.rpartition(" on ")[2] if best else self.sources[0]
         metric = self.others[index - len(self.first)]
         return f"{metric} on {source}", self.space.point(self.pool, metric, source)

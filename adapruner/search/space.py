@@ -1,11 +1,11 @@
 """What is searched: a calibration subspace and a metric subspace, together (AdaPruner, arXiv 2503.06184).
 
-- Calibration: one logit per source of the pool (and per cluster); their softmax shares out how much the samples of each
-  speak. Off unless asked for: a drawn subset (its size and seed), samples by position, the samples' length.
+- Calibration: one logit per source of the pool (and per cluster); their softmax are the weights of the sources' samples.
+  Off unless asked for: a drawn subset (its size and seed), samples by position, the samples' length.
 - Metric: one coefficient per metric of the mixture (values at or below 0 switch a metric off), the reduction over coupled
   tensors; fixed unless choices are given: the reduction over a head, the form of the mixture, the normaliser, its scope,
   bias compensation.
-- Allocation: gamma, a multiplier for attention (study.md of the design, "Allocation"), a lean towards early or late layers.
+- Allocation: gamma, a multiplier for attention, a lean towards early or late layers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from adapruner.calibration.choice import CalibrationChoice
 from adapruner.calibration.pool import CalibrationPool
@@ -38,20 +38,30 @@ _CHOICES: dict[str, tuple[str, Sequence[Any]]] = {
 }
 #: Dimensions that are a number of the allocation: field of the space and of the allocation.
 _ALLOCATION = ("gamma", "log_head_multiplier", "depth_slope", "depth_curve")
-#: Dimensions that are there only where bounds are given -> the value of the fixed points.
+#: Dimensions that are there only where bounds are given -> their value in seed trials.
 _OPTIONAL = {"log10_ridge": -2.0, "pruned_fraction": 0.0}
 #: Dimensions of the calibration, by the beginnings of their names; every other dimension is the metric's or the allocation's.
 CALIBRATION_DIMENSIONS = ("source/", "cluster/", "subset_size", "subset_seed", "pick/", "seq_len")
 
 
-class Suggests(Protocol):
-    """The part of an Optuna trial that the space needs."""
+@dataclass(frozen=True)
+class Dimension:
+    """One searched dimension: numbers from ``low`` to ``high``, or a choice."""
 
-    def suggest_float(self, name: str, low: float, high: float) -> float: ...
+    name: str
+    low: float = 0.0
+    high: float = 0.0
+    whole: bool = False
+    """Whether the numbers are whole."""
+    choices: Sequence[Any] = ()
+    start: Any = None
+    """Its value in seed trials, where they do not set it themselves."""
 
-    def suggest_int(self, name: str, low: int, high: int) -> int: ...
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+    def suggest(self, trial: Any) -> Any:
+        """Asks an Optuna trial for a value."""
+        if self.choices:
+            return trial.suggest_categorical(self.name, list(self.choices))
+        return (trial.suggest_int if self.whole else trial.suggest_float)(self.name, self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -156,33 +166,32 @@ class SearchSpace:
             if size > pool.samples:
                 raise ConfigurationError(f"search.space.{argument}: expected at most {pool.samples} samples, got {size}; enlarge the pool")
 
-    def suggest(self, trial: Suggests, pool: CalibrationPool) -> Recipe:
-        """Asks a trial for every dimension and makes the recipe."""
-        values: dict[str, Any] = {f"metric/{m}": trial.suggest_float(f"metric/{m}", -self.coefficient_off, 1.0) for m in self.metrics}
-        values |= self._suggest_calibration(trial, pool)
+    def dimensions(self, pool: CalibrationPool) -> list[Dimension]:
+        """Every dimension that is searched on this pool."""
+        found = [Dimension(f"metric/{m}", -self.coefficient_off, 1.0) for m in self.metrics]
+        found += [Dimension(f"{kind}/{n}", -bound, bound, start=0.0) for kind, names, bound in self._weighted(pool) for n in names]
+        if len(self.subset_sizes) > 1:
+            found.append(Dimension("subset_size", choices=self.subset_sizes, start=max(self.subset_sizes)))
+        if len(self.seq_lens) > 1:
+            found.append(Dimension("seq_len", choices=self.seq_lens, start=self.seq_lens[0]))
+        if self.subset_sizes and self.subset_seeds > 1:
+            found.append(Dimension("subset_seed", 0, self.subset_seeds - 1, whole=True, start=0))
+        for i in range(self.picks):
+            start = round(i * (pool.samples - 1) / max(1, self.picks - 1))
+            found.append(Dimension(f"pick/{i}", 0, pool.samples - 1, whole=True, start=start))
         for argument, (name, _) in _CHOICES.items():
             choices = getattr(self, argument)
-            values[name] = trial.suggest_categorical(name, list(choices)) if len(choices) > 1 else choices[0]
-        for name in _ALLOCATION:
-            low, high = getattr(self, name)
-            fixed = low == high and name.startswith("depth")  # the first two are always recorded
-            values[name] = low if fixed else trial.suggest_float(name, low, high)
-        for name in _OPTIONAL:
-            if getattr(self, name) is not None:
-                values[name] = trial.suggest_float(name, *getattr(self, name))
-        return self.recipe(values)
+            if len(choices) > 1:
+                found.append(Dimension(name, choices=choices, start=choices[0]))
+        for name, usual in {**dict.fromkeys(_ALLOCATION, 0.0), **_OPTIONAL}.items():
+            low, high = getattr(self, name) or (math.inf, -math.inf)
+            if low < high or (low == high and not name.startswith("depth")):  # a depth profile of no width is not recorded
+                found.append(Dimension(name, low, high, start=min(max(usual, low), high)))
+        return found
 
-    def _suggest_calibration(self, trial: Suggests, pool: CalibrationPool) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for prefix, names, bound in self._weighted(pool):
-            values |= {f"{prefix}/{n}": trial.suggest_float(f"{prefix}/{n}", -bound, bound) for n in names}
-        for name, choices in (("subset_size", self.subset_sizes), ("seq_len", self.seq_lens)):
-            if choices:
-                values[name] = trial.suggest_categorical(name, list(choices)) if len(choices) > 1 else choices[0]
-        if self.subset_sizes and self.subset_seeds > 1:
-            values["subset_seed"] = trial.suggest_int("subset_seed", 0, self.subset_seeds - 1)
-        values |= {f"pick/{i}": trial.suggest_int(f"pick/{i}", 0, pool.samples - 1) for i in range(self.picks)}
-        return values
+    def suggest(self, trial: Any, pool: CalibrationPool) -> Recipe:
+        """Asks an Optuna trial for every dimension and makes the recipe."""
+        return self.recipe({dimension.name: dimension.suggest(trial) for dimension in self.dimensions(pool)})
 
     def _weighted(self, pool: CalibrationPool) -> list[tuple[str, tuple[str, ...], float]]:
         """Kinds of groups whose weights are searched: prefix, names, bound of the logits."""
@@ -192,51 +201,34 @@ class SearchSpace:
         return [(prefix, names, bound) for prefix, names, bound in kinds if len(names) > 1 and bound > 0]
 
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
-        """A recipe from the values of all dimensions; where every metric is off, all of them speak alike."""
+        """The recipe at a point of the space; where every metric is off, all of them count alike."""
         active = {m: max(0.0, values[f"metric/{m}"]) for m in self.metrics}
         if sum(active.values()) <= 0:
             active = dict.fromkeys(active, 1.0)
         sources, clusters = _by_prefix(values, "source/"), _by_prefix(values, "cluster/")
-        picks = sorted(set(_by_prefix(values, "pick/").values()))
         calibration = CalibrationChoice(
             source_weights=softmax(sources) if sources else None,
             cluster_weights=softmax(clusters) if clusters else None,
-            samples=picks or None,
-            count=values.get("subset_size"),
+            samples=sorted(set(_by_prefix(values, "pick/").values())) or None,
+            count=values.get("subset_size", next(iter(self.subset_sizes), None)),
             seed=values.get("subset_seed", 0),
-            seq_len=values.get("seq_len"),
+            seq_len=values.get("seq_len", next(iter(self.seq_lens), None)),
         )
         return Recipe(
             coefficients=active,
             calibration=calibration,
-            allocation=replace(self.allocation, **{name: values[name] for name in _ALLOCATION if name in values}),
+            allocation=replace(self.allocation, **{name: values.get(name, getattr(self, name)[0]) for name in _ALLOCATION}),
             pruned_fraction=values.get("pruned_fraction"),
             ridge=10.0 ** values["log10_ridge"] if "log10_ridge" in values else None,
-            **{name: values[name] for name, _ in _CHOICES.values() if name in values},
+            **{name: values.get(name, getattr(self, argument)[0]) for argument, (name, _) in _CHOICES.items()},
         )
 
     def point(self, pool: CalibrationPool, metric: str, source: str | None = None) -> dict[str, Any]:
         """The point of this space that is a plain metric, over the whole pool or on one source, in one global ranking."""
-        point: dict[str, Any] = {f"metric/{m}": 1.0 if m == metric else -self.coefficient_off for m in self.metrics}
-        for prefix, names, bound in self._weighted(pool):
-            only = source if prefix == "source" else None
-            point |= {f"{prefix}/{n}": 0.0 if only is None else (bound if n == only else -bound) for n in names}
-        if len(self.subset_sizes) > 1:
-            point["subset_size"] = max(self.subset_sizes)
-        if self.subset_sizes and self.subset_seeds > 1:
-            point["subset_seed"] = 0
-        if len(self.seq_lens) > 1:
-            point["seq_len"] = self.seq_lens[0]
-        point |= {f"pick/{i}": round(i * (pool.samples - 1) / max(1, self.picks - 1)) for i in range(self.picks)}
-        point |= {name: getattr(self, a)[0] for a, (name, _) in _CHOICES.items() if len(getattr(self, a)) > 1}
-        for name in _ALLOCATION:
-            low, high = getattr(self, name)
-            if low < high or not name.startswith("depth"):
-                point[name] = min(max(0.0, low), high)
-        for name, usual in _OPTIONAL.items():
-            bounds = getattr(self, name)
-            if bounds is not None:
-                point[name] = min(max(usual, bounds[0]), bounds[1])
+        point = {dimension.name: dimension.start for dimension in self.dimensions(pool)}
+        point |= {f"metric/{m}": 1.0 if m == metric else -self.coefficient_off for m in self.metrics}
+        if source is not None:
+            point |= {f"source/{n}": self.source_logit if n == source else -self.source_logit for n in pool.sources.names}
         return point
 
     def searches_sources(self, pool: CalibrationPool) -> bool:

@@ -1,7 +1,4 @@
-"""What a search knows about the model and the calibration pool: collected once, kept in the run folder under a fingerprint.
-
-A rerun over the same model and samples reads the files instead of running the model.
-"""
+"""Statistics of the model on the calibration pool: collected once, kept in the run folder under what they depend on."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ def read_or_collect(file: Path | None, key: str, collect: Callable[[], Tensors],
     if names is not None:
         return {name: ranks.broadcast(None if found is None else found[name]) for name in names}, True
     tensors = collect()
-    ranks.on_rank_zero(_keep if write and file is not None else None, file, key, tensors)
+    ranks.on_rank_zero(_write if write and file is not None else None, file, key, tensors)
     return tensors, False
 
 
@@ -52,7 +49,7 @@ def _read(file: Path, key: str) -> Tensors | None:
     return None
 
 
-def _keep(file: Path, key: str, tensors: Tensors) -> None:
+def _write(file: Path, key: str, tensors: Tensors) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -62,5 +59,4 @@ def _keep(file: Path, key: str, tensors: Tensors) -> None:
             temporary.chmod(0o644)  # safetensors writes for the owner alone
             temporary.replace(file)
     except (OSError, SafetensorError) as error:  # a full disk is the one or the other
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigurationError(f"folder: expected to write {file}, got {reason}; make room there or choose another folder") from error
+        raise ConfigurationError(f"folder: expected to write {file}, got {error}; make room there or choose another folder") from error

@@ -59,7 +59,7 @@ def test_the_last_fixed_points_go_to_the_best_source() -> None:
     points = SeedTrials(SearchSpace(metrics=["l2", "taylor_second", "wanda_sp"]), POOL)
     values = {"taylor_second on books": 3.0, "taylor_second on code": 2.0, "taylor_second on wiki": 2.5}
     done = [TrialRecord(i, name, "complete", values.get(name, 1.0), 0.0, {}, f"hash {i}") for i, (name, _) in enumerate(points.first)]
-    assert [points.limit(n) for n in (0, 4, 6)][:2] == [6, 2]
+    assert [points.limit(n, 9) for n in (0, 4, 6)] == [6, 2, 9]
     assert [points.at(i, done)[0] for i in (6, 7)] == ["l2 on code", "wanda_sp on code"]  # type: ignore[index]
     assert points.at(8, done) is None
     assert len(points) == 8
