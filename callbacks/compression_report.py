@@ -8,7 +8,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from adapruner.callbacks.listener import PruningListener, callbacks_of, first_of
+from adapruner.callbacks.listener import PruningListener, first_of, listeners_of
 from adapruner.callbacks.loggers import log_report
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback, short_recovery
 from adapruner.callbacks.pruning_search import PruningSearchCallback
@@ -82,6 +82,11 @@ class CompressionReportCallback(PruningListener):
                 "trainer.callbacks: expected a PruningSearchCallback beside CompressionReportCallback, got none; add one"
             )
 
+    def sequence_lengths(self) -> dict[str, int]:
+        """The timed sequences."""
+        swept = max(self.config.speed_seq_lens, default=0) if self.config.speed_batches else 0
+        return {"report.latency_seq_len": self.config.latency_seq_len, **({"report.speed_seq_lens": swept} if swept else {})}
+
     def check_before_search(self, trainer: Trainer) -> None:
         """What a comparison after recovery needs."""
         if not self.compare_recovered or first_of(trainer, LoRARecoveryCallback) is None:
@@ -141,9 +146,9 @@ class CompressionReportCallback(PruningListener):
 
     def to_report(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The dictionary that ``report.json`` holds; see :mod:`adapruner.report.schema`."""
-        pruning, data = self._pruning, getattr(trainer, "datamodule", None)
+        pruning = self._pruning
         sections: dict[str, Any] = {}
-        for listener in callbacks_of(trainer):
+        for listener in listeners_of(trainer):
             sections |= listener.report_sections(trainer)
         assert pruning is not None
         assert pruning.scored is not None
@@ -156,7 +161,7 @@ class CompressionReportCallback(PruningListener):
             model=getattr(pl_module, pruning.model_attribute),
             processes=trainer.world_size,
             reconstruction_seconds=pruning.reconstruction_seconds,
-            card=data.card() if hasattr(data, "card") else None,
+            card=pruning.scored.data.card,
             **sections,
         )
 

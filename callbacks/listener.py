@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightning import Callback, LightningModule, Trainer
@@ -27,6 +27,10 @@ class PruningListener(Callback):
     compared_metrics: Sequence[str] = ()
     """Importance metrics that this callback will score the units by: their statistics are collected too."""
 
+    def sequence_lengths(self) -> dict[str, int]:
+        """Option -> tokens of the sequences that this callback runs through the model: they must fit the model's positions."""
+        return {}
+
     def check_before_search(self, trainer: Trainer) -> None:
         """Refuses, before the model is loaded and anything is scored, what could not work after the search."""
 
@@ -48,12 +52,13 @@ class PruningListener(Callback):
         """Recovery is over; its adapters are about to be merged into the weights."""
 
 
-def callbacks_of(trainer: Trainer, kind: type[Kind] = PruningListener) -> Iterator[Kind]:  # type: ignore[assignment]
-    """The Trainer's callbacks of one class, in their order."""
+def listeners_of(trainer: Trainer) -> list[PruningListener]:
+    """The Trainer's callbacks that follow the pruning, in their order."""
     every: Any = trainer.callbacks  # type: ignore[attr-defined]
-    return (callback for callback in every if isinstance(callback, kind))
+    return [callback for callback in every if isinstance(callback, PruningListener)]
 
 
 def first_of(trainer: Trainer, kind: type[Kind]) -> Kind | None:
-    """The first of :func:`callbacks_of`, or ``None``."""
-    return next(callbacks_of(trainer, kind), None)
+    """The first of the Trainer's callbacks of one class, or ``None``."""
+    every: Any = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in every if isinstance(callback, kind)), None)

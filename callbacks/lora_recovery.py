@@ -12,7 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from adapruner.callbacks.listener import PruningListener, callbacks_of, first_of
+from adapruner.callbacks.listener import PruningListener, first_of, listeners_of
 from adapruner.errors import ModelError
 from adapruner.recovery.diagnosis import blame_for_gradient, blame_for_loss, first_bad_gradient, gradient_message, loss_message
 from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora, recover_briefly
@@ -115,7 +115,7 @@ class LoRARecoveryCallback(PruningListener):
         make_whole = getattr(pl_module, "make_whole", None)
         if callable(make_whole):
             make_whole()
-        for listener in callbacks_of(trainer):  # a resumed run that had ended has no end of training
+        for listener in listeners_of(trainer):  # a resumed run that had ended has no end of training
             listener.before_merge(trainer, pl_module)
         setattr(pl_module, self.model_attribute, merge_lora(getattr(pl_module, self.model_attribute)))
 

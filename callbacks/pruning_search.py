@@ -15,7 +15,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from adapruner.callbacks.listener import callbacks_of
+from adapruner.callbacks.listener import first_of, listeners_of
 from adapruner.callbacks.loggers import TrialLogger, keep_earlier_metrics
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback, short_recovery
 from adapruner.callbacks.validation import check_trainer, check_training
@@ -126,7 +126,7 @@ class PruningSearchCallback(Callback):
         if stage != "fit" or self.plan is not None:
             return
         self.folder = Path(self.folder_name or trainer.default_root_dir)
-        listeners = list(callbacks_of(trainer))
+        listeners = listeners_of(trainer)
         check_all(
             lambda: self._check_order(trainer),
             *check_trainer(trainer, self.checkpoint),
@@ -140,10 +140,14 @@ class PruningSearchCallback(Callback):
             self._prune(trainer, pl_module)
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        model, listeners = self.language_model(pl_module), list(callbacks_of(trainer))
+        model, listeners = self.language_model(pl_module), listeners_of(trainer)
         model.to(trainer.strategy.root_device)
         data = self.data(trainer, pl_module)
-        check_training(trainer, pl_module, model, data)
+        lora, budget = first_of(trainer, LoRARecoveryCallback), self.options.budget
+        lengths = {"budget.seq_len": budget.seq_len} if budget.of == "latency" else {}
+        for listener in listeners:
+            lengths |= listener.sequence_lengths()
+        check_training(trainer, pl_module, model, data, None if lora is None else lora.lora, lengths)
         resumed = plan_of_checkpoint(self.checkpoint)
         if resumed is not None:  # its weights are loaded by the Trainer, after the surgery
             announce(f"takes the plan {resumed.hash} from the checkpoint {self.checkpoint}: no search")
@@ -207,11 +211,11 @@ class PruningSearchCallback(Callback):
 
     def _refit_is_known(self, trainer: Trainer) -> bool:
         """Whether a checkpoint brings the weights, and nobody has to measure the refit: then the widths are enough."""
-        known = all(listener.knows_stage(trainer, "reconstructed") for listener in callbacks_of(trainer))
+        known = all(listener.knows_stage(trainer, "reconstructed") for listener in listeners_of(trainer))
         return bool(trainer.strategy.broadcast(self.weights_follow and known))
 
     def _notify(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for listener in callbacks_of(trainer):
+        for listener in listeners_of(trainer):
             listener.on_pruning_stage(trainer, pl_module, stage, self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -42,37 +42,28 @@ def check_trainer(trainer: Trainer, checkpoint: str | None) -> list[Callable[[],
     ]
 
 
-def check_training(trainer: Trainer, pl_module: LightningModule, model: Any, data: RunData) -> None:
+def check_training(
+    trainer: Trainer, pl_module: LightningModule, model: Any, data: RunData, lora: LoRAConfig | None, lengths: Mapping[str, int]
+) -> None:
     """Everything that the loaded model, on its device, decides; then one forward pass of one sample.
+
+    Args:
+        lora: where recovery puts its adapters; ``None`` without a recovery.
+        lengths: option -> tokens of sequences that callbacks run through the model.
 
     Raises:
         AdaPrunerError: with all that does not fit.
     """
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     module: Any = getattr(trainer, "datamodule", None)
     check_model_and_data(
         model,
         data,
-        _other_lengths(callbacks),
+        lengths,
         lambda: check_tokenizer(pl_module, module),
-        lambda: check_adapters(model, callbacks),
+        lambda: None if lora is None else check_adapters(model, lora),
         lambda: check_optimizer(pl_module),
         lambda: check_training_data(trainer, module),
     )
-
-
-def _other_lengths(callbacks: Sequence[Any]) -> dict[str, int]:
-    """Option -> tokens of the sequences that callbacks run through the model, beside the data."""
-    lengths: dict[str, int] = {}
-    for config in (getattr(callback, "config", None) for callback in callbacks):
-        if hasattr(config, "latency_seq_len"):
-            lengths["report.latency_seq_len"] = config.latency_seq_len
-            if config.speed_batches and config.speed_seq_lens:
-                lengths["report.speed_seq_lens"] = max(config.speed_seq_lens)
-    for options in (getattr(callback, "options", None) for callback in callbacks):
-        if getattr(getattr(options, "budget", None), "of", "") == "latency":
-            lengths["budget.seq_len"] = options.budget.seq_len  # type: ignore[union-attr]
-    return lengths
 
 
 def check_launcher(trainer: Trainer) -> None:
@@ -163,25 +154,24 @@ def check_tokenizer(pl_module: Any, data: Any) -> None:
         raise DataError(f"data.tokenizer: expected the model's vocabulary, got another in {given!r}; leave data.tokenizer out")
 
 
-def check_adapters(model: nn.Module, callbacks: Sequence[Any]) -> None:
+def check_adapters(model: nn.Module, lora: LoRAConfig) -> None:
     """Names of layers that get adapters: peft passes over one that is misspelt, as long as another is there.
 
     Raises:
         ConfigurationError: if no linear layer has such a name.
     """
     layers = [n for n, m in model.named_modules() if next(m.children(), None) is None and getattr(m, "weight", None) is not None]
-    for settings in (c.lora for c in callbacks if isinstance(getattr(c, "lora", None), LoRAConfig)):
-        targets = settings.target_modules
-        if targets == "all-linear":
-            continue
-        if isinstance(targets, str):  # a pattern of whole names
-            unknown = [] if any(re.fullmatch(targets, name) for name in layers) else [targets]
-        else:
-            unknown = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in layers)]
-        if unknown or not targets:
-            got = unknown[0] if unknown else "none"
-            hint = nearest(got, {name.split(".")[-1] for name in layers})
-            raise ConfigurationError(f"recovery.lora.target_modules: expected layers of the model, got {got!r}; {hint}")
+    targets = lora.target_modules
+    if targets == "all-linear":
+        return
+    if isinstance(targets, str):  # a pattern of whole names
+        unknown = [] if any(re.fullmatch(targets, name) for name in layers) else [targets]
+    else:
+        unknown = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in layers)]
+    if unknown or not targets:
+        got = unknown[0] if unknown else "none"
+        hint = nearest(got, {name.split(".")[-1] for name in layers})
+        raise ConfigurationError(f"recovery.lora.target_modules: expected layers of the model, got {got!r}; {hint}")
 
 
 def check_optimizer(pl_module: Any) -> None:

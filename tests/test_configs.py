@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 
 from adapruner.cli import main
 from adapruner.cli.fit import make_fit_parser
@@ -58,7 +59,7 @@ def test_it_parses_and_opens_with_its_command(name: str, parser: Any) -> None:
     if name != "local.yaml":  # whose files are placeholders: made, every value is checked; hub names are not looked up
         for key in ("accelerator", "devices", "precision", "callbacks"):  # of a machine that this one need not be
             parsed.trainer[key] = "cpu" if key == "accelerator" else None
-        made = parser.instantiate({key: parsed[key] for key in ("model", "data")} | {"trainer": parsed.trainer})
+        made = parser.instantiate(Namespace({key: parsed[key] for key in ("model", "data", "trainer")}))
         assert made
 
 

@@ -12,18 +12,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from adapruner.cli.help_page import COMMANDS, help_page
 from adapruner.errors import AdaPrunerError, ConfigurationError, nearest
 
-#: Command -> what it does, in the order of the help page.
-COMMANDS = {
-    "fit": "prunes a model, recovers it, reports and exports",
-    "validate": "perplexity of a model on the text that recipes are chosen on",
-    "test": "perplexity of a model on held-out text",
-    "predict": "continues prompts, token by token",
-    "compare": "several methods over budgets and seeds, in one table",
-    "export": "writes a run's model again: another precision, other shards, for llama.cpp, to the hub",
-    "inspect": "what a run, an export or a plan holds",
-}
 #: What the operating system says where a file cannot be written.
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _RESUMES = "the same command goes on where it stopped"
@@ -48,9 +39,7 @@ def _run(arguments: Sequence[str]) -> None:
     """Finds the command, and imports what the command line asks for before anything is read with it."""
     command = arguments[0] if arguments else ""
     if command in ("-h", "--help"):
-        from adapruner.cli.help_page import help_page
-
-        print(help_page(COMMANDS))
+        print(help_page())
         raise SystemExit(0)
     if command == "--version":
         from adapruner._version import __version__

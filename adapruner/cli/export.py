@@ -82,19 +82,16 @@ def run_export(arguments: Sequence[str]) -> None:
 
     source = find_source(run, given.checkpoint, options.adapters)
     print(f"adapruner: takes {source.words}", flush=True)
-    written = writing.write_export(source, targets, options, verify=given.verify)
+    record, lines = writing.write_export(source, targets, options, verify=given.verify)
     if _FOLDER in targets:
-        print(f"adapruner: exported {written.record.class_name} to {given.folder}")
-    others = {name: record for name, record in written.formats.items() if name != _FOLDER}
-    lines = [*written.record.notes, *([written.verified] if written.verified else [])]
-    for record in others.values():
-        lines += [f"wrote {record.path} {record.summary}", *record.notes]
+        lines.insert(0, f"exported {record.class_name} to {given.folder}")
+    for line in lines:
+        print(f"adapruner: {line}")
     if given.push is not None:
         from adapruner.export.push import push_folder
 
-        lines.append(f"pushed to {push_folder(given.folder, given.push, f'Pruned model, plan {source.plan.hash}')}")
-    for line in lines:
-        print(f"adapruner: {line}")
+        url = push_folder(given.folder, given.push, f"Pruned model, plan {source.plan.hash}")
+        print(f"adapruner: pushed to {url}")
 
 
 def _check(given: argparse.Namespace, options: ExportOptions) -> dict[str, Path]:
@@ -106,6 +103,8 @@ def _check(given: argparse.Namespace, options: ExportOptions) -> dict[str, Path]
     for name, asked in (("gguf", given.gguf), ("format", given.format != _FOLDER)):
         if asked and options.adapters == "folder":
             raise ConfigurationError(f"{name}: expected adapters merged, got --adapters folder; leave one of the two out")
+    if given.gguf is not None and given.format == "gguf":
+        raise ConfigurationError("gguf: expected one file, got --format gguf, too; leave one of the two out")
     if given.push is not None and given.format != _FOLDER:
         raise ConfigurationError(f"push: expected a folder to upload, got --format {given.format}; leave one of the two out")
     from adapruner.export.formats import FORMATS

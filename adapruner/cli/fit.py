@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback, _InstantiatorFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -27,8 +28,8 @@ from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.callbacks.recovery_checkpoint import FILE, RecoveryCheckpointCallback, find_checkpoint, settings_of, writes_shards
 from adapruner.callbacks.validation import check_callbacks, check_launcher, no_empty_folders
 from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
-from adapruner.cli import COMMANDS
 from adapruner.cli.evaluation import EvaluationCommands
+from adapruner.cli.help_page import COMMANDS
 from adapruner.cli.imports import take_imports
 from adapruner.cli.instantiation import Instantiation, make_plainly, one_line
 from adapruner.cli.option_errors import explain, options_of
@@ -87,7 +88,7 @@ class SaveRunConfig(SaveConfigCallback, PruningListener):
         folder = Path(trainer.default_root_dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "config.yaml", self.parser.dump(self.config, skip_none=False))
+            write_atomically(folder / "config.yaml", self.parser.dump(self.config, skip_unset=False))
         except OSError as error:
             raise ConfigurationError(
                 f"trainer.default_root_dir: expected a folder that can be written, got {str(folder)!r} ({error.strerror}); choose another"
@@ -182,9 +183,12 @@ class PruningCLI(EvaluationCommands, LightningCLI):
         self.making.check()
         given = self._get(self.config_init, "trainer").get("callbacks") or []
         named = [self._get(self.config_init, name) for name in self._parser(self.command).callback_keys]
-        check_callbacks([*(given if isinstance(given, list) else [given]), *named])
+        callbacks = [*(given if isinstance(given, list) else [given]), *named]
+        check_callbacks(callbacks)
         if self.command == "fit" and "recovery" in self.left_out:  # no batches: then the data need not have any
             options |= {"max_steps": 0, "limit_train_batches": 0}
+        if "checkpoint" in self.left_out and not any(isinstance(callback, Checkpoint) for callback in callbacks):
+            options["enable_checkpointing"] = False  # else Lightning adds a callback of its own
         with one_line("trainer", (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)):
             return super().instantiate_trainer(**options)
 

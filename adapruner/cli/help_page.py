@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from adapruner._version import __version__
 
+#: Command -> what it does, in the order of the help page.
+COMMANDS = {
+    "fit": "prunes a model, recovers it, reports and exports",
+    "validate": "perplexity of a model on the text that recipes are chosen on",
+    "test": "perplexity of a model on held-out text",
+    "predict": "continues prompts, token by token",
+    "compare": "several methods over budgets and seeds, in one table",
+    "export": "writes a run's model again: another precision, other shards, for llama.cpp, to the hub",
+    "inspect": "what a run, an export or a plan holds",
+}
 _PAGE = """\
 adapruner {version}: makes a large language model smaller by structured pruning.
 
@@ -31,11 +39,7 @@ options:
 and more examples: README.md."""
 
 
-def help_page(commands: Mapping[str, str]) -> str:
-    """The page.
-
-    Args:
-        commands: name -> what it does, in the order of the page.
-    """
-    listed = "\n".join(f"  {name:<10} {what}" for name, what in commands.items())
+def help_page() -> str:
+    """The page."""
+    listed = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
     return _PAGE.format(version=__version__, commands=f"commands:\n{listed}")

@@ -86,7 +86,7 @@ def peak_memory_gib(model: nn.Module, seq_len: int, batch: int = 1) -> float | N
 
 
 def prefill_energy_j(model: nn.Module, seq_len: int, batch: int = 1) -> float | None:
-    """Joules of one forward over ``[batch, seq_len]`` tokens on the whole card; ``None`` where the device does not tell."""
+    """Joules of one forward over ``[batch, seq_len]`` tokens on the whole card; ``None`` where the device does not report it."""
     ids = random_ids(model, batch, seq_len)
     with evaluation_mode(model):
         return EnergyMeter(ids.device).joules_of(lambda: model(input_ids=ids, use_cache=False))
@@ -135,7 +135,7 @@ def random_dense_model(config: Any, dtype: torch.dtype = torch.float32, device: 
 def cost_protocol(model: nn.Module, seq_len: int = 128, batch: int = 1, repeats: int = 20, order: str = "models in turns") -> str:
     """One sentence that says how a cost was measured, for reports and tables; arguments as for :func:`measure_latency`.
 
-    ``order`` says in words which model was timed when.
+    ``order`` says which model was timed when.
     """
     device, dtype = input_device(model), str(next(model.parameters()).dtype).removeprefix("torch.")
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()

@@ -1,4 +1,4 @@
-"""Energy, where the device tells it: NVIDIA's counter of a card's whole consumption, through NVML (the package nvidia-ml-py)."""
+"""Energy, where the device reports it: NVIDIA's counter of a card's whole consumption, through NVML (the package nvidia-ml-py)."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class EnergyMeter:
 
     @property
     def works(self) -> bool:
-        """Whether the device tells its energy."""
+        """Whether the device reports its energy."""
         return self._handle is not None
 
     def joules_of(self, step: Callable[[], object]) -> float | None:
-        """Joules of one call, averaged over as many as fill :data:`SHORTEST_SECONDS`; ``None`` where the device does not tell.
+        """Joules of one call, averaged over as many as fill :data:`SHORTEST_SECONDS`; ``None`` where the device does not report it.
 
         Args:
             step: what is measured; called at least once. Warm it up before.

@@ -59,7 +59,7 @@ class PairOfModels:
         return {name: self._alone(name, lambda model, name=name: measure({name: model})[name]) for name in self.models}  # type: ignore[misc]
 
     def _size(self, name: str, seq_len: int) -> dict[str, Any]:
-        """What a model tells of itself without being timed; MACs are counted on the CPU where the device cannot run it."""
+        """The sizes, which need no timing; MACs are counted on the CPU where the device cannot run it."""
         found = self._alone(name, lambda model: measure_sizes_alone(model, seq_len))
         try:
             known = measure_sizes_alone(self.models[name].to("cpu"), seq_len) if found is None else found

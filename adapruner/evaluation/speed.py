@@ -33,7 +33,7 @@ class Speed(Latency):
     peak_memory_gib: float | None
     """See :func:`adapruner.evaluation.cost.peak_memory_gib`."""
     prefill_energy_j: float | None
-    """Joules of one prefill on the whole card; ``None`` where the device does not tell."""
+    """Joules of one prefill on the whole card; ``None`` where the device does not report it."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def within_memory(measure: Callable[[], Any]) -> Any:
 
 
 def speed_protocol(seq_lens: Sequence[int], repeats: int) -> str:
-    """What the columns of a sweep are, in a sentence; the machine is told by :func:`adapruner.evaluation.cost.cost_protocol`."""
+    """What the columns of a sweep are, in a sentence; the machine is in :func:`adapruner.evaluation.cost.cost_protocol`."""
     decoded = sorted({decoded_tokens(n) for n in seq_lens})
     tokens = str(decoded[0]) if len(decoded) == 1 else f"{decoded[0]} to {decoded[-1]}"
     return (

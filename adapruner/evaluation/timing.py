@@ -36,7 +36,7 @@ class Latency:
 
     @classmethod
     def of_rounds(cls, rounds: Sequence[tuple[float, float]]) -> Latency:
-        """Of (prefill, decoding) in milliseconds, a pair for each timed round.
+        """Summarises (prefill, decoding) in milliseconds, a pair for each timed round.
 
         >>> Latency.of_rounds([(float(x), 10.0 * x) for x in (9, 1, 5, 3, 7)])
         Latency(prefill_ms=5.0, prefill_iqr_ms=4.0, decode_ms=50.0, decode_iqr_ms=40.0)

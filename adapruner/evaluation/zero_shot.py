@@ -184,7 +184,7 @@ def _set_shots(task: Any, num_fewshot: int | None) -> None:
 
 
 def _wrap(model: nn.Module, tokenizer: Any, batch_size: int, ranks: Ranks) -> Any:
-    """The harness's own wrapper, which would leave a model in memory to one process, told of the ranks."""
+    """The harness's own wrapper, which would leave a model in memory to one process, with the ranks."""
     from lm_eval.models.huggingface import HFLM
 
     class RankedLM(HFLM):

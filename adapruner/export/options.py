@@ -1,4 +1,4 @@
-"""What every export is told, refused before any work where it cannot be followed."""
+"""The options that all exports share, checked before any work."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ExportOptions:
     dtype: str | None = None
     """``float32``, ``bfloat16``, ``float16``; ``None``: the model's own."""
     max_shard_size: str = "5GB"
-    """Of one safetensors file: a number and ``KB``, ``MB`` or ``GB``."""
+    """Size of one safetensors file: a number and ``KB``, ``MB`` or ``GB``."""
     adapters: str = "merged"
     """``merged`` into the weights, or the LoRA recovery in a ``folder`` of its own."""
     pad: bool = False

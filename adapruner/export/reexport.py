@@ -28,7 +28,7 @@ def reexport(source: Path, folder: Path, options: ExportOptions, card: dict[str,
             to keep them apart.
         folder: a scratch place.
         options: what the weights become.
-        card: for a new model card. The old one is kept unless layers are padded, adapters that it tells of merged, or there is none.
+        card: for a new model card. The old one is kept unless layers are padded, adapters that it describes are merged, or there is none.
 
     Returns:
         The model as it was written, but for padding, and the record.

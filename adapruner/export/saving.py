@@ -57,7 +57,7 @@ def save_as_export(model: Any, structure: ModelStructure, plan: PruningPlan) -> 
 
 
 def pruned_by(model: Any) -> tuple[ModelStructure, PruningPlan] | None:
-    """The dense model's structure and the plan of a model that :func:`save_as_export` was told of; ``None`` for any other."""
+    """The dense model's structure and the plan of a model that :func:`save_as_export` was called with; ``None`` for any other."""
     found: tuple[ModelStructure, PruningPlan] | None = getattr(model, "_pruned_by", None)
     return found
 
@@ -73,5 +73,5 @@ def _save(model: Any, structure: ModelStructure, plan: PruningPlan, folder: Path
         if earlier:
             shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)  # it belonged to the weights that go
         for name in record.files:
-            if name != "README.md" or earlier or not (folder / name).exists():  # a card that somebody wrote stays
+            if name != "README.md" or earlier or not (folder / name).exists():  # a card of the user's own stays
                 (record.path / name).replace(folder / name)

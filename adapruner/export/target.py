@@ -78,7 +78,7 @@ def _own_class(
         )
     full = {**state, **(_zero_biases(model, structure, target.state_dict()) if plan.output_bias else {})}
     if _differ(target, full):
-        return None, f"the stock class of {structure.model_type} cannot be told of these widths"
+        return None, f"the stock class of {structure.model_type} has no configuration for these widths"
     if not all(getattr(model.config, switch, False) for switch in switches):
         notes = [*notes, f"{' and '.join(switches)} switched on for them; biases the base model did not have elsewhere are zero"]
     return Target(target, full, True, notes), ""
@@ -101,7 +101,7 @@ def _equivalent(
 def _own_file(
     model: Any, structure: ModelStructure, plan: PruningPlan, state: dict[str, Tensor], shapes: list[LayerShape], notes: list[str]
 ) -> Target:
-    """The class of our modelling file, which is told of every tensor whose shape is not the dense model's."""
+    """The class of our modelling file; the configuration lists every tensor whose shape is not the dense model's."""
     dense = dense_on_meta(model, structure, linear=False)
     target_class = getattr(modeling_adapruner, f"{modeling_adapruner.PREFIX}{type(dense).__name__}", None)
     if target_class is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from adapruner.errors import ConfigurationError, ModelError
 from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter, export_either, has_adapters, without_adapters
 from adapruner.export.card import written_in
 from adapruner.export.folder import ExportRecord
-from adapruner.export.formats import FORMATS, FormatRecord
+from adapruner.export.formats import FORMATS
 from adapruner.export.licence import base_licence
 from adapruner.export.options import ExportOptions
 from adapruner.export.rebuilding import rebuild
@@ -29,19 +28,9 @@ _TOLERANCE = 1e-3
 """Largest difference of logits that rounding explains where all weights are float32."""
 
 
-@dataclass(frozen=True)
-class WrittenExport:
-    """What was written."""
-
-    record: ExportRecord
-    """The folder that every format starts from."""
-    verified: str
-    """How far its logits are from the model's, in words; empty where nobody asked."""
-    formats: dict[str, FormatRecord]
-    """By name, in the order in which they were written."""
-
-
-def write_export(source: Source, targets: Mapping[str, Path], options: ExportOptions, *, verify: bool = True) -> WrittenExport:
+def write_export(
+    source: Source, targets: Mapping[str, Path], options: ExportOptions, *, verify: bool = True
+) -> tuple[ExportRecord, list[str]]:
     """Fills a scratch folder, checks it there, and writes every format from it.
 
     Args:
@@ -50,6 +39,9 @@ def write_export(source: Source, targets: Mapping[str, Path], options: ExportOpt
         options: how weights are written.
         verify: load the folder in a fresh process and compare logits.
 
+    Returns:
+        The record of the folder, and lines for the user: its notes, how far its logits are from the model's, what else was written.
+
     Raises:
         ConfigurationError, PlanError, ModelError: if a target cannot be written, the source is damaged or does not fit together, or
             the folder computes something else.
@@ -57,9 +49,11 @@ def write_export(source: Source, targets: Mapping[str, Path], options: ExportOpt
     main, place = list(targets.items())[-1]
     with scratch_beside(place, place.name if main == "huggingface" else place.stem) as folder:
         model, record = (_from_export if source.exported else _from_checkpoint)(source, folder, options)
-        verified = _verified(folder, model, options) if verify else ""
-        formats = {name: FORMATS.find(name).write(folder, target, options) for name, target in targets.items()}
-    return WrittenExport(replace(record, path=place), verified, formats)
+        lines = [*record.notes, *([_verified(folder, model, options)] if verify else [])]
+        for name, target in targets.items():
+            written = FORMATS.find(name).write(folder, target, options)
+            lines += [f"wrote {written.path} {written.summary}", *written.notes] if name != "huggingface" else []
+    return record, lines
 
 
 def _from_checkpoint(source: Source, folder: Path, options: ExportOptions) -> tuple[Any, ExportRecord]:

@@ -2,7 +2,7 @@
 
 The trace runs on a one-layer copy of the model on the meta device (no memory, no weights, eager attention) and its
 index maps are transferred to every layer. Each map is checked before it is believed, and the shapes of every real
-layer are checked against the copy: an structure that is returned is one that surgery can cut by.
+layer are checked against the copy: a structure that is returned is one that surgery can cut by.
 """
 
 from __future__ import annotations

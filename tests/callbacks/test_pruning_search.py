@@ -11,9 +11,9 @@ from torch import nn
 
 from adapruner.errors import BudgetError, ConfigurationError, DataError, ModelError, PlanError, StudyError
 from adapruner.files.folder_lock import FolderLock
-from adapruner.models.latency import LatencyTable
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.costs import latency_table
+from adapruner.pruning.costs.latency_table import LatencyTable
 from adapruner.pruning.plan import read_plan
 from adapruner.pruning.recipe import Recipe
 from adapruner.search.config import ObjectiveConfig

@@ -14,8 +14,9 @@ import tomllib
 import yaml
 
 from adapruner._version import __version__
-from adapruner.cli import COMMANDS, main
+from adapruner.cli import main
 from adapruner.cli.fit import PruningCLI
+from adapruner.cli.help_page import COMMANDS
 from adapruner.cli.shipped_configs import find_config, find_configs, shipped_configs
 from adapruner.errors import ConfigurationError
 

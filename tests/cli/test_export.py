@@ -335,6 +335,7 @@ DAMAGES: list[tuple[Any, tuple[str, ...], str]] = [
         "export: expected adapruner export RUN DIR .options., got unrecognized arguments: --adapter",
     ),
     (lambda run: None, ("--format", "ggu"), "format: expected a known export format, got 'ggu'; did you mean 'gguf'"),
+    (lambda run: None, ("--format", "gguf", "--gguf", "a.gguf"), "gguf: expected one file, got --format gguf, too; leave one"),
     (lambda run: None, ("--format", "gguf", "--push", "me/small"), "push: expected a folder to upload, got --format gguf"),
     (lambda run: None, ("--format", "gguf", "--adapters", "folder"), "format: expected adapters merged, got --adapters folder"),
     (lambda run: None, ("--gguf", "a.gguf", "--adapters", "folder"), "gguf: expected adapters merged, got --adapters folder"),

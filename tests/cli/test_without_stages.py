@@ -19,21 +19,14 @@ from tests.spoilt import make_workspace
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Good inputs, and what a run with recovery makes of them, in ``recovered``."""
     folder = tmp_path_factory.mktemp("good")
     make_workspace(folder)
-    main(["fit", "--config", str(folder / "base.yaml"), *absolute(folder), f"--trainer.default_root_dir={folder / 'recovered'}"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["fit", "--config", "base.yaml", "--trainer.logger=false"])
+    (folder / "run").rename(folder / "recovered")
     return folder
-
-
-def absolute(folder: Path) -> list[str]:
-    """Options that make the configuration work from anywhere."""
-    return [
-        f"--model.name_or_path={folder / 'model'}",
-        f"--data.calibration.sources=[{{name: books, path: {folder}/texts/calibration.txt}}]",
-        f"--data.search.sources=[{{name: search, path: {folder}/texts/search.txt}}]",
-        f"--data.recovery.sources=[{{name: recovery, path: {folder}/texts/recovery.txt}}]",
-        f"--data.evaluation=[{{name: test, source: {{name: test, path: {folder}/texts/test.txt}}, windows: [32], limit: 2}}]",
-    ]
 
 
 @pytest.fixture
@@ -72,7 +65,7 @@ def test_without_recovery_it_prunes_refits_reports_and_exports(fit: Callable[...
     assert report["recovery"]["lora"] is None
     # The same plan as with recovery.
     assert read(run / "plan.json")["hash"] == read(good / "recovered" / "plan.json")["hash"]
-    assert not (run / "checkpoints").exists()
+    assert not list(run.rglob("*.ckpt"))
     assert not any("lora" in name for name in load(run / "model").state_dict())
     assert (run / "report.html").exists()
 
@@ -105,6 +98,12 @@ def test_null_is_kept_in_the_configuration_that_is_written(fit: Callable[..., Pa
     main(["fit", "--config", "again.yaml"])
     assert (run / "plan.json").exists()
     assert not (run / "report.json").exists()
+
+
+def test_without_checkpoints_nothing_is_kept(fit: Callable[..., Path]) -> None:
+    run = fit("--checkpoint", "null")
+    assert read(run / "report.json")["recovery"]["lora"]["steps"] == 1
+    assert not list(run.rglob("*.ckpt"))
 
 
 def test_an_option_behind_null_brings_the_stage_back(fit: Callable[..., Path]) -> None:

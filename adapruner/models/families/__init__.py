@@ -1,4 +1,4 @@
-"""What a model family needs to be told: nothing for most, one small file for the others.
+"""What has to be known about a model family: nothing for most, one small file for the others.
 
 A decoder that :mod:`adapruner.models.tracing` reads by itself needs no file here. One does
 
@@ -7,7 +7,7 @@ A decoder that :mod:`adapruner.models.tracing` reads by itself needs no file her
 - whose forward reads its widths from attributes (``attributes``),
 - whose layers are not made of linear layers (``linear_form``),
 - where a kind of unit cannot be removed exactly (``unprunable``),
-- or whose stock class cannot be told of every width (the export's fields).
+- or whose stock class has no configuration for every width (the export's fields).
 """
 
 from adapruner.models.families.family import FAMILIES, TRIED, Family, LayerShape, family_of, known_families, register_family

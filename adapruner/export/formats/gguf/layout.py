@@ -1,4 +1,4 @@
-"""Which of llama.cpp's architectures computes what an export computes, and what it must be told.
+"""Which of llama.cpp's architectures computes what an export computes, and the sizes that it needs.
 
 llama.cpp fixes the maths by architecture. Most read the widths of layer 0 for all layers, some read them per layer, and
 some expect as many query channels as the residual stream has, which pruned heads are not. So the first architecture of a

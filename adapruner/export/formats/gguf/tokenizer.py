@@ -146,7 +146,7 @@ def _find_special(vocabulary: Vocabulary, folder: Path, config: dict[str, Any], 
     named.pop("eos", None)
     vocabulary.special = named | dict(zip(("eos", "eot", "eom"), ends, strict=False))
     if len(ends) > 3:
-        vocabulary.notes.append(f"llama.cpp is told of three tokens that end a text, of {len(ends)}")
+        vocabulary.notes.append(f"the file names three tokens that end a text, of {len(ends)}")
 
 
 def _find_template(vocabulary: Vocabulary, folder: Path) -> None:
