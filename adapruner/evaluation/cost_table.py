@@ -119,19 +119,19 @@ def _macs(run: MeasuredModel) -> float:
 @register_cost_row("latency_ms", "latency", "ms")
 def _latency(run: MeasuredModel) -> float | None:
     """Median time of one forward over ``[batch, seq_len]`` tokens."""
-    return run.latency and run.latency.prefill_ms
+    return None if run.latency is None else run.latency.prefill_ms
 
 
 @register_cost_row("latency_iqr_ms", "", "ms")
 def _latency_range(run: MeasuredModel) -> float | None:
     """Interquartile range of that time."""
-    return run.latency and run.latency.prefill_iqr_ms
+    return None if run.latency is None else run.latency.prefill_iqr_ms
 
 
 @register_cost_row("decode_ms", "per decoded token", "ms")
 def _decoding(run: MeasuredModel) -> float | None:
     """Median time of one more token with the key-value cache, batch 1."""
-    return run.latency and run.latency.decode_ms
+    return None if run.latency is None else run.latency.decode_ms
 
 
 @register_cost_row("weight_memory_gib", "weight memory", "GiB", needs_device=False)

@@ -32,7 +32,7 @@ REGISTRIES: dict[str, tuple[Registry, str]] = {  # type: ignore[type-arg]
     "A budget unit": (COSTS, "channels"),
     "A kind of data source": (SOURCE_KINDS, "lines"),
     "An export format": (FORMATS, "names"),
-    "A score of whole layers": (LAYER_SCORES, "last_first"),
+    "A score of whole layers": (LAYER_SCORES, "by_place"),
 }
 #: Notes how often the sampler was asked: nothing that a run writes tells who chose a trial.
 NOTES = """

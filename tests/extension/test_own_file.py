@@ -115,14 +115,14 @@ def test_the_objective_is_what_trials_are_judged_by(workspace: Path) -> None:
 
 def test_an_own_score_decides_which_layers_go(workspace: Path) -> None:
     recipe = ["--pruning.recipe={coefficients: {input_norm: 1.0}}", "--pruning.reconstruction=null", "--pruning.budget.pruned_fraction=0.5"]
-    layers = ["--pruning.remove_layers=1", "--pruning.layer_score=last_first"]
+    layers = ["--pruning.remove_layers=1", "--pruning.layer_score=by_place"]
     rest = ["--recovery=null", "--report=null", "--export=null"]
     main(["fit", "--import=my_extensions.py", "--config=base.yaml", *recipe, *layers, *rest])
     plan = read_plan(workspace / "run" / "plan.json")
-    assert plan.removed_layers == [2]
+    assert plan.removed_layers == [0]  # Block Influence would take the last
     assert plan.recipe is not None
     assert plan.recipe["coefficients"] == {"input_norm": 1.0}
-    assert yaml.safe_load((workspace / "run" / "config.yaml").read_text())["pruning"]["layer_score"] == "last_first"
+    assert yaml.safe_load((workspace / "run" / "config.yaml").read_text())["pruning"]["layer_score"] == "by_place"
 
 
 def test_python_takes_the_names(workspace: Path) -> None:
@@ -131,8 +131,8 @@ def test_python_takes_the_names(workspace: Path) -> None:
     assert SearchConfig(sampler="quasi_random", objective=ObjectiveConfig(measure="bits", cost="channels"), space=space).space is space
     assert Budget(0.3, of="channels").of == "channels"
     assert Recipe({"input_norm": 1.0}).coefficients == {"input_norm": 1.0}
-    assert DepthWidthConfig(1, layer_score="last_first").layer_score == "last_first"
-    assert pruning_options(remove_layers=1, layer_score="last_first").depth_width.layer_score == "last_first"
+    assert DepthWidthConfig(1, layer_score="by_place").layer_score == "by_place"
+    assert pruning_options(remove_layers=1, layer_score="by_place").depth_width.layer_score == "by_place"
     source = TextSource("books", kind="lines", options={"file": "texts/search.txt"}, documents=2)
     expected = [line for line in (workspace / "texts" / "search.txt").read_text().splitlines(keepends=True) if line.strip()]
     assert [(d.name, d.text) for d in read_documents(source)] == [("line 0", expected[0]), ("line 2", expected[1])]
