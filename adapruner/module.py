@@ -173,7 +173,7 @@ class PrunableCausalLM(PrunedCheckpoints, LightningModule):
         self.make_whole()
 
     def make_whole(self) -> None:
-        """The same where there was nothing left to train, which has no end of training; once is enough."""
+        """Makes a sharded model whole, also where nothing was left to train, which has no end of training; once is enough."""
         if isinstance(self._sharded, FlatlyShardedModel):
             self.model, self._sharded = self._sharded.whole(self.trainer.strategy.model), None  # type: ignore[arg-type]
         elif self._sharded is not None:
@@ -215,7 +215,7 @@ class PrunableCausalLM(PrunedCheckpoints, LightningModule):
         self.log(name, (total / max(1, tokens)).float(), batch_size=max(1, tokens), prog_bar=True, sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
-        """Sums begin at nothing."""
+        """Starts the sums over."""
         self._sums = {}
 
     def on_validation_epoch_end(self) -> None:
@@ -223,11 +223,11 @@ class PrunableCausalLM(PrunedCheckpoints, LightningModule):
         self.measured = {loader: self._over_processes(parts) for loader, parts in self._sums.items()}
 
     def on_test_epoch_start(self) -> None:
-        """As for validation."""
+        """Starts the sums over, as before a validation."""
         self.on_validation_epoch_start()
 
     def on_test_epoch_end(self) -> None:
-        """As for validation."""
+        """Fills :attr:`measured`, as after a validation."""
         self.on_validation_epoch_end()
 
     def _over_processes(self, parts: list[tuple[Tensor, int]]) -> NLLResult:

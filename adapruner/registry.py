@@ -74,7 +74,7 @@ class Registry(Generic[Member]):
         return given
 
     def register(self, name: str) -> Callable[[Member], Member]:
-        """The same as a decorator."""
+        """A decorator that adds what it decorates under this name."""
         return lambda member: self.add(name, member)
 
     def remove(self, name: str) -> None:

@@ -46,12 +46,12 @@ class EvaluationTableCallback(Callback):
         self.rows: list[Measured] = []
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Of ``validate``; what ``fit`` validates is its own matter."""
+        """Takes the results of ``validate``; what ``fit`` validates is its own matter."""
         if trainer.state.fn == "validate":
             self._take("validate", trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Of ``test``."""
+        """Takes the results of ``test``."""
         self._take("test", trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

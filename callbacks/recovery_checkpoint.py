@@ -159,7 +159,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _named(value: Any) -> str:
-    """The same in every process: a function, such as the default optimizer, also says where it is in memory."""
+    """A value as text that is the same in every process: a function, such as the default optimizer, also says where it is in memory."""
     return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 

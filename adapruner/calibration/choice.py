@@ -1,4 +1,4 @@
-"""One point of the calibration subspace: which samples of the pool speak, and how much."""
+"""One point of the calibration subspace: the weights of the pool's samples."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from adapruner.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class CalibrationChoice:
-    """Weights of sources and of clusters multiply; a subset then says which samples are left to speak."""
+    """Weights of sources and of clusters multiply; a subset then says which samples keep a weight."""
 
     source_weights: dict[str, float] | None = None
-    """Calibration source -> weight, shared equally by its samples. ``None``: every sample speaks alike."""
+    """Calibration source -> weight, shared equally by its samples. ``None``: all samples have the same weight."""
     cluster_weights: dict[str, float] | None = None
     """Cluster (``cluster 0``, ...) -> weight, shared equally by its samples."""
     samples: list[int] | None = None
-    """Positions in the pool; the others are silent. ``None``: all."""
+    """Positions in the pool; the others have no weight. ``None``: all."""
     count: int | None = None
-    """Draw so many samples, at the odds of their weights; those drawn speak alike. ``None``: no draw."""
+    """Draw so many samples, at the odds of their weights; those drawn have the same weight. ``None``: no draw."""
     seed: int = 0
-    """Of the draw."""
+    """Seed of the draw."""
     seq_len: int | None = None
     """Which of the pool's lengths in tokens; ``None``: its first."""
 
@@ -44,6 +44,6 @@ class CalibrationChoice:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any] | None) -> CalibrationChoice:
-        """The inverse of :meth:`to_dict`; of nothing, the choice that lets every sample speak alike."""
+        """The inverse of :meth:`to_dict`; of nothing, the choice that gives all samples the same weight."""
         known = {f.name for f in fields(cls)}
         return cls(**{key: value for key, value in (record or {}).items() if key in known})

@@ -72,6 +72,6 @@ class CalibrationSpread:
         return [v for v in self.values if math.isfinite(v)]
 
     def to_dict(self) -> dict[str, Any]:
-        """As :class:`adapruner.report.sections.Spread`; what is not finite becomes ``None``."""
+        """The fields of :class:`adapruner.report.sections.Spread`; what is not finite becomes ``None``."""
         mean, chosen, *values = (v if math.isfinite(v) else None for v in (self.mean, self.chosen, *self.values))
         return {"size": self.size, "values": values, "mean": mean, "std": self.std, "chosen": chosen}

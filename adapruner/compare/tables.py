@@ -98,7 +98,7 @@ def to_markdown(result: Result) -> str:
 
 
 def print_tables(result: Result, console: Console | None = None) -> None:
-    """The same on the terminal."""
+    """Prints the tables on the terminal."""
     from rich.console import Console
     from rich.text import Text
 
@@ -183,7 +183,7 @@ def _as_fine_as(value: float, measure: float) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same without numbers that JSON lacks."""
+    """The values without numbers that JSON lacks."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -41,11 +41,11 @@ class PruningProblem:
     added_biases: int = 0
     """Parameters that bias compensation adds to the model, where it is used."""
     sizes: ModelSizes | None = None
-    """Of the dense model, where MACs or memory are counted."""
+    """Sizes of the dense model, where MACs or memory are counted."""
     latency: LatencyTable | None = None
-    """Of the device, where the budget is one of latency."""
+    """Latencies measured on the device, where the budget is one of latency."""
     grams: GramMatrices | None = None
-    """Of the output projections' inputs, one for each source of the pool, where trials are refitted."""
+    """Gram matrices of the output projections' inputs, one for each source of the pool, where trials are refitted."""
     other_lengths: Mapping[int, tuple[UnitStatistics, CalibrationPool]] = field(default_factory=dict)
     """Samples of the same sources at other lengths in tokens, where the length is searched."""
 

@@ -37,7 +37,7 @@ class Recipe:
     coefficients: dict[str, float] = field(default_factory=lambda: {"l2": 1.0})
     """Metric name -> weight in the log-linear mixture; scaled to sum 1."""
     calibration: CalibrationChoice = field(default_factory=CalibrationChoice)
-    """Which calibration samples speak, and how much."""
+    """The weights of the calibration samples."""
     reduction: str = "sum"
     """Over coupled tensors: sum, mean, max, prod, first."""
     head_reduction: str = "sum"

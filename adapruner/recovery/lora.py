@@ -97,7 +97,7 @@ def recover_briefly(
 ) -> nn.Module:
     """A short recovery without a Trainer: adapters, ``steps`` optimizer steps, merge.
 
-    This is the equal post_pruning that compared methods get: same batches, optimizer and schedule as the run itself. The
+    Every compared method is recovered so: same batches, optimizer and schedule as the run itself. The
     model is changed in place; give a copy to keep it.
 
     Args:

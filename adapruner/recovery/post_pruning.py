@@ -1,4 +1,4 @@
-"""What a plan gets after its units are chosen: surgery, refit, recovery. The same for every method that is compared.
+"""What follows the choice of units: surgery, refit, recovery. The same for every method that is compared.
 
 Every stage can be measured; the dense model comes back whole.
 """
@@ -24,7 +24,7 @@ from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_re
 
 Value = TypeVar("Value")
 #: A window whose weight is below this part of the largest one is left out of the refit: it would cost time and change nothing.
-_SILENT = 1e-3
+_NEGLIGIBLE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class PostPruning:
 
 
 def recipe_of(plan: PruningPlan) -> Recipe:
-    """What of a plan's recipe its post_pruning depends on: calibration weights, bias compensation, the refit's strength."""
+    """What of a plan's recipe what follows its pruning depends on: calibration weights, bias compensation, the refit's strength."""
     record = plan.recipe
     return Recipe(
         calibration=CalibrationChoice.from_dict(record.get("calibration")),
@@ -91,7 +91,7 @@ def measure_stages(
 
 @contextmanager
 def reconstructed(model: nn.Module, problem: PruningProblem, plan: PruningPlan, post_pruning: PostPruning) -> Iterator[nn.Module]:
-    """The model cut by the plan and refitted, inside the block; as the post_pruning has no refit, only cut."""
+    """The model cut by the plan and refitted, inside the block; only pruned where no refit is asked for."""
     if post_pruning.reconstruction is None:
         with pruned_only(model, problem, plan):
             yield model
@@ -116,9 +116,9 @@ def refit_plan(
     if post_pruning.rows is not None:
         weights = weights[post_pruning.rows]
     input_ids = post_pruning.input_ids
-    heard = (weights > _SILENT * weights.max()).nonzero().flatten()
-    if post_pruning.dense is None and 0 < len(heard) < len(weights):  # a dense stream is of all windows
-        input_ids, weights = input_ids[heard], weights[heard]
+    counted = (weights > _NEGLIGIBLE * weights.max()).nonzero().flatten()
+    if post_pruning.dense is None and 0 < len(counted) < len(weights):  # a dense stream is of all windows
+        input_ids, weights = input_ids[counted], weights[counted]
     prune_and_reconstruct(
         model,
         problem.structure,

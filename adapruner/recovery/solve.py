@@ -92,7 +92,7 @@ class Solver:
     intercept: bool = False
     """Whether d is fitted; else it is zero."""
     precision: torch.dtype = torch.float64
-    """Of the Cholesky factor. float32 falls back to float64 where it fails."""
+    """Precision of the Cholesky factor. float32 falls back to float64 where it fails."""
 
     def solve(self, equations: RefitEquations, kept: Tensor) -> tuple[Tensor, Tensor | None]:
         """D ``[out, channels]`` and d ``[out]`` (or ``None``), float32; not finite where there is no solution."""

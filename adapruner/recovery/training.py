@@ -39,13 +39,13 @@ class RecoveryConfig:
     batch_size: int = 8
     """Windows in one step."""
     learning_rate: float = 1e-4
-    """Of AdamW, without weight decay; constant after the warm-up."""
+    """Learning rate of AdamW, without weight decay; constant after the warm-up."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
     clip_norm: float | None = 1.0
     """Largest norm of the gradients of one step; ``None`` leaves them as they are."""
     seed: int = 0
-    """Of the adapters' initial values, of dropout and of the order of windows."""
+    """Seed of the adapters' initial values, of dropout and of the order of windows."""
     every_n_steps: int = 50
     """Steps between two checkpoints in the run folder: what a kill can cost at most."""
 

@@ -168,7 +168,7 @@ def cost_section(
 
 
 def package_versions() -> dict[str, str]:
-    """Of adapruner, Python and the libraries that decide a result."""
+    """Versions of adapruner, Python and the libraries that decide a result."""
     from importlib.metadata import version
 
     packages = ("torch", "lightning", "transformers", "torch-pruning", "optuna", "peft")

@@ -72,7 +72,7 @@ def to_svg(chart: alt.TopLevelMixin) -> str:
 
 
 def to_png(chart: alt.TopLevelMixin) -> bytes:
-    """The same at twice the size."""
+    """The chart as PNG at twice the size."""
     import vl_convert
 
     png: bytes = vl_convert.vegalite_to_png(_light(chart), scale=2)

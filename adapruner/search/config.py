@@ -58,7 +58,7 @@ class SearchConfig:
     order: Literal["joint", "data_first", "metric_first"] = "joint"
     """``joint``: calibration and metric together; else one half of the trials for the one, then the other half for the other."""
     seed: int = 0
-    """Of the sampler."""
+    """Seed of the sampler."""
     batch_size: int = 8
     """Windows in one forward pass of a trial."""
     chunks: int = 4

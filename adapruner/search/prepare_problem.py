@@ -1,4 +1,4 @@
-"""From a dense model, its data and a budget to the problem that every trial solves: all inputs, collected once."""
+"""From a dense model, its data and a budget to the problem that every trial solves: all statistics, collected once."""
 
 from __future__ import annotations
 

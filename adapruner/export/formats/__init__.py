@@ -29,7 +29,7 @@ class ExportFormat(Protocol):
     """One way to write a pruned model."""
 
     name: str
-    """As in ``--format``."""
+    """The name that ``--format`` takes."""
 
     def check(self, target: Path, options: ExportOptions) -> None:
         """Refuses, before the model is loaded, what could not be written; writes nothing.

@@ -128,7 +128,7 @@ class AllocationInputs:
     most: Mapping[str, int]
     """Group name -> how many of its units may go."""
     costs: UnitCosts
-    """Of every group's units, and how much has to go."""
+    """Costs of every group's units, and how much has to go."""
     keep_at_least: float
     """Smallest fraction of each group's units that stays."""
     options: Allocation

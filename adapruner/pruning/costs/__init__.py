@@ -40,7 +40,7 @@ class CostInputs:
     seq_len: int
     """Tokens per sequence."""
     sizes: ModelSizes | None = None
-    """Of the dense model."""
+    """Sizes of the dense model."""
     latency: LatencyTable | None = None
     """Measured on the device."""
 

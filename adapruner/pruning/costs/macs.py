@@ -13,7 +13,7 @@ class Macs(CostModel):
     name, words, target, needs_length = "macs", "multiply-accumulates per token", "macs_left", True
 
     def count(self, inputs: CostInputs) -> Counted:
-        """As :func:`macs_per_unit` has them; layers without units count in the whole alone."""
+        """The counts of :func:`macs_per_unit`; layers without units count in the whole alone."""
         groups = inputs.structure.groups
         per_unit = {g.name: float(macs_per_unit(g, inputs.seq_len)) for g in groups}
         return Counted(per_unit, inputs.known_sizes(self.name).fixed_macs + sum(g.units * per_unit[g.name] for g in groups))

@@ -43,11 +43,11 @@ class Gguf:
     name = "gguf"
 
     def check(self, target: Path, options: ExportOptions) -> None:
-        """As :func:`check_gguf`."""
+        """Refuses what :func:`check_gguf` refuses."""
         check_gguf(target, options.dtype)
 
     def write(self, folder: Path, target: Path, options: ExportOptions) -> GgufRecord:
-        """As :func:`write_gguf`."""
+        """Writes what :func:`write_gguf` writes."""
         return write_gguf(folder, target, options.dtype)
 
 
