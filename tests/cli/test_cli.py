@@ -61,7 +61,14 @@ def test_what_was_printed_can_be_given_back(capsys: pytest.CaptureFixture[str]) 
 def test_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "fit", "--help")
     assert code == 0
-    for option in ("--pruning.search.n_trials", "--recovery.lora.r", "--pruning.budget", "--report.compare", "--export.folder"):
+    for option in (
+        "--pruning.search.n_trials",
+        "--recovery.lora.r",
+        "--pruning.budget",
+        "--report.compare",
+        "--export.folder",
+        "--import FILE",
+    ):
         assert option in out
 
 
