@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapruner.errors import ConfigurationError
 from adapruner.evaluation.generation import Decoding, stream_text
-from adapruner.evaluation.perplexity import NLLResult, token_nll
+from adapruner.evaluation.perplexity import NLLResult
 from adapruner.export.loading import ExportedModel, open_export
 from adapruner.models.loading import DEMO, check_dtype, load_language_model, load_tokenizer, model_source
 from adapruner.models.units import ModelStructure
@@ -95,7 +95,7 @@ class PrunableCausalLM(PrunedCheckpoints, LightningModule):
         """Loader -> result of the last ``validate`` or ``test``, over all processes."""
         self.listener: TextListener | None = None
         """Is told what ``predict`` writes, as it comes."""
-        self._sums: dict[int, list[tuple[Tensor, int]]] = {}
+        self._perplexity: dict[int, Any] = {}  # by loader; not a submodule: what it sums is in no checkpoint
         self._tokenizer: Any = None
         self._sharded: ShardedModel | FlatlyShardedModel | None = None
 
@@ -210,17 +210,22 @@ class PrunableCausalLM(PrunedCheckpoints, LightningModule):
         self._log_nll(batch, "test_nll", dataloader_idx)
 
     def _log_nll(self, batch: dict[str, Tensor], name: str, loader: int) -> None:
-        total, tokens = token_nll(self(batch["input_ids"], batch.get("attention_mask")), batch["labels"])
-        self._sums.setdefault(loader, []).append((total, tokens))
+        metric = self._perplexity.get(loader)
+        if metric is None:
+            from adapruner.evaluation.perplexity_metric import CausalPerplexity  # importing torchmetrics is slow
+
+            metric = self._perplexity[loader] = CausalPerplexity().to(self.device)
+        metric.update(self(batch["input_ids"], batch.get("attention_mask")), batch["labels"])
+        total, tokens = metric.last
         self.log(name, (total / max(1, tokens)).float(), batch_size=max(1, tokens), prog_bar=True, sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
         """Starts the sums over."""
-        self._sums = {}
+        self._perplexity = {}
 
     def on_validation_epoch_end(self) -> None:
         """Fills :attr:`measured`: sums in float64 where logged means are of single precision."""
-        self.measured = {loader: self._over_processes(parts) for loader, parts in self._sums.items()}
+        self.measured = {loader: metric.result() for loader, metric in self._perplexity.items()}
 
     def on_test_epoch_start(self) -> None:
         """Starts the sums over, as before a validation."""
@@ -229,11 +234,6 @@ class PrunableCausalLM(PrunedCheckpoints, LightningModule):
     def on_test_epoch_end(self) -> None:
         """Fills :attr:`measured`, as after a validation."""
         self.on_validation_epoch_end()
-
-    def _over_processes(self, parts: list[tuple[Tensor, int]]) -> NLLResult:
-        sums = torch.stack([torch.stack([total, total.new_tensor(tokens)]) for total, tokens in parts]).sum(dim=0)
-        nll_sum, tokens = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-        return NLLResult(nll_sum, int(tokens))
 
     def predict_step(self, batch: list[str], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, str]]:
         """Continues every prompt of the batch, as :attr:`generation` says; :attr:`listener` hears it token by token."""
