@@ -235,7 +235,9 @@ class _Collector:
     def _on_forward(self, module: str, dim: int) -> Any:
         def hook(linear: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
             batch = len(self.mask)
-            inputs = in_sequences(arguments[0], batch)
+            # Detached before the hook closes over them: a hook that holds the tensor it is registered on is a cycle through autograd,
+            # which no garbage collector sees.
+            inputs, values = in_sequences(arguments[0].detach(), batch), output.detach()
             weight: Any = linear.weight
             bias: Any = linear.bias
 
@@ -243,13 +245,13 @@ class _Collector:
                 wide = in_sequences(gradient, batch).float()
                 if "first" in self.needs:
                     if dim == 0:
-                        linear_part = in_sequences(output.detach(), batch).float() - (0 if bias is None else bias.detach().float())
+                        linear_part = in_sequences(values, batch).float() - (0 if bias is None else bias.detach().float())
                         first = (linear_part * wide).sum(1)
                     else:
-                        first = (inputs.detach().float() * (wide @ weight.detach().float())).sum(1)
+                        first = (inputs.float() * (wide @ weight.detach().float())).sum(1)
                     self._store(self.result.member, ("first", module), first)
                 if not self.needs.isdisjoint({"first_absolute", "second"}):
-                    for kind, rows in self._elementwise(weight, wide, inputs.detach().float(), dim).items():
+                    for kind, rows in self._elementwise(weight, wide, inputs.float(), dim).items():
                         self._store(self.result.member, (kind, module), rows)
 
             output.register_hook(on_gradient)

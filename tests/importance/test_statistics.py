@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from adapruner.errors import DataError, ModelError
 from adapruner.importance.statistics import UnitStatistics, collect_statistics
 from adapruner.models.tracing import trace_structure
-from tests.conftest import TokenWindows
+from tests.conftest import TokenWindows, build_model, build_windows
 
 
 def sample_gradients(model: Any, windows: Any, row: int) -> None:
@@ -154,3 +154,21 @@ def test_hooks_and_gradients_are_gone_after_an_error(tiny_model: Any, token_wind
         collect_statistics(model, trace_structure(model), windows, batch_size=2)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_pass_over_more_batches_leaves_no_more_tensors_behind() -> None:
+    """A hook that holds the tensor it is registered on is never freed; every batch's activations would stay."""
+    import gc
+
+    def left_behind(batches: int) -> int:
+        model = build_model("llama_gqa_2")
+        structure = trace_structure(model)
+        gc.collect()
+        before = sum(isinstance(found, torch.Tensor) for found in gc.get_objects())
+        statistics = collect_statistics(model, structure, build_windows(samples=batches), batch_size=1)
+        gc.collect()
+        after = sum(isinstance(found, torch.Tensor) for found in gc.get_objects())
+        assert statistics.samples == batches
+        return after - before
+
+    assert left_behind(2) == left_behind(20)
