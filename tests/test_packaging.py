@@ -233,3 +233,25 @@ def test_make_lists_its_targets() -> None:
     assert done.returncode == 0, done.stderr
     listed = {" ".join(line.split()[:2]) for line in done.stdout.splitlines()}
     assert {"make quickstart", "make test", "make lint", "make format", "make clean"} <= listed
+
+
+def test_ten_lines_on_the_wheel_prune_a_model_object_with_a_list_of_texts(unpacked: Path, tmp_path: Path) -> None:
+    script = """
+import adapruner
+from adapruner.models.loading import load_language_model, load_tokenizer
+from adapruner.demo import texts
+model, tokenizer = load_language_model("demo"), load_tokenizer("demo")
+recipe = adapruner.Recipe({"wanda_sp": 1.0})
+result = adapruner.prune(model, tokenizer, calibration=texts()["torch"], budget=0.3, recipe=recipe, progress=False)
+print(adapruner.__file__)
+print(result.plan.hash, sum(p.numel() for p in result.model.parameters()))
+result.save("out")
+"""
+    (tmp_path / "prune.py").write_text(script.strip() + "\n")
+    printed = run_python(["prune.py"], folder=tmp_path, search_path=unpacked).splitlines()
+    assert printed[0].startswith(str(unpacked))
+    again = run_python(
+        ["-c", "import adapruner; m = adapruner.load('out'); print(sum(p.numel() for p in m.parameters()))"], tmp_path, unpacked
+    )
+    assert printed[1].split()[1] == again
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "prune.py"]
