@@ -28,6 +28,7 @@ from adapruner.report.recorder import ReportConfig, ReportRecorder
 from adapruner.search.find_plan import FoundPlan, save_found_plan
 from adapruner.search.score import ScoredModel, score_model
 from adapruner.search.study import SearchOutcome
+from adapruner.search.validation import check_model_and_data
 from adapruner.stages import PrunedModel, export, load_model, pruning_options, reconstruct, search
 
 
@@ -104,6 +105,7 @@ def prune(
     with shown(progress), _run_folder(folder) as where:
         model, tokenizer = load_model(model, tokenizer)
         data = _data(calibration, tokenizer, asked.search.seed, evaluation, _recovery_texts(recovery, recovery_texts, calibration))
+        check_model_and_data(model, data, report.sequence_lengths() if where is not None or evaluation is not None else {})
         recorder = ReportRecorder(report, data, tokenizer) if where is not None or evaluation is not None else None
         scored = score_model(model, data, asked, folder=where, compared_metrics=report.compare)
         found = search(scored)

@@ -37,6 +37,7 @@ from adapruner.search.config import SearchConfig
 from adapruner.search.find_plan import FoundPlan, find_plan
 from adapruner.search.options import PruningOptions
 from adapruner.search.score import ScoredModel, score_model
+from adapruner.search.validation import check_model_and_data
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def score(
     options = pruning_options(budget, search, recipe, plan, reconstruction, seed, **units)
     model, tokenizer = load_model(model, tokenizer)
     data = calibration if isinstance(calibration, RunData) else data_from_texts(calibration, tokenizer, seed=options.search.seed)
+    check_model_and_data(model, data)
     where = None if folder is None else Path(folder)
     return score_model(model, data, options, folder=where, compared_metrics=compared_metrics)
 

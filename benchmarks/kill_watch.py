@@ -14,18 +14,17 @@ STAGES = ("scoring", "search", "surgery", "recovery", "evaluation", "export")
 def watch(pipe: int) -> None:
     """Wraps the entrances of the stages, so that each writes one line: ``stage NAME``, ``trial``, ``step N`` or ``scored``."""
     from adapruner.callbacks import compression_report, lora_recovery, pruned_export, pruning_search
-    from adapruner.search import posing, study
+    from adapruner.search import find_plan, prepare_problem, study
 
     def say(line: str) -> None:
         os.write(pipe, f"{line}\n".encode())
 
-    search = pruning_search.PruningSearchCallback
     report, export = compression_report.CompressionReportCallback, pruned_export.PrunedExportCallback
     recovery: Any = lora_recovery.LoRARecoveryCallback
     for owner, name, stage in (
-        (posing.ProblemBuilder, "pose", "scoring"),
-        (pruning_search, "run_search", "search"),
-        (search, "_cut", "surgery"),
+        (prepare_problem.ProblemBuilder, "build", "scoring"),
+        (find_plan, "run_search", "search"),
+        (pruning_search, "apply_found_plan", "surgery"),
         (recovery, "on_train_start", "recovery"),
         (report, "on_pruning_stage", "evaluation"),
         (report, "on_fit_end", "evaluation"),
@@ -33,7 +32,7 @@ def watch(pipe: int) -> None:
     ):
         _wrap(owner, name, functools.partial(say, f"stage {stage}"))
     _wrap(study, "_evaluate", functools.partial(say, "trial"))
-    _wrap_scoring(posing, say)
+    _wrap_scoring(prepare_problem, say)
     _wrap_step(recovery, say)
 
 
@@ -48,9 +47,9 @@ def _wrap(owner: Any, name: str, before: Callable[[], None]) -> None:
     setattr(owner, name, outer)
 
 
-def _wrap_scoring(posing: Any, say: Callable[[str], None]) -> None:
+def _wrap_scoring(prepare_problem: Any, say: Callable[[str], None]) -> None:
     """Only where nothing on disk serves is the pool scored."""
-    inner = posing.read_or_collect
+    inner = prepare_problem.read_or_collect
 
     def outer(file: Any, key: str, collect: Callable[[], Any], write: bool) -> Any:
         def collect_and_say() -> Any:
@@ -59,7 +58,7 @@ def _wrap_scoring(posing: Any, say: Callable[[str], None]) -> None:
 
         return inner(file, key, collect_and_say if file.name.startswith("statistics") else collect, write)
 
-    posing.read_or_collect = outer
+    prepare_problem.read_or_collect = outer
 
 
 def _wrap_step(recovery: Any, say: Callable[[str], None]) -> None:

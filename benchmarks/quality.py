@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from adapruner.calibration.choice import CalibrationChoice
+from adapruner.data.run_data import RunData
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
 from adapruner.data.text_source import TextSource
 from adapruner.data_module import PruningDataModule
@@ -144,7 +145,7 @@ class Setting:
         """Statistics and Gram matrices are collected once and read again for the next budget."""
         needs = frozenset().union(*(r.needs for r in BASELINES.values()), *(find_metric(m).needs for m in our_space().metrics))
         builder = ProblemBuilder(
-            self.model, self.structure, self.data, Budget(budget), self.name, self.fingerprint, self.scratch, self.seed
+            self.model, self.structure, RunData.of(self.data), Budget(budget), self.name, self.fingerprint, self.scratch, self.seed
         )
         return builder.build(builder.pools(), needs - {"summed_first", "summed_mix"}, [], grams=True)
 

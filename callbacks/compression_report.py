@@ -84,8 +84,7 @@ class CompressionReportCallback(PruningListener):
 
     def sequence_lengths(self) -> dict[str, int]:
         """The timed sequences."""
-        swept = max(self.config.speed_seq_lens, default=0) if self.config.speed_batches else 0
-        return {"report.latency_seq_len": self.config.latency_seq_len, **({"report.speed_seq_lens": swept} if swept else {})}
+        return self.config.sequence_lengths()
 
     def check_before_search(self, trainer: Trainer) -> None:
         """What a comparison after recovery needs."""

@@ -71,6 +71,11 @@ class ReportConfig:
     speed_seq_lens: list[int] = field(default_factory=list)
     """Lengths in tokens of these, each with each batch size; ``latency_seq_len`` when empty."""
 
+    def sequence_lengths(self) -> dict[str, int]:
+        """Option -> tokens of the timed sequences."""
+        swept = max(self.speed_seq_lens, default=0) if self.speed_batches else 0
+        return {"report.latency_seq_len": self.latency_seq_len, **({"report.speed_seq_lens": swept} if swept else {})}
+
     def __post_init__(self) -> None:
         sizes = [("batch_size", self.batch_size, 1), ("latency_seq_len", self.latency_seq_len, 1)]
         sizes += [("latency_repeats", self.latency_repeats, 1), *(("speed_batches", b, 1) for b in self.speed_batches)]
