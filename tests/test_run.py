@@ -159,8 +159,8 @@ def test_with_a_folder_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.
         ({"search": 0}, r"search\.n_trials: expected 1 or more, got 0"),
         ({"recovery": 0}, r"recovery\.steps: expected 1 or more, got 0"),
         ({"budget": 0.99}, r"budget\.pruned_fraction: expected at most 0\.\d+ of block parameters"),
-        ({"calibration": torch.full((8, 16), 96)}, "data.calibration.seq_len: expected tokens below the model's 96, got 96"),
-        ({"calibration": torch.full((8, 300), 5)}, "expected at most the model's 256 positions, got 300"),
+        ({"calibration": torch.arange(128).view(8, 16)}, "expected tokens below the model's 96, got"),
+        ({"calibration": torch.arange(2400).view(8, 300) % 96}, "expected at most the model's 256 positions, got 300"),
         ({"model": torch.nn.Linear(2, 2)}, "expected a Hugging Face causal LM in model, got Linear"),
     ],
 )

@@ -56,10 +56,12 @@ def open_study(folder: Path | None, identity: dict[str, Any], objectives: int | 
     where = storage.rpartition("@")[2] if storage is not None else str(folder and folder / FILE)  # a password stays out
     try:
         opened = optuna.storages.InMemoryStorage() if storage is None and folder is None else _open_storage(folder, storage)
-        if objectives is None and _NAME not in optuna.get_all_study_names(opened):
+        if _NAME in optuna.get_all_study_names(opened):
+            study = optuna.load_study(study_name=_NAME, storage=opened)  # nothing is written: it may be another search's
+        elif objectives is None:
             return None
-        directions = None if objectives is None else ["minimize"] * objectives
-        study = optuna.create_study(study_name=_NAME, storage=opened, directions=directions, load_if_exists=True)
+        else:
+            study = optuna.create_study(study_name=_NAME, storage=opened, directions=["minimize"] * objectives, load_if_exists=True)
     except StudyError:
         raise
     except Exception as error:  # whatever a file or a server holds, the user gets one line

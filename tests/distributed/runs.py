@@ -148,7 +148,7 @@ def describe(trainer: Any, file: Path) -> dict[str, Any]:
     """JSON types; the model's weights go into a file."""
     search, lora, numbers = trainer.callbacks[:3]
     torch.save({k: v.clone() for k, v in trainer.lightning_module.model.state_dict().items()}, file)
-    outcome = search.outcome
+    outcome = None if search.found is None else search.found.outcome
     return {
         "plan": search.plan.hash,
         "history": lora.history,
