@@ -16,9 +16,9 @@ from adapruner.search.config import SearchConfig
 
 
 def split_windows(windows: Windows, config: SearchConfig) -> tuple[Windows, Windows]:
-    """(what trials are measured on, what the second look is measured on): both the whole split where nothing is held out.
+    """(what trials are measured on, what the re-ranking is measured on): both the whole split where nothing is held out.
 
-    The first rows go to the trials, the last ``search.rerank.held_out`` to the second look. A data module shuffles the split.
+    The first rows go to the trials, the last ``search.rerank.held_out`` to the re-ranking. A data module shuffles the split.
 
     Raises:
         DataError: if nothing would be left for the trials.
