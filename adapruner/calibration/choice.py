@@ -1,10 +1,10 @@
-"""One point of the calibration subspace: the weights of the pool's samples."""
+"""One point of the calibration subspace: what decides the weight of each sample of the pool."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from adapruner.errors import ConfigurationError
@@ -12,16 +12,16 @@ from adapruner.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class CalibrationChoice:
-    """Weights of sources and of clusters multiply; a subset then says which samples keep a weight."""
+    """Weights of sources and of clusters multiply; samples outside a subset weigh 0."""
 
     source_weights: dict[str, float] | None = None
-    """Calibration source -> weight, shared equally by its samples. ``None``: all samples have the same weight."""
+    """Calibration source -> weight, shared equally by its samples. ``None``: all samples weigh the same."""
     cluster_weights: dict[str, float] | None = None
     """Cluster (``cluster 0``, ...) -> weight, shared equally by its samples."""
     samples: list[int] | None = None
-    """Positions in the pool; the others have no weight. ``None``: all."""
+    """Positions in the pool; the others weigh 0. ``None``: all."""
     count: int | None = None
-    """Draw so many samples, at the odds of their weights; those drawn have the same weight. ``None``: no draw."""
+    """Draw so many samples, at the odds of their weights; those drawn weigh the same. ``None``: no draw."""
     seed: int = 0
     """Seed of the draw."""
     seq_len: int | None = None
@@ -32,7 +32,7 @@ class CalibrationChoice:
             weights: Mapping[str, float] | None = getattr(self, argument)
             bad = [f"{n}: {w}" for n, w in (weights or {}).items() if not 0 <= w < math.inf]
             if bad:
-                raise ConfigurationError(f"{argument}: expected finite weights of 0 or more, got {bad[0]}; give 0 to silence one")
+                raise ConfigurationError(f"{argument}: expected finite weights of 0 or more, got {bad[0]}; give 0 to leave one out")
         if self.count is not None and self.count < 1:
             raise ConfigurationError(f"calibration.count: expected 1 or more, got {self.count}; give null to draw no subset")
         if self.samples is not None and (not self.samples or min(self.samples) < 0):
@@ -44,6 +44,5 @@ class CalibrationChoice:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any] | None) -> CalibrationChoice:
-        """The inverse of :meth:`to_dict`; of nothing, the choice that gives all samples the same weight."""
-        known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in (record or {}).items() if key in known})
+        """The inverse of :meth:`to_dict`; without a record, the choice of all samples alike."""
+        return cls(**(record or {}))

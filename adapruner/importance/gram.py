@@ -1,14 +1,14 @@
 """Gram matrices of the output projections' inputs in the dense model, one for each part of the calibration pool.
 
 A part is a source or a cluster. A refit under any weighting of the parts is then a sum of cached matrices and one solve
-(:mod:`adapruner.recovery.local`): it needs no pass over the data and fits into a trial of the search. The price is memory,
+(:mod:`adapruner.recovery.local`): it needs no pass over the data and fits into a trial of the search. It costs memory,
 :func:`gram_gib`: 77 MB for a model of 8 layers, width 192, and eight parts, 141 GB for LLaMA-7B, so it pays for small models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,24 +25,17 @@ from adapruner.models.units import ModelStructure, UnitGroup
 class GramMatrices:
     """Sums over the tokens of each part, float32; every table is linear in the weights of the samples."""
 
-    grams: dict[str, Tensor]
-    """Group name -> ``[parts, channels, channels]``: sum of x x^T."""
-    sums: dict[str, Tensor]
-    """Group name -> ``[parts, channels]``: sum of x."""
-    tokens: Tensor
-    """``[parts]``: sum of the tokens' weights, their number where every sample weighs 1."""
     samples: Tensor
-    """``[parts]``: sum of the samples' weights, their number where every sample weighs 1."""
+    """``[parts]``: number of samples."""
+    tokens: Tensor
+    """``[parts]``: number of tokens."""
+    grams: dict[str, Tensor] = field(default_factory=dict)
+    """Group name -> ``[parts, channels, channels]``: sum of x x^T."""
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """Group name -> ``[parts, channels]``: sum of x."""
 
-    @property
-    def parts(self) -> int:
-        """Number of parts of the pool."""
-        return len(self.samples)
-
-    def weighted(self, group: str, part_weights: Tensor | None = None) -> Tensor:
-        """``[channels, channels]``: sum_p (w_p / n_p) C_p, each part's weight shared equally by its samples.
-
-        The same as the sum of w_n x x^T over all tokens with the sample weights w_n = w_p / n_p.
+    def moments(self, group: str, part_weights: Tensor | None = None) -> InputMoments:
+        """Sums over all tokens with the sample weights w_p / n_p: each part's weight shared equally by its samples.
 
         Args:
             part_weights: ``[parts]``, any positive scale; all samples alike when empty.
@@ -50,23 +43,16 @@ class GramMatrices:
         Raises:
             DataError: if there is not one weight for each part.
         """
-        return self._weigh(self.grams[group], part_weights)
-
-    def weighted_sum(self, group: str, part_weights: Tensor | None = None) -> Tensor:
-        """``[channels]``: the inputs summed over the tokens, weighted like :meth:`weighted`."""
-        return self._weigh(self.sums[group], part_weights)
-
-    def moments(self, group: str, part_weights: Tensor | None = None) -> InputMoments:
-        """Both, and the number of tokens, under the same weights."""
-        tokens = self._weigh(self.tokens, part_weights)
-        return InputMoments(self.weighted(group, part_weights), self.weighted_sum(group, part_weights), tokens)
-
-    def _weigh(self, table: Tensor, part_weights: Tensor | None) -> Tensor:
         weights = self.samples / self.samples.sum() if part_weights is None else part_weights
         if weights.shape != self.samples.shape:
-            raise DataError(f"part_weights: expected {self.parts} of them, got shape {tuple(weights.shape)}; give one for each part")
-        shares = weights.to(self.samples) / torch.where(self.samples > 0, self.samples, 1.0)
-        return torch.mv(table.flatten(1).T, shares.to(table)).view(table.shape[1:]) if table.ndim > 1 else shares.to(table) @ table
+            count = len(self.samples)
+            raise DataError(f"part_weights: expected {count} of them, got shape {tuple(weights.shape)}; give one for each part")
+        shares = weights.to(self.samples) / self.samples.clamp_min(1.0)
+
+        def weigh(table: Tensor) -> Tensor:
+            return torch.mv(table.flatten(1).T, shares.to(table)).view(table.shape[1:])
+
+        return InputMoments(weigh(self.grams[group]), weigh(self.sums[group]), shares @ self.tokens)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Flat names for a safetensors file, on the CPU."""
@@ -77,7 +63,7 @@ class GramMatrices:
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> GramMatrices:
         """The inverse of :meth:`to_tensors`."""
-        result = cls({}, {}, tensors["tokens"], tensors["samples"])
+        result = cls(tensors["samples"], tensors["tokens"])
         for name, value in tensors.items():
             if "/" in name:
                 table, group = name.split("/", 1)
@@ -97,7 +83,6 @@ def collect_grams(
     part_index: Tensor | None = None,
     parts: int = 1,
     *,
-    sample_weights: Tensor | None = None,
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> GramMatrices:
@@ -105,73 +90,50 @@ def collect_grams(
 
     Args:
         part_index: ``[samples]`` int64 below ``parts``; one part of all samples when empty.
-        sample_weights: ``[samples]``, how much each sample counts in its part; 1 when empty.
         progress: called with the number of samples done.
 
     Raises:
-        DataError: if there is no sample, or not one part below ``parts`` and one weight for each.
         ModelError: if a Gram matrix is not finite; the message names the layer.
     """
-    count = len(windows.input_ids)
-    index = torch.zeros(count, dtype=torch.long) if part_index is None else part_index.cpu()
-    weights = torch.ones(count) if sample_weights is None else sample_weights.float().cpu()
-    _check(count, index, parts, weights)
-    collector = _Collector(parts)
+    index = torch.zeros(len(windows.input_ids), dtype=torch.long) if part_index is None else part_index.cpu()
+    tokens = torch.zeros(parts).index_add_(0, index, windows.attention_mask.float().sum(1).cpu())
+    collector = _Collector(GramMatrices(torch.bincount(index, minlength=parts).float(), tokens))
     order = torch.argsort(index, stable=True)  # a batch then holds one part, or two
     inner: Any = getattr(model, "base_model", model)  # without the head over the vocabulary
     device = next(model.parameters()).device
     with frozen(model), torch.no_grad(), hooked(collector.hook(model, structure)):
-        for places in batches(count, batch_size, progress):
+        for places in batches(len(order), batch_size, progress):
             rows = order[places]
-            mask = windows.attention_mask[rows]
-            collector.parts, collector.token_weights = index[rows], mask.float() * weights[rows][:, None]
-            inner(input_ids=windows.input_ids[rows].to(device), attention_mask=mask.to(device), use_cache=False)
-    return collector.result(torch.zeros(parts).index_add_(0, index, weights))
-
-
-def _check(count: int, index: Tensor, parts: int, weights: Tensor) -> None:
-    if count == 0:
-        raise DataError("calibration: expected at least one sample, got none; add text to data.calibration.sources")
-    if len(index) != count or int(index.min()) < 0 or int(index.max()) >= parts:
-        raise DataError(
-            f"part_index: expected {count} positions below {parts}, got {len(index)} from {int(index.min())} to {int(index.max())}; "
-            "give the part of each sample"
-        )
-    if weights.shape != (count,):
-        raise DataError(f"sample_weights: expected {count} of them, got shape {tuple(weights.shape)}; give one for each sample")
+            collector.parts, collector.mask = index[rows], windows.attention_mask[rows]
+            inner(input_ids=windows.input_ids[rows].to(device), attention_mask=collector.mask.to(device), use_cache=False)
+    for name, values in collector.result.grams.items():
+        if not bool(torch.isfinite(values).all()):
+            raise ModelError(f"calibration: expected finite inputs, got inf or nan in group {name}; use bfloat16 or float32")
+    return collector.result
 
 
 class _Collector:
     """Adds up the moments of each group and part while batches run through the model."""
 
-    def __init__(self, parts: int) -> None:
-        self.count = parts
-        self.parts, self.token_weights = torch.empty(0), torch.empty(0)
-        self.grams: dict[str, Tensor] = {}
-        self.sums: dict[str, Tensor] = {}
-        self.tokens: dict[str, Tensor] = {}
+    def __init__(self, result: GramMatrices) -> None:
+        self.result = result
+        self.parts, self.mask = torch.empty(0), torch.empty(0)
 
     def hook(self, model: nn.Module, structure: ModelStructure) -> Iterator[Any]:
         for group in structure.groups:
             yield model.get_submodule(group.output.module).register_forward_pre_hook(self._on_input(group))
 
     def _on_input(self, group: UnitGroup) -> Any:
+        tables, count, channels = self.result, len(self.result.samples), group.channels
+
         def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             states = in_sequences(arguments[0], len(self.parts))
-            if group.name not in self.grams:
-                self.grams[group.name] = torch.zeros(self.count, group.channels, group.channels, device=states.device)
-                self.sums[group.name] = torch.zeros(self.count, group.channels, device=states.device)
-                self.tokens[group.name] = torch.zeros(self.count, device=states.device)
+            if group.name not in tables.grams:
+                tables.grams[group.name] = torch.zeros(count, channels, channels, device=states.device)
+                tables.sums[group.name] = torch.zeros(count, channels, device=states.device)
             for part in self.parts.unique().tolist():
-                tables = (self.grams, self.sums, self.tokens)
-                views = InputMoments(*(table[group.name][part] for table in tables))  # added to in place
+                gram, total = tables.grams[group.name][part], tables.sums[group.name][part]  # added to in place
                 rows = self.parts == part
-                views.add(states[rows.to(states.device)], self.token_weights[rows])
+                InputMoments(gram, total, torch.zeros((), device=states.device)).add(states[rows.to(states.device)], self.mask[rows])
 
         return hook
-
-    def result(self, samples: Tensor) -> GramMatrices:
-        for name, values in self.grams.items():
-            if not bool(torch.isfinite(values).all()):
-                raise ModelError(f"calibration: expected finite inputs, got inf or nan in group {name}; use bfloat16 or float32")
-        return GramMatrices(self.grams, self.sums, next(iter(self.tokens.values())).cpu(), samples)

@@ -7,7 +7,6 @@ increasing within their scope, so a metric's own ranking there stays as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,8 +14,7 @@ from torch import Tensor
 from adapruner.errors import ConfigurationError, nearest
 from adapruner.models.units import ModelStructure
 
-Normaliser = Literal["none", "sum", "mean", "max", "standardise", "rank", "per_parameter"]
-Scope = Literal["model", "layer"]
+SCOPES: tuple[str, ...] = ("model", "layer")
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -56,7 +54,7 @@ def normalise(scores: Mapping[str, Tensor], structure: ModelStructure, how: str 
     """
     if how not in NORMALISERS:
         raise ConfigurationError(f"normaliser: expected a known normaliser, got {how!r}; {nearest(how, NORMALISERS)}")
-    if scope not in ("model", "layer"):
+    if scope not in SCOPES:
         raise ConfigurationError(f"scope: expected 'model' or 'layer', got {scope!r}; name one of them")
     if how == "per_parameter":
         return {g.name: scores[g.name] / g.parameters_per_unit for g in structure.groups}

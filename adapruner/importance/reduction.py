@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 from torch import Tensor
 
 from adapruner.errors import ConfigurationError, nearest
 from adapruner.models.units import UnitGroup
-
-MemberReduction = Literal["sum", "mean", "max", "prod", "first"]
-HeadReduction = Literal["sum", "mean", "max"]
 
 #: Over the coupled tensors: ``[members, channels]`` -> ``[channels]``.
 MEMBER_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -171,25 +171,14 @@ class _Collector:
     ) -> None:
         """One pass over the pool with these hooks, which are removed afterwards."""
         try:
-            self._run(model, windows, batch_size, handles, backward, progress)
+            with frozen(model), torch.set_grad_enabled(backward), hooked(handles):
+                for rows in batches(len(windows.input_ids), batch_size, progress):
+                    self.batch(model, windows, rows, backward)
         except _NotFinite as found:  # looked into without the hooks
             row, device = slice(found.sample, found.sample + 1), next(model.parameters()).device
             layer = first_not_finite(model, windows.input_ids[row].to(device), windows.attention_mask[row].to(device))
             got = f"{found.loss} on sample {found.sample}, not finite from {layer} on"
             raise ModelError(f"calibration: expected a finite loss, got {got}; use bfloat16 or float32") from None
-
-    def _run(
-        self,
-        model: nn.Module,
-        windows: Windows,
-        batch_size: int,
-        handles: Iterable[Any],
-        backward: bool,
-        progress: Callable[[int], None] | None,
-    ) -> None:
-        with frozen(model), torch.set_grad_enabled(backward), hooked(handles):
-            for rows in batches(len(windows.input_ids), batch_size, progress):
-                self.batch(model, windows, rows, backward)
 
     def batch(self, model: nn.Module, windows: Windows, rows: slice, backward: bool) -> None:
         device = next(model.parameters()).device
@@ -205,7 +194,7 @@ class _Collector:
         losses = cross_entropy(logits[:, :-1].float().transpose(1, 2), labels, reduction="none").sum(1) / counts
         if not bool(torch.isfinite(losses).all()):
             bad = rows.start + int((~torch.isfinite(losses)).nonzero()[0])
-            raise _NotFinite(bad, float(losses[bad - rows.start]))
+            raise _NotFinite(bad, float(losses[bad - rows.start].detach()))
         self.result.loss[rows] = losses.detach().float().cpu()
         if backward:
             losses.sum().backward()

@@ -86,5 +86,5 @@ def observe(
             model.base_model(input_ids=windows.input_ids[rows].to(device), attention_mask=mask, use_cache=False)
     tokens = int(windows.attention_mask.sum())
     if tokens == 0:
-        raise DataError("windows: expected at least one calibration token to judge the model by, got none; give longer texts")
+        raise DataError("windows: expected at least one calibration token to score the model on, got none; give longer texts")
     return tokens

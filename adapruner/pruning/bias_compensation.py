@@ -31,7 +31,7 @@ def input_means(statistics: UnitStatistics, structure: ModelStructure, weights: 
     """Group name -> ``[channels]`` float32: mean input of the dense model's output projection over the calibration tokens.
 
     Args:
-        weights: ``[samples]``, non-negative: the weight of each calibration sample.
+        weights: ``[samples]``, non-negative: each calibration sample's weight.
 
     Raises:
         DataError: if the weights are not one per sample with a positive sum, or ``input_sum`` was not collected.

@@ -89,18 +89,18 @@ def without_layers(model: Any, removed: Collection[int]) -> Iterator[Any]:
 
 @contextmanager
 def skipped_layers(model: Any, removed: Collection[int]) -> Iterator[Any]:
-    """The model in which these layers hand on their input, inside the block: the reference for :func:`remove_layers`.
+    """The model in which these layers give back their input, inside the block: the reference for :func:`remove_layers`.
 
     The layers still run, and fill their part of a cache; what they compute is thrown away.
     """
     check_depth(model, removed)
     _, layers = find_decoder_layers(model)
 
-    def hand_on(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
+    def pass_input_on(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
         before = arguments[0] if arguments else keywords["hidden_states"]
         return (before, *output[1:]) if isinstance(output, tuple) else before
 
-    with hooked(layers[index].register_forward_hook(hand_on, with_kwargs=True) for index in removed):
+    with hooked(layers[index].register_forward_hook(pass_input_on, with_kwargs=True) for index in removed):
         yield model
 
 

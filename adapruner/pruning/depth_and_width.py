@@ -1,4 +1,4 @@
-"""Whole layers and hidden channels beside heads and FFN channels: what the search of units starts from, and what a plan records.
+"""Depth and width pruning: whole layers and hidden channels, removed before units are searched; what a plan records of them.
 
 They are chosen first, from the dense model, and what they remove counts towards the budget. Units are then searched in the
 model that remains. The one plan is about the dense model again: :func:`lift_plan` turns a plan for the remaining model into
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from adapruner.errors import BudgetError, ConfigurationError
 from adapruner.models.forward import Progress, Windows
@@ -22,18 +22,6 @@ from adapruner.pruning.depth import check_depth, choose_layers, remove_layers, w
 from adapruner.pruning.hidden_width import check_hidden, choose_hidden, hidden_scores, remove_hidden, without_hidden
 from adapruner.pruning.layer_scores import LAYER_SCORES
 from adapruner.pruning.plan import PruningPlan
-
-
-class HasDepthWidthCut(Protocol):
-    """What says which layers and hidden channels go: a plan, or a :class:`DepthWidthCut` without one."""
-
-    @property
-    def removed_layers(self) -> Sequence[int]:
-        """Sorted indices of decoder layers."""
-
-    @property
-    def kept_hidden(self) -> Sequence[int] | None:
-        """Sorted hidden channels that stay; ``None``: all."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +36,7 @@ class DepthWidthCut:
         return bool(self.removed_layers) or self.kept_hidden is not None
 
     @classmethod
-    def of(cls, plan: HasDepthWidthCut) -> DepthWidthCut:
+    def of(cls, plan: PruningPlan) -> DepthWidthCut:
         """What a plan removes besides units."""
         return cls(tuple(plan.removed_layers), None if plan.kept_hidden is None else tuple(plan.kept_hidden))
 
@@ -100,18 +88,18 @@ def choose_depth_and_width(
     return DepthWidthCut(tuple(removed), None if kept is None or len(kept) == len(scores) else tuple(kept))
 
 
-def check_depth_and_width(model: Any, cut: HasDepthWidthCut) -> None:
+def check_depth_and_width(model: Any, cut: DepthWidthCut) -> None:
     """Refuses, before anything is touched, what :func:`apply_depth_and_width` cannot do, with its errors."""
     if cut.kept_hidden is not None:
         check_hidden(model, cut.kept_hidden)
     check_depth(model, cut.removed_layers)
 
 
-def apply_depth_and_width(model: Any, cut: HasDepthWidthCut) -> None:
+def apply_depth_and_width(model: Any, cut: DepthWidthCut) -> None:
     """Removes hidden channels and whole layers, in place and for good; units may be cut before or after.
 
     Raises:
-        PlanError: if the cut do not fit the model.
+        PlanError: if the cut does not fit the model.
         ModelError: if the family cannot do without.
     """
     check_depth_and_width(model, cut)
@@ -121,7 +109,7 @@ def apply_depth_and_width(model: Any, cut: HasDepthWidthCut) -> None:
 
 
 @contextmanager
-def depth_and_width_removed(model: Any, cut: HasDepthWidthCut) -> Iterator[Any]:
+def depth_and_width_removed(model: Any, cut: DepthWidthCut) -> Iterator[Any]:
     """The model without them inside the block; the very tensors and layers are back afterwards. Errors as :func:`apply_depth_and_width`.
 
     Costs a copy of what is left where hidden channels go, nothing where only layers go.
@@ -140,11 +128,11 @@ def remaining_budget(budget: Budget, dense: ModelStructure, remaining: ModelStru
 
     Args:
         dense: before the cut.
-        remaining: after them.
+        remaining: after it.
         sizes: of the dense model.
 
     Raises:
-        BudgetError: if the cut alone remove more than the budget.
+        BudgetError: if the cut alone removes more than the budget.
         ConfigurationError: for a fraction of the latency, which would have to be timed twice.
     """
     if budget.absolute:  # what is to be left is the same, whatever else goes
@@ -177,7 +165,7 @@ def remaining_budget(budget: Budget, dense: ModelStructure, remaining: ModelStru
 def record_budget(budget: Budget, plan: PruningPlan, dense: ModelStructure, sizes: ModelSizes) -> dict[str, Any]:
     """What a lifted plan records of the budget: an absolute target with the fraction it comes to of the dense model.
 
-    A latency's fraction stays that of the model in the remaining model, the only one that was timed.
+    A latency's fraction stays that of the remaining model, the only one that was timed.
     """
     if budget.absolute is None:
         return budget.to_dict()
@@ -193,7 +181,7 @@ def lift_plan(
     """A plan for the remaining model as one about the dense model, which records the cut as well.
 
     Args:
-        plan: its layers are numbered as in the model remaining.
+        plan: its layers are numbered as in the remaining model.
         dense: of the dense model.
         model: the dense model's ``name``, ``model_type`` and ``fingerprint``.
         budget: what was asked for; that of the plan when ``None``.
@@ -237,8 +225,8 @@ def restrict_plan(plan: PruningPlan, remaining: ModelStructure, fingerprint: str
 def remaining_structure(dense: ModelStructure, plan: PruningPlan) -> ModelStructure:
     """What :func:`adapruner.models.tracing.trace_structure` says of the model after the plan's cut, from the dense model's alone.
 
-    With :func:`restrict_plan`, all that knows no depth and width pruning (the export, say) has what it needs: layers are numbered
-    as in the pruned model.
+    With :func:`restrict_plan`, the export and others see a model without depth and width pruning; layers are numbered as in the pruned
+    model.
     """
     stay = plan.kept_layers()
     groups = tuple(_renumbered_group(group, now, plan) for now, before in enumerate(stay) for group in dense.of_layer(before))
@@ -250,17 +238,17 @@ def remaining_structure(dense: ModelStructure, plan: PruningPlan) -> ModelStruct
 def _renumbered_group(group: UnitGroup, layer: int, plan: PruningPlan) -> UnitGroup:
     """The same units under the layer's new number, each of as many parameters as a narrower stream leaves."""
 
-    def moved_to(members: tuple[Member, ...]) -> tuple[Member, ...]:
+    def renumbered(members: tuple[Member, ...]) -> tuple[Member, ...]:
         return tuple(replace(m, module=m.module.replace(f".{group.layer}.", f".{layer}.", 1)) for m in members)
 
     parameters = group.parameters_per_unit
     if plan.kept_hidden is not None:  # every coupled matrix has the stream on its other side
         lines = sum(len(m.positions(group.channels_of([0]))) for m in group.members)
         parameters -= lines * (parameters // lines - len(plan.kept_hidden))
-    return replace(group, layer=layer, members=moved_to(group.members), staying=moved_to(group.staying), parameters_per_unit=parameters)
+    return replace(group, layer=layer, members=renumbered(group.members), staying=renumbered(group.staying), parameters_per_unit=parameters)
 
 
 def _renamed(name: str, stay: Sequence[int]) -> str:
-    """The dense model's name of a group remaining."""
+    """The dense model's name of a group of the remaining model."""
     layer, kind = name.split(".")
     return f"{stay[int(layer)]}.{kind}"

@@ -30,15 +30,17 @@ def masked(
         means: group name -> ``[channels]``, as in :func:`adapruner.pruning.surgery.prune_model`.
 
     Raises:
-        PlanError: if the plan was made for a model with other groups, adds no bias for the means, or leaves fewer experts than
-            a token chooses.
+        PlanError: if the plan was made for a model with other groups, adds no bias for the means, removes hidden channels, or leaves
+            fewer experts than a token chooses.
         DataError: if a group that loses units has no finite means of its channels.
     """
     plan.check(structure)
     if means is not None:
         check_means(structure, plan, means)
+    if plan.kept_hidden is not None:  # the norms' means run over other channels then, which no mask can do
+        raise PlanError("plan: expected all hidden channels to stay in a masked model, got a plan that removes some; prune instead")
     with ExitStack() as hooks:
-        hooks.enter_context(skipped_layers(model, depth_of(plan)))
+        hooks.enter_context(skipped_layers(model, plan.removed_layers))
         for group in structure.groups:
             if not plan.keeps_all(group):
                 linear = model.get_submodule(group.output.module)
@@ -52,7 +54,7 @@ def masked(
 
 
 def _routers(model: nn.Module, group: UnitGroup, plan: PruningPlan) -> list[Any]:
-    """What has to choose among the kept experts, where these are the units: without, some tokens would choose a zero."""
+    """The modules that choose experts, where experts are the units: they may choose among the kept ones only."""
     if not group.expert_units:
         return []
     if len(plan.kept[group.name]) < group.at_least:
@@ -61,17 +63,6 @@ def _routers(model: nn.Module, group: UnitGroup, plan: PruningPlan) -> list[Any]
             f"got {len(plan.kept[group.name])}; prune less"
         )
     return [model.get_submodule(m.module.rpartition(".")[0]) for m in group.members if m.role == "router"]
-
-
-def depth_of(plan: PruningPlan) -> list[int]:
-    """The layers to skip; a narrower stream has no mask, since the norms' means run over other channels then.
-
-    Raises:
-        PlanError: if the plan removes hidden channels.
-    """
-    if plan.kept_hidden is not None:
-        raise PlanError("plan: expected all hidden channels to stay in a masked model, got a plan that removes some; prune instead")
-    return plan.removed_layers
 
 
 def channel_mask(group: UnitGroup, kept: list[int]) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapruner.errors import PlanError
+from adapruner.files.atomic import write_atomically
 from adapruner.models.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class PruningPlan:
     def hash(self) -> str:
         """16 hex digits over the model's fingerprint and all that stays and is added: equal exactly when the surgery is."""
         record = [self.version, self.model.get("fingerprint"), sorted(self.kept.items())]
-        if self.output_bias:  # plans without have the hash they had before there was the switch; so below
+        if self.output_bias:  # what a plan makes no use of does not change its hash
             record.append("output_bias")
         if self.removed_layers:
             record.append(["removed_layers", self.removed_layers])
@@ -104,7 +104,7 @@ class PruningPlan:
         return bool(self.removed_layers) or self.kept_hidden is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types only; a checkpoint carries this. What a plan makes no use of is not there: the first plans were without."""
+        """JSON types only; a checkpoint carries this. What a plan makes no use of is left out."""
         record = {**asdict(self), "hash": self.hash}
         for name, unused in _OPTIONAL.items():
             if record[name] == unused:
@@ -112,11 +112,8 @@ class PruningPlan:
         return record
 
     def save(self, path: str | Path) -> None:
-        """Writes the JSON to a temporary name and moves it into place."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        temporary.replace(path)
+        """Writes the JSON; a reader sees the old file or the new one."""
+        write_atomically(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
 
     def check(self, structure: ModelStructure, fingerprint: str | None = None) -> None:
         """Refuses a plan made for another model.

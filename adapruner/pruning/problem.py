@@ -41,9 +41,9 @@ class PruningProblem:
     added_biases: int = 0
     """Parameters that bias compensation adds to the model, where it is used."""
     sizes: ModelSizes | None = None
-    """Sizes of the dense model, where MACs or memory are counted."""
+    """Sizes of the dense model, for budgets and objectives that count MACs or memory."""
     latency: LatencyTable | None = None
-    """Latencies measured on the device, where the budget is one of latency."""
+    """Table of the device, where the budget is one of latency."""
     grams: GramMatrices | None = None
     """Gram matrices of the output projections' inputs, one for each source of the pool, where trials are refitted."""
     other_lengths: Mapping[int, tuple[UnitStatistics, CalibrationPool]] = field(default_factory=dict)

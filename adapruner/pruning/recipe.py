@@ -11,18 +11,19 @@ from adapruner.calibration.choice import CalibrationChoice
 from adapruner.errors import ConfigurationError, nearest
 from adapruner.importance.metrics import find_metric
 from adapruner.importance.mixture import FORMS
-from adapruner.importance.normalisation import NORMALISERS
+from adapruner.importance.normalisation import NORMALISERS, SCOPES
 from adapruner.importance.reduction import HEAD_REDUCTIONS, MEMBER_REDUCTIONS
 from adapruner.pruning.allocation import Allocation
 from adapruner.pruning.bias_compensation import NEEDS as BIAS_NEEDS
 
-#: Fields of a recipe that are a choice among names.
-_KNOWN: dict[str, Sequence[str]] = {
+#: Fields of a recipe that are a choice -> what may be chosen.
+CHOICES: dict[str, Sequence[Any]] = {
     "reduction": tuple(MEMBER_REDUCTIONS),
     "head_reduction": tuple(HEAD_REDUCTIONS),
     "form": FORMS,
     "normaliser": tuple(NORMALISERS),
-    "scope": ("model", "layer"),
+    "scope": SCOPES,
+    "bias_compensation": (False, True),
 }
 
 
@@ -63,10 +64,10 @@ class Recipe:
             )
         for name in self.coefficients:
             find_metric(name)
-        for argument, known in _KNOWN.items():
+        for argument, known in CHOICES.items():
             value = getattr(self, argument)
             if value not in known:
-                raise ConfigurationError(f"recipe.{argument}: expected a known {argument}, got {value!r}; {nearest(str(value), known)}")
+                raise ConfigurationError(f"recipe.{argument}: expected a known {argument}, got {value!r}; {nearest(str(value), map(str, known))}")
         if self.pruned_fraction is not None and not 0 <= self.pruned_fraction < 1:
             raise ConfigurationError(f"recipe.pruned_fraction: expected a number in [0, 1), got {self.pruned_fraction}; leave it null")
         if self.ridge is not None and not 0 < self.ridge < math.inf:

@@ -1,4 +1,4 @@
-"""A family that nobody has tried yet is tried on the spot: what a trace gets wrong in silence shows in one comparison."""
+"""A family that no test covers is checked on the spot: a wrong trace raises no error, but pruned and masked outputs differ."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from adapruner.models.shapes import layer_attributes, layer_shape
 from adapruner.models.tracing import AttentionUnits, FfnUnits, find_decoder_layers, trace_structure
 from adapruner.models.units import ModelStructure, UnitGroup
 from adapruner.pruning.bias_compensation import add_output_bias, check_means
-from adapruner.pruning.depth_and_width import apply_depth_and_width, check_depth_and_width, depth_and_width_removed
+from adapruner.pruning.depth_and_width import DepthWidthCut, apply_depth_and_width, check_depth_and_width, depth_and_width_removed
 from adapruner.pruning.plan import PruningPlan
 
 
@@ -64,11 +64,11 @@ def prune_model(model: nn.Module, structure: ModelStructure, plan: PruningPlan, 
             layers or hidden channels.
     """
     check_plan(structure, plan, means)
-    check_depth_and_width(model, plan)
+    check_depth_and_width(model, DepthWidthCut.of(plan))
     for layer in range(structure.layers):
         cut_layer(model, structure, plan, layer, means)
     write_widths(model.config, structure, plan)
-    apply_depth_and_width(model, plan)
+    apply_depth_and_width(model, DepthWidthCut.of(plan))
 
 
 @contextmanager
@@ -81,11 +81,11 @@ def pruned(
     never a copy of the model. ``means`` and errors as in :func:`prune_model`.
     """
     check_plan(structure, plan, means)
-    check_depth_and_width(model, plan)
+    check_depth_and_width(model, DepthWidthCut.of(plan))
     with restored(model, structure):
         for layer in range(structure.layers):
             cut_layer(model, structure, plan, layer, means)
-        with depth_and_width_removed(model, plan):
+        with depth_and_width_removed(model, DepthWidthCut.of(plan)):
             yield model
 
 

@@ -20,17 +20,17 @@ ORDERS: tuple[str, ...] = ("joint", "data_first", "metric_first")
 
 @dataclass(frozen=True)
 class RerankConfig:
-    """The best few once more, as they will end up: rankings flip after reconstruction and recovery."""
+    """Re-ranking of the best trials after reconstruction and recovery, where their order is often another."""
 
     candidates: int = 8
-    """Trials that are reconstructed in the sequential form and measured; the best fixed one is always among them."""
+    """Trials that are reconstructed in the sequential form and measured; the best seed trial is always among them."""
     keep: float = 0.5
     """Part of them that goes on to the short recovery."""
     recovery_steps: int = 0
     """Optimizer steps of the short recovery; 0 decides after the reconstruction."""
     held_out: int = 0
-    """Windows of the search split that no trial sees and this second look alone is judged on; 0: both see the whole split. The
-    best of many trials is partly luck, and few windows reward luck: raise ``data.search.samples`` by as many."""
+    """Windows of the search split that are left to the re-ranking alone; 0: trials and re-ranking use the whole split. The best of
+    many trials is partly the luckiest on its windows, the more so the fewer they are: raise ``data.search.samples`` by as many."""
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.recovery_steps < 0:
@@ -51,14 +51,14 @@ class SearchConfig:
     """
 
     n_trials: int = 128
-    """Trials in all, the fixed baselines included; below about 50 the sampler hardly learns."""
+    """Trials in all, the seed trials included; below about 50 the sampler hardly learns."""
     sampler: str = "tpe"
     """``tpe``: Bayesian optimisation as in the paper; ``gp``: by a Gaussian process; ``cmaes``: CMA-ES, for spaces without
     choices among names (these it draws at random); ``random``: the ablation."""
     order: Literal["joint", "data_first", "metric_first"] = "joint"
     """``joint``: calibration and metric together; else one half of the trials for the one, then the other half for the other."""
     seed: int = 0
-    """Seed of the sampler."""
+    """Seed of the sampler, of random sets and of clusters."""
     batch_size: int = 8
     """Windows in one forward pass of a trial."""
     chunks: int = 4
@@ -71,7 +71,7 @@ class SearchConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """What is minimised."""
     rerank: RerankConfig | None = field(default_factory=RerankConfig)
-    """The second look at the best few; null takes the best trial as it is."""
+    """Re-ranking of the best trials; null takes the best trial as it is."""
     random_sets: int = 8
     """Random sets of samples that the winner is compared with, to say how much the choice of samples matters; 0: none. Each
     costs a trial."""
@@ -83,7 +83,7 @@ class SearchConfig:
 
     @property
     def held_out(self) -> int:
-        """Windows of the search split that trials do not see."""
+        """Windows of the search split that are left to the re-ranking."""
         return 0 if self.rerank is None else self.rerank.held_out
 
     def __post_init__(self) -> None:

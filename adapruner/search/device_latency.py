@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,10 @@ ROUNDS, WITHIN, REPEATS = 3, 0.03, 9
 
 
 @dataclass(frozen=True)
-class MeasuredChoice:
-    """The choice of units whose measured latency came nearest to the target."""
+class MeasuredPlan:
+    """The plan whose measured latency came nearest to the target."""
 
-    kept: dict[str, list[int]]
-    """Group name -> sorted units that stay."""
+    plan: PruningPlan
     table: LatencyTable
     """The table after the last correction."""
     target_ms: float
@@ -47,12 +46,12 @@ def read_or_measure_table(file: Path | None, key: str, measure: Callable[[], Lat
     try:
         record: Any = {"key": None} if file is None else json.loads(file.read_text())
         if record["key"] == key:
-            return LatencyTable.from_dict(record["table"])
+            return LatencyTable(**record["table"])
     except (OSError, ValueError, KeyError, TypeError, ConfigurationError):
         pass
     table = measure()
     if write and file is not None:
-        write_atomically(file, json.dumps({"key": key, "table": table.to_dict()}, indent=1) + "\n")
+        write_atomically(file, json.dumps({"key": key, "table": asdict(table)}, indent=1) + "\n")
     return table
 
 
@@ -69,84 +68,78 @@ def meet_latency(
     if folder is not None and earlier is not None:
         announce(f"latency: takes the plan {earlier.hash} that was timed before, from {folder / 'plan.json'}")
         return earlier
-    found, choice = meet_on_device(model, problem, recipe, problem.latency)
+    found = meet_on_device(model, problem, recipe, problem.latency)
     announce(
-        f"latency: {choice.measured_ms:.2f} ms measured, {choice.target_ms:.2f} ms asked for, dense "
-        f"{problem.latency.whole_ms:.2f} ms; {choice.rounds} measured plan{'s' if choice.rounds > 1 else ''}"
+        f"latency: {found.measured_ms:.2f} ms measured, {found.target_ms:.2f} ms asked for, dense "
+        f"{problem.latency.whole_ms:.2f} ms; {found.rounds} measured plan{'s' if found.rounds > 1 else ''}"
     )
-    return replace(found, provenance={**plan.provenance, **found.provenance})
+    facts = {"target_ms": found.target_ms, "measured_ms": found.measured_ms, "rounds": found.rounds, "device": problem.latency.device}
+    return replace(found.plan, provenance={**plan.provenance, **found.plan.provenance, "latency": facts})
 
 
-def meet_on_device(model: nn.Module, problem: PruningProblem, recipe: Recipe, table: LatencyTable) -> tuple[PruningPlan, MeasuredChoice]:
-    """The recipe's plan at the measured latency, and how near it came. The model is whole again afterwards.
+def meet_on_device(model: nn.Module, problem: PruningProblem, recipe: Recipe, table: LatencyTable) -> MeasuredPlan:
+    """The recipe's plan at the measured latency. The model is whole again afterwards.
 
     A plan's time is taken between two of the dense model, so that a machine that slows down slows both.
 
     Raises:
-        BudgetError: if no plan reaches the target even on paper.
+        BudgetError: if no plan reaches the target even by the table.
     """
-    plans: dict[str, PruningPlan] = {}
 
-    def choose(costs: UnitCosts) -> dict[str, list[int]]:
-        plan = make_plan(replace(problem, costs=costs), recipe)
-        plans[_key(plan.kept)] = plan
-        return plan.kept
+    def choose(costs: UnitCosts) -> PruningPlan:
+        return make_plan(replace(problem, costs=costs), recipe)
 
     def forward_ms() -> float:
         found = measure_latency({"model": model}, table.seq_len, table.batch_size, REPEATS)
         return float(found["model"].prefill_ms)
 
-    def measure(kept: dict[str, list[int]]) -> float:
+    def measure(plan: PruningPlan) -> float:
         before = forward_ms()
-        with pruned(model, problem.structure, replace(plans[_key(kept)], output_bias=False)):
+        with pruned(model, problem.structure, replace(plan, output_bias=False)):
             inside = forward_ms()
         return table.whole_ms * inside / ((before + forward_ms()) / 2)
 
-    choice = meet_by_rounds(problem.budget, problem.structure, table, choose, measure)
-    plan = plans[_key(choice.kept)]
-    facts = {"target_ms": choice.target_ms, "measured_ms": choice.measured_ms, "rounds": choice.rounds, "device": table.device}
-    return replace(plan, provenance={**plan.provenance, "latency": facts}), choice
+    return meet_by_rounds(problem.budget, problem.structure, table, choose, measure)
 
 
 def meet_by_rounds(
     budget: Budget,
     structure: ModelStructure,
     table: LatencyTable,
-    choose: Callable[[UnitCosts], dict[str, list[int]]],
-    measure: Callable[[dict[str, list[int]]], float],
+    choose: Callable[[UnitCosts], PruningPlan],
+    measure: Callable[[PruningPlan], float],
     *,
     rounds: int = ROUNDS,
     within: float = WITHIN,
-) -> MeasuredChoice:
-    """Chooses units by the table, measures them, corrects the table and chooses again: the choice nearest to the target.
+) -> MeasuredPlan:
+    """Chooses units by the table, measures the plan, corrects the table and chooses again: the plan nearest to the target.
 
     The first that is ``within`` the target, as a fraction of it, is taken at once. A corrected table may say that no plan reaches the
     target; then the nearest measured one is returned, and ``measured_ms`` says how far it is.
 
     Args:
-        choose: from costs to kept units, such as a call of ``allocate`` with everything else bound.
-        measure: ms of one forward of the model with these units alone, at the table's sizes. Machines drift: take it beside
-            the dense model, in turns, and give ``table.whole_ms * pruned / dense``.
+        measure: ms of one forward of the pruned model, at the table's sizes. Machines drift: take it beside the dense model, in turns,
+            and give ``table.whole_ms * pruned / dense``.
         rounds: 1 or more.
 
     Raises:
         BudgetError: if the table as given says that no plan reaches the target.
     """
-    best: MeasuredChoice | None = None
+    best: MeasuredPlan | None = None
     for number in range(1, rounds + 1):
         try:
             costs = budget.costs(structure, latency=table)
-            kept = choose(costs)
+            plan = choose(costs)
         except BudgetError:
             if best is None:
                 raise
             break
-        target, predicted, measured = costs.dense - costs.remove, table.predict(kept, structure), measure(kept)
+        target, predicted, measured = costs.dense - costs.remove, table.predict(plan.kept, structure), measure(plan)
         prunes = predicted < table.whole_ms
         if prunes:
             table = correct(table, predicted, measured)
         if best is None or abs(measured - target) < abs(best.measured_ms - target):
-            best = MeasuredChoice(kept, table, target, measured, number)
+            best = MeasuredPlan(plan, table, target, measured, number)
         best = replace(best, table=table, rounds=number)
         if abs(best.measured_ms - target) <= within * target or not prunes:
             break
@@ -163,7 +156,3 @@ def measured_before(file: Path, plan: PruningPlan, identity: dict[str, Any]) -> 
     asked, answered = ({"recipe": p.recipe, **{k: p.provenance.get(k) for k in identity}} for p in (plan, found))
     same = json.loads(json.dumps(asked)) == json.loads(json.dumps(answered))
     return found if same and found.provenance.get("latency") is not None else None
-
-
-def _key(kept: dict[str, list[int]]) -> str:
-    return json.dumps(sorted(kept.items()))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import SimpleNamespace
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,11 +10,12 @@ from torch import Tensor, nn
 
 from adapruner.distributed import Ranks
 from adapruner.errors import AdaPrunerError
-from adapruner.importance.gram import GramMatrices, collect_grams
+from adapruner.importance.gram import collect_grams
 from adapruner.importance.inverse_gram import REFIT_STATISTICS
 from adapruner.importance.statistics import collect_statistics
 from adapruner.importance.summed_gradients import SUMMED_STATISTICS
 from adapruner.models.units import ModelStructure
+from adapruner.search.split import select_rows
 
 Tensors = dict[str, Tensor]
 
@@ -31,18 +31,12 @@ def share_statistics(model: nn.Module, structure: ModelStructure, windows: Any, 
     ranks, whole = Ranks(), needs.intersection({*SUMMED_STATISTICS, *REFIT_STATISTICS})
     if ranks.size == 1:
         return collect_statistics(model, structure, windows, needs=needs, batch_size=size, progress=progress).to_tensors()
-    rows = _part(len(windows.input_ids), size, ranks)
 
-    def own() -> Tensors:
-        if not len(rows):
-            return {}
-        part = _select(windows, rows)
+    def own(part: Any, rows: Tensor) -> Tensors:
         return collect_statistics(model, structure, part, needs=needs - whole, batch_size=size, progress=progress).to_tensors()
 
-    found, names = _on_all(ranks, own)
     result = {}
-    for name in names:
-        parts = [values for values in ranks.gather(found.get(name)) if values is not None]
+    for name, parts in _of_all(ranks, windows, size, own):
         result[name] = parts[0] if name.startswith("weights/") else torch.cat(parts)
     if whole:
         rest = collect_statistics(model, structure, windows, needs=whole, batch_size=size)
@@ -52,42 +46,32 @@ def share_statistics(model: nn.Module, structure: ModelStructure, windows: Any, 
 
 def share_grams(model: nn.Module, structure: ModelStructure, windows: Any, index: Tensor, parts: int, size: int, progress: Any) -> Tensors:
     """:func:`collect_grams` over the whole pool, flat: the ranks' sums are added in their order."""
-    ranks = Ranks()
-    rows = _part(len(windows.input_ids), size, ranks)
 
-    def own() -> Tensors:
-        if not len(rows):
-            return {}
-        part: GramMatrices = collect_grams(model, structure, _select(windows, rows), index[rows], parts, batch_size=size, progress=progress)
-        return part.to_tensors()
+    def own(part: Any, rows: Tensor) -> Tensors:
+        return collect_grams(model, structure, part, index[rows], parts, batch_size=size, progress=progress).to_tensors()
 
-    if ranks.size == 1:
-        return collect_grams(model, structure, windows, index, parts, batch_size=size, progress=progress).to_tensors()
-    found, names = _on_all(ranks, own)
-    return {name: sum((v for v in ranks.gather(found.get(name)) if v is not None), start=torch.zeros(())) for name in names}
+    if Ranks().size == 1:
+        return own(windows, torch.arange(len(index)))
+    return {name: sum(found, start=torch.zeros(())) for name, found in _of_all(Ranks(), windows, size, own)}
 
 
-def _select(windows: Any, rows: Tensor) -> Any:
-    """A foreign project's windows may be no more than these three tensors."""
-    return SimpleNamespace(**{name: getattr(windows, name)[rows] for name in ("input_ids", "labels", "attention_mask")})
+def _of_all(ranks: Ranks, windows: Any, size: int, own: Callable[[Any, Tensor], Tensors]) -> Iterator[tuple[str, list[Tensor]]]:
+    """Name -> what every rank found in its part of the windows. What one refuses is raised on all: none may wait for the others.
 
-
-def _part(samples: int, size: int, ranks: Ranks) -> Tensor:
-    """This rank's samples: whole batches one after the other, as equally as can be."""
-    batches = -(-samples // size)
-    first, last = (batches * rank // ranks.size * size for rank in (ranks.rank, ranks.rank + 1))
-    return torch.arange(first, min(last, samples))
-
-
-def _on_all(ranks: Ranks, own: Callable[[], Tensors]) -> tuple[Tensors, list[str]]:
-    """What this rank has, and the names of what any has. What one refuses is raised on all: none may wait for the others."""
+    A part is whole batches one after the other, as equally as can be.
+    """
+    samples = len(windows.input_ids)
+    first, last = (-(-samples // size) * rank // ranks.size * size for rank in (ranks.rank, ranks.rank + 1))
+    rows = torch.arange(first, min(last, samples))
     found: Tensors = {}
     refusal: AdaPrunerError | None = None
     try:
-        found = own()
+        if len(rows):
+            found = own(select_rows(windows, rows), rows)
     except AdaPrunerError as error:
         refusal = error
     for other in ranks.gather(refusal):
         if other is not None:
             raise other
-    return found, sorted({name for names in ranks.gather(list(found)) for name in names})
+    for name in sorted({name for names in ranks.gather(list(found)) for name in names}):
+        yield name, [values for values in ranks.gather(found.get(name)) if values is not None]

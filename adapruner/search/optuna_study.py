@@ -1,4 +1,4 @@
-"""Rank 0's side of a search: asks Optuna for the next trials and tells it what they were worth.
+"""Rank 0's side of a search: asks Optuna for the next trials and tells it their values.
 
 The sampler is seeded anew for every trial by the number of trials done, so that a killed and resumed search asks for exactly the
 parameters of an uninterrupted one.

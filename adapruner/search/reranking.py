@@ -1,8 +1,8 @@
-"""The best few trials once more, as they will end up: after the sequential reconstruction, and after a short recovery.
+"""Re-ranking: the best few trials after the sequential reconstruction, and after a short recovery.
 
-Rankings flip there, so that the search's own order is not the last word. Successive halving (Jamieson and Talwalkar, arXiv
+Their order is often another there. Successive halving (Jamieson and Talwalkar, arXiv
 1502.07943): all candidates are reconstructed, the better part of them is recovered for a few steps, the best of those wins.
-The best fixed recipe is always a candidate, so that the winner is never below it at the stage that decides.
+The best seed trial is always a candidate, so that the winner is never below it at the stage that decides.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Candidate:
 
 
 def choose_candidates(records: list[TrialRecord], count: int) -> list[TrialRecord]:
-    """The best complete trials with plans of their own, the best fixed one among them."""
+    """The best complete trials with plans of their own, the best seed trial among them."""
     complete = sorted((r for r in records if r.state == "complete" and r.value is not None), key=lambda r: (r.value, r.trial))
     distinct = list({r.plan_hash: r for r in reversed(complete)}.values())[::-1]
     chosen = distinct[:count]

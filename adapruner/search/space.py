@@ -5,7 +5,7 @@
 - Metric: one coefficient per metric of the mixture (values at or below 0 switch a metric off), the reduction over coupled
   tensors; fixed unless choices are given: the reduction over a head, the form of the mixture, the normaliser, its scope,
   bias compensation.
-- Allocation: gamma, a multiplier for attention, a lean towards early or late layers.
+- Allocation: gamma, a multiplier for attention, a profile over depth.
 """
 
 from __future__ import annotations
@@ -19,23 +19,13 @@ from adapruner.calibration.choice import CalibrationChoice
 from adapruner.calibration.pool import CalibrationPool
 from adapruner.errors import ConfigurationError, nearest
 from adapruner.importance.metrics import find_metric
-from adapruner.importance.mixture import FORMS
-from adapruner.importance.normalisation import NORMALISERS
-from adapruner.importance.reduction import HEAD_REDUCTIONS, MEMBER_REDUCTIONS
 from adapruner.pruning.allocation import Allocation
-from adapruner.pruning.recipe import Recipe
+from adapruner.pruning.recipe import CHOICES, Recipe
 
 DEFAULT_METRICS = ("l2", "taylor_vectorize", "taylor_second", "gate_fisher", "wanda_sp", "flap_wifv")
 
-#: Dimensions that are a choice among names: field of the space -> (field of the recipe, what may be chosen).
-_CHOICES: dict[str, tuple[str, Sequence[Any]]] = {
-    "reductions": ("reduction", tuple(MEMBER_REDUCTIONS)),
-    "head_reductions": ("head_reduction", tuple(HEAD_REDUCTIONS)),
-    "forms": ("form", FORMS),
-    "normalisers": ("normaliser", tuple(NORMALISERS)),
-    "scopes": ("scope", ("model", "layer")),
-    "bias_compensations": ("bias_compensation", (False, True)),
-}
+#: Dimensions that are a choice: field of the space -> field of the recipe.
+_CHOICES = {f"{name}s": name for name in CHOICES}
 #: Dimensions that are a number of the allocation: field of the space and of the allocation.
 _ALLOCATION = ("gamma", "log_head_multiplier", "depth_slope", "depth_curve")
 #: Dimensions that are there only where bounds are given -> their value in seed trials.
@@ -105,9 +95,9 @@ class SearchSpace:
     log_head_multiplier: list[float] = field(default_factory=lambda: [-1.5, 1.5])
     """Lower and upper bound of the natural logarithm of the factor on attention scores."""
     depth_slope: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    """Bounds of the lean: above 0 late layers lose more, below 0 early ones (``Allocation.depth_slope``)."""
+    """Bounds of ``Allocation.depth_slope``: above 0 late layers lose more, below 0 early ones."""
     depth_curve: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    """Bounds of the other lean: above 0 both ends lose more, below 0 the middle (``Allocation.depth_curve``)."""
+    """Bounds of ``Allocation.depth_curve``: above 0 both ends lose more, below 0 the middle."""
     allocation: Allocation = field(default_factory=Allocation)
     """What is not searched of the allocation: its method, uniform heads, rounded widths."""
     pruned_fraction: list[float] | None = None
@@ -120,8 +110,8 @@ class SearchSpace:
             raise ConfigurationError("search.space.metrics: expected at least one metric, got none; name one, such as l2")
         for name in self.metrics:
             find_metric(name)
-        for argument, (_, known) in _CHOICES.items():
-            chosen = getattr(self, argument)
+        for argument, name in _CHOICES.items():
+            chosen, known = getattr(self, argument), CHOICES[name]
             unknown = [c for c in chosen if c not in known]
             if unknown or not chosen:
                 got = unknown[0] if unknown else "none"
@@ -179,7 +169,7 @@ class SearchSpace:
         for i in range(self.picks):
             start = round(i * (pool.samples - 1) / max(1, self.picks - 1))
             found.append(Dimension(f"pick/{i}", 0, pool.samples - 1, whole=True, start=start))
-        for argument, (name, _) in _CHOICES.items():
+        for argument, name in _CHOICES.items():
             choices = getattr(self, argument)
             if len(choices) > 1:
                 found.append(Dimension(name, choices=choices, start=choices[0]))
@@ -220,7 +210,7 @@ class SearchSpace:
             allocation=replace(self.allocation, **{name: values.get(name, getattr(self, name)[0]) for name in _ALLOCATION}),
             pruned_fraction=values.get("pruned_fraction"),
             ridge=10.0 ** values["log10_ridge"] if "log10_ridge" in values else None,
-            **{name: values.get(name, getattr(self, argument)[0]) for argument, (name, _) in _CHOICES.items()},
+            **{name: values.get(name, getattr(self, argument)[0]) for argument, name in _CHOICES.items()},
         )
 
     def point(self, pool: CalibrationPool, metric: str, source: str | None = None) -> dict[str, Any]:

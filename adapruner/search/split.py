@@ -1,11 +1,12 @@
-"""Which windows of the search split the trials see, and which decide between the best few of them.
+"""Which windows of the search split the trials are measured on, and which decide between the best few of them.
 
-The best of many trials is partly the luckiest on the windows that judged it. Windows that no trial has seen tell luck from merit.
+The best of many trials is partly the luckiest on its windows; windows that no trial was measured on do not share that bias.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 from torch import Tensor
 
@@ -14,22 +15,10 @@ from adapruner.evaluation.perplexity import Windows
 from adapruner.search.config import SearchConfig
 
 
-@dataclass(frozen=True)
-class PartOfSplit:
-    """Some rows of a split; three int64 tensors ``[n, seq_len]``."""
-
-    input_ids: Tensor
-    labels: Tensor
-    attention_mask: Tensor
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-
 def split_windows(windows: Windows, config: SearchConfig) -> tuple[Windows, Windows]:
-    """(what trials are judged on, what the second look is judged on): both the whole split where nothing is held out.
+    """(what trials are measured on, what the re-ranking is measured on): both the whole split where nothing is held out.
 
-    The first rows go to the trials, the last ``search.rerank.held_out`` to the second look. A data module shuffles the split.
+    The first rows go to the trials, the last ``search.rerank.held_out`` to the re-ranking. A data module shuffles the split.
 
     Raises:
         DataError: if nothing would be left for the trials.
@@ -43,8 +32,9 @@ def split_windows(windows: Windows, config: SearchConfig) -> tuple[Windows, Wind
             f"search.rerank.held_out: expected fewer than the {count} windows of the search split, got {held_out}; "
             "give fewer, or raise data.search.samples"
         )
-    return _rows(windows, slice(0, count - held_out)), _rows(windows, slice(count - held_out, count))
+    return select_rows(windows, slice(count - held_out)), select_rows(windows, slice(count - held_out, count))
 
 
-def _rows(windows: Windows, rows: slice) -> PartOfSplit:
-    return PartOfSplit(windows.input_ids[rows], windows.labels[rows], windows.attention_mask[rows])
+def select_rows(windows: Any, rows: slice | Tensor) -> Any:
+    """Some rows of windows that may be no more than three tensors ``[n, seq_len]``: ``input_ids``, ``labels``, ``attention_mask``."""
+    return SimpleNamespace(**{name: getattr(windows, name)[rows] for name in ("input_ids", "labels", "attention_mask")})

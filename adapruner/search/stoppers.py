@@ -30,7 +30,6 @@ class Median:
     name, sees_chunks_alone = "median", False
 
     def make(self, startup: int) -> Any:
-        """See :meth:`Stopper.make`."""
         import optuna
 
         return optuna.pruners.MedianPruner(n_startup_trials=startup, n_min_trials=4)
@@ -43,7 +42,6 @@ class Wilcoxon:
     name, sees_chunks_alone = "wilcoxon", True
 
     def make(self, startup: int) -> Any:
-        """See :meth:`Stopper.make`."""
         import optuna
 
         return optuna.pruners.WilcoxonPruner(p_threshold=0.1)
@@ -56,7 +54,6 @@ class Halving:
     name, sees_chunks_alone = "halving", False
 
     def make(self, startup: int) -> Any:
-        """See :meth:`Stopper.make`."""
         import optuna
 
         return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
@@ -69,7 +66,6 @@ class Never:
     name, sees_chunks_alone = "none", False
 
     def make(self, startup: int) -> Any:
-        """See :meth:`Stopper.make`."""
         import optuna
 
         return optuna.pruners.NopPruner()

@@ -1,4 +1,4 @@
-"""The search: which recipe next, what it was worth, which one wins; a killed search goes on where it was.
+"""The search: trials of recipes, their values, and the one that wins; a killed search goes on where it was.
 
 Lockstep over ranks: rank 0 owns the study (:mod:`adapruner.search.optuna_study`), asks one trial per rank and tells their values; all
 ranks evaluate at the same time.
@@ -44,7 +44,7 @@ class SearchOutcome:
     plan: PruningPlan
     recipe: Recipe
     best: TrialRecord
-    """The trial whose plan won: the best of the search, or of the second look at the best few."""
+    """The trial whose plan won: the best of the search, or of the re-ranking."""
     trials: list[TrialRecord]
     best_fixed: tuple[TrialRecord, Recipe] | None
     """The best of the seed trials, and its recipe: what a search has to beat."""
@@ -54,7 +54,7 @@ class SearchOutcome:
     """How many trials were taken over from the journal."""
     seconds: float
     candidates: list[Candidate] = field(default_factory=list)
-    """The best few at the later stages, the winner first; empty where there was no second look."""
+    """The best few at the later stages, the winner first; empty where there was no re-ranking."""
     front: list[TrialRecord] = field(default_factory=list)
     """With two objectives, the trials that no other beats in both, the smallest model first."""
     spread: CalibrationSpread | None = None
@@ -78,13 +78,13 @@ def run_search(
 
     Args:
         model: the dense model; whole again after every trial.
-        windows: the search split, ``[n, seq_len]``; its last ``rerank.held_out`` rows are for the second look alone.
+        windows: the search split, ``[n, seq_len]``; its last ``rerank.held_out`` rows are for the re-ranking alone.
         folder: keeps the study in ``study.journal``; ``None`` keeps it in memory and writes nothing.
         identity: what the trials' values depend on (model, data, space, ...). A journal of another identity is refused.
         on_trial: called with every finished trial and the best so far.
         refit: relative strength of the local refit that trials are judged after; ``None`` judges them as pruned.
         post_pruning: what the plan will get; the best few get it before one is chosen. ``None``: the best trial wins.
-        on_candidate: progress of that second look: done, in all, what.
+        on_candidate: progress of the re-ranking: done, in all, what.
 
     Raises:
         StudyError: if the journal belongs to another study or is damaged, or if too many trials fail.
@@ -150,7 +150,7 @@ def _choose(
     post_pruning: PostPruning | None,
     progress: Callable[[int, int, str], None] | None,
 ) -> tuple[TrialRecord, list[Candidate]]:
-    """The trial that wins, and what the candidates reached in the second look."""
+    """The trial that wins, and what the candidates reached in the re-ranking."""
     config = objective.config
     if front:
         return pick_from_front(front, problem.budget), []
@@ -191,7 +191,7 @@ def _evaluate(
         else:
             result["state"] = "complete" if math.isfinite(result["value"]) else "failed"
             if result["state"] == "failed":
-                result["error"] = f"a value of {result['value']} {objective.blame(model, plan, recipe)}"
+                result["error"] = f"a value of {result['value']} {objective.locate_failure(model, plan, recipe)}"
     except (AdaPrunerError, ValueError, ArithmeticError, RuntimeError) as error:  # out of memory is a RuntimeError
         result["error"] = str(error).splitlines()[0] if str(error) else type(error).__name__
     return {**result, "seconds": time.monotonic() - started}

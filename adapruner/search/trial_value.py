@@ -1,4 +1,4 @@
-"""What a trial is worth: measured on the search split at the trial's own widths, refitted or not, with a cost term or not."""
+"""The value of a trial: measured on the search split at the trial's own widths, refitted or not, with a cost term or not."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Objective:
                 tokens, total = result.tokens, result.value * result.tokens
                 yield Part(result.value + addition, alone + addition)
 
-    def blame(self, model: nn.Module, plan: PruningPlan, recipe: Recipe) -> str:
-        """Where a value that is no number comes from: ``on the search split``, with the first such sample and layer if one shows it."""
+    def locate_failure(self, model: nn.Module, plan: PruningPlan, recipe: Recipe) -> str:
+        """Where a value that is not finite comes from: ``on the search split``, with the first such sample and layer if one shows it."""
         with trial_model(model, self.problem, plan, recipe, self.refit), evaluation_mode(model):
             found = find_bad_loss(model, {name: getattr(self.windows, name) for name in ("input_ids", "labels", "attention_mask")})
         if found is None:

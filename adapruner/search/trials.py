@@ -17,7 +17,7 @@ class TrialRecord:
 
     trial: int
     name: str
-    """The fixed baseline's name, or ``searched``."""
+    """The seed trial's name, or ``searched``."""
     state: Literal["complete", "pruned", "failed"]
     value: float | None
     """NLL per token on the search split; of the part that was evaluated, where the trial was stopped early."""

@@ -15,7 +15,7 @@ SOURCES = CalibrationGroups(("books", "wiki"), torch.tensor([0, 1, 0, 1, 1]))
 POOL = CalibrationPool(SOURCES, CalibrationGroups(("cluster 0", "cluster 1"), torch.tensor([0, 0, 1, 1, 1])))
 
 
-def test_all_speak_alike_by_default() -> None:
+def test_all_weigh_the_same_by_default() -> None:
     assert POOL.sample_weights().tolist() == pytest.approx([0.2] * 5)
 
 
@@ -31,7 +31,7 @@ def test_sources_clusters_and_samples_multiply() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_draw_has_so_many_samples_that_speak_alike_and_spares_the_silent(seed: int) -> None:
+def test_a_draw_has_so_many_samples_of_equal_weight_and_none_of_weight_0(seed: int) -> None:
     weights = POOL.sample_weights(CalibrationChoice({"books": 0.0, "wiki": 1.0}, count=2, seed=seed))
     assert sorted(weights.tolist()) == pytest.approx([0, 0, 0, 0.5, 0.5])
     assert weights[0] == weights[2] == 0

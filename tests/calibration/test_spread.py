@@ -45,7 +45,7 @@ def test_draws_are_uniform() -> None:
     assert 150 < counts.min() <= counts.max() < 255  # 200 expected, standard deviation 12
 
 
-def test_nothing_to_draw_when_the_whole_pool_speaks() -> None:
+def test_nothing_to_draw_when_the_whole_pool_has_weight() -> None:
     assert random_sets(POOL, CalibrationChoice()) == []
     with pytest.raises(ConfigurationError, match="repeats: expected 1 or more random sets, got 0"):
         random_sets(POOL, CalibrationChoice(), repeats=0)

@@ -30,20 +30,16 @@ def test_weighted_parts_equal_weighted_tokens(family: str) -> None:
     assert not any(m._forward_pre_hooks for m in model.modules())
     assert grams.samples.tolist() == [3.0, 0.0, 2.0]
     assert grams.tokens.tolist() == [8.0 + 7.0 + 5.0, 0.0, 9.0 + 6.0]
-    alone = collect_grams(model, structure, windows, sample_weights=SAMPLE_WEIGHTS, batch_size=5)
     for name, states in states_of(model.eval(), structure, windows).items():
         rows = torch.cat(states)
         for found, weights in (
             (grams.moments(name, PART_WEIGHTS), SAMPLE_WEIGHTS),
-            (alone.moments(name, alone.samples), SAMPLE_WEIGHTS),
             (grams.moments(name), torch.full((5,), 0.2)),
         ):
             counts = torch.cat([w.repeat(len(x)) for w, x in zip(weights.double(), states, strict=True)])[:, None]
             torch.testing.assert_close(found.gram.double(), (rows * counts).T @ rows, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(found.total.double(), (rows * counts).sum(0), rtol=1e-4, atol=1e-5)
             assert float(found.tokens) == pytest.approx(float(counts.sum()), rel=1e-5)
-        assert torch.equal(grams.weighted(name, PART_WEIGHTS), grams.moments(name, PART_WEIGHTS).gram)
-        assert torch.equal(grams.weighted_sum(name, PART_WEIGHTS), grams.moments(name, PART_WEIGHTS).total)
 
 
 def test_round_trip_and_size(tmp_path: Any) -> None:
@@ -52,8 +48,10 @@ def test_round_trip_and_size(tmp_path: Any) -> None:
     grams = collect_grams(model, structure, build_windows(), PARTS, 3)
     save_file(grams.to_tensors(), tmp_path / "grams.safetensors")
     back = GramMatrices.from_tensors(load_file(tmp_path / "grams.safetensors"))
-    assert back.parts == 3
-    assert all(torch.equal(back.weighted(name, PART_WEIGHTS), grams.weighted(name, PART_WEIGHTS)) for name in grams.grams)
+    assert len(back.samples) == 3
+    for name in grams.grams:
+        assert torch.equal(back.moments(name, PART_WEIGHTS).gram, grams.moments(name, PART_WEIGHTS).gram)
+        assert torch.equal(back.moments(name, PART_WEIGHTS).total, grams.moments(name, PART_WEIGHTS).total)
     held = sum(v.numel() * 4 for table in (grams.grams, grams.sums) for v in table.values())
     assert gram_gib(structure, 3) * 2**30 == held
 
@@ -61,16 +59,10 @@ def test_round_trip_and_size(tmp_path: Any) -> None:
 def test_bad_input_is_refused() -> None:
     model, windows = build_model("llama"), build_windows()
     structure = trace_structure(model)
-    with pytest.raises(DataError, match="calibration: expected at least one sample, got none"):
-        collect_grams(model, structure, windows.select([]))
-    with pytest.raises(DataError, match="part_index: expected 5 positions below 2, got 5 from 0 to 2; give the part of each sample"):
-        collect_grams(model, structure, windows, PARTS, 2)
-    with pytest.raises(DataError, match=r"sample_weights: expected 5 of them, got shape \(3,\)"):
-        collect_grams(model, structure, windows, sample_weights=torch.ones(3))
     grams = collect_grams(model, structure, windows, PARTS, 3)
     with pytest.raises(DataError, match=r"part_weights: expected 3 of them, got shape \(5,\)"):
-        grams.weighted("0.ffn", torch.ones(5))
+        grams.moments("0.ffn", torch.ones(5))
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = float("inf")
     with pytest.raises(ModelError, match=r"expected finite inputs, got inf or nan in group 1\.ffn"):
-        collect_grams(model, structure, windows)
+        collect_grams(model, structure, windows, PARTS, 3)

@@ -22,15 +22,15 @@ from tests.oracles.index_maps import block_parameters
 from tests.oracles.surgery import random_plan
 
 MODEL = build_model("llama_gqa_2")
-ANATOMY = trace_structure(MODEL)
-SIZES = measure_sizes(MODEL, ANATOMY)
+STRUCTURE = trace_structure(MODEL)
+SIZES = measure_sizes(MODEL, STRUCTURE)
 TABLE = LatencyTable({"attention": 0.5, "ffn": 0.25}, whole_ms=30.0, seq_len=128, batch_size=1, device="none")
 
 
 @pytest.mark.parametrize(("of", "whole"), [("block", block_parameters(MODEL.config)), ("all", MODEL.num_parameters())])
 def test_target_is_a_fraction_of_what_is_counted(of: Any, whole: int) -> None:
     for fraction in (0.0, 0.1, 0.33):
-        assert Budget(fraction, of).costs(ANATOMY).remove == round(fraction * whole)
+        assert Budget(fraction, of).costs(STRUCTURE).remove == round(fraction * whole)
 
 
 @settings(max_examples=200, deadline=None)
@@ -50,18 +50,18 @@ def test_protected_layers(first: int, last: int, protected: list[int]) -> None:
 
 def test_the_reachable_fraction_is_reachable_and_no_more() -> None:
     budget = Budget(0.99, protect_last=1, keep_at_least=0.25)
-    reachable = 2 * (1 * ANATOMY.group(0, "attention").parameters_per_unit + 18 * ANATOMY.group(0, "ffn").parameters_per_unit)
-    fraction = reachable / ANATOMY.block_parameters
-    assert Budget(fraction, protect_last=1, keep_at_least=0.25).costs(ANATOMY).remove == reachable
+    reachable = 2 * (1 * STRUCTURE.group(0, "attention").parameters_per_unit + 18 * STRUCTURE.group(0, "ffn").parameters_per_unit)
+    fraction = reachable / STRUCTURE.block_parameters
+    assert Budget(fraction, protect_last=1, keep_at_least=0.25).costs(STRUCTURE).remove == reachable
     with pytest.raises(BudgetError, match=rf"expected at most {fraction:.4f} of block parameters .*, got 0\.99; prune less, protect fewer"):
-        budget.costs(ANATOMY)
+        budget.costs(STRUCTURE)
 
 
 def test_protecting_every_layer_leaves_nothing_to_prune() -> None:
     budget = Budget(0.01, protect_first=3)
-    assert Budget(0.0, protect_first=3).costs(ANATOMY).remove == 0
+    assert Budget(0.0, protect_first=3).costs(STRUCTURE).remove == 0
     with pytest.raises(BudgetError, match=r"expected one of the model.s 3 layers to prune, got 3 and 0 protected"):
-        budget.costs(ANATOMY)
+        budget.costs(STRUCTURE)
 
 
 def test_a_plan_records_what_was_asked() -> None:
@@ -93,23 +93,23 @@ def test_memory_of_a_plan_is_that_of_the_pruned_model(family: str, tied: bool, d
 
 
 def test_latency_is_a_line() -> None:
-    costs = Budget(0.25, "latency").costs(ANATOMY, latency=TABLE)
+    costs = Budget(0.25, "latency").costs(STRUCTURE, latency=TABLE)
     assert (costs.whole, costs.remove, costs.dense) == (30.0, 7.5, 30.0)
-    kept = {g.name: list(range(g.units - 1)) for g in ANATOMY.groups}
-    assert costs.left_by(kept, ANATOMY) == TABLE.predict(kept, ANATOMY) == 30.0 - 3 * 0.75
+    kept = {g.name: list(range(g.units - 1)) for g in STRUCTURE.groups}
+    assert costs.left_by(kept, STRUCTURE) == TABLE.predict(kept, STRUCTURE) == 30.0 - 3 * 0.75
 
 
 def test_absolute_targets_are_what_is_left() -> None:
     parameters = MODEL.num_parameters()
-    for of, whole in (("block", ANATOMY.block_parameters), ("all", parameters)):
+    for of, whole in (("block", STRUCTURE.block_parameters), ("all", parameters)):
         budget = Budget(of=of, parameters_left=parameters - 3000)
-        assert budget.costs(ANATOMY).remove == 3000
-        assert budget.costs(ANATOMY).fraction == 3000 / whole
-    macs = Budget(0.5, "macs").costs(ANATOMY, sizes=SIZES)
-    assert Budget(macs_left=macs.whole - 777).costs(ANATOMY, sizes=SIZES).remove == 777
-    memory = Budget(weight_memory_gib=0.8 * weight_memory_gib(MODEL)).costs(ANATOMY, sizes=SIZES)
+        assert budget.costs(STRUCTURE).remove == 3000
+        assert budget.costs(STRUCTURE).fraction == 3000 / whole
+    macs = Budget(0.5, "macs").costs(STRUCTURE, sizes=SIZES)
+    assert Budget(macs_left=macs.whole - 777).costs(STRUCTURE, sizes=SIZES).remove == 777
+    memory = Budget(weight_memory_gib=0.8 * weight_memory_gib(MODEL)).costs(STRUCTURE, sizes=SIZES)
     assert memory.fraction == pytest.approx(0.2)
-    assert Budget(latency_ms=24.0).costs(ANATOMY, latency=TABLE).remove == 6.0
+    assert Budget(latency_ms=24.0).costs(STRUCTURE, latency=TABLE).remove == 6.0
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,11 @@ def test_an_absolute_target_says_what_is_counted(target: dict[str, Any], of: str
 
 def test_the_record_of_an_absolute_target_has_its_fraction() -> None:
     budget = Budget(0.2, latency_ms=24.0)
-    record = budget.to_dict(budget.costs(ANATOMY, latency=TABLE))
+    record = budget.to_dict(budget.costs(STRUCTURE, latency=TABLE))
     assert record == {"pruned_fraction": 0.2, "of": "latency", "latency_ms": 24.0, "seq_len": 128}
-    left = MODEL.num_parameters() - ANATOMY.block_parameters // 4
+    left = MODEL.num_parameters() - STRUCTURE.block_parameters // 4
     budget = Budget(parameters_left=left)
-    assert budget.to_dict(budget.costs(ANATOMY)) == {"pruned_fraction": pytest.approx(0.25), "of": "block", "parameters_left": left}
+    assert budget.to_dict(budget.costs(STRUCTURE)) == {"pruned_fraction": pytest.approx(0.25), "of": "block", "parameters_left": left}
     with pytest.raises(ConfigurationError, match=r"costs: expected those of the model to record budget\.parameters_left, got none"):
         budget.to_dict()
 
@@ -158,27 +158,27 @@ def test_contradictions_are_refused(arguments: dict[str, Any], message: str) -> 
 
 def test_what_is_needed_to_count_is_asked_for() -> None:
     with pytest.raises(ConfigurationError, match="sizes: expected the dense model's for a budget of macs, got none"):
-        Budget(0.2, "macs").costs(ANATOMY)
+        Budget(0.2, "macs").costs(STRUCTURE)
     with pytest.raises(ConfigurationError, match="sizes: expected the dense model's for a budget of memory, got none"):
-        Budget(0.2, "memory").costs(ANATOMY, latency=TABLE)
+        Budget(0.2, "memory").costs(STRUCTURE, latency=TABLE)
     with pytest.raises(ConfigurationError, match="latency: expected a measured table for a budget of latency, got none"):
-        Budget(0.2, "latency").costs(ANATOMY, sizes=SIZES)
+        Budget(0.2, "latency").costs(STRUCTURE, sizes=SIZES)
     with pytest.raises(ConfigurationError, match=r"budget\.seq_len: expected the latency table's 128, got 64"):
-        Budget(0.2, "latency", seq_len=64).costs(ANATOMY, latency=TABLE)
+        Budget(0.2, "latency", seq_len=64).costs(STRUCTURE, latency=TABLE)
     with pytest.raises(ConfigurationError, match="latency: expected ms per unit of ffn, got none"):
-        Budget(0.2, "latency").costs(ANATOMY, latency=LatencyTable({"attention": 1.0}, 9.0, 128, 1, "none"))
+        Budget(0.2, "latency").costs(STRUCTURE, latency=LatencyTable({"attention": 1.0}, 9.0, 128, 1, "none"))
 
 
 def test_unreachable_absolute_targets_say_the_range() -> None:
     with pytest.raises(
         BudgetError, match=r"latency_ms: expected a target from 11\.25 to 30 ms per forward .*, got 11; give one in between"
     ):
-        Budget(latency_ms=11, keep_at_least=0.0).costs(ANATOMY, latency=TABLE)
+        Budget(latency_ms=11, keep_at_least=0.0).costs(STRUCTURE, latency=TABLE)
     parameters = MODEL.num_parameters()
     with pytest.raises(
         BudgetError, match=rf"parameters_left: expected a target from \d+ to {parameters} parameters .*, got {parameters + 1};"
     ):
-        Budget(parameters_left=parameters + 1).costs(ANATOMY)
-    assert Budget(parameters_left=parameters).costs(ANATOMY).remove == 0
+        Budget(parameters_left=parameters + 1).costs(STRUCTURE)
+    assert Budget(parameters_left=parameters).costs(STRUCTURE).remove == 0
     with pytest.raises(BudgetError, match=r"pruned_fraction: expected at most 0\.6250 of ms per forward for this model and protection"):
-        Budget(0.7, "latency", keep_at_least=0.0).costs(ANATOMY, latency=TABLE)
+        Budget(0.7, "latency", keep_at_least=0.0).costs(STRUCTURE, latency=TABLE)

@@ -41,25 +41,25 @@ def wide(tiny_model: Any, **changes: Any) -> Any:
     return tiny_model("llama_gqa_2", intermediate_size=160, num_hidden_layers=4, **changes)
 
 
-def allocated(model: Any, budget: Budget, moves: DepthWidthCut, dense: ModelStructure) -> PruningPlan:
+def allocated(model: Any, budget: Budget, cut: DepthWidthCut, dense: ModelStructure) -> PruningPlan:
     """What a search makes of the budget, with scores that are all the same."""
     sizes = measure_sizes(model, dense)
-    with depth_and_width_removed(model, moves):
+    with depth_and_width_removed(model, cut):
         within = trace_structure(model)
         rest = remaining_budget(budget, dense, within, sizes)
         costs = rest.costs(within, sizes=measure_sizes(model, within))
         kept = allocate({g.name: torch.ones(g.units) for g in within.groups}, within, rest, Allocation(), costs)
         plan = replace(plan_of(within, kept), budget=rest.to_dict(costs))
-    return lift_plan(plan, dense, moves, {"name": "tiny", "fingerprint": "f00d"}, record_budget(budget, plan, dense, sizes))
+    return lift_plan(plan, dense, cut, {"name": "tiny", "fingerprint": "f00d"}, record_budget(budget, plan, dense, sizes))
 
 
-@pytest.mark.parametrize("moves", [DepthWidthCut((1,)), DepthWidthCut((), KEPT), LAYER_AND_HIDDEN], ids=["layer", "hidden", "both"])
+@pytest.mark.parametrize("cut", [DepthWidthCut((1,)), DepthWidthCut((), KEPT), LAYER_AND_HIDDEN], ids=["layer", "hidden", "both"])
 @pytest.mark.parametrize("of", ["block", "all"])
-def test_a_fraction_counts_what_the_moves_remove(tiny_model: Any, moves: DepthWidthCut, of: Any) -> None:
+def test_a_fraction_counts_what_layers_and_channels_remove(tiny_model: Any, cut: DepthWidthCut, of: Any) -> None:
     """Counted on the model that is left, not from the plan."""
     model = wide(tiny_model)
     dense = trace_structure(model)
-    plan = allocated(model, Budget(0.5, of, keep_at_least=0.1), moves, dense)
+    plan = allocated(model, Budget(0.5, of, keep_at_least=0.1), cut, dense)
     assert plan.pruned_fraction == pytest.approx(0.5, abs=0.01)
     assert plan.budget == {"pruned_fraction": 0.5, "of": of}
     outside = count_parameters(model) - dense.block_parameters
@@ -67,12 +67,12 @@ def test_a_fraction_counts_what_the_moves_remove(tiny_model: Any, moves: DepthWi
     assert count_parameters(model) == plan.parameters["pruned"]
     if of == "all":
         assert count_parameters(model) == pytest.approx(0.5 * dense.parameters, rel=0.02)
-    elif moves.kept_hidden is None:  # the layer's two norms are outside of what a block budget counts
+    elif cut.kept_hidden is None:  # the layer's two norms are outside of what a block budget counts
         assert count_parameters(model) - (outside - 2 * 32) == plan.parameters["block_pruned"]
 
 
 @pytest.mark.parametrize("of", ["macs", "memory"])
-def test_other_currencies_count_what_the_moves_remove(tiny_model: Any, of: Any) -> None:
+def test_macs_and_memory_count_what_layers_and_channels_remove(tiny_model: Any, of: Any) -> None:
     model = wide(tiny_model)
     dense = trace_structure(model)
     plan = allocated(model, Budget(0.5, of, keep_at_least=0.1, seq_len=8), LAYER_AND_HIDDEN, dense)
@@ -100,7 +100,7 @@ def test_absolute_targets_stay_as_they_are(tiny_model: Any) -> None:
     assert count_parameters(model) == pytest.approx(target, rel=0.01)
 
 
-def test_budgets_that_the_moves_do_not_fit(tiny_model: Any) -> None:
+def test_budgets_that_do_not_fit_what_is_removed(tiny_model: Any) -> None:
     model = wide(tiny_model)
     dense, sizes = trace_structure(model), measure_sizes(model, trace_structure(model))
     with depth_and_width_removed(model, LAYER_AND_HIDDEN):
@@ -139,10 +139,10 @@ def test_lifted_and_restricted_is_the_same_plan(tiny_model: Any, tmp_path: Any) 
 @pytest.mark.parametrize("units", ["kv_group", "query_head"])
 def test_the_structure_within_is_what_a_trace_says(tiny_model: Any, family: str, units: Any) -> None:
     model = tiny_model(family, num_hidden_layers=12)
-    dense, moves = trace_structure(model, units), DepthWidthCut((0, 3, 4), tuple(range(24)))
-    with depth_and_width_removed(model, moves):
+    dense, cut = trace_structure(model, units), DepthWidthCut((0, 3, 4), tuple(range(24)))
+    with depth_and_width_removed(model, cut):
         traced = trace_structure(model, units)
-    plan = lift_plan(random_plan(traced, 0) if units == "kv_group" else plan_of(traced, {}), dense, moves, {})
+    plan = lift_plan(random_plan(traced, 0) if units == "kv_group" else plan_of(traced, {}), dense, cut, {})
     found = remaining_structure(dense, plan)
     assert (found.layers, found.parameters, found.block_parameters) == (traced.layers, traced.parameters, traced.block_parameters)
     for one, other in zip(found.groups, traced.groups, strict=True):
@@ -159,14 +159,14 @@ def test_choice_follows_what_is_left(tiny_model: Any, token_windows: Any) -> Non
     """The least influential free layer; then channels by what they carry without it, in a number that the heads divide."""
     model, windows = wide(tiny_model), token_windows()
     before = snapshot(model)
-    moves = choose_depth_and_width(model, windows, DepthWidthConfig(1, 0.2), Budget(protect_first=1, protect_last=1), batch_size=2)
+    cut = choose_depth_and_width(model, windows, DepthWidthConfig(1, 0.2), Budget(protect_first=1, protect_last=1), batch_size=2)
     influence = BlockInfluence().score(model, windows)
     layer = 1 if influence[1] <= influence[2] else 2
-    assert moves.removed_layers == (layer,)
+    assert cut.removed_layers == (layer,)
     apply_depth_and_width(twin := wide(tiny_model), DepthWidthCut((layer,)))
     best = torch.argsort(hidden_scores(twin, windows), descending=True)[:24]  # 25.6 would be left: 24 is a multiple of 4 heads
-    assert moves.kept_hidden is not None
-    assert set(moves.kept_hidden) == set(best.tolist())
+    assert cut.kept_hidden is not None
+    assert set(cut.kept_hidden) == set(best.tolist())
     assert_same(before, snapshot(model))
     assert not choose_depth_and_width(model, windows, DepthWidthConfig(0, 0.01), Budget())
     with pytest.raises(ConfigurationError, match=r"remove_layers: expected at most 2 of 4 layers, 2 of them protected, got 3"):

@@ -111,18 +111,18 @@ def test_tied_embeddings_stay_tied(tiny_model: Any, tmp_path: Any, tied: bool) -
 
 
 @pytest.mark.parametrize("family", ["llama_gqa_2", "mistral", "qwen2", "qwen3"])
-def test_all_moves_in_one_plan_load_in_the_stock_class(tiny_model: Any, tmp_path: Any, family: str) -> None:
+def test_layers_channels_and_units_in_one_plan_load_in_the_stock_class(tiny_model: Any, tmp_path: Any, family: str) -> None:
     """Heads, channels, a layer and hidden channels; uniform, so that the configuration says it all."""
     from transformers import AutoModelForCausalLM
 
     model = tiny_model(family)
-    structure, moves = trace_structure(model), DepthWidthCut((1,), tuple(KEPT))
+    structure, cut = trace_structure(model), DepthWidthCut((1,), tuple(KEPT))
     twin = copy.deepcopy(model)
-    apply_depth_and_width(twin, moves)
+    apply_depth_and_width(twin, cut)
     within = trace_structure(twin)
     kept = {g.name: [1] if g.kind == "attention" else list(range(2, 18)) for g in within.groups}
     inner = plan_of(within, kept)
-    plan = lift_plan(inner, structure, moves, {"name": "tiny"})
+    plan = lift_plan(inner, structure, cut, {"name": "tiny"})
     before, dense = snapshot(model), logits(model)
     prune_model(twin, within, inner)
     with pruned(model, structure, plan):

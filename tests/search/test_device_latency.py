@@ -16,11 +16,13 @@ from adapruner.pruning.allocation import Allocation, allocate
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.costs import UnitCosts
 from adapruner.pruning.costs.latency_table import LatencyTable
+from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.problem import PruningProblem
 from adapruner.pruning.recipe import Recipe
 from adapruner.search import device_latency
-from adapruner.search.device_latency import meet_by_rounds, meet_on_device, read_or_measure_table
+from adapruner.search.device_latency import meet_by_rounds, meet_latency, meet_on_device, read_or_measure_table
 from tests.conftest import build_model
+from tests.oracles.surgery import plan_of
 from tests.pruning.allocation.test_allocation import draw_scores
 
 TABLE = LatencyTable({"attention": 0.5, "ffn": 0.004}, 10.0, 16, 1, "a clock in a test")
@@ -41,12 +43,13 @@ def test_the_plan_meets_what_the_clock_says(model: Any, problem: PruningProblem,
 
     monkeypatch.setattr(device_latency, "measure_latency", clock)
     timed = replace(problem, budget=Budget(latency_ms=8.0, seq_len=16), latency=TABLE)
-    plan, choice = meet_on_device(model, timed, Recipe({"l2": 1.0}), TABLE)
+    choice = meet_on_device(model, timed, Recipe({"l2": 1.0}), TABLE)
     assert choice.measured_ms == pytest.approx(8.0, rel=0.05)  # a head of this model alone is worth 5 %
     assert 1 < choice.rounds <= 3  # the first plan, by the table, saves up to twice what was asked for
-    assert plan.kept == choice.kept
-    assert plan.provenance["latency"]["measured_ms"] == choice.measured_ms
-    assert plan.budget["latency_ms"] == 8.0
+    assert choice.plan.budget["latency_ms"] == 8.0
+    met = meet_latency(model, timed, choice.plan, Recipe({"l2": 1.0}), None, {})
+    assert met.kept == choice.plan.kept
+    assert met.provenance["latency"]["measured_ms"] == choice.measured_ms
     for group in problem.structure.groups:
         assert model.get_submodule(group.output.module).weight.shape[1] == group.channels
 
@@ -65,15 +68,15 @@ def test_a_resumed_search_has_the_same_prices(tmp_path: Path) -> None:
     assert read_or_measure_table(file, "b", measure, write=True).whole_ms == 13.0
 
 
-def choose(costs: UnitCosts) -> dict[str, list[int]]:
-    return allocate(SCORES, STRUCTURE, BUDGET, Allocation(), costs)
+def choose(costs: UnitCosts) -> PruningPlan:
+    return plan_of(STRUCTURE, allocate(SCORES, STRUCTURE, BUDGET, Allocation(), costs))
 
 
-def device(saves: float, curve: float = 0.0) -> Callable[[dict[str, list[int]]], float]:
+def device(saves: float, curve: float = 0.0) -> Callable[[PruningPlan], float]:
     """A device that saves ``saves`` times what the table says, and less the more goes."""
 
-    def measure(kept: dict[str, list[int]]) -> float:
-        said = FORMULA.whole_ms - FORMULA.predict(kept, STRUCTURE)
+    def measure(plan: PruningPlan) -> float:
+        said = FORMULA.whole_ms - FORMULA.predict(plan.kept, STRUCTURE)
         return FORMULA.whole_ms - saves * said * (1 - curve * said)
 
     return measure
@@ -83,7 +86,7 @@ def test_a_table_that_is_right_needs_one_round() -> None:
     choice = meet_by_rounds(BUDGET, STRUCTURE, FORMULA, choose, device(1.0))
     assert choice.rounds == 1
     assert choice.measured_ms == pytest.approx(32.0, abs=0.04)
-    assert choice.kept == choose(BUDGET.costs(STRUCTURE, latency=FORMULA))
+    assert choice.plan == choose(BUDGET.costs(STRUCTURE, latency=FORMULA))
 
 
 @pytest.mark.parametrize("saves", [0.7, 1.6])

@@ -63,7 +63,7 @@ def nudge(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("recover", [None, nudge])
-def test_values_are_those_of_the_treated_models(
+def test_values_are_those_of_the_reconstructed_and_recovered_models(
     model: Any, problem: PruningProblem, windows: TextWindows, tmp_path: Path, recover: Callable[[nn.Module], nn.Module] | None
 ) -> None:
     def measure(m: nn.Module) -> float:

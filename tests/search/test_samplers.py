@@ -60,12 +60,12 @@ def test_stopping(rule: Any, model: Any, problem: PruningProblem, windows: TextW
 def test_orders(order: Any, model: Any, problem: PruningProblem, windows: TextWindows, tmp_path: Path) -> None:
     whole = resumed_equals_unbroken(replace(CONFIG, order=order, sampler="random"), model, problem, windows, tmp_path)
 
-    def depth_and_width_removed(trials: list[Any]) -> set[bool]:
+    def searched_subspaces(trials: list[Any]) -> set[bool]:
         """Whether calibration dimensions (True) or others (False) differ between these trials."""
         names = trials[0].params
         return {n.startswith(CALIBRATION_DIMENSIONS) for n in names if len({t.params[n] for t in trials}) > 1}
 
-    halves = [depth_and_width_removed(whole.trials[FIXED : FIXED + 4]), depth_and_width_removed(whole.trials[FIXED + 4 :])]
+    halves = [searched_subspaces(whole.trials[FIXED : FIXED + 4]), searched_subspaces(whole.trials[FIXED + 4 :])]
     assert halves == {"joint": [{True, False}] * 2, "data_first": [{True}, {False}], "metric_first": [{False}, {True}]}[order]
 
 

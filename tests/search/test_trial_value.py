@@ -86,10 +86,10 @@ def test_the_cost_term_is_the_fraction_left(model: Any, problem: PruningProblem,
 def test_a_value_that_is_no_number_names_sample_and_layer(problem: PruningProblem, windows: TextWindows) -> None:
     spoiled, plan = tiny_llama(), make_plan(problem, RECIPE)
     objective = Objective(spoiled, problem, windows, SearchConfig(), None)
-    assert objective.blame(spoiled, plan, RECIPE) == "on the search split"
+    assert objective.locate_failure(spoiled, plan, RECIPE) == "on the search split"
     with torch.no_grad():
         spoiled.lm_head.weight[int(windows.input_ids[0, 1])] = float("nan")
-    assert objective.blame(spoiled, plan, RECIPE) == "on sample 0 of the search split, not finite from lm_head on"
+    assert objective.locate_failure(spoiled, plan, RECIPE) == "on sample 0 of the search split, not finite from lm_head on"
 
 
 @pytest.mark.parametrize(

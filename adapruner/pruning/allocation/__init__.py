@@ -52,7 +52,7 @@ class Allocation:
     log_head_multiplier: float = 0.0
     """Natural logarithm of a factor on attention scores. Only for ``gamma``."""
     per: Literal["cost", "unit"] = "cost"
-    """What scores are ranked by: ``cost``, score per parameter (MAC, byte, ms), so that a head is judged against the channels
+    """What scores are ranked by: ``cost``, score per parameter (MAC, byte, ms), so that a head is compared with the channels
     that take as much room; ``unit``, the score itself, as FLAP ranks (arXiv 2312.11983). Only for ``gamma``."""
     heads: Literal["per_layer", "uniform"] = "per_layer"
     """Whether layers may keep different numbers of attention units; more serving engines take ``uniform``, which the method
@@ -106,8 +106,8 @@ class Allocation:
     def profile_at(self, layer: int, layers: int) -> float:
         """How much more a layer loses than others: ``depth_slope * d + depth_curve * (d^2 - 1/3)``.
 
-        ``d`` runs from -1 (first layer) to 1 (last), protected layers included. The profile has mean 0 over depth, so that it moves the
-        budget between layers and does not change it.
+        ``d`` runs from -1 (first layer) to 1 (last), protected layers included. The profile has mean 0 over depth, so that it
+        shifts the budget between layers and does not change it.
 
         >>> [Allocation(depth_slope=0.3).profile_at(layer, 5) for layer in (0, 2, 4)]
         [-0.3, 0.0, 0.3]

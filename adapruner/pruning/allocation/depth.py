@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adapruner.pruning.allocation import AllocationInputs, AllocationMethod, register_allocation
-from adapruner.pruning.allocation.gamma import price_of_units
+from adapruner.pruning.allocation.gamma import priorities_of
 from adapruner.pruning.allocation.regular_widths import make_regular
 
 
@@ -21,12 +21,11 @@ class DepthProfile(AllocationMethod):
     uses = frozenset({"heads", "round_to", "depth_slope", "depth_curve"})
 
     def keep(self, inputs: AllocationInputs) -> dict[str, list[int]]:
-        """See :meth:`AllocationMethod.keep`."""
         counts = depth_counts(inputs)
         if inputs.options.round_to > 1:
             per_unit = inputs.costs.per_unit
-            prices = {g.name: price_of_units(inputs.scores[g.name].double(), per_unit[g.name], 0.0, 0.0) for g in inputs.groups}
-            counts = make_regular(counts, prices, inputs)
+            priorities = {g.name: priorities_of(inputs.scores[g.name].double(), per_unit[g.name], 0.0, 0.0) for g in inputs.groups}
+            counts = make_regular(counts, priorities, inputs)
         return inputs.keep_highest(counts)
 
 

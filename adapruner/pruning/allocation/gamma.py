@@ -25,37 +25,36 @@ class GlobalRanking(AllocationMethod):
     uses = frozenset({"heads", "round_to", "depth_slope", "depth_curve"})
 
     def keep(self, inputs: AllocationInputs) -> dict[str, list[int]]:
-        """See :meth:`AllocationMethod.keep`."""
-        options, prices = inputs.options, {}
+        options, priorities = inputs.options, {}
         for g in inputs.groups:
-            lean = options.profile_at(g.layer, inputs.structure.layers)
-            log_multiplier = (options.log_head_multiplier if g.kind == "attention" else 0.0) - lean
+            profile = options.profile_at(g.layer, inputs.structure.layers)
+            log_multiplier = (options.log_head_multiplier if g.kind == "attention" else 0.0) - profile
             cost = inputs.costs.per_unit[g.name] if options.per == "cost" else 1.0
-            prices[g.name] = price_of_units(inputs.scores[g.name].double(), cost, options.gamma, log_multiplier)
-        removed = remove_globally(prices, inputs)
+            priorities[g.name] = priorities_of(inputs.scores[g.name].double(), cost, options.gamma, log_multiplier)
+        removed = remove_globally(priorities, inputs)
         if options.heads == "uniform" or options.round_to > 1:
-            return inputs.keep_highest(make_regular({name: len(units) for name, units in removed.items()}, prices, inputs), prices)
+            return inputs.keep_highest(make_regular({name: len(units) for name, units in removed.items()}, priorities, inputs), priorities)
         return {g.name: [u for u in range(g.units) if u not in removed.get(g.name, ())] for g in inputs.structure.groups}
 
 
-def price_of_units(values: Tensor, cost: float, gamma: float, log_multiplier: float) -> Tensor:
-    """``[units]`` float64: score per cost of a group's units; the lowest go first."""
+def priorities_of(values: Tensor, cost: float, gamma: float, log_multiplier: float) -> Tensor:
+    """``[units]`` float64: score per cost of a group's units, as they are ranked; the lowest go first."""
     total = values.sum().clamp_min(1e-60)  # a dead group's power must not underflow to 0
     return values / cost / total**gamma * math.exp(log_multiplier)
 
 
-def remove_globally(prices: Mapping[str, Tensor], inputs: AllocationInputs) -> dict[str, set[int]]:
-    """Group name -> removed units: the cheapest that still fit, so that less than one channel is missing at the end.
+def remove_globally(priorities: Mapping[str, Tensor], inputs: AllocationInputs) -> dict[str, set[int]]:
+    """Group name -> removed units: the lowest that still fit, so that less than one channel is missing at the end.
 
     Args:
-        prices: group name -> ``[units]``; see :func:`price_of_units`.
+        priorities: group name -> ``[units]``; see :func:`priorities_of`.
     """
     groups, most, per_unit = inputs.groups, inputs.most, inputs.costs.per_unit
     if not groups:
         return {}
     owner = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor([g.units for g in groups]))
     unit = torch.cat([torch.arange(g.units) for g in groups])
-    order = torch.argsort(torch.cat([prices[g.name] for g in groups]), stable=True)
+    order = torch.argsort(torch.cat([priorities[g.name] for g in groups]), stable=True)
     cost = [per_unit[g.name] for g in groups]
     left = [most[g.name] for g in groups]
     removed: list[set[int]] = [set() for _ in groups]
@@ -68,36 +67,36 @@ def remove_globally(prices: Mapping[str, Tensor], inputs: AllocationInputs) -> d
             if remaining < smallest:
                 break
     chosen = {g.name: r for g, r in zip(groups, removed, strict=True)}
-    _exchange(chosen, prices, groups, most, per_unit, remaining)
+    _exchange(chosen, priorities, groups, most, per_unit, remaining)
     return chosen
 
 
 def _exchange(
     removed: dict[str, set[int]],
-    prices: Mapping[str, Tensor],
+    priorities: Mapping[str, Tensor],
     groups: list[UnitGroup],
     most: Mapping[str, int],
     cost: Mapping[str, float],
     remaining: float,
 ) -> None:
-    """Where all channels that may go are gone and no head fits: one more head goes, and the dearest channels come back."""
+    """Where all channels that may go are gone and no head fits: one more head goes, and the channels of the highest priority come back."""
     smallest = min(cost[g.name] for g in groups)
     if remaining < smallest:
         return
     fine = [g for g in groups if cost[g.name] == smallest]
-    order = {g.name: torch.argsort(prices[g.name], stable=True).tolist() for g in groups}
+    order = {g.name: torch.argsort(priorities[g.name], stable=True).tolist() for g in groups}
 
-    def price(g: UnitGroup, rank: int) -> float:
-        return float(prices[g.name][order[g.name][rank]])
+    def priority(g: UnitGroup, rank: int) -> float:
+        return float(priorities[g.name][order[g.name][rank]])
 
     while remaining >= smallest:  # what a group has lost are its first in order, so their number says which is next
         able = [g for g in groups if len(removed[g.name]) < most[g.name] and cost[g.name] > remaining]
         if not able:
             return
-        gone = min(able, key=lambda g: price(g, len(removed[g.name])))
+        gone = min(able, key=lambda g: priority(g, len(removed[g.name])))
         removed[gone.name].add(order[gone.name][len(removed[gone.name])])
         remaining -= cost[gone.name]
         while remaining < 0 and (filled := [g for g in fine if removed[g.name] and g is not gone]):
-            back = max(filled, key=lambda g: price(g, len(removed[g.name]) - 1))
+            back = max(filled, key=lambda g: priority(g, len(removed[g.name]) - 1))
             removed[back.name].remove(order[back.name][len(removed[back.name]) - 1])
             remaining += cost[back.name]

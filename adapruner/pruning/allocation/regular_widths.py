@@ -27,14 +27,14 @@ def nearest_count(group: UnitGroup, wanted: float, most: int, round_to: int) -> 
     return group.units - min(width, group.units)
 
 
-def make_regular(counts: Mapping[str, int], prices: Mapping[str, Tensor], inputs: AllocationInputs) -> dict[str, int]:
+def make_regular(counts: Mapping[str, int], priorities: Mapping[str, Tensor], inputs: AllocationInputs) -> dict[str, int]:
     """Group name -> number of units to remove, regular, as near to the target as whole steps come.
 
     Args:
         counts: what is removed before.
-        prices: group name -> ``[units]``; the lowest go first.
+        priorities: group name -> ``[units]``; the lowest go first.
     """
-    counts, steps = dict(counts), _Steps(prices, inputs)
+    counts, steps = dict(counts), _Steps(priorities, inputs)
     if steps.uniform_heads and steps.attention:
         mean = round(sum(counts[g.name] for g in steps.attention) / len(steps.attention))
         counts |= {g.name: min(mean, inputs.most[g.name]) for g in steps.attention}
@@ -52,32 +52,32 @@ def _lowest_width(group: UnitGroup, most: int, round_to: int) -> int:
 
 
 class _Steps:
-    """Whole steps between regular widths: what they cost and which comes next."""
+    """Whole steps between regular widths: their priorities and which comes next."""
 
-    def __init__(self, prices: Mapping[str, Tensor], inputs: AllocationInputs) -> None:
+    def __init__(self, priorities: Mapping[str, Tensor], inputs: AllocationInputs) -> None:
         self.attention, self.ffn = inputs.of_kind("attention"), inputs.of_kind("ffn")
         self.inputs, self.most, self.costs = inputs, inputs.most, inputs.costs
         self.uniform_heads, self.round_to = inputs.options.heads == "uniform", inputs.options.round_to
-        self.ranked = {g.name: torch.sort(prices[g.name]).values.cumsum(0).tolist() for g in inputs.groups}
+        self.ranked = {g.name: torch.sort(priorities[g.name]).values.cumsum(0).tolist() for g in inputs.groups}
 
-    def price(self, g: UnitGroup, low: int, high: int) -> float:
-        """Price of the units that rank from ``low`` to ``high``."""
+    def priority(self, g: UnitGroup, low: int, high: int) -> float:
+        """Summed priority of the units that rank from ``low`` to ``high``."""
         below = self.ranked[g.name][low - 1] if low else 0.0
         return float(self.ranked[g.name][high - 1] - below)
 
     def next_width(self, g: UnitGroup, count: int, down: bool) -> tuple[float, int] | None:
-        """Price and count of removed channels of the next regular width, if there is one; what comes back has its price negated."""
+        """Summed priority and count of removed channels of the next regular width, if there is one; negated where channels come back."""
         width = g.units - count
         if down:
             narrower = (width - 1) // self.round_to * self.round_to
             if narrower < _lowest_width(g, self.most[g.name], self.round_to):
                 return None
-            return self.price(g, count, g.units - narrower), g.units - narrower
+            return self.priority(g, count, g.units - narrower), g.units - narrower
         wider = min((width // self.round_to + 1) * self.round_to, g.units)  # a dense width may be no multiple
-        return (-self.price(g, g.units - wider, count), g.units - wider) if count else None
+        return (-self.priority(g, g.units - wider, count), g.units - wider) if count else None
 
     def meet_target(self, counts: dict[str, int]) -> None:
-        """Takes one step of one layer's FFN at a time, the cheapest first, until another would lead away from the target."""
+        """Takes one step of one layer's FFN at a time, the lowest priority first, until another would lead away from the target."""
         missing = self.inputs.missing(counts)
         down = missing > 0
         widths = {g.name: width for g in self.ffn if (width := self.next_width(g, counts[g.name], down)) is not None}
@@ -93,7 +93,7 @@ class _Steps:
                 widths[name] = following
 
     def with_other_heads(self, counts: dict[str, int]) -> dict[str, int]:
-        """The nearest to the target among plans with a few heads more or fewer; the fewest heads moved that reach 0.1 %."""
+        """The nearest to the target among plans with a few heads more or fewer; of those within 0.1 % the one with the fewest."""
         slack, missing = self.costs.slack, self.inputs.missing(counts)
         per_head = self.costs.per_unit[self.attention[0].name] * (len(self.attention) if self.uniform_heads else 1)
         size = self.round_to * self.costs.per_unit[self.ffn[0].name]
@@ -111,26 +111,26 @@ class _Steps:
             shifts = [alone, alone - 1, alone + 1, *shifts]
         best = counts
         for shift in shifts:
-            moved = self.shift_heads(counts, shift)
-            if moved is None:
+            shifted = self.shift_heads(counts, shift)
+            if shifted is None:
                 continue
-            self.meet_target(moved)
-            if abs(self.inputs.missing(moved)) < abs(self.inputs.missing(best)):
-                best = moved
+            self.meet_target(shifted)
+            if abs(self.inputs.missing(shifted)) < abs(self.inputs.missing(best)):
+                best = shifted
             if abs(self.inputs.missing(best)) <= slack:
                 break
         return best
 
     def shift_heads(self, counts: Mapping[str, int], shift: int) -> dict[str, int] | None:
-        """A copy with ``shift`` heads more (or fewer) removed, the cheapest first; in every layer where heads are uniform."""
-        moved, step = dict(counts), 1 if shift > 0 else -1
+        """A copy with ``shift`` heads more (or fewer) removed, the lowest first; in every layer where heads are uniform."""
+        shifted, step = dict(counts), 1 if shift > 0 else -1
         for _ in range(abs(shift)):
-            able = [g for g in self.attention if 0 <= moved[g.name] + step <= self.most[g.name]]
+            able = [g for g in self.attention if 0 <= shifted[g.name] + step <= self.most[g.name]]
             if self.uniform_heads and len(able) == len(self.attention):
-                moved |= {g.name: moved[g.name] + step for g in able}
+                shifted |= {g.name: shifted[g.name] + step for g in able}
             elif able and not self.uniform_heads:
-                best = min(able, key=lambda g: step * self.price(g, *sorted((moved[g.name], moved[g.name] + step))))
-                moved[best.name] += step
+                best = min(able, key=lambda g: step * self.priority(g, *sorted((shifted[g.name], shifted[g.name] + step))))
+                shifted[best.name] += step
             else:
                 return None
-        return moved
+        return shifted

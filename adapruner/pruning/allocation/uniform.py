@@ -19,7 +19,6 @@ class Uniform(AllocationMethod):
     takes_any_budget = False
 
     def keep(self, inputs: AllocationInputs) -> dict[str, list[int]]:
-        """See :meth:`AllocationMethod.keep`."""
         costs, most, attention, ffn = inputs.costs, inputs.most, inputs.of_kind("attention"), inputs.of_kind("ffn")
         whole = sum(g.units * costs.per_unit[g.name] for g in inputs.groups)
         limit = min((most[g.name] for g in attention), default=0)

@@ -56,26 +56,6 @@ class LatencyTable:
         """Milliseconds of one forward of the model that keeps these units, by the line."""
         return self.whole_ms - sum((g.units - len(kept[g.name])) * self.per_unit_ms[g.kind] for g in structure.groups)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON types only."""
-        return {**asdict(self), "per_unit_ms": dict(self.per_unit_ms)}
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> LatencyTable:
-        """The reverse of :meth:`to_dict`.
-
-        Raises:
-            ConfigurationError: if a field is missing, unknown or out of range.
-        """
-        try:
-            table = cls(**record)
-            ordered = {str(kind): float(ms) for kind, ms in dict(table.per_unit_ms).items()}
-        except (AttributeError, TypeError, ValueError) as error:
-            if isinstance(error, ConfigurationError):
-                raise
-            raise ConfigurationError(f"latency: expected a record of a latency table, got another ({error}); measure it again") from None
-        return replace(table, per_unit_ms=ordered)
-
 
 def correct(table: LatencyTable, predicted: float, measured: float) -> LatencyTable:
     """The table whose line goes through a real measurement; the time of the dense model stays.
@@ -124,10 +104,12 @@ def measure_latency_table(
         threads: CPU threads while measuring; None takes torch's present number.
 
     Raises:
-        ConfigurationError: if a number is out of range.
+        ConfigurationError: if the model has fewer positions.
         ModelError: if a block does not own all its coupled layers, or the model never calls it.
     """
-    _check(model, seq_len, batch_size, fractions, repeats, threads)
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if positions is not None and seq_len > positions:
+        raise ConfigurationError(f"seq_len: expected from 1 to the model's {positions} positions, got {seq_len}; give a length in between")
     threads = torch.get_num_threads() if threads is None else threads
     first = {g.kind: g for g in reversed(structure.groups)}
     with frozen(model), torch.no_grad():
@@ -199,11 +181,11 @@ def _capture_inputs(model: nn.Module, blocks: dict[Any, str], ids: torch.Tensor)
 
 def _cut_copy(model: nn.Module, block: str, group: UnitGroup, units: int) -> nn.Module:
     """A copy of the block that has only its first units; what the surgery does, which stands beside this package."""
-    twin = copy.deepcopy(model.get_submodule(block))
+    copied = copy.deepcopy(model.get_submodule(block))
     kept = group.even_units(units)
     channels = group.channels_of(kept)
     for module, dim in group.tensors:
-        linear: Any = twin.get_submodule(module.removeprefix(f"{block}."))
+        linear: Any = copied.get_submodule(module.removeprefix(f"{block}."))
         positions = group.positions(module, channels).to(linear.weight.device)
         linear.weight = nn.Parameter(linear.weight.index_select(dim, positions).contiguous(), requires_grad=False)
         if dim == 0:
@@ -215,8 +197,8 @@ def _cut_copy(model: nn.Module, block: str, group: UnitGroup, units: int) -> nn.
     inside = block.split(f".{group.layer}.", 1)[-1]
     shape = layer_shape({group.kind: group}, {group.kind: kept})
     attributes = family_of(model.config.model_type).attributes(model.config, shape)  # type: ignore[union-attr,arg-type]
-    set_attributes(twin, {"": attributes[inside]} if inside in attributes else {})
-    return twin
+    set_attributes(copied, {"": attributes[inside]} if inside in attributes else {})
+    return copied
 
 
 def _call(block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Callable[[], Any]:
@@ -251,14 +233,3 @@ def _describe(model: nn.Module, device: torch.device, threads: int) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {dtype}"
     return f"{device.type.upper()} with {threads} {'thread' if threads == 1 else 'threads'}, {dtype}"
-
-
-def _check(model: nn.Module, seq_len: int, batch_size: int, fractions: Sequence[float], repeats: int, threads: int | None) -> None:
-    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if seq_len < 1 or (positions is not None and seq_len > positions):
-        raise ConfigurationError(f"seq_len: expected from 1 to the model's {positions} positions, got {seq_len}; give a length in between")
-    for name, value in (("batch_size", batch_size), ("repeats", repeats), ("threads", 1 if threads is None else threads)):
-        if value < 1:
-            raise ConfigurationError(f"{name}: expected a positive integer, got {value}; give 1 or more")
-    if len(set(fractions)) < 2 or not all(0 < f <= 1 for f in fractions):
-        raise ConfigurationError(f"fractions: expected two or more different numbers in (0, 1], got {list(fractions)}; give [1.0, 0.5]")

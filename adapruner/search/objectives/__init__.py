@@ -1,4 +1,4 @@
-"""What a trial is judged by: something measured on the search split, in nats per token; lower is better. One file each.
+"""What a trial is evaluated by: something measured on the search split, in nats per token; lower is better. One file each.
 
 A user's own is a class like these, registered by the same decorator; ``--pruning.search.objective.measure NAME`` chooses it.
 """
@@ -47,7 +47,7 @@ register_objective = OBJECTIVES.add_class
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What a trial is judged by; lower is better.
+    """What a trial is evaluated by; lower is better.
 
     >>> ObjectiveConfig("kl", cost_weight=0.5).measure
     'kl'
@@ -58,7 +58,7 @@ class ObjectiveConfig:
     top_k: int = 64
     """For ``kl``: tokens of the dense model's predictions kept at each position."""
     refit: Literal["auto", "always", "never"] = "auto"
-    """Judge the model after the local refit of its output projections. ``auto``: where the run reconstructs and the Gram
+    """Evaluate the model after the local refit of its output projections. ``auto``: where the run reconstructs and the Gram
     matrices fit into ``refit_gib``."""
     refit_gib: float = 2.0
     """Memory that the cached Gram matrices may take under ``auto``."""

@@ -22,5 +22,4 @@ class DivergenceFromDense:
         return collect_top_k(dense, windows, options.top_k, batch_size)
 
     def measure(self, model: nn.Module, windows: Windows, prepared: DenseTopK, batch_size: int, chunks: int) -> Iterator[DivergenceResult]:
-        """See :meth:`Measure.measure`."""
         return evaluate_divergence_chunks(model, windows, prepared, batch_size, chunks)

@@ -20,5 +20,4 @@ class NegativeLogLikelihood:
         """Nothing of the dense model is needed."""
 
     def measure(self, model: nn.Module, windows: Windows, prepared: None, batch_size: int, chunks: int) -> Iterator[NLLResult]:
-        """See :meth:`Measure.measure`."""
         return evaluate_nll_chunks(model, windows, batch_size, chunks)

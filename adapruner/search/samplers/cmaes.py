@@ -11,11 +11,9 @@ from adapruner.search.samplers import register_sampler
 class CmaEs:
     """For spaces without choices among names: these it draws at random."""
 
-    name = "cmaes"
-    several_objectives = False
+    name, several_objectives = "cmaes", False
 
     def make(self, seed: int, startup: int, objectives: int) -> Any:
-        """See :meth:`Sampler.make`."""
         import optuna
 
         return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)

@@ -11,11 +11,9 @@ from adapruner.search.samplers import register_sampler
 class GaussianProcess:
     """A Gaussian process for a value without noise: the same recipe has the same value."""
 
-    name = "gp"
-    several_objectives = True
+    name, several_objectives = "gp", True
 
     def make(self, seed: int, startup: int, objectives: int) -> Any:
-        """See :meth:`Sampler.make`."""
         import optuna
 
         return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup, deterministic_objective=True)

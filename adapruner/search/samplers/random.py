@@ -11,11 +11,9 @@ from adapruner.search.samplers import register_sampler
 class Random:
     """Uniform draws."""
 
-    name = "random"
-    several_objectives = True
+    name, several_objectives = "random", True
 
     def make(self, seed: int, startup: int, objectives: int) -> Any:
-        """See :meth:`Sampler.make`."""
         import optuna
 
         return optuna.samplers.RandomSampler(seed=seed)

@@ -11,11 +11,9 @@ from adapruner.search.samplers import register_sampler
 class Tpe:
     """Multivariate TPE; trials that other ranks are running count as bad ones, so that they are not asked for twice."""
 
-    name = "tpe"
-    several_objectives = True
+    name, several_objectives = "tpe", True
 
     def make(self, seed: int, startup: int, objectives: int) -> Any:
-        """See :meth:`Sampler.make`."""
         import optuna
 
         options: dict[str, Any] = {"multivariate": True} if objectives == 1 else {}

@@ -17,7 +17,7 @@ from adapruner.pruning.allocation import Allocation, allocate
 from adapruner.pruning.budget import Budget
 from tests.conftest import build_model
 
-ANATOMY = trace_structure(build_model("llama", intermediate_size=160))
+STRUCTURE = trace_structure(build_model("llama", intermediate_size=160))
 
 
 def draw_scores(structure: ModelStructure, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -51,60 +51,60 @@ def slow_greedy(
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("gamma", "log_head"), [(0.0, 0.0), (0.4, 0.7), (1.0, -1.0)])
 def test_global_ranking_equals_slow_greedy(seed: int, gamma: float, log_head: float) -> None:
-    scores, budget = draw_scores(ANATOMY, seed), Budget(0.45)
-    assert allocate(scores, ANATOMY, budget, Allocation("gamma", gamma, log_head)) == slow_greedy(scores, ANATOMY, budget, gamma, log_head)
+    scores, budget = draw_scores(STRUCTURE, seed), Budget(0.45)
+    assert allocate(scores, STRUCTURE, budget, Allocation("gamma", gamma, log_head)) == slow_greedy(scores, STRUCTURE, budget, gamma, log_head)
 
 
 @settings(max_examples=40, deadline=None)
 @given(fraction=st.floats(0.0, 0.8), seed=st.integers(0, 1000), gamma=st.floats(0, 1), of=st.sampled_from(["block", "all"]))
 def test_budget_is_hit_within_a_channel(fraction: float, seed: int, gamma: float, of: Any) -> None:
     budget = Budget(fraction * (1.0 if of == "block" else 0.9), of)
-    kept = allocate(draw_scores(ANATOMY, seed), ANATOMY, budget, Allocation("gamma", gamma))
-    channel = ANATOMY.group(0, "ffn").parameters_per_unit
-    assert 0 <= budget.costs(ANATOMY).remove - removed_parameters(kept, ANATOMY) < channel
+    kept = allocate(draw_scores(STRUCTURE, seed), STRUCTURE, budget, Allocation("gamma", gamma))
+    channel = STRUCTURE.group(0, "ffn").parameters_per_unit
+    assert 0 <= budget.costs(STRUCTURE).remove - removed_parameters(kept, STRUCTURE) < channel
     assert all(units == sorted(set(units)) and units for units in kept.values())
 
 
 def test_uniform_gives_every_layer_the_same_widths() -> None:
-    kept = allocate(draw_scores(ANATOMY), ANATOMY, Budget(0.5), Allocation("uniform"))
-    assert {len(kept[g.name]) for g in ANATOMY.groups if g.kind == "attention"} == {2}
-    assert len({len(kept[g.name]) for g in ANATOMY.groups if g.kind == "ffn"}) == 1
-    lowest = torch.argsort(draw_scores(ANATOMY)["0.attention"])[:2].tolist()
+    kept = allocate(draw_scores(STRUCTURE), STRUCTURE, Budget(0.5), Allocation("uniform"))
+    assert {len(kept[g.name]) for g in STRUCTURE.groups if g.kind == "attention"} == {2}
+    assert len({len(kept[g.name]) for g in STRUCTURE.groups if g.kind == "ffn"}) == 1
+    lowest = torch.argsort(draw_scores(STRUCTURE)["0.attention"])[:2].tolist()
     assert not set(lowest) & set(kept["0.attention"])
 
 
 def test_ranking_per_unit_takes_the_lowest_scores_whatever_their_size() -> None:
     """No unit that goes has a higher score than one that stays, heads and channels alike, but for the last head that did not fit."""
-    scores = {g.name: torch.rand(g.units, generator=torch.Generator().manual_seed(i)) for i, g in enumerate(ANATOMY.groups)}
-    kept = allocate(scores, ANATOMY, Budget(0.4, keep_at_least=0.0), Allocation("gamma", per="unit"))
-    ffn = [g for g in ANATOMY.groups if g.kind == "ffn"]
+    scores = {g.name: torch.rand(g.units, generator=torch.Generator().manual_seed(i)) for i, g in enumerate(STRUCTURE.groups)}
+    kept = allocate(scores, STRUCTURE, Budget(0.4, keep_at_least=0.0), Allocation("gamma", per="unit"))
+    ffn = [g for g in STRUCTURE.groups if g.kind == "ffn"]
     gone = [float(s) for g in ffn for u, s in enumerate(scores[g.name].tolist()) if u not in kept[g.name]]
     stays = [float(s) for g in ffn for u, s in enumerate(scores[g.name].tolist()) if u in kept[g.name] and len(kept[g.name]) > 1]
     assert max(gone) <= min(stays)
-    heads = [float(scores[g.name][u]) for g in ANATOMY.groups if g.kind == "attention" for u in range(g.units) if u not in kept[g.name]]
+    heads = [float(scores[g.name][u]) for g in STRUCTURE.groups if g.kind == "attention" for u in range(g.units) if u not in kept[g.name]]
     assert not heads or max(heads) <= max(gone)
-    assert kept != allocate(scores, ANATOMY, Budget(0.4, keep_at_least=0.0), Allocation("gamma"))
+    assert kept != allocate(scores, STRUCTURE, Budget(0.4, keep_at_least=0.0), Allocation("gamma"))
 
 
 def test_common_factor_changes_nothing() -> None:
-    scores = draw_scores(ANATOMY)
+    scores = draw_scores(STRUCTURE)
     scaled = {name: values * 7.0 for name, values in scores.items()}
     for allocation in (Allocation("gamma", 0.0), Allocation("gamma", 0.5), Allocation("uniform")):
-        assert allocate(scores, ANATOMY, Budget(0.3), allocation) == allocate(scaled, ANATOMY, Budget(0.3), allocation)
+        assert allocate(scores, STRUCTURE, Budget(0.3), allocation) == allocate(scaled, STRUCTURE, Budget(0.3), allocation)
 
 
 def test_gamma_one_forgets_the_scale_of_a_layer() -> None:
     base = torch.rand(160, generator=torch.Generator().manual_seed(0))
-    scores = {g.name: torch.full((g.units,), 1e6) if g.kind == "attention" else base * 100.0**g.layer for g in ANATOMY.groups}
-    flat = allocate(scores, ANATOMY, Budget(0.3), Allocation("gamma", 1.0, 9.0))
+    scores = {g.name: torch.full((g.units,), 1e6) if g.kind == "attention" else base * 100.0**g.layer for g in STRUCTURE.groups}
+    flat = allocate(scores, STRUCTURE, Budget(0.3), Allocation("gamma", 1.0, 9.0))
     assert len({len(flat[f"{layer}.ffn"]) for layer in range(3)}) <= 2
-    raw = allocate(scores, ANATOMY, Budget(0.3), Allocation("gamma", 0.0, 9.0))
+    raw = allocate(scores, STRUCTURE, Budget(0.3), Allocation("gamma", 0.0, 9.0))
     assert len(raw["0.ffn"]) < len(raw["2.ffn"])
 
 
 def test_protected_layers_and_smallest_widths() -> None:
-    scores = {name: values * 1e-6 if name.startswith("1.") else values for name, values in draw_scores(ANATOMY).items()}
-    kept = allocate(scores, ANATOMY, Budget(0.25, protect_first=1, protect_last=1, keep_at_least=0.1), Allocation())
+    scores = {name: values * 1e-6 if name.startswith("1.") else values for name, values in draw_scores(STRUCTURE).items()}
+    kept = allocate(scores, STRUCTURE, Budget(0.25, protect_first=1, protect_last=1, keep_at_least=0.1), Allocation())
     assert len(kept["0.ffn"]) == len(kept["2.ffn"]) == 160
     assert len(kept["0.attention"]) == len(kept["2.attention"]) == 4
     assert len(kept["1.ffn"]) >= 16
@@ -128,9 +128,9 @@ def test_other_bad_budgets() -> None:
 
 def test_unreachable_budget_says_what_is_reachable() -> None:
     budget = Budget(0.9, protect_first=2)
-    reachable = sum((g.units - budget.smallest_width(g.units)) * g.parameters_per_unit for g in ANATOMY.groups if g.layer == 2)
-    with pytest.raises(BudgetError, match=f"expected at most {reachable / ANATOMY.block_parameters:.4f} of block parameters"):
-        allocate(draw_scores(ANATOMY), ANATOMY, budget, Allocation())
+    reachable = sum((g.units - budget.smallest_width(g.units)) * g.parameters_per_unit for g in STRUCTURE.groups if g.layer == 2)
+    with pytest.raises(BudgetError, match=f"expected at most {reachable / STRUCTURE.block_parameters:.4f} of block parameters"):
+        allocate(draw_scores(STRUCTURE), STRUCTURE, budget, Allocation())
 
 
 def test_coarse_uniform_widths_are_refused_not_missed() -> None:
@@ -140,10 +140,10 @@ def test_coarse_uniform_widths_are_refused_not_missed() -> None:
 
 
 def test_scores_that_are_not_finite() -> None:
-    scores = draw_scores(ANATOMY)
+    scores = draw_scores(STRUCTURE)
     scores["1.ffn"][3] = math.nan
     with pytest.raises(ConfigurationError, match=r"expected 160 finite values for group 1\.ffn"):
-        allocate(scores, ANATOMY, Budget(0.2), Allocation())
+        allocate(scores, STRUCTURE, Budget(0.2), Allocation())
     with pytest.raises(
         ConfigurationError, match=r"allocation\.method: expected a known allocation, got 'even'; Known: depth, gamma, list, uniform"
     ):

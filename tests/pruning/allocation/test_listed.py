@@ -15,31 +15,31 @@ from adapruner.pruning.budget import Budget
 from tests.conftest import build_model
 from tests.pruning.allocation.test_allocation import draw_scores
 
-ANATOMY = trace_structure(build_model("llama", intermediate_size=160))
-SCORES = draw_scores(ANATOMY)
+STRUCTURE = trace_structure(build_model("llama", intermediate_size=160))
+SCORES = draw_scores(STRUCTURE)
 
 
 def fraction_of(attention: list[float], ffn: list[float]) -> float:
     removed = sum(
         round(f * g.units) * g.parameters_per_unit
         for layer in range(3)
-        for g, f in ((ANATOMY.group(layer, "attention"), attention[layer]), (ANATOMY.group(layer, "ffn"), ffn[layer]))
+        for g, f in ((STRUCTURE.group(layer, "attention"), attention[layer]), (STRUCTURE.group(layer, "ffn"), ffn[layer]))
     )
-    return removed / ANATOMY.block_parameters
+    return removed / STRUCTURE.block_parameters
 
 
 def test_every_layer_loses_what_its_list_says() -> None:
     attention, ffn = [0.0, 0.25, 0.5], [0.1, 0.4, 0.65]
-    kept = allocate(SCORES, ANATOMY, Budget(fraction_of(attention, ffn)), Allocation("list", attention=attention, ffn=ffn))
+    kept = allocate(SCORES, STRUCTURE, Budget(fraction_of(attention, ffn)), Allocation("list", attention=attention, ffn=ffn))
     assert [len(kept[f"{layer}.attention"]) for layer in range(3)] == [4, 3, 2]
     assert [len(kept[f"{layer}.ffn"]) for layer in range(3)] == [144, 96, 56]
-    for g in ANATOMY.groups:
+    for g in STRUCTURE.groups:
         assert kept[g.name] == sorted(torch.argsort(SCORES[g.name])[g.units - len(kept[g.name]) :].tolist())
 
 
 def test_a_missing_list_removes_nothing() -> None:
     ffn = [0.3, 0.3, 0.3]
-    kept = allocate(SCORES, ANATOMY, Budget(fraction_of([0.0] * 3, ffn)), Allocation("list", ffn=ffn))
+    kept = allocate(SCORES, STRUCTURE, Budget(fraction_of([0.0] * 3, ffn)), Allocation("list", ffn=ffn))
     assert [len(kept[f"{layer}.attention"]) for layer in range(3)] == [4, 4, 4]
     assert [len(kept[f"{layer}.ffn"]) for layer in range(3)] == [112, 112, 112]
 
@@ -48,10 +48,10 @@ def test_a_list_off_the_budget_is_refused_with_the_fraction_that_works() -> None
     attention, ffn = [0.25] * 3, [0.2, 0.3, 0.4]
     allocation = Allocation("list", attention=attention, ffn=ffn)
     with pytest.raises(BudgetError, match=r"expected what the lists remove, 0\.\d{6} of block parameters, got 0\.5; give") as caught:
-        allocate(SCORES, ANATOMY, Budget(0.5), allocation)
+        allocate(SCORES, STRUCTURE, Budget(0.5), allocation)
     remedy = float(re.findall(r"give pruned_fraction (0\.\d+)", str(caught.value))[0])
     assert remedy == pytest.approx(fraction_of(attention, ffn), abs=1e-6)
-    assert allocate(SCORES, ANATOMY, Budget(remedy), allocation)
+    assert allocate(SCORES, STRUCTURE, Budget(remedy), allocation)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_list_off_the_budget_is_refused_with_the_fraction_that_works() -> None
 )
 def test_lists_that_do_not_fit_the_model(budget: Budget, lists: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        allocate(SCORES, ANATOMY, budget, Allocation("list", **lists))
+        allocate(SCORES, STRUCTURE, budget, Allocation("list", **lists))
 
 
 @pytest.mark.parametrize(

@@ -12,65 +12,65 @@ from adapruner.pruning.budget import Budget
 from tests.conftest import build_model
 from tests.pruning.allocation.test_allocation import draw_scores, removed_parameters
 
-ANATOMY = trace_structure(build_model("llama", intermediate_size=512, num_hidden_layers=4))
+STRUCTURE = trace_structure(build_model("llama", intermediate_size=512, num_hidden_layers=4))
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("fraction", [0.2, 0.45])
 def test_uniform_heads(seed: int, fraction: float) -> None:
-    scores = draw_scores(ANATOMY, seed)
-    kept = allocate(scores, ANATOMY, Budget(fraction), Allocation(gamma=0.3, heads="uniform"))
-    assert len({len(kept[g.name]) for g in ANATOMY.groups if g.kind == "attention"}) == 1
-    target = Budget(fraction).costs(ANATOMY).remove
-    assert abs(removed_parameters(kept, ANATOMY) - target) <= ANATOMY.group(0, "ffn").parameters_per_unit / 2
+    scores = draw_scores(STRUCTURE, seed)
+    kept = allocate(scores, STRUCTURE, Budget(fraction), Allocation(gamma=0.3, heads="uniform"))
+    assert len({len(kept[g.name]) for g in STRUCTURE.groups if g.kind == "attention"}) == 1
+    target = Budget(fraction).costs(STRUCTURE).remove
+    assert abs(removed_parameters(kept, STRUCTURE) - target) <= STRUCTURE.group(0, "ffn").parameters_per_unit / 2
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("round_to", [8, 64])
 @pytest.mark.parametrize("heads", ["per_layer", "uniform"])
 def test_rounded_widths_meet_the_budget_within_half_a_step(seed: int, round_to: int, heads: str) -> None:
-    scores, budget = draw_scores(ANATOMY, seed), Budget(0.4)
-    kept = allocate(scores, ANATOMY, budget, Allocation(gamma=0.5, heads=heads, round_to=round_to))  # type: ignore[arg-type]
-    for group in (g for g in ANATOMY.groups if g.kind == "ffn"):
+    scores, budget = draw_scores(STRUCTURE, seed), Budget(0.4)
+    kept = allocate(scores, STRUCTURE, budget, Allocation(gamma=0.5, heads=heads, round_to=round_to))  # type: ignore[arg-type]
+    for group in (g for g in STRUCTURE.groups if g.kind == "ffn"):
         width = len(kept[group.name])
         assert width % round_to == 0
         assert width >= round_to
         best = torch.argsort(scores[group.name], descending=True)[:width].tolist()
         assert kept[group.name] == sorted(best)  # within a layer the ranking itself decides
-    step = round_to * ANATOMY.group(0, "ffn").parameters_per_unit
-    assert abs(removed_parameters(kept, ANATOMY) - budget.costs(ANATOMY).remove) <= step / 2
+    step = round_to * STRUCTURE.group(0, "ffn").parameters_per_unit
+    assert abs(removed_parameters(kept, STRUCTURE) - budget.costs(STRUCTURE).remove) <= step / 2
 
 
 def test_step_of_one_channel_changes_nothing_that_is_regular_already() -> None:
-    scores = draw_scores(ANATOMY)
-    assert allocate(scores, ANATOMY, Budget(0.3), Allocation(round_to=1)) == allocate(scores, ANATOMY, Budget(0.3), Allocation())
+    scores = draw_scores(STRUCTURE)
+    assert allocate(scores, STRUCTURE, Budget(0.3), Allocation(round_to=1)) == allocate(scores, STRUCTURE, Budget(0.3), Allocation())
 
 
 @pytest.mark.parametrize("heads", ["per_layer", "uniform"])
 @pytest.mark.parametrize("percent", range(10, 80, 7))
 def test_heads_absorb_what_steps_cannot(percent: int, heads: str) -> None:
     """Steps of 64 channels are 3 % here and heads 0.5 %: any number of heads with the FFN steps that suit it best."""
-    scores, budget = draw_scores(ANATOMY, percent), Budget(percent / 100)
-    kept = allocate(scores, ANATOMY, budget, Allocation(gamma=0.5, heads=heads, round_to=64))  # type: ignore[arg-type]
-    head, step = ANATOMY.group(0, "attention").parameters_per_unit, 64 * ANATOMY.group(0, "ffn").parameters_per_unit
-    target, each = budget.costs(ANATOMY).remove, 4 if heads == "uniform" else 1
-    now = sum(g.units - len(kept[g.name]) for g in ANATOMY.groups if g.kind == "attention")
-    assert all(len(kept[g.name]) % 64 == 0 for g in ANATOMY.groups if g.kind == "ffn")
+    scores, budget = draw_scores(STRUCTURE, percent), Budget(percent / 100)
+    kept = allocate(scores, STRUCTURE, budget, Allocation(gamma=0.5, heads=heads, round_to=64))  # type: ignore[arg-type]
+    head, step = STRUCTURE.group(0, "attention").parameters_per_unit, 64 * STRUCTURE.group(0, "ffn").parameters_per_unit
+    target, each = budget.costs(STRUCTURE).remove, 4 if heads == "uniform" else 1
+    now = sum(g.units - len(kept[g.name]) for g in STRUCTURE.groups if g.kind == "attention")
+    assert all(len(kept[g.name]) % 64 == 0 for g in STRUCTURE.groups if g.kind == "ffn")
 
     def miss(removed_heads: int) -> float:
         return min(abs(removed_heads * head + steps * step - target) for steps in range(29))
 
-    got = abs(removed_parameters(kept, ANATOMY) - target)
+    got = abs(removed_parameters(kept, STRUCTURE) - target)
     near = [n for n in range(max(0, now - 2 * each), min(12, now + 2 * each) + 1, each)]
-    assert got <= max(0.001 * ANATOMY.block_parameters, min(miss(n) for n in near)) + 1
+    assert got <= max(0.001 * STRUCTURE.block_parameters, min(miss(n) for n in near)) + 1
 
 
 @pytest.mark.parametrize("heads", [6, 8, 11])
 def test_heads_alone_go_where_the_ffn_is_at_its_limit(heads: int) -> None:
-    head, channel = (ANATOMY.group(0, kind).parameters_per_unit for kind in ("attention", "ffn"))
-    fraction = (4 * 448 * channel + heads * head) / ANATOMY.block_parameters
+    head, channel = (STRUCTURE.group(0, kind).parameters_per_unit for kind in ("attention", "ffn"))
+    fraction = (4 * 448 * channel + heads * head) / STRUCTURE.block_parameters
     allocation = Allocation(log_head_multiplier=20.0, round_to=64)  # the ranking itself would spare every head
-    kept = allocate(draw_scores(ANATOMY), ANATOMY, Budget(fraction), allocation)
+    kept = allocate(draw_scores(STRUCTURE), STRUCTURE, Budget(fraction), allocation)
     assert [len(kept[f"{layer}.ffn"]) for layer in range(4)] == [64] * 4
     assert sum(4 - len(kept[f"{layer}.attention"]) for layer in range(4)) == heads
 
@@ -78,10 +78,10 @@ def test_heads_alone_go_where_the_ffn_is_at_its_limit(heads: int) -> None:
 @pytest.mark.parametrize("percent", range(10, 80, 14))
 def test_no_head_is_moved_where_steps_suffice(percent: int) -> None:
     """Half a step of 2 channels is less than 0.1 % here."""
-    scores, budget = draw_scores(ANATOMY), Budget(percent / 100)
-    free, kept = (allocate(scores, ANATOMY, budget, Allocation(gamma=0.5, round_to=step)) for step in (1, 2))
-    assert all(kept[g.name] == free[g.name] for g in ANATOMY.groups if g.kind == "attention")
-    assert all(len(kept[g.name]) % 2 == 0 for g in ANATOMY.groups if g.kind == "ffn")
+    scores, budget = draw_scores(STRUCTURE), Budget(percent / 100)
+    free, kept = (allocate(scores, STRUCTURE, budget, Allocation(gamma=0.5, round_to=step)) for step in (1, 2))
+    assert all(kept[g.name] == free[g.name] for g in STRUCTURE.groups if g.kind == "attention")
+    assert all(len(kept[g.name]) % 2 == 0 for g in STRUCTURE.groups if g.kind == "ffn")
 
 
 @pytest.mark.parametrize("intermediate", [500, 520])
@@ -95,9 +95,9 @@ def test_a_dense_width_that_is_no_multiple(intermediate: int) -> None:
 
 
 def test_rounding_respects_the_smallest_width() -> None:
-    scores, budget = draw_scores(ANATOMY), Budget(0.45, keep_at_least=0.3)  # 154 of 512: 192 is the multiple above it
-    kept = allocate(scores, ANATOMY, budget, Allocation(round_to=64))
-    assert min(len(kept[g.name]) for g in ANATOMY.groups if g.kind == "ffn") == 192
+    scores, budget = draw_scores(STRUCTURE), Budget(0.45, keep_at_least=0.3)  # 154 of 512: 192 is the multiple above it
+    kept = allocate(scores, STRUCTURE, budget, Allocation(round_to=64))
+    assert min(len(kept[g.name]) for g in STRUCTURE.groups if g.kind == "ffn") == 192
 
 
 def test_bad_values() -> None:
