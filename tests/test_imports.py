@@ -47,6 +47,14 @@ DOORS: dict[str, tuple[str, ...]] = {
     "gguf": ("adapruner.export.formats.gguf",),
     "peft": ("adapruner.recovery", "adapruner.export"),
     "lm_eval": ("adapruner.evaluation.zero_shot",),
+    "sklearn": ("adapruner.calibration.clusters",),
+    "torchmetrics": ("adapruner.evaluation.perplexity_metric",),
+    "filelock": ("adapruner.files.folder_lock",),
+    "jinja2": ("adapruner.report.page",),
+    "altair": ("adapruner.report", "adapruner.compare.charts"),
+    "vl_convert": ("adapruner.report.vega",),
+    "pydantic": ("adapruner.report",),
+    "huggingface_hub": ("adapruner.export",),
     "lightning": ("adapruner.module", "adapruner.data_module", "adapruner.cli", "adapruner.callbacks"),
 }
 #: Other names of the same library.
