@@ -67,9 +67,8 @@ class Recipe:
         for argument, known in CHOICES.items():
             value = getattr(self, argument)
             if value not in known:
-                raise ConfigurationError(
-                    f"recipe.{argument}: expected a known {argument}, got {value!r}; {nearest(str(value), map(str, known))}"
-                )
+                hint = nearest(str(value), map(str, known))
+                raise ConfigurationError(f"recipe.{argument}: expected a known {argument}, got {value!r}; {hint}")
         if self.pruned_fraction is not None and not 0 <= self.pruned_fraction < 1:
             raise ConfigurationError(f"recipe.pruned_fraction: expected a number in [0, 1), got {self.pruned_fraction}; leave it null")
         if self.ridge is not None and not 0 < self.ridge < math.inf:

@@ -36,6 +36,17 @@ def test_killed_while_it_held_the_lock(tmp_path: Path) -> None:
     assert not (tmp_path / f"{FILE}.lock").is_symlink()
 
 
+def test_a_study_that_is_there_is_opened_without_a_write(tmp_path: Path) -> None:
+    """It may be another search's, which this one has no business in."""
+    open_study(tmp_path, IDENTITY, 1)
+    before = (tmp_path / FILE).read_bytes()
+    check_journal(tmp_path, IDENTITY)
+    open_study(tmp_path, IDENTITY, 1)
+    with pytest.raises(StudyError, match=r"to have the same model \(f00d\), got beef; choose another run folder"):
+        open_study(tmp_path, {"model": "beef"}, 1)
+    assert (tmp_path / FILE).read_bytes() == before
+
+
 def test_a_trial_that_was_changed_on_disk_is_refused(tmp_path: Path) -> None:
     study = open_study(tmp_path, IDENTITY, 1)
     trial = study.ask()

@@ -196,13 +196,13 @@ def allocate(
 
 def _check_target(removed: float, inputs: AllocationInputs) -> None:
     """Refuses a plan that is off by more than 0.1 %, or by more than the finest step where that is coarser."""
-    costs, step = inputs.costs, 0.0
-    if inputs.options.round_to > 1:
-        step = inputs.options.round_to * max((costs.per_unit[g.name] for g in inputs.of_kind("ffn")), default=0.0) / 2
-    else:
-        step = min((costs.per_unit[g.name] for g in inputs.groups), default=0.0)
+    costs, round_to = inputs.costs, inputs.options.round_to
     if not ALLOCATIONS.find(inputs.options.method).takes_any_budget:
         step = 0.0
+    elif round_to > 1:
+        step = round_to * max((costs.per_unit[g.name] for g in inputs.of_kind("ffn")), default=0.0) / 2
+    else:
+        step = min((costs.per_unit[g.name] for g in inputs.groups), default=0.0)
     if abs(removed - costs.remove) > max(costs.slack, step) * (1 + 1e-9):
         raise BudgetError(
             f"{costs.argument}: expected a plan within {TOLERANCE:.1%} of {costs.asked}, got {costs.shown(removed)} "

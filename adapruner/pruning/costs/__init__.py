@@ -4,7 +4,7 @@ A unit of cost says what one prunable unit of each group costs and what the dens
 it, which allocations work with. A user's own is a class like these, registered by the same decorator and named in ``budget.of``:
 
 >>> @register_cost
-... class KeyValueCache(CostModel):
+... class Channels(CostModel):
 ...     name, words = "channels", "channels at the output projections"
 ...
 ...     def count(self, inputs):
