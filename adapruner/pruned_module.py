@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from adapruner.export.saving import save_as_export
 from adapruner.recovery.checkpoint_contents import describe_pruning, fit_to_checkpoint
 
 
@@ -38,7 +39,7 @@ class PrunedCheckpoints:
         """
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
         self.configure_model()  # type: ignore[attr-defined]
-        model, self.plan = fit_to_checkpoint(getattr(self, self.model_attribute), checkpoint, self.plan)
+        model, self.plan = fit_to_checkpoint(getattr(self, self.model_attribute), checkpoint, self.plan, save_as_export)
         setattr(self, self.model_attribute, model)
 
 
@@ -58,7 +59,7 @@ def carry_pruning(pl_module: Any, model_attribute: str) -> None:
     def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
         load(checkpoint)
         pl_module.configure_model()
-        model, plan = fit_to_checkpoint(getattr(pl_module, model_attribute), checkpoint, getattr(pl_module, "plan", None))
+        model, plan = fit_to_checkpoint(getattr(pl_module, model_attribute), checkpoint, getattr(pl_module, "plan", None), save_as_export)
         setattr(pl_module, model_attribute, model)
         pl_module.plan = plan
 

@@ -14,13 +14,16 @@ from typing import Any
 
 from adapruner.data.from_texts import data_from_texts
 from adapruner.data.run_data import RunData
+from adapruner.errors import ConfigurationError
 from adapruner.export.folder import ExportRecord
+from adapruner.export.staging import check_no_export
 from adapruner.files.atomic import clear_leftovers
 from adapruner.files.folder_lock import FolderLock, check_folder
 from adapruner.files.value_cache import ValueCache
 from adapruner.progress import shown
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
+from adapruner.recovery.lora import check_adapters
 from adapruner.recovery.training import RecoveredModel, RecoveryConfig, train_adapters
 from adapruner.report.measured_before import FILE, MeasuredBefore
 from adapruner.report.record import write_report
@@ -29,7 +32,7 @@ from adapruner.search.find_plan import FoundPlan, save_found_plan
 from adapruner.search.score import ScoredModel, score_model
 from adapruner.search.study import SearchOutcome
 from adapruner.search.validation import check_model_and_data
-from adapruner.stages import PrunedModel, export, load_model, pruning_options, reconstruct, search
+from adapruner.stages import PrunedModel, export, load_model, pruning_options, reconstruct, recovery_config, search
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,11 @@ def prune(
     True
     """
     asked = pruning_options(budget, **options)
-    recovery = RecoveryConfig(steps=recovery) if isinstance(recovery, int) else recovery
+    recovery = recovery_config(recovery)
     with shown(progress), _run_folder(folder) as where:
         model, tokenizer = load_model(model, tokenizer)
+        if recovery is not None:
+            check_adapters(model, recovery.lora)
         data = _data(calibration, tokenizer, asked.search.seed, evaluation, _recovery_texts(recovery, recovery_texts, calibration))
         check_model_and_data(model, data, report.sequence_lengths() if where is not None or evaluation is not None else {})
         recorder = ReportRecorder(report, data, tokenizer) if where is not None or evaluation is not None else None
@@ -127,12 +132,18 @@ def _run_folder(folder: str | Path | None) -> Iterator[Path | None]:
     if folder is None:
         yield None
         return
+    if not isinstance(folder, str | Path) or not str(folder):
+        raise ConfigurationError(f"folder: expected the path of a run folder, got {folder!r}; give one, or None to write nothing")
     where, lock = Path(folder), FolderLock()
+    check_no_export(where)
     check_folder(where)
     lock.take(where)
     try:
         clear_leftovers(where)
         yield where
+    except OSError as error:
+        what = f"{error.strerror}{f' at {error.filename}' if error.filename else ''}"
+        raise ConfigurationError(f"folder: expected room and the right to write, got {what}; make room, the same call goes on") from error
     finally:
         lock.release()
 

@@ -14,16 +14,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from adapruner.data.from_texts import data_from_texts, evaluation_from_texts, windows_from_texts
 from adapruner.data.run_data import RunData
-from adapruner.errors import ConfigurationError
+from adapruner.errors import ConfigurationError, nearest
 from adapruner.evaluation.perplexity import NLLResult, evaluate_nll
 from adapruner.export.folder import ExportRecord, export_model
 from adapruner.export.saving import pruned_by, save_as_export
+from adapruner.files.folder_lock import check_folder
+from adapruner.models.fingerprint import fingerprint_model
 from adapruner.models.loading import check_language_model, load_language_model, load_tokenizer
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.depth_and_width import DepthWidthConfig
@@ -31,6 +33,7 @@ from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.recipe import Recipe
 from adapruner.pruning.surgery import prune_model, trace_for_plan
 from adapruner.recovery.configuration import ReconstructionConfig
+from adapruner.recovery.lora import check_adapters
 from adapruner.recovery.training import RecoveredModel, RecoveryConfig, train_adapters
 from adapruner.search.apply_plan import apply_found_plan
 from adapruner.search.config import SearchConfig
@@ -127,6 +130,8 @@ def score(
     data = calibration if isinstance(calibration, RunData) else data_from_texts(calibration, tokenizer, seed=options.search.seed)
     check_model_and_data(model, data)
     where = None if folder is None else Path(folder)
+    if where is not None:
+        check_folder(where)
     return score_model(model, data, options, folder=where, compared_metrics=compared_metrics)
 
 
@@ -157,7 +162,9 @@ def apply(model: Any, plan: PruningPlan | FoundPlan | str | Path) -> PrunedModel
         PlanError: if the plan is damaged or for another model.
     """
     found = plan.plan if isinstance(plan, FoundPlan) else plan if isinstance(plan, PruningPlan) else read_plan(plan)
+    check_language_model(model, "model")
     structure = trace_for_plan(model, found)
+    found.check(structure, fingerprint_model(model))
     prune_model(model, structure, found)
     save_as_export(model, structure, found)
     return PrunedModel(model, found)
@@ -199,7 +206,9 @@ def recover(
     Raises:
         ModelError: if a loss or a gradient is not finite.
     """
-    config = RecoveryConfig(steps=recovery) if isinstance(recovery, int) else recovery
+    config = recovery_config(recovery) or RecoveryConfig()
+    check_language_model(model, "model")
+    check_adapters(model, config.lora)
     windows = windows_from_texts(texts, tokenizer, role="recovery", seq_len=seq_len, seed=config.seed)
     where = None if folder is None else Path(folder)
     identity = {"text": windows.fingerprint, "plan": _plan_hash(model)}
@@ -259,6 +268,15 @@ def pruning_options(
     **units: Any,
 ) -> PruningOptions:
     """The arguments of :func:`score` as one record."""
+    _expect("budget", budget, (Budget, float, int), "a Budget or a fraction such as 0.2")
+    _expect("search", search, (SearchConfig, int, type(None)), "a SearchConfig or a number of trials")
+    _expect("recipe", recipe, (Recipe, type(None)), "a Recipe, such as adapruner.Recipe({'l2': 1.0})")
+    _expect("plan", plan, (PruningPlan, str, Path, type(None)), "a PruningPlan or the path of a plan.json")
+    _expect("reconstruction", reconstruction, (ReconstructionConfig, type(None)), "a ReconstructionConfig or None")
+    known = {field.name for field in fields(PruningOptions)}
+    for name in units:
+        if name not in known:
+            raise ConfigurationError(f"{name}: expected an option of prune, got an unknown one; {nearest(name, known)}")
     config = SearchConfig() if search is None else SearchConfig(n_trials=search) if isinstance(search, int) else search
     return PruningOptions(
         budget=budget if isinstance(budget, Budget) else Budget(budget),
@@ -269,6 +287,26 @@ def pruning_options(
         depth_width=DepthWidthConfig(remove_layers, hidden_fraction, layer_score),
         **units,
     )
+
+
+def _expect(argument: str, value: Any, kinds: tuple[type, ...], words: str) -> None:
+    """One line for a value of a type that nothing could be done with.
+
+    Raises:
+        ConfigurationError: if it is one; ``True`` is no number.
+    """
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise ConfigurationError(f"{argument}: expected {words}, got {value!r:.80}; give one")
+
+
+def recovery_config(recovery: RecoveryConfig | int | None) -> RecoveryConfig | None:
+    """A number of steps as a configuration.
+
+    Raises:
+        ConfigurationError: if it is neither.
+    """
+    _expect("recovery", recovery, (RecoveryConfig, int, type(None)), "a RecoveryConfig or a number of optimizer steps")
+    return RecoveryConfig(steps=recovery) if isinstance(recovery, int) else recovery
 
 
 def _plan_hash(model: Any) -> str:

@@ -118,6 +118,7 @@ class LoRARecoveryCallback(PruningListener):
         for listener in listeners_of(trainer):  # a resumed run that had ended has no end of training
             listener.before_merge(trainer, pl_module)
         setattr(pl_module, self.model_attribute, merge_lora(getattr(pl_module, self.model_attribute)))
+        self._attached = False  # another fit of the module trains adapters again
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Merges the adapters that ``test(ckpt_path=...)`` and the like brought, so that the module holds an ordinary model again."""

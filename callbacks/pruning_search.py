@@ -24,6 +24,7 @@ from adapruner.data.run_data import RunData
 from adapruner.distributed import Ranks
 from adapruner.errors import ConfigurationError, ModelError, check_all
 from adapruner.export.saving import save_as_export
+from adapruner.export.staging import check_no_export
 from adapruner.files.atomic import clear_leftovers
 from adapruner.files.folder_lock import FolderLock, check_folder
 from adapruner.models.loading import check_language_model
@@ -123,12 +124,18 @@ class PruningSearchCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """At the start of ``fit``: search, surgery and reconstruction, once. Before ``test`` and the like: checkpoints fit the module."""
         carry_pruning(pl_module, self.model_attribute)
+        if stage == "fit" and self.plan is not None and getattr(pl_module, "plan", None) is not self.plan:
+            raise ConfigurationError(
+                f"trainer.callbacks: expected the module that was pruned before, got another {type(pl_module).__name__}; "
+                "make new callbacks for it"
+            )
         if stage != "fit" or self.plan is not None:
             return
         self.folder = Path(self.folder_name or trainer.default_root_dir)
         listeners = listeners_of(trainer)
         check_all(
             lambda: self._check_order(trainer),
+            partial(check_no_export, self.folder),
             *check_trainer(trainer, self.checkpoint),
             *(partial(listener.check_before_search, trainer) for listener in listeners),  # their own setup comes after the search
         )
@@ -181,6 +188,12 @@ class PruningSearchCallback(Callback):
         self._notify(trainer, pl_module, "pruned" if self.options.reconstruction is None else "reconstructed")
 
     def _check_order(self, trainer: Trainer) -> None:
+        lora = first_of(trainer, LoRARecoveryCallback)
+        if lora is not None and lora.model_attribute != self.model_attribute:
+            raise ConfigurationError(
+                f"recovery.model_attribute: expected {self.model_attribute!r}, as the search has it, got {lora.model_attribute!r}; "
+                "name the attribute that holds the language model in both"
+            )
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if any(isinstance(callback, LoRARecoveryCallback) for callback in takewhile(lambda callback: callback is not self, callbacks)):
             raise ConfigurationError(

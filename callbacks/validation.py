@@ -5,7 +5,6 @@ Each check is independent of the others and raises its own error, so that everyt
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +20,9 @@ from torch import nn
 
 from adapruner.data.calibration_set import fingerprint_tokenizer
 from adapruner.data.run_data import RunData
-from adapruner.errors import AdaPrunerError, ConfigurationError, DataError, ModelError, nearest
+from adapruner.errors import AdaPrunerError, ConfigurationError, DataError, ModelError
 from adapruner.recovery.checkpoint_contents import SHARDED
-from adapruner.recovery.lora import LoRAConfig
+from adapruner.recovery.lora import LoRAConfig, check_adapters
 from adapruner.search.validation import check_model_and_data
 
 _REFUSED_LAUNCHERS = ("spawn", "fork", "forkserver")
@@ -152,26 +151,6 @@ def check_tokenizer(pl_module: Any, data: Any) -> None:
         own = getattr(pl_module, "tokenizer", None)
     if own is not None and fingerprint_tokenizer(own) != fingerprint_tokenizer(data.tokenizer_object):
         raise DataError(f"data.tokenizer: expected the model's vocabulary, got another in {given!r}; leave data.tokenizer out")
-
-
-def check_adapters(model: nn.Module, lora: LoRAConfig) -> None:
-    """Names of layers that get adapters: peft passes over one that is misspelt, as long as another is there.
-
-    Raises:
-        ConfigurationError: if no linear layer has such a name.
-    """
-    layers = [n for n, m in model.named_modules() if next(m.children(), None) is None and getattr(m, "weight", None) is not None]
-    targets = lora.target_modules
-    if targets == "all-linear":
-        return
-    if isinstance(targets, str):  # a pattern of whole names
-        unknown = [] if any(re.fullmatch(targets, name) for name in layers) else [targets]
-    else:
-        unknown = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in layers)]
-    if unknown or not targets:
-        got = unknown[0] if unknown else "none"
-        hint = nearest(got, {name.split(".")[-1] for name in layers})
-        raise ConfigurationError(f"recovery.lora.target_modules: expected layers of the model, got {got!r}; {hint}")
 
 
 def check_optimizer(pl_module: Any) -> None:

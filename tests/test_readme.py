@@ -22,14 +22,23 @@ def block(marker: str) -> str:
     return next(code for code in BLOCKS if marker in code)
 
 
+class Few(SearchConfig):
+    def __init__(self, **_: Any) -> None:
+        super().__init__(n_trials=8, random_sets=0)
+
+
+class Short(RecoveryConfig):
+    def __init__(self, **_: Any) -> None:
+        super().__init__(steps=2)
+
+
 @pytest.fixture
 def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the reader has at hand; the search is short."""
     monkeypatch.chdir(tmp_path)
     save_tiny(tmp_path / "my-model", intermediate_size=320)
-    few = SearchConfig(n_trials=8, random_sets=0)
-    monkeypatch.setattr("adapruner.stages.SearchConfig", lambda **options: few)
-    monkeypatch.setattr("adapruner.stages.RecoveryConfig", lambda **options: RecoveryConfig(steps=2))
+    monkeypatch.setattr("adapruner.stages.SearchConfig", Few)
+    monkeypatch.setattr("adapruner.stages.RecoveryConfig", Short)
     found = texts(60)
     return {
         "texts": found["books"],

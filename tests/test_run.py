@@ -21,6 +21,7 @@ from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.data.from_texts import data_from_texts
 from adapruner.errors import AdaPrunerError, ConfigurationError
 from adapruner.recovery import training
+from adapruner.recovery.lora import LoRAConfig
 from adapruner.recovery.training import RecoveryConfig
 from adapruner.search.trial_value import Objective
 from tests.tiny import random_windows, save_tiny, tiny_llama, word_tokenizer
@@ -157,7 +158,16 @@ def test_with_a_folder_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.
         ({"calibration": None}, "calibration: expected"),
         ({"calibration": ["one text", 3]}, "expected text"),
         ({"search": 0}, r"search\.n_trials: expected 1 or more, got 0"),
-        ({"recovery": 0}, r"recovery\.steps: expected 1 or more, got 0"),
+        ({"recovery": 0}, r"recovery\.steps: expected a whole number of 1 or more, got 0"),
+        ({"recovery": "5"}, "recovery: expected a RecoveryConfig or a number of optimizer steps, got '5'"),
+        ({"recovery": True}, "recovery: expected a RecoveryConfig or a number of optimizer steps, got True"),
+        ({"recovery": RecoveryConfig(steps=1, lora=LoRAConfig(target_modules=["nope"]))}, "expected layers of the model, got 'nope'"),
+        ({"budget": "0.3"}, "budget: expected a Budget or a fraction such as 0.2, got '0.3'"),
+        ({"recipe": "l2"}, "recipe: expected a Recipe, .* got 'l2'"),
+        ({"reconstruction": True}, "reconstruction: expected a ReconstructionConfig or None, got True"),
+        ({"n_trials": 5}, "n_trials: expected an option of prune, got an unknown one"),
+        ({"calibration": torch.arange(-64, 64).view(8, 16)}, "expected token ids of 0 or more, got -64"),
+        ({"model": tiny_llama(intermediate_size=FFN).model}, "expected a model with a head that predicts tokens in model, got LlamaModel"),
         ({"budget": 0.99}, r"budget\.pruned_fraction: expected at most 0\.\d+ of block parameters"),
         ({"calibration": torch.arange(128).view(8, 16)}, "expected tokens below the model's 96, got"),
         ({"calibration": torch.arange(2400).view(8, 300) % 96}, "expected at most the model's 256 positions, got 300"),
@@ -169,6 +179,62 @@ def test_what_cannot_work_is_one_line_and_leaves_nothing(options: dict[str, Any]
         prune(**options, folder=tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_recovery_of_other_weights_starts_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another refit of the same plan, adapters merged before, another model: none goes on from the checkpoint that is there."""
+    recipe, steps = adapruner.Recipe({"l2": 1.0}), RecoveryConfig(steps=2, learning_rate=1e-2)
+    options: dict[str, Any] = {"recipe": recipe, "recovery": steps, "folder": tmp_path / "run"}
+    prune(**options)
+    refitted_otherwise = prune(**options, reconstruction=None)
+    expected = prune(recipe=recipe, recovery=steps, reconstruction=None)
+    for name, value in expected.model.state_dict().items():
+        assert torch.equal(value, refitted_otherwise.model.state_dict()[name]), name
+    windows = random_windows(8, 32, seed=5)
+    for model in (tiny_llama(), tiny_llama(initializer_range=0.2)):
+        twice = [stages.recover(model, None, windows, steps, folder=tmp_path / "recover") for _ in range(2)]
+        assert all(len(found.history) == 2 for found in twice)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        again = stages.recover(model, None, windows, steps)
+        assert any(not torch.equal(value, before[name]) for name, value in again.model.state_dict().items())
+    assert "recovery starts anew" in capsys.readouterr().out
+
+
+def test_mode_and_what_trains_are_as_before() -> None:
+    model = tiny_llama(intermediate_size=FFN).eval()
+    model.model.embed_tokens.weight.requires_grad_(False)
+    with torch.no_grad():
+        prune(model, recipe=adapruner.Recipe({"l2": 1.0}), recovery=1)
+    assert not model.training
+    assert not model.model.embed_tokens.weight.requires_grad
+    assert model.model.layers[0].mlp.down_proj.weight.requires_grad
+
+
+def test_a_plan_of_other_weights_is_refused_before_anything_is_cut(tmp_path: Path) -> None:
+    recipe = adapruner.Recipe({"l2": 1.0})
+    plan = prune(recipe=recipe).plan
+    other = tiny_llama(intermediate_size=FFN, initializer_range=0.2)
+    with pytest.raises(AdaPrunerError, match="plan: expected a plan for the model with fingerprint"):
+        stages.apply(other, plan)
+    scored = stages.score(other, word_tokenizer(), texts(60), 0.3, recipe=recipe)
+    found = stages.search(stages.score(tiny_llama(intermediate_size=FFN), word_tokenizer(), texts(60), 0.3, recipe=recipe))
+    with pytest.raises(AdaPrunerError, match="plan: expected a plan for the model with fingerprint"):
+        stages.reconstruct(scored, found)
+    assert other.config.intermediate_size == FFN
+
+
+@pytest.mark.parametrize("folder", ["", 5])
+def test_a_folder_that_is_none_is_refused(folder: Any) -> None:
+    with pytest.raises(ConfigurationError, match="folder: expected the path of a run folder, got"):
+        prune(folder=folder)
+
+
+def test_an_export_is_no_run_folder(tmp_path: Path) -> None:
+    prune(recipe=adapruner.Recipe({"l2": 1.0})).save(tmp_path / "out")
+    before = sorted(path.name for path in (tmp_path / "out").iterdir())
+    with pytest.raises(ConfigurationError, match="folder: expected a run folder, got the export"):
+        prune(folder=tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
 
 
 class Module(LightningModule):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,10 @@ from adapruner.pruning.plan import PruningPlan
 
 _WITHOUT_EFFECT = ("safe_serialization", "save_function", "token", "save_peft_format", "save_original_format")
 """Arguments of transformers' ``save_pretrained`` that change nothing in what we write."""
+
+
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+"""Names of the files that hold weights, or say which do."""
 
 
 def save_as_export(model: Any, structure: ModelStructure, plan: PruningPlan) -> None:
@@ -63,15 +68,21 @@ def pruned_by(model: Any) -> tuple[ModelStructure, PruningPlan] | None:
 
 
 def _save(model: Any, structure: ModelStructure, plan: PruningPlan, folder: Path, max_shard_size: str | int) -> None:
-    """Writes the export inside the folder, then moves its files up, in the place of an earlier save."""
+    """Writes the export inside the folder, then moves its files up over an earlier save; what is no longer used goes last.
+
+    A kill in between leaves old files, new files, or both, never none; the next save clears up.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".adapruner-*"):  # of a save that was killed
+        shutil.rmtree(left, ignore_errors=True)
     with TemporaryDirectory(dir=folder, prefix=".adapruner-") as scratch:
-        record = export_model(model, None, structure, plan, Path(scratch) / folder.name, max_shard_size=max_shard_size)
+        record = export_model(model, None, structure, plan, Path(scratch) / folder.resolve().name, max_shard_size=max_shard_size)
         earlier = is_export(folder)
-        for old in (*folder.glob("model*.safetensors"), folder / "model.safetensors.index.json"):
-            old.unlink(missing_ok=True)  # a shard that is left over would be loaded, too
-        if earlier:
-            shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)  # it belonged to the weights that go
         for name in record.files:
-            if name != "README.md" or earlier or not (folder / name).exists():  # a card of the user's own stays
+            if name != "README.md" or earlier or not (folder / name).exists():  # a card that somebody wrote stays
                 (record.path / name).replace(folder / name)
+        for old in folder.iterdir():  # a shard that is left over would be loaded, too
+            if _WEIGHTS.fullmatch(old.name) and old.name not in record.files:
+                old.unlink()
+        if earlier:
+            shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)  # it belonged to the weights that went

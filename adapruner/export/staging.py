@@ -83,6 +83,16 @@ def check_parent(path: Path, argument: str) -> None:
         raise ConfigurationError(f"{argument}: expected a place that can be written, got {what}, {parent}, above {path}; choose another")
 
 
+def check_no_export(folder: Path) -> None:
+    """Refuses an export as a run folder: the next export there would replace it as a whole, and the run with it.
+
+    Raises:
+        ConfigurationError: if the folder is one.
+    """
+    if is_export(folder):
+        raise ConfigurationError(f"folder: expected a run folder, got the export {folder}; choose another folder for the run")
+
+
 def is_export(folder: Path) -> bool:
     """Whether ``config.json`` carries our mark."""
     try:

@@ -111,6 +111,13 @@ def check_language_model(model: Any, where: str) -> None:
             f"model_attribute: expected a Hugging Face causal LM in {where}, got "
             f"{type(model).__name__}; name the attribute that holds it, and build it in __init__ or configure_model"
         )
+    if not getattr(model, "can_generate", lambda: True)():
+        raise ModelError(
+            f"model_attribute: expected a model with a head that predicts tokens in {where}, got {type(model).__name__}; "
+            "load it with AutoModelForCausalLM"
+        )
+    if hasattr(model, "peft_config"):
+        raise ModelError(f"model_attribute: expected a model without adapters in {where}, got {type(model).__name__}; merge them first")
     if is_sharded(model):
         raise ModelError(
             "configure_model: expected it to build the whole model, got one that is sharded before the surgery; shard it in the "

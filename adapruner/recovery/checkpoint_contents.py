@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from adapruner.errors import ModelError
+from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import prune_model, trace_for_plan
 from adapruner.recovery.lora import LoRAConfig, attach_lora, describe_lora
@@ -27,12 +28,18 @@ def describe_pruning(model: Any, plan: PruningPlan | None) -> dict[str, Any]:
     return entries
 
 
-def fit_to_checkpoint(model: Any, checkpoint: Mapping[str, Any], plan: PruningPlan | None) -> tuple[Any, PruningPlan | None]:
+def fit_to_checkpoint(
+    model: Any,
+    checkpoint: Mapping[str, Any],
+    plan: PruningPlan | None,
+    on_pruned: Callable[[Any, ModelStructure, PruningPlan], None] | None = None,
+) -> tuple[Any, PruningPlan | None]:
     """Prunes a dense model by the checkpoint's plan and attaches its adapters, so that the weights of the checkpoint fit.
 
     Args:
         model: dense, or pruned by ``plan``; changed in place.
         plan: what the model was pruned by; ``None``: it is dense.
+        on_pruned: called with the model, the dense model's structure and the plan, where it was pruned here.
 
     Returns:
         The model, wrapped by peft where the checkpoint has adapters, and the plan that it is pruned by now.
@@ -49,8 +56,11 @@ def fit_to_checkpoint(model: Any, checkpoint: Mapping[str, Any], plan: PruningPl
                 f"ckpt_path: expected a checkpoint of the plan {plan.hash}, got one of {wanted.hash}; give one of the two, not both"
             )
         if plan is None:
-            prune_model(model, trace_for_plan(model, wanted), wanted)
+            structure = trace_for_plan(model, wanted)
+            prune_model(model, structure, wanted)
             plan = wanted
+            if on_pruned is not None:
+                on_pruned(model, structure, plan)
     if checkpoint.get(LORA_KEY) is not None and not hasattr(model, "peft_config"):
         model = attach_lora(model, LoRAConfig(**checkpoint[LORA_KEY])).train()
     return model, plan

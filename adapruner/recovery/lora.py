@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapruner.errors import ConfigurationError
+from adapruner.errors import ConfigurationError, nearest
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,26 @@ def attach_lora(model: nn.Module, config: LoRAConfig) -> Any:
         raise ConfigurationError(
             f"lora.target_modules: expected names of linear layers, got {config.target_modules!r} ({str(error)[:120]}); give all-linear"
         ) from error
+
+
+def check_adapters(model: nn.Module, lora: LoRAConfig) -> None:
+    """Names of layers that get adapters: peft passes over one that is misspelt, as long as another is there.
+
+    Raises:
+        ConfigurationError: if no linear layer has such a name.
+    """
+    layers = [n for n, m in model.named_modules() if next(m.children(), None) is None and getattr(m, "weight", None) is not None]
+    targets = lora.target_modules
+    if targets == "all-linear":
+        return
+    if isinstance(targets, str):  # a pattern of whole names
+        unknown = [] if any(re.fullmatch(targets, name) for name in layers) else [targets]
+    else:
+        unknown = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in layers)]
+    if unknown or not targets:
+        got = unknown[0] if unknown else "none"
+        hint = nearest(got, {name.split(".")[-1] for name in layers})
+        raise ConfigurationError(f"recovery.lora.target_modules: expected layers of the model, got {got!r}; {hint}")
 
 
 def describe_lora(adapted: Any) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapruner.data.resumable import ResumableLoader, SharedOrder
+from adapruner.data.resumable import training_loader
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.files.atomic import temporary_beside
+from adapruner.models.fingerprint import fingerprint_model
 from adapruner.progress import announce, progress_bar
 from adapruner.recovery.diagnosis import blame_for_gradient, blame_for_loss, first_bad_gradient, gradient_message, loss_message
-from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora
+from adapruner.recovery.lora import LoRAConfig, attach_lora, check_adapters, merge_lora
 
 FILE = Path("checkpoints") / "recovery.pt"
 
@@ -51,8 +52,13 @@ class RecoveryConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "every_n_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"recovery.{name}: expected 1 or more, got {getattr(self, name)}; give a positive number")
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigurationError(f"recovery.{name}: expected a whole number of 1 or more, got {value!r}; give a positive number")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise ConfigurationError(f"recovery.seed: expected a whole number from 0 to 2**32 - 1, got {self.seed!r}; give 0")
+        if self.clip_norm is not None and not 0 < self.clip_norm < float("inf"):
+            raise ConfigurationError(f"recovery.clip_norm: expected a positive number or None, got {self.clip_norm}; give 1.0")
         if not 0 < self.learning_rate < float("inf"):
             raise ConfigurationError(f"recovery.learning_rate: expected a positive number, got {self.learning_rate}; give 1e-4")
         if self.warmup_steps < 0:
@@ -85,7 +91,7 @@ def train_adapters(
     identity: dict[str, Any] | None = None,
     tokenizer: Any = None,
 ) -> RecoveredModel:
-    """Trains low-rank adapters on the pruned model and merges them.
+    """Trains low-rank adapters on the pruned model and merges them; its mode, and which parameters train, are as before.
 
     Args:
         model: the pruned model on its device; changed in place.
@@ -99,12 +105,14 @@ def train_adapters(
         ModelError: if a loss or a gradient is not finite, naming the step and where it can be told the sample and the layer.
         ConfigurationError: if no layer has one of the adapters' target names, or the checkpoint cannot be written.
     """
-    order = SharedOrder(windows, config.batch_size, config.seed)
-    loader: Any = ResumableLoader(windows, config.batch_size, sampler=order, generator=torch.Generator().manual_seed(config.seed))
-    with torch.random.fork_rng():
+    check_adapters(model, config.lora)
+    loader: Any = training_loader(windows, config.batch_size, config.seed)
+    identity = {**asdict(config), **(identity or {}), "weights": fingerprint_model(model), "steps": None}
+    mode, trains = model.training, {name: p.requires_grad for name, p in model.named_parameters()}
+    with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(config.seed)
         adapted = attach_lora(model, config.lora).train()
-        state = _State(adapted, loader, config, folder, {**asdict(config), **(identity or {}), "steps": None})
+        state = _State(adapted, loader, config, folder, identity)
         state.resume()
         with progress_bar("recovery", config.steps) as advance:
             for batch in _endless(loader) if state.step < config.steps else ():
@@ -114,7 +122,10 @@ def train_adapters(
                 if state.step >= config.steps:
                     break
         state.save()
-    return RecoveredModel(merge_lora(adapted), state.history, state.seconds, config)
+    merged = merge_lora(adapted).train(mode)
+    for name, parameter in merged.named_parameters():
+        parameter.requires_grad_(trains.get(name, True))
+    return RecoveredModel(merged, state.history, state.seconds, config)
 
 
 def _step(adapted: Any, batch: dict[str, Tensor], state: _State, config: RecoveryConfig, tokenizer: Any) -> float:

@@ -132,6 +132,7 @@ class ReportRecorder:
         """The model as it leaves the run: perplexity where it was recovered, text, and what it costs beside the dense one."""
         if recovered:
             announce("evaluates the recovered model")
+            self.perplexity = [row for row in self.perplexity if (row["method"], row["stage"]) != (METHOD, "recovered")]  # of a fit before
             self._add(METHOD, "recovered", self._measure(model))
         if self.generations:
             for row, text in zip(self.generations, generate_text(model, self.tokenizer, self.config.prompts), strict=True):

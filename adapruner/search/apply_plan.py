@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
+from adapruner.errors import PlanError
 from adapruner.progress import progress_bar
-from adapruner.pruning.depth_and_width import apply_depth_and_width
+from adapruner.pruning.depth_and_width import DepthWidthCut, apply_depth_and_width
 from adapruner.pruning.problem import bias_means
 from adapruner.pruning.surgery import prune_model, write_widths
 from adapruner.recovery.post_pruning import PostPruning, recipe_of, refit_plan
@@ -23,7 +24,15 @@ def apply_found_plan(scored: ScoredModel, found: FoundPlan, *, widths_only: bool
 
     Returns:
         Seconds that the refit took; 0 without one.
+
+    Raises:
+        PlanError: if the plan was found for another model; nothing is changed then.
     """
+    if DepthWidthCut.of(found.plan) != scored.stage.cut:
+        raise PlanError(
+            "plan: expected the layers and hidden channels of the scored model to go, got others; search this scored model again"
+        )
+    found.remaining.check(scored.problem.structure, scored.problem.fingerprint)
     model, problem, plan, started = scored.model, scored.problem, found.remaining, time.monotonic()
     apply_depth_and_width(model, scored.stage.cut)
     reconstruction = scored.options.reconstruction

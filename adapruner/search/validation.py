@@ -59,7 +59,9 @@ def check_tokens(model: Any, data: RunData) -> None:
     """
     rows = model.get_input_embeddings().weight.shape[0]
     for name, windows in _window_sets(data):
-        most = int(windows.input_ids.max())
+        least, most = int(windows.input_ids.min()), int(windows.input_ids.max())
+        if least < 0:
+            raise DataError(f"data.{name}: expected token ids of 0 or more, got {least}; mask what is no token by attention_mask")
         if most >= rows:
             raise DataError(
                 f"data.{name}: expected tokens below the model's {rows}, got {most}: the tokenizer does not match the model; "

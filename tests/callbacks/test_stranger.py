@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from adapruner.callbacks import LoRARecoveryCallback, PrunedExportCallback, PruningListener, PruningSearchCallback
-from adapruner.errors import DataError
+from adapruner.errors import ConfigurationError, DataError
 from adapruner.pruned_module import PrunedCheckpoints
 from adapruner.recovery.lora import LoRAConfig
 from adapruner.search.config import SearchConfig
@@ -124,9 +124,11 @@ def test_load_from_checkpoint_in_a_new_process(fitted: Any, tmp_path: Path) -> N
         "import sys, torch; from tests.callbacks.test_stranger import Prunable, logits; from adapruner.recovery.lora import merge_lora\n"
         "module = Prunable.load_from_checkpoint(sys.argv[1])\n"
         "torch.testing.assert_close(logits(merge_lora(module.lm)), torch.load(sys.argv[2]), atol=1e-5, rtol=1e-5)\n"
+        "merge_lora(module.lm).save_pretrained(sys.argv[3]); from adapruner import load\n"
+        "torch.testing.assert_close(logits(load(sys.argv[3])), torch.load(sys.argv[2]), atol=1e-5, rtol=1e-5)\n"
         "print(module.plan.hash, module.hparams['rate'])"
     )
-    command = [sys.executable, "-c", code, best.best_model_path, str(tmp_path / "expected.pt")]
+    command = [sys.executable, "-c", code, best.best_model_path, str(tmp_path / "expected.pt"), str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [module.plan.hash, "0.001"]
@@ -193,3 +195,21 @@ def test_a_listener_hears_every_stage_in_order(tmp_path: Path) -> None:
     trainer(tmp_path, [*our_callbacks(), Listener()], max_steps=1).fit(module, loader(4))
     left = module.plan.parameters["pruned"]  # type: ignore[union-attr]
     assert heard == ["check", "accepted", f"dense {dense}", f"reconstructed {left}", "merge"]
+
+
+def test_another_module_is_not_taken_for_the_pruned_one(tmp_path: Path) -> None:
+    run = trainer(tmp_path, our_callbacks(), max_steps=1, max_epochs=None)
+    run.fit(Stranger(), loader(4))
+    with pytest.raises(ConfigurationError, match=r"trainer\.callbacks: expected the module that was pruned before, got another Stranger"):
+        run.fit(Stranger(), loader(4))
+
+
+def test_orders_that_cannot_work_are_refused_before_any_work(tmp_path: Path) -> None:
+    search, recovery = our_callbacks()
+    with pytest.raises(ConfigurationError, match="expected PrunedExportCallback after LoRARecoveryCallback"):
+        trainer(tmp_path / "a", [PrunedExportCallback(verify=False), search, recovery], max_steps=1).fit(Stranger(), loader(4))
+    search, recovery = our_callbacks()
+    recovery.model_attribute = "modl"
+    with pytest.raises(ConfigurationError, match=r"recovery\.model_attribute: expected 'lm', as the search has it, got 'modl'"):
+        trainer(tmp_path / "b", [search, recovery], max_steps=1).fit(Stranger(), loader(4))
+    assert not list(tmp_path.rglob("study.journal"))

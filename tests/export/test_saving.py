@@ -143,3 +143,31 @@ def test_arguments_that_change_what_is_written_are_refused(tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
     model.save_pretrained(tmp_path / "out", safe_serialization=True, token=None, push_to_hub=False)
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_files_of_others_stay_and_a_kill_between_two_files_never_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    model, _, _ = pruned_model("irregular")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model_backup.safetensors").write_text("somebody's")
+    model.save_pretrained(out)
+    replace, names = Path.replace, len(list(out.iterdir())) - 1
+    for killed_at in range(1, names + 1):
+        calls = iter(range(1, 100))
+
+        def killed(self: Path, target: Any, calls: Any = calls, killed_at: int = killed_at) -> Path:
+            if Path(target).parent == out and next(calls) == killed_at:
+                raise Killed
+            return replace(self, target)
+
+        monkeypatch.setattr(Path, "replace", killed)
+        with pytest.raises(Killed, match=r"^$"):
+            model.save_pretrained(out)
+        monkeypatch.setattr(Path, "replace", replace)
+        assert verify_export(out, model, IDS) < 1e-5  # old and new files are of the same model here
+    model.save_pretrained(out)
+    assert (out / "model_backup.safetensors").read_text() == "somebody's"
+    assert not list(out.glob(".adapruner-*"))
