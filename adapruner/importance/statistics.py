@@ -31,7 +31,7 @@ from adapruner.importance.finiteness import first_not_finite
 from adapruner.importance.inverse_gram import REFIT_STATISTICS, InverseGrams
 from adapruner.importance.layer_runs import layer_runs
 from adapruner.importance.summed_gradients import SUMMED_STATISTICS, SummedGradients
-from adapruner.models.forward import batches, frozen, hooked
+from adapruner.models.forward import batches, evaluation_mode, frozen, hooked
 from adapruner.models.sequences import in_sequences
 from adapruner.models.units import ModelStructure, UnitGroup
 
@@ -175,7 +175,7 @@ class _Collector:
     ) -> None:
         """One pass over the pool with these hooks, which are removed afterwards."""
         try:
-            with frozen(model), torch.set_grad_enabled(backward), hooked(handles):
+            with evaluation_mode(model), frozen(model), torch.set_grad_enabled(backward), hooked(handles):
                 for rows in batches(len(windows.input_ids), batch_size, progress):
                     self.batch(model, windows, rows, backward)
         except _NotFinite as found:  # looked into without the hooks
