@@ -30,7 +30,7 @@ def test_modes_and_gradients_come_back_after_an_error(tiny_model: Any) -> None:
             assert not torch.is_grad_enabled()
             raise RuntimeError("in between")
 
-    with pytest.raises(RuntimeError, match="^in between$"):
+    with pytest.raises(RuntimeError, match=r"^in between$"):
         run()
     assert flags(model) == before
     assert torch.is_grad_enabled()
@@ -43,7 +43,7 @@ def test_hooks_go_although_the_last_could_not_be_registered(tiny_model: Any) -> 
         yield model.lm_head.register_forward_hook(lambda *_: None)
         raise ValueError("no such module")
 
-    with pytest.raises(ValueError, match="^no such module$"), hooked(handles()):
+    with pytest.raises(ValueError, match=r"^no such module$"), hooked(handles()):
         pytest.fail("the block must not run")
     assert not model.lm_head._forward_hooks
 
