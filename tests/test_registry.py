@@ -68,19 +68,30 @@ def test_shipped_names_come_first_and_sorted_whatever_was_imported_first(tmp_pat
         code = f"from shipped_shapes import SHAPES\n@SHAPES.add_class\nclass {name.title()}:\n    name = '{name}'\n"
         (package / f"{name}.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
+    import shipped_shapes.square  # type: ignore[import-not-found]
     from shipped_shapes import SHAPES  # type: ignore[import-not-found]
 
     class Own:
         name = "own"
 
     assert SHAPES.add_class(Own) is Own
-    import shipped_shapes.square  # type: ignore[import-not-found]
-
     assert SHAPES.names() == ("circle", "square", "own")
     assert isinstance(SHAPES.find("square"), shipped_shapes.square.Square)
     SHAPES.add_class(Own)  # the same class once more
     with pytest.raises(ConfigurationError, match="shape: expected a new name, got 'circle', which is taken"):
         SHAPES.add_class(type("Other", (), {"name": "circle"}))
+
+
+def test_a_shipped_name_is_taken_before_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "shipped_tools"
+    package.mkdir()
+    (package / "__init__.py").write_text("from adapruner.registry import Registry\nTOOLS = Registry('tool', __name__)\n")
+    (package / "hammer.py").write_text("from shipped_tools import TOOLS\n@TOOLS.register('hammer')\ndef hammer(): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from shipped_tools import TOOLS  # type: ignore[import-not-found]
+
+    with pytest.raises(ConfigurationError, match="tool: expected a new name, got 'hammer', which is taken"):
+        TOOLS.add("hammer", print)
 
 
 def test_a_member_that_is_refused_is_not_known() -> None:

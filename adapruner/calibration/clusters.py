@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from adapruner.calibration.pool import CalibrationGroups
 from adapruner.errors import ConfigurationError, ModelError
-from adapruner.models.forward import Progress, Windows, batches, frozen
+from adapruner.models.forward import Progress, Windows, batches, evaluation_mode
 
 
 def cluster_pools(
@@ -79,7 +79,7 @@ def mean_hidden_states(model: nn.Module, windows: Windows, *, batch_size: int = 
     backbone: Any = getattr(model, "base_model", model)  # without the head: no logits
     device = next(model.parameters()).device
     means = []
-    with frozen(model), torch.no_grad():
+    with evaluation_mode(model):
         for rows in batches(len(windows.input_ids), batch_size, progress):
             ids, mask = windows.input_ids[rows].to(device), windows.attention_mask[rows].to(device)
             states = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.float()

@@ -19,18 +19,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.evaluation.energy import EnergyMeter
-from adapruner.evaluation.mode import evaluation_mode, input_device
 from adapruner.evaluation.timing import (
     WARM_UP_ROUNDS,
     Latency,
     check_positive,
     check_sizes,
     decoded_tokens,
-    random_ids,
     time_decode,
     time_in_turns,
     time_prefill,
 )
+from adapruner.models.forward import evaluation_mode, input_device, random_ids
 
 GIB = 2**30
 

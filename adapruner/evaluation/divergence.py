@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from adapruner.errors import ConfigurationError, DataError
-from adapruner.evaluation.mode import evaluation_mode, input_device
 from adapruner.evaluation.perplexity import IGNORED, ROWS_AT_ONCE, Windows, at_least_fp32, batch_logits, in_chunks, next_labels
+from adapruner.models.forward import evaluation_mode, input_device
 
 _SMALLEST = 1e-30
 

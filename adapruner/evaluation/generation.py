@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adapruner.errors import ConfigurationError, DataError
-from adapruner.evaluation.mode import evaluation_mode, input_device
+from adapruner.models.forward import evaluation_mode, input_device
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from adapruner.errors import ConfigurationError, DataError
-from adapruner.evaluation.mode import evaluation_mode, input_device
+from adapruner.models.forward import evaluation_mode, input_device
 
 IGNORED = -100
 """Label of a position that is not to be predicted."""

@@ -10,14 +10,13 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adapruner.errors import ConfigurationError
 from adapruner.evaluation.generation import next_tokens
-from adapruner.evaluation.mode import evaluation_mode, input_device
+from adapruner.models.forward import evaluation_mode, random_ids
 
 WARM_UP_ROUNDS = 2
 DECODED_TOKENS = 16
@@ -92,13 +91,6 @@ def time_decode(model: nn.Module, seq_len: int, batch: int = 1) -> float:
 def decoded_tokens(seq_len: int) -> int:
     """How many of the last tokens are decoded one by one."""
     return min(DECODED_TOKENS, seq_len // 2)
-
-
-def random_ids(model: Any, batch: int, seq_len: int) -> Tensor:
-    """The same ids ``[batch, seq_len]`` every time, from a generator of their own."""
-    vocabulary = model.get_input_embeddings().num_embeddings
-    ids = torch.randint(vocabulary, (batch, seq_len), generator=torch.Generator().manual_seed(0))
-    return ids.to(input_device(model))
 
 
 def check_sizes(model: nn.Module, seq_len: int, batch: int, shortest: int = 1) -> None:

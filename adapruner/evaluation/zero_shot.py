@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from adapruner.distributed import Ranks
 from adapruner.errors import ConfigurationError, DataError
-from adapruner.evaluation.mode import evaluation_mode, input_device
+from adapruner.models.forward import evaluation_mode, input_device
 
 SEVEN = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 """The tasks that LLM-Pruner (arXiv 2305.11627) and its successors report. BoolQ and WinoGrande have ``acc`` alone: their

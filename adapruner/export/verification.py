@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from adapruner.errors import ModelError
-from adapruner.evaluation.mode import evaluation_mode
 from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter
 from adapruner.export.loading import load
+from adapruner.models.forward import evaluation_mode
 
 # A string, so that nothing of ours is imported on the way in.
 _SCRIPT = """

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adapruner.errors import ModelError
+from adapruner.models.forward import evaluation_mode, hooked
 
 
 def check_weights(model: nn.Module) -> None:
@@ -33,15 +33,10 @@ def check_activations(model: nn.Module, windows: Any, sample: int = 0) -> None:
     """
     device = next(model.parameters()).device
     ids, mask = (t[sample : sample + 1].to(device) for t in (windows.input_ids, windows.attention_mask))
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            if bool(torch.isfinite(model(input_ids=ids, attention_mask=mask, use_cache=False).logits[mask.bool()]).all()):
-                return
-            layer = first_not_finite(model, ids, mask)
-    finally:
-        model.train(training)
+    with evaluation_mode(model):
+        if bool(torch.isfinite(model(input_ids=ids, attention_mask=mask, use_cache=False).logits[mask.bool()]).all()):
+            return
+        layer = first_not_finite(model, ids, mask)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     raise ModelError(
         f"model: expected finite activations, got inf or nan from {layer} on, on calibration sample {sample} in {dtype}; "
@@ -60,10 +55,8 @@ def first_not_finite(model: nn.Module, ids: Tensor, mask: Tensor) -> str:
 
         return look
 
-    with torch.no_grad(), ExitStack() as hooks:
-        for name, module in model.named_modules():
-            if next(module.children(), None) is None:
-                hooks.callback(module.register_forward_hook(hook(name)).remove)
+    leaves = ((name, module) for name, module in model.named_modules() if next(module.children(), None) is None)
+    with torch.no_grad(), hooked(module.register_forward_hook(hook(name)) for name, module in leaves):
         model(input_ids=ids, attention_mask=mask, use_cache=False)
     return found[0] if found else "the loss"
 

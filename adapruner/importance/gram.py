@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from adapruner.errors import DataError, ModelError
 from adapruner.importance.moments import InputMoments
-from adapruner.models.forward import Progress, Windows, batches, frozen, hooked
+from adapruner.models.forward import Progress, Windows, batches, evaluation_mode, hooked
 from adapruner.models.sequences import in_sequences
 from adapruner.models.units import ModelStructure, UnitGroup
 
@@ -101,7 +101,7 @@ def collect_grams(
     order = torch.argsort(index, stable=True)  # a batch then holds one part, or two
     inner: Any = getattr(model, "base_model", model)  # without the head over the vocabulary
     device = next(model.parameters()).device
-    with frozen(model), torch.no_grad(), hooked(collector.hook(model, structure)):
+    with evaluation_mode(model), hooked(collector.hook(model, structure)):
         for places in batches(len(order), batch_size, progress):
             rows = order[places]
             collector.parts, collector.mask = index[rows], windows.attention_mask[rows]

@@ -7,7 +7,7 @@ diagonal, and S the channels of one unit, the least error of a refit without S i
 
 which for a single channel is ||w_j||^2 / (C^-1)_jj (optimal brain surgeon; ZipLM, arXiv 2302.04089, equation 4; SlimGPT,
 arXiv 2412.18110). It is not a sum over samples, so it is collected for all of them alike. The Gram matrices of as many layers
-at a time as :data:`ACCUMULATED_VALUES` allows are in memory; the first such run shares the pass that is made anyway, and
+at a time as :mod:`adapruner.importance.layer_runs` allows are in memory; the first such run shares the pass that is made anyway, and
 every further one costs a forward pass.
 """
 
@@ -28,20 +28,6 @@ from adapruner.models.units import ModelStructure, UnitGroup
 REFIT_STATISTICS: tuple[str, ...] = ("obs",)
 #: Added to the diagonal, relative to its mean: channels that other channels reproduce exactly keep a finite inverse.
 DAMPING = 0.01
-#: Gram values held at a time, in float32: 1 GiB.
-ACCUMULATED_VALUES = 1 << 28
-
-
-def gram_runs(structure: ModelStructure) -> Iterator[range]:
-    """Runs of layers whose Gram matrices are accumulated together."""
-    start = held = 0
-    for layer in range(structure.layers):
-        size = sum(g.channels**2 for g in structure.groups if g.layer == layer)
-        if layer > start and held + size > ACCUMULATED_VALUES:
-            yield range(start, layer)
-            start, held = layer, 0
-        held += size
-    yield range(start, structure.layers)
 
 
 class InverseGrams:

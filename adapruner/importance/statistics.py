@@ -28,9 +28,10 @@ from torch.nn.functional import cross_entropy
 
 from adapruner.errors import DataError, ModelError
 from adapruner.importance.finiteness import first_not_finite
-from adapruner.importance.inverse_gram import REFIT_STATISTICS, InverseGrams, gram_runs
-from adapruner.importance.summed_gradients import SUMMED_STATISTICS, SummedGradients, layer_runs
-from adapruner.models.forward import batches, frozen, hooked
+from adapruner.importance.inverse_gram import REFIT_STATISTICS, InverseGrams
+from adapruner.importance.layer_runs import layer_runs
+from adapruner.importance.summed_gradients import SUMMED_STATISTICS, SummedGradients
+from adapruner.models.forward import batches, evaluation_mode, frozen, hooked
 from adapruner.models.sequences import in_sequences
 from adapruner.models.units import ModelStructure, UnitGroup
 
@@ -105,7 +106,8 @@ def collect_statistics(
         raise DataError("calibration: expected at least one sample, got none; add text to data.calibration.sources")
     collector = _Collector(structure, count, needs)
     collector.weigh(model)
-    inverses = [InverseGrams(structure, layers) for layers in gram_runs(structure)] if "obs" in needs else []
+    obs = "obs" in needs
+    inverses = [InverseGrams(structure, layers) for layers in layer_runs(structure, lambda g: g.channels**2)] if obs else []
     hooks = itertools.chain(collector.hook(model), *(inverse.hook(model, collector.token_mask) for inverse in inverses[:1]))
     collector.run(model, windows, batch_size, hooks, backward=not needs.isdisjoint(_FROM_GRADIENTS), progress=progress)
     for turn, inverse in enumerate(inverses):
@@ -114,7 +116,9 @@ def collect_statistics(
         inverse.reduce(model)
         collector.result.weights.update(inverse.rows)
     summed = needs.intersection(SUMMED_STATISTICS)
-    for layers in layer_runs(structure, single_batch := count <= batch_size) if summed else ():
+    single_batch = count <= batch_size  # then nothing has to be accumulated
+    runs = [range(structure.layers)] if single_batch else layer_runs(structure, lambda g: g.units * g.parameters_per_unit)
+    for layers in runs if summed else ():
         gradients = SummedGradients(structure, layers, count, summed, single_batch)
         collector.run(model, windows, batch_size, gradients.hook(model, collector.token_mask), backward=True)
         gradients.reduce(model)
@@ -171,7 +175,7 @@ class _Collector:
     ) -> None:
         """One pass over the pool with these hooks, which are removed afterwards."""
         try:
-            with frozen(model), torch.set_grad_enabled(backward), hooked(handles):
+            with evaluation_mode(model), frozen(model), torch.set_grad_enabled(backward), hooked(handles):
                 for rows in batches(len(windows.input_ids), batch_size, progress):
                     self.batch(model, windows, rows, backward)
         except _NotFinite as found:  # looked into without the hooks

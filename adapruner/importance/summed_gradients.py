@@ -2,7 +2,7 @@
 
 LLM-Pruner's ``param_first`` and ``param_mix`` (arXiv 2305.11627, section 3.2) are collected here exactly, for all samples
 alike. A layer's gradient lives only until it is reduced to row sums. Where all samples fit in one batch that is at once, inside
-the hook; else the gradient accumulates in float32 for as many layers at a time as :data:`ACCUMULATED_VALUES` allows, at the
+the hook; else the gradient accumulates in float32 for as many layers at a time as :mod:`adapruner.importance.layer_runs` allows, at the
 price of one pass over the pool for each such run of layers.
 """
 
@@ -19,16 +19,6 @@ from adapruner.models.units import ModelStructure
 
 #: Names under which row sums are kept in ``UnitStatistics.weights``.
 SUMMED_STATISTICS: tuple[str, ...] = ("summed_first", "summed_mix")
-#: Gradient values held at a time, in float32: 1 GiB.
-ACCUMULATED_VALUES = 1 << 28
-
-
-def layer_runs(structure: ModelStructure, single_batch: bool) -> Iterator[range]:
-    """Runs of layers whose gradients are accumulated together; all of them where nothing has to be accumulated."""
-    per_layer = max(1, structure.block_parameters // max(1, structure.layers))
-    count = structure.layers if single_batch else max(1, ACCUMULATED_VALUES // per_layer)
-    for start in range(0, structure.layers, count):
-        yield range(start, min(start + count, structure.layers))
 
 
 class SummedGradients:

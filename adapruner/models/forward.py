@@ -1,4 +1,4 @@
-"""Runs token windows through a model, batch by batch, and leaves the model as it was."""
+"""Runs a model and leaves it as it was: its mode, its gradients, hooks, batches of token windows."""
 
 from __future__ import annotations
 
@@ -23,20 +23,49 @@ class Windows(Protocol):
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no weight gradients inside the block; both as before afterwards."""
-    modes = [(m, m.training) for m in model.modules()]
-    required = [(p, p.requires_grad) for p in model.parameters()]
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; each module's own mode comes back on leaving, errors included.
+
+    ``torch.no_grad`` and not ``torch.inference_mode``: what a forward leaves behind inside the model (rotary
+    frequencies that grew with the sequence, cached masks) would be inference tensors, and the training that
+    follows in the same process would fail with "Inference tensors cannot be saved for backward".
+    """
+    training = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        for parameter, _ in required:
-            parameter.requires_grad_(False)
+        with torch.no_grad():
+            yield
+    finally:
+        for module, was_training in training.items():
+            module.training = was_training
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No weight asks for a gradient inside the block, so that a backward pass stores none; as before afterwards."""
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.requires_grad_(False)
         yield
     finally:
         for parameter, flag in required:
             parameter.requires_grad_(flag)
-        for module, training in modes:  # one by one: train() would give every submodule the model's mode
-            module.training = training
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where token ids belong: the device of the input embedding, which a model spread over devices may have elsewhere."""
+    embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    weight = getattr(embedding, "weight", None)
+    if weight is None:
+        weight = next(model.parameters(), None)
+    return weight.device if weight is not None else torch.device("cpu")
+
+
+def random_ids(model: Any, batch: int, seq_len: int) -> Tensor:
+    """The same ids ``[batch, seq_len]`` every time, from a generator of their own."""
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = torch.randint(vocabulary, (batch, seq_len), generator=torch.Generator().manual_seed(0))
+    return ids.to(input_device(model))
 
 
 @contextmanager
@@ -73,13 +102,13 @@ def observe(
     Raises:
         DataError: if there is no token.
     """
-    device, counted = model.get_input_embeddings().weight.device, torch.zeros(0)
+    device, counted = input_device(model), torch.zeros(0)
 
     def hook(observer: Callable[..., None]) -> Callable[..., None]:
         return lambda *seen: observer(*seen, counted)
 
     handles = (module.register_forward_hook(hook(observer), with_kwargs=True) for module, observer in observers.items())
-    with frozen(model), torch.no_grad(), hooked(handles):
+    with evaluation_mode(model), hooked(handles):
         for rows in batches(len(windows.input_ids), batch_size, progress):
             mask = windows.attention_mask[rows].to(device)
             counted = mask.float()

@@ -65,13 +65,13 @@ class PruningProblem:
 
 def make_plan(problem: PruningProblem, recipe: Recipe, provenance: Mapping[str, Any] | None = None) -> PruningPlan:
     """Scores every unit by the recipe and keeps the best under the budget."""
+    structure = problem.structure
     statistics, pool = problem.at_length(recipe.calibration.seq_len)
-    weights = pool.sample_weights(recipe.calibration)
     scores = mix_metrics(
         recipe.coefficients,
         statistics,
-        problem.structure,
-        weights,
+        structure,
+        pool.sample_weights(recipe.calibration),
         reduction=recipe.reduction,
         head_reduction=recipe.head_reduction,
         form=recipe.form,
@@ -82,28 +82,13 @@ def make_plan(problem: PruningProblem, recipe: Recipe, provenance: Mapping[str, 
     budget, costs = problem.budget, problem.costs
     if recipe.pruned_fraction is not None:
         budget, costs = replace(budget, pruned_fraction=recipe.pruned_fraction), None
-    costs = costs or budget.costs(problem.structure, sizes=problem.sizes, latency=problem.latency)
-    kept = allocate(scores, problem.structure, budget, recipe.allocation, costs)
-    plan = plan_from_kept(problem, kept, recipe.to_dict(), provenance, budget.to_dict(costs))
-    if not recipe.bias_compensation:
-        return plan
-    parameters = {name: count + (problem.added_biases if name.endswith("pruned") else 0) for name, count in plan.parameters.items()}
-    return replace(plan, output_bias=True, parameters=parameters)
-
-
-def plan_from_kept(
-    problem: PruningProblem,
-    kept: Mapping[str, list[int]],
-    recipe: Mapping[str, Any],
-    provenance: Mapping[str, Any] | None = None,
-    budget: Mapping[str, Any] | None = None,
-) -> PruningPlan:
-    """The record of a choice of units, with its parameter counts."""
-    structure = problem.structure
+    costs = costs or budget.costs(structure, sizes=problem.sizes, latency=problem.latency)
+    kept = allocate(scores, structure, budget, recipe.allocation, costs)
     removed = sum((g.units - len(kept[g.name])) * g.parameters_per_unit for g in structure.groups)
+    removed -= problem.added_biases if recipe.bias_compensation else 0
     return PruningPlan(
         model={"name": problem.model_name, "model_type": structure.model_type, "fingerprint": problem.fingerprint},
-        kept={name: list(units) for name, units in kept.items()},
+        kept=kept,
         units={g.name: g.units for g in structure.groups},
         parameters={
             "dense": structure.parameters,
@@ -111,9 +96,10 @@ def plan_from_kept(
             "block_dense": structure.block_parameters,
             "block_pruned": structure.block_parameters - removed,
         },
-        budget=dict(problem.budget.to_dict() if budget is None else budget),
-        recipe=dict(recipe),
+        budget=budget.to_dict(costs),
+        recipe=recipe.to_dict(),
         provenance=dict(provenance or {}),
+        output_bias=recipe.bias_compensation,
     )
 
 

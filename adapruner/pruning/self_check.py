@@ -8,7 +8,7 @@ import torch
 
 from adapruner.errors import ModelError
 from adapruner.models.families import TRIED
-from adapruner.models.forward import frozen
+from adapruner.models.forward import evaluation_mode, random_ids
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.masking import masked
 from adapruner.pruning.plan import PruningPlan
@@ -30,10 +30,8 @@ def check_family(model: Any, structure: ModelStructure, tokens: int = 16) -> Non
     if structure.model_type in TRIED:
         return
     plan = _every_second(structure)
-    ids = torch.randint(model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0)).to(
-        model.get_input_embeddings().weight.device
-    )
-    with frozen(model), torch.no_grad():
+    ids = random_ids(model, 1, tokens)
+    with evaluation_mode(model):
         with masked(model, structure, plan):
             expected = model(input_ids=ids).logits.float()
         with pruned(model, structure, plan):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from adapruner.errors import ModelError
-from adapruner.evaluation.mode import evaluation_mode
+from adapruner.models.forward import evaluation_mode
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import check_plan

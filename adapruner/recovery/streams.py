@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from adapruner.errors import DataError, ModelError
-from adapruner.evaluation.mode import evaluation_mode
+from adapruner.models.forward import evaluation_mode
 from adapruner.models.sequences import in_sequences
 from adapruner.models.tracing import find_decoder_layers
 from adapruner.models.units import ModelStructure

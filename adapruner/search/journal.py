@@ -2,11 +2,12 @@
 
 Why Optuna's journal is not enough by itself, each with a test:
 
-- a line that a killed writer left half-written spoils the next one: it is cut off (``tests/properties/test_readers.py``);
-- a damaged last line is taken for one that is being written, and stumbled over later: it is refused (likewise);
-- a changed byte may still be JSON, and the trial is believed: finished trials carry a hash (``tests/search/test_journal.py``);
-- the lock of a killed writer is waited for half a minute: it is removed, since run folders are locked as a whole (likewise);
-- trials that a killed process was running count as running for ever, and their region is avoided: they are failed (likewise).
+- a line that a killed writer left half-written spoils the next one: it is cut off (``tests/properties/test_readers.py``; for the
+  others ``tests/search/test_journal.py``);
+- a damaged last line is taken for one that is being written, and raises an error later: it is refused;
+- a changed byte may still be JSON, and the trial is believed: finished trials carry a hash;
+- the lock of a killed writer is waited for half a minute: it is removed, since run folders are locked as a whole;
+- trials that a killed process was running count as running for ever, and their region is avoided: they are failed.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from adapruner.evaluation.mode import evaluation_mode
 from adapruner.evaluation.perplexity import Windows
 from adapruner.importance.finiteness import find_bad_loss
+from adapruner.models.forward import evaluation_mode
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.problem import PruningProblem

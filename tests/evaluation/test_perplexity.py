@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from adapruner.errors import ConfigurationError, DataError
 from adapruner.evaluation import perplexity
-from adapruner.evaluation.mode import input_device
 from adapruner.evaluation.perplexity import (
     NLLResult,
     describe_protocol,
@@ -24,6 +23,7 @@ from adapruner.evaluation.perplexity import (
     evaluate_nll_chunks,
     token_nll,
 )
+from adapruner.models.forward import input_device
 
 VOCABULARY = 23
 

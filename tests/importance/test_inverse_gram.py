@@ -39,7 +39,7 @@ def test_one_layer_at_a_time_and_beside_a_backward_pass(monkeypatch: Any) -> Non
     model, windows = build_model("llama_gqa_2"), build_windows(padded=True)
     structure = trace_structure(model)
     whole = collect_statistics(model, structure, windows, batch_size=2).weights
-    monkeypatch.setattr("adapruner.importance.inverse_gram.ACCUMULATED_VALUES", 1)
+    monkeypatch.setattr("adapruner.importance.layer_runs.ACCUMULATED_VALUES", 1)
     apart = collect_statistics(model, structure, windows, needs=frozenset({"obs"}), batch_size=5)
     assert not apart.member
     for group in structure.groups:

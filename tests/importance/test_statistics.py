@@ -95,7 +95,7 @@ def test_summed_gradients_in_one_batch_and_in_many(tiny_model: Any, token_window
     model, windows = tiny_model(model_name), token_windows()
     structure, needs = trace_structure(model), frozenset({"summed_first", "summed_mix"})
     at_once = collect_statistics(model, structure, windows, needs=needs, batch_size=5)
-    monkeypatch.setattr("adapruner.importance.summed_gradients.ACCUMULATED_VALUES", 1)  # one layer a pass
+    monkeypatch.setattr("adapruner.importance.layer_runs.ACCUMULATED_VALUES", 1)  # one layer a pass
     in_parts = collect_statistics(model, structure, windows, needs=needs, batch_size=2)
     for member in (m for g in structure.groups for m in g.members):
         for kind in needs:

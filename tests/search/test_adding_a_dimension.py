@@ -66,7 +66,7 @@ def test_the_documented_steps(tmp_path: Path) -> None:
     assert found["where"].startswith(str(tmp_path))
     assert found["hashes"][0] == found["plain"]  # the default is what was before
     assert found["hashes"][1] != found["plain"]
-    assert found["powers"][:2] == [1.0, 1.0]  # the fixed points
+    assert found["powers"][:2] == [1.0, 1.0]  # the seed trials
     assert all(0.5 <= p <= 2.0 for p in found["powers"])
     assert len(set(found["powers"])) > 2
     assert found["won"] in found["powers"]

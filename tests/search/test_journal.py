@@ -47,6 +47,15 @@ def test_a_study_that_is_there_is_opened_without_a_write(tmp_path: Path) -> None
     assert (tmp_path / FILE).read_bytes() == before
 
 
+def test_a_damaged_last_line_is_refused(tmp_path: Path) -> None:
+    """Optuna takes it for one that is being written, and stumbles once the next follows."""
+    open_study(tmp_path, IDENTITY, 1).ask()
+    journal = tmp_path / FILE
+    journal.write_bytes(journal.read_bytes()[:-9] + b"#######}\n")
+    with pytest.raises(StudyError, match=r"expected a sound journal in .*, got damage in its last line; move it away"):
+        check_journal(tmp_path, IDENTITY)
+
+
 def test_a_trial_that_was_changed_on_disk_is_refused(tmp_path: Path) -> None:
     study = open_study(tmp_path, IDENTITY, 1)
     trial = study.ask()

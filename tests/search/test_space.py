@@ -34,7 +34,7 @@ def suggested(space: SearchSpace, point: dict[str, Any], pool: CalibrationPool =
     return space.suggest(optuna.trial.FixedTrial(point), pool)
 
 
-def test_a_fixed_point_is_the_plain_metric(problem: PruningProblem) -> None:
+def test_a_seed_trial_is_the_plain_metric(problem: PruningProblem) -> None:
     space = SearchSpace(metrics=sorted(METRICS))
     points = dict(SeedTrials(space, POOL).first)
     hashes = set()
@@ -45,7 +45,7 @@ def test_a_fixed_point_is_the_plain_metric(problem: PruningProblem) -> None:
     assert len(hashes) > len(METRICS) // 2  # the metrics do disagree on this model
 
 
-def test_fixed_points_cover_metrics_then_sources() -> None:
+def test_seed_trials_cover_metrics_then_sources() -> None:
     space = SearchSpace()
     points = SeedTrials(space, POOL)
     assert [name for name, _ in points.first] == [*DEFAULT_METRICS, *(f"taylor_second on {source}" for source in SOURCES)]
@@ -55,7 +55,7 @@ def test_fixed_points_cover_metrics_then_sources() -> None:
     assert [m for m, c in recipe.coefficients.items() if c > 0] == ["taylor_second"]
 
 
-def test_the_last_fixed_points_go_to_the_best_source() -> None:
+def test_the_last_seed_trials_go_to_the_best_source() -> None:
     points = SeedTrials(SearchSpace(metrics=["l2", "taylor_second", "wanda_sp"]), POOL)
     values = {"taylor_second on books": 3.0, "taylor_second on code": 2.0, "taylor_second on wiki": 2.5}
     done = [TrialRecord(i, name, "complete", values.get(name, 1.0), 0.0, {}, f"hash {i}") for i, (name, _) in enumerate(points.first)]
@@ -89,7 +89,7 @@ def test_every_suggestion_stays_in_its_bounds() -> None:
         assert 0.5 <= recipe.allocation.log_head_multiplier <= 1.0
         assert recipe.reduction in ("sum", "max")
     assert 0.2 <= min(gammas) < 0.25 < 0.35 < max(gammas) <= 0.4
-    for _, point in SeedTrials(space, POOL).first:  # the fixed points, too
+    for _, point in SeedTrials(space, POOL).first:  # the seed trials, too
         assert point["gamma"] == 0.2
         assert point["log_head_multiplier"] == 0.5
 
@@ -131,7 +131,7 @@ def test_every_dimension_can_be_searched_together() -> None:
     assert all(-0.5 <= r.allocation.depth_slope <= 0.5 and -0.25 <= r.allocation.depth_curve <= 0.25 for r in recipes)
     assert all(r.ridge is not None and 1e-3 <= r.ridge <= 1e-1 for r in recipes)
     assert all(r.pruned_fraction is not None and 0.2 <= r.pruned_fraction <= 0.6 for r in recipes)
-    for _, point in SeedTrials(space, pool).first:  # and the fixed points lie inside
+    for _, point in SeedTrials(space, pool).first:  # and the seed trials lie inside
         suggested(space, point, pool)
 
 

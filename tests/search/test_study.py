@@ -71,7 +71,7 @@ def test_the_model_comes_back_whole(model: Any, problem: PruningProblem, whole: 
     assert whole.plan.pruned_fraction == pytest.approx(0.3, abs=0.002)
 
 
-def test_fixed_points_are_never_stopped_early(whole: SearchOutcome) -> None:
+def test_seed_trials_are_never_stopped_early(whole: SearchOutcome) -> None:
     states = [t.state for t in whole.trials]
     assert states[:FIXED] == ["complete"] * FIXED
     assert "pruned" in states[FIXED:]

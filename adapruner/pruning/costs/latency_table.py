@@ -21,7 +21,7 @@ from torch import nn
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.models.families import family_of
 from adapruner.models.families.modeling_adapruner import set_attributes
-from adapruner.models.forward import frozen, hooked
+from adapruner.models.forward import evaluation_mode, hooked, random_ids
 from adapruner.models.shapes import layer_shape
 from adapruner.models.units import ModelStructure, UnitGroup
 
@@ -112,8 +112,8 @@ def measure_latency_table(
         raise ConfigurationError(f"seq_len: expected from 1 to the model's {positions} positions, got {seq_len}; give a length in between")
     threads = torch.get_num_threads() if threads is None else threads
     first = {g.kind: g for g in reversed(structure.groups)}
-    with frozen(model), torch.no_grad():
-        ids = _random_ids(model, batch_size, seq_len)
+    with evaluation_mode(model):
+        ids = random_ids(model, batch_size, seq_len)
         blocks = {kind: _block_of(model, group) for kind, group in first.items()}
         inputs = _capture_inputs(model, blocks, ids)
         calls: dict[tuple[str, int], Callable[[], Any]] = {("whole", 0): lambda: model(input_ids=ids, use_cache=False)}
@@ -219,12 +219,6 @@ def _median_ms(calls: dict[tuple[str, int], Callable[[], Any]], repeats: int, th
         for key, timer in timers.items():
             samples[key].append(timer.timeit(runs[key]).median * 1000.0)
     return {key: statistics.median(values) for key, values in samples.items()}
-
-
-def _random_ids(model: nn.Module, batch_size: int, seq_len: int) -> torch.Tensor:
-    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    ids = torch.randint(vocabulary, (batch_size, seq_len), generator=torch.Generator().manual_seed(0))
-    return ids.to(model.get_input_embeddings().weight.device)  # type: ignore[operator, union-attr]
 
 
 def _describe(model: nn.Module, device: torch.device, threads: int) -> str:
