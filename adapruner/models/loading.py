@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adapruner.errors import ConfigurationError, ModelError
+from adapruner.models.gguf_input import gguf_arguments, is_gguf, without_quantisation
 
 DEMO = "demo"
 """Name of the small model that comes with adapruner."""
@@ -39,11 +40,11 @@ def load_language_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """A dense causal language model in evaluation mode, from safetensors only; ``from_pretrained`` with our errors.
+    """A dense causal language model in evaluation mode, from safetensors or GGUF; ``from_pretrained`` with our errors.
 
     Args:
-        name_or_path: hub name or local folder; ``demo`` is the small model that comes with adapruner. An export with layers of
-            different widths is loaded by :func:`adapruner.load` instead.
+        name_or_path: hub name, local folder or GGUF file, whose weights are dequantised; ``demo`` is the small model that comes with
+            adapruner. An export with layers of different widths is loaded by :func:`adapruner.load` instead.
         dtype: ``auto`` (as saved), ``float32``, ``bfloat16`` or ``float16``.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ...; the library's choice when empty.
         revision: branch, tag or commit on the hub.
@@ -64,6 +65,8 @@ def load_language_model(
     options["dtype"] = "auto" if dtype == "auto" else getattr(torch, dtype)
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
+    if is_gguf(name_or_path):
+        del options["use_safetensors"]
     model, found = _from_pretrained(AutoModelForCausalLM, "model", name_or_path, revision, **options)
     if found["missing_keys"]:  # from_pretrained only warns of them
         name, more = sorted(found["missing_keys"])[0], len(found["missing_keys"]) - 1
@@ -71,7 +74,7 @@ def load_language_model(
             f"model.name_or_path: expected every tensor of {type(model).__name__} in {name_or_path!r}, got none for {name}"
             f"{f' and {more} more' if more else ''}: they would be random; restore the checkpoint"
         )
-    return model
+    return without_quantisation(model, name_or_path) if is_gguf(name_or_path) else model
 
 
 def load_tokenizer(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -137,6 +140,9 @@ def _from_pretrained(factory: Any, what: str, name_or_path: str, revision: str |
     from safetensors import SafetensorError
 
     source = model_source(name_or_path)
+    if is_gguf(source):
+        source, gguf = gguf_arguments(source)
+        options.update(gguf)
     local = Path(source).exists()
     if not local and (source.startswith(("/", ".", "~")) or source.count("/") > 1):
         raise ModelError(f"model.name_or_path: expected a folder or a hub name, got {source!r}, which is not there; correct the path")
