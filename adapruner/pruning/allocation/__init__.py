@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -57,9 +57,10 @@ class Allocation:
     heads: Literal["per_layer", "uniform"] = "per_layer"
     """Whether layers may keep different numbers of attention units; more serving engines take ``uniform``, which the method
     ``uniform`` always has. Not for ``list``."""
-    round_to: int = 1
+    round_to: int | None = None
     """FFN widths of pruned layers become multiples of this, which hardware multiplies faster; where no such plan is within 0.1 % of
-    the budget, it is met within half such a step (``uniform``: refused). Not for ``list``."""
+    the budget, it is met within half such a step (``uniform``: refused). Null: :func:`usual_multiple`, or the largest half, quarter,
+    ... of it that meets the budget; 1: any width. Not for ``list``."""
     depth_slope: float = 0.0
     """How much more the last layer loses than the middle one, and the first less: a share of the layer for ``depth``, a
     natural logarithm of a factor on scores for ``gamma``. Negative: the first layers lose more."""
@@ -76,7 +77,7 @@ class Allocation:
             raise ConfigurationError(f"allocation.heads: expected 'per_layer' or 'uniform', got {self.heads!r}; name one of them")
         if self.per not in ("cost", "unit"):
             raise ConfigurationError(f"allocation.per: expected 'cost' or 'unit', got {self.per!r}; name one of them")
-        if self.round_to < 1:
+        if self.round_to is not None and self.round_to < 1:
             raise ConfigurationError(f"allocation.round_to: expected 1 or more, got {self.round_to}; give 64, or 1 for any width")
         if not (math.isfinite(self.gamma) and math.isfinite(self.log_head_multiplier)):
             raise ConfigurationError(f"allocation: expected finite numbers, got gamma {self.gamma} and {self.log_head_multiplier}; give 0")
@@ -86,7 +87,7 @@ class Allocation:
             if value and name not in method.uses:
                 raise ConfigurationError(f"allocation.{name}: expected 0 with method {self.method!r}, got {value}; give method 'depth'")
         self._check_lists(method)
-        if (self.round_to > 1 and "round_to" not in method.uses) or (self.heads == "uniform" and "heads" not in method.uses):
+        if ((self.round_to or 1) > 1 and "round_to" not in method.uses) or (self.heads == "uniform" and "heads" not in method.uses):
             raise ConfigurationError(
                 f"allocation: expected neither round_to nor uniform heads with method {self.method!r}, got one; list such widths"
             )
@@ -132,6 +133,8 @@ class AllocationInputs:
     keep_at_least: float
     """Smallest fraction of each group's units that stays."""
     options: Allocation
+    round_to: int = 1
+    """FFN widths are multiples of this; 1: any width."""
 
     def of_kind(self, kind: str) -> list[UnitGroup]:
         """The groups of one kind that may lose units."""
@@ -189,14 +192,44 @@ def allocate(
     inside, layers = slices.structure, slices.structure.layers
     free = [g for g in inside.groups if not budget.is_protected(g.layer, layers)]
     inputs = AllocationInputs(slices.scores, inside, free, budget.most_removed(inside), slices.costs, budget.keep_at_least, allocation)
-    kept = ALLOCATIONS.find(allocation.method).keep(inputs)
-    _check_target(slices.costs.removed_by(kept, inside), inputs)
+    method = ALLOCATIONS.find(allocation.method)
+    tried: list[tuple[AllocationInputs, dict[str, list[int]], float]] = []
+    for multiple in [allocation.round_to] if allocation.round_to else _multiples(inside, method):
+        attempt = replace(inputs, round_to=multiple)
+        kept = method.keep(attempt)
+        tried.append((attempt, kept, slices.costs.removed_by(kept, inside)))
+        if abs(tried[-1][2] - slices.costs.remove) <= slices.costs.slack:
+            break
+    else:  # none within 0.1 %: widths stay regular where the method may be off by half a step
+        tried = tried[:1] if method.takes_any_budget else tried
+    inputs, kept, removed = tried[-1]
+    _check_target(removed, inputs)
     return slices.units_of(kept)
+
+
+def usual_multiple(structure: ModelStructure) -> int:
+    """What FFN widths are multiples of where nobody says: 64 for a model wider than 1024, 32 for one wider than 512, else 16.
+
+    A GPU multiplies odd widths more slowly than the dense ones, and 4-bit kernels take none but multiples of their group. 1 where that
+    would be coarser than a 32nd of the layer, or whole experts go.
+    """
+    ffn = [g for g in structure.groups if g.kind == "ffn"]
+    if not ffn or any(g.expert_units for g in ffn):
+        return 1
+    hidden = max(g.parameters_per_unit // len(g.tensors) for g in ffn)
+    multiple = 64 if hidden > 1024 else 32 if hidden > 512 else 16
+    return multiple if min(g.units // g.sets for g in ffn) >= 32 * multiple else 1
+
+
+def _multiples(structure: ModelStructure, method: AllocationMethod) -> list[int]:
+    """The usual multiple, its halves down to 8, then any width."""
+    usual = usual_multiple(structure) if "round_to" in method.uses else 1
+    return [*(n for n in (64, 32, 16, 8) if n <= usual), 1] if usual > 1 else [1]
 
 
 def _check_target(removed: float, inputs: AllocationInputs) -> None:
     """Refuses a plan that is off by more than 0.1 %, or by more than the finest step where that is coarser."""
-    costs, round_to = inputs.costs, inputs.options.round_to
+    costs, round_to = inputs.costs, inputs.round_to
     if not ALLOCATIONS.find(inputs.options.method).takes_any_budget:
         step = 0.0
     elif round_to > 1:

@@ -22,7 +22,7 @@ class DepthProfile(AllocationMethod):
 
     def keep(self, inputs: AllocationInputs) -> dict[str, list[int]]:
         counts = depth_counts(inputs)
-        if inputs.options.round_to > 1:
+        if inputs.round_to > 1:
             per_unit = inputs.costs.per_unit
             priorities = {g.name: priorities_of(inputs.scores[g.name].double(), per_unit[g.name], 0.0, 0.0) for g in inputs.groups}
             counts = make_regular(counts, priorities, inputs)

@@ -32,7 +32,7 @@ class GlobalRanking(AllocationMethod):
             cost = inputs.costs.per_unit[g.name] if options.per == "cost" else 1.0
             priorities[g.name] = priorities_of(inputs.scores[g.name].double(), cost, options.gamma, log_multiplier)
         removed = remove_globally(priorities, inputs)
-        if options.heads == "uniform" or options.round_to > 1:
+        if options.heads == "uniform" or inputs.round_to > 1:
             return inputs.keep_highest(make_regular({name: len(units) for name, units in removed.items()}, priorities, inputs), priorities)
         return {g.name: [u for u in range(g.units) if u not in removed.get(g.name, ())] for g in inputs.structure.groups}
 

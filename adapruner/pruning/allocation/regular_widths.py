@@ -57,7 +57,7 @@ class _Steps:
     def __init__(self, priorities: Mapping[str, Tensor], inputs: AllocationInputs) -> None:
         self.attention, self.ffn = inputs.of_kind("attention"), inputs.of_kind("ffn")
         self.inputs, self.most, self.costs = inputs, inputs.most, inputs.costs
-        self.uniform_heads, self.round_to = inputs.options.heads == "uniform", inputs.options.round_to
+        self.uniform_heads, self.round_to = inputs.options.heads == "uniform", inputs.round_to
         self.ranked = {g.name: torch.sort(priorities[g.name]).values.cumsum(0).tolist() for g in inputs.groups}
 
     def priority(self, g: UnitGroup, low: int, high: int) -> float:

@@ -28,7 +28,7 @@ class Uniform(AllocationMethod):
 
         def channels(heads: int) -> int:
             wanted = (costs.remove - heads * per_head) / per_channel if ffn else 0.0
-            return min((nearest_count(g, wanted, most[g.name], inputs.options.round_to) for g in ffn), default=0)
+            return min((nearest_count(g, wanted, most[g.name], inputs.round_to) for g in ffn), default=0)
 
         def miss(heads: int) -> float:
             return abs(costs.remove - heads * per_head - channels(heads) * per_channel)

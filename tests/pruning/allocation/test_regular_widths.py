@@ -7,7 +7,7 @@ import torch
 
 from adapruner.errors import ConfigurationError
 from adapruner.models.tracing import trace_structure
-from adapruner.pruning.allocation import Allocation, allocate
+from adapruner.pruning.allocation import Allocation, allocate, usual_multiple
 from adapruner.pruning.budget import Budget
 from tests.conftest import build_model
 from tests.pruning.allocation.test_allocation import draw_scores, removed_parameters
@@ -19,7 +19,7 @@ STRUCTURE = trace_structure(build_model("llama", intermediate_size=512, num_hidd
 @pytest.mark.parametrize("fraction", [0.2, 0.45])
 def test_uniform_heads(seed: int, fraction: float) -> None:
     scores = draw_scores(STRUCTURE, seed)
-    kept = allocate(scores, STRUCTURE, Budget(fraction), Allocation(gamma=0.3, heads="uniform"))
+    kept = allocate(scores, STRUCTURE, Budget(fraction), Allocation(gamma=0.3, heads="uniform", round_to=1))
     assert len({len(kept[g.name]) for g in STRUCTURE.groups if g.kind == "attention"}) == 1
     target = Budget(fraction).costs(STRUCTURE).remove
     assert abs(removed_parameters(kept, STRUCTURE) - target) <= STRUCTURE.group(0, "ffn").parameters_per_unit / 2
@@ -41,9 +41,32 @@ def test_rounded_widths_meet_the_budget_within_half_a_step(seed: int, round_to: 
     assert abs(removed_parameters(kept, STRUCTURE) - budget.costs(STRUCTURE).remove) <= step / 2
 
 
-def test_step_of_one_channel_changes_nothing_that_is_regular_already() -> None:
-    scores = draw_scores(STRUCTURE)
-    assert allocate(scores, STRUCTURE, Budget(0.3), Allocation(round_to=1)) == allocate(scores, STRUCTURE, Budget(0.3), Allocation())
+def test_any_width_is_one_ranking_cut_off_at_the_budget() -> None:
+    scores, budget = draw_scores(STRUCTURE), Budget(0.3)
+    kept = allocate(scores, STRUCTURE, budget, Allocation(round_to=1))
+    costs = budget.costs(STRUCTURE)
+    per_cost = {g.name: scores[g.name] / costs.per_unit[g.name] for g in STRUCTURE.groups}
+    lowest_kept = min(float(per_cost[g.name][kept[g.name]].min()) for g in STRUCTURE.groups if g.kind == "ffn")
+    gone = {g.name: [u for u in range(g.units) if u not in set(kept[g.name])] for g in STRUCTURE.groups if g.kind == "ffn"}
+    assert max(float(per_cost[name][units].max()) for name, units in gone.items() if units) <= lowest_kept
+
+
+@pytest.mark.parametrize(("hidden", "ffn", "multiple"), [(32, 512, 16), (32, 480, 1), (576, 1536, 32), (1024, 3072, 32), (2048, 8192, 64)])
+def test_the_usual_multiple_follows_the_width_of_the_model(hidden: int, ffn: int, multiple: int) -> None:
+    model = build_model("llama", hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=1, vocab_size=32)
+    assert usual_multiple(trace_structure(model)) == multiple
+
+
+@pytest.mark.parametrize("method", ["gamma", "uniform"])
+@pytest.mark.parametrize("percent", range(10, 90, 9))
+def test_widths_are_regular_unless_asked_otherwise(method: str, percent: int) -> None:
+    """The usual multiple or a half, a quarter of it, and never further from the budget than that multiple allows."""
+    scores, budget = draw_scores(STRUCTURE, percent), Budget(percent / 100)
+    kept = allocate(scores, STRUCTURE, budget, Allocation(method))
+    missed = abs(removed_parameters(kept, STRUCTURE) - budget.costs(STRUCTURE).remove)
+    assert missed <= max(budget.costs(STRUCTURE).slack, 0 if method == "uniform" else 8 * STRUCTURE.group(0, "ffn").parameters_per_unit)
+    if method == "gamma":
+        assert all(len(kept[g.name]) % 8 == 0 for g in STRUCTURE.groups if g.kind == "ffn")
 
 
 @pytest.mark.parametrize("heads", ["per_layer", "uniform"])
