@@ -66,10 +66,16 @@ BASELINES: dict[str, Recipe] = {
     "llm-pruner-second": Recipe({"taylor_second": 1.0}),
     "llm-pruner-mix": Recipe({"taylor_mix": 1.0}),
     "wanda-sp": Recipe({"wanda_sp": 1.0}),
-    "flap": Recipe({"flap_wifv": 1.0}, head_reduction="mean", bias_compensation=True),
+    "flap": Recipe({"flap": 1.0}, normaliser="none", bias_compensation=True),
 }
 #: FLAP's own global ranking (AL-AM): scores standardised within each layer, then one threshold over all units.
-FLAP_GLOBAL: dict[str, Any] = {"normaliser": "standardise", "scope": "layer", "allocation": Allocation("gamma", per="unit")}
+FLAP_GLOBAL: dict[str, Any] = {
+    "head_reduction": "mean",
+    "normaliser": "standardise",
+    "scope": "layer",
+    "score_order": "normalise_first",
+    "allocation": Allocation("gamma", per="unit", round_to=1),
+}
 MODELS = {"demo": str(MODEL_FOLDER), "larger": str(Path(__file__).parent / "larger_model")}
 
 

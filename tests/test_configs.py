@@ -37,6 +37,7 @@ def test_the_count_is_known() -> None:
     assert NAMES == ["llama.yaml", "local.yaml", "quickstart.yaml", "qwen3.yaml", "smollm2.yaml"]
     assert [
         *(f"ablations/{name}.yaml" for name in ("data-only", "metric-only", "no-allocation", "random-search", "sequential")),
+        "baselines/flap-ul-um.yaml",
         "baselines/flap.yaml",
         "baselines/l2.yaml",
         *(f"baselines/llm-pruner-{form}.yaml" for form in ("first", "mix", "second", "vectorize")),
@@ -82,7 +83,8 @@ def test_an_overlay_fits_any_base_and_changes_the_method_alone(name: str, base: 
 
 #: The published recipe of each baseline: metric, reduction over coupled tensors, over a head, allocation.
 RECIPES = {
-    "flap": ("flap_wifv", "sum", "mean", "gamma"),
+    "flap": ("flap", "sum", "mean", "gamma"),
+    "flap-ul-um": ("flap", "sum", "sum", "uniform"),
     "l2": ("l2", "mean", "sum", "uniform"),
     "llm-pruner-first": ("taylor_first", "sum", "sum", "uniform"),
     "llm-pruner-mix": ("taylor_mix", "sum", "sum", "uniform"),
@@ -102,11 +104,10 @@ def test_a_baseline_is_the_published_recipe(name: str, parser: Any) -> None:
     assert dict(recipe.coefficients) == {metric: 1.0}
     assert (recipe.reduction, recipe.head_reduction, recipe.allocation.method) == (reduction, head_reduction, allocation)
     assert recipe.calibration.source_weights is None
-    flap = name == "flap"
-    assert recipe.allocation.per == ("unit" if flap else "cost")
-    assert (recipe.normaliser, recipe.scope, recipe.bias_compensation) == (
-        ("standardise", "layer", True) if flap else ("mean", "model", False)
-    )
+    assert recipe.allocation.per == ("unit" if name == "flap" else "cost")
+    usual = ("mean", "model", "reduce_first", False)
+    own = {"flap": ("standardise", "layer", "normalise_first", True), "flap-ul-um": ("none", "model", "reduce_first", True)}
+    assert (recipe.normaliser, recipe.scope, recipe.score_order, recipe.bias_compensation) == own.get(name, usual)
 
 
 def test_what_each_ablation_leaves_to_the_search(parser: Any) -> None:

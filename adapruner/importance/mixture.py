@@ -15,12 +15,14 @@ from torch import Tensor
 from adapruner.errors import ConfigurationError
 from adapruner.importance.metrics import find_metric
 from adapruner.importance.metrics.interface import MetricInputs
-from adapruner.importance.normalisation import normalise
-from adapruner.importance.reduction import reduce_to_units
+from adapruner.importance.normalisation import made_positive, normalise
+from adapruner.importance.reduction import over_head, over_members, reduce_to_units
 from adapruner.importance.statistics import UnitStatistics
 from adapruner.models.units import ModelStructure
 
 FORMS: tuple[str, ...] = ("log", "additive")
+#: What comes first: the reduction over a head's channels, or the normaliser.
+SCORE_ORDERS: tuple[str, ...] = ("reduce_first", "normalise_first")
 _SMALLEST = 1e-12
 
 
@@ -42,6 +44,14 @@ def score_metric(
     }
 
 
+def score_channels(
+    name: str, statistics: UnitStatistics, structure: ModelStructure, weights: Tensor, reduction: str = "sum", seed: int = 0
+) -> dict[str, Tensor]:
+    """Group name -> ``[channels]`` float32 scores of one metric, over the coupled tensors."""
+    metric = find_metric(name)
+    return {group.name: over_members(metric.score(MetricInputs(statistics, group, weights, seed)), reduction) for group in structure.groups}
+
+
 def mix_metrics(
     coefficients: Mapping[str, float],
     statistics: UnitStatistics,
@@ -53,9 +63,13 @@ def mix_metrics(
     form: str = "log",
     normaliser: str = "mean",
     scope: str = "model",
+    score_order: str = "reduce_first",
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """Group name -> ``[units]`` scores of the mixture; coefficients are scaled to sum 1, zeros drop out.
+
+    Args:
+        score_order: ``reduce_first`` reduces to units, then normalises; ``normalise_first`` the other way round.
 
     Raises:
         ConfigurationError: if no coefficient is positive, or one is negative, or a name is unknown.
@@ -64,11 +78,19 @@ def mix_metrics(
         raise ConfigurationError(f"coefficients: expected non-negative values with a positive sum, got {dict(coefficients)}; name a metric")
     if form not in FORMS:
         raise ConfigurationError(f"form: expected 'log' or 'additive', got {form!r}; name one of them")
+    if score_order not in SCORE_ORDERS:
+        raise ConfigurationError(f"score_order: expected 'reduce_first' or 'normalise_first', got {score_order!r}; name one of them")
     active = {name: value / sum(coefficients.values()) for name, value in coefficients.items() if value > 0}
     mixed: dict[str, Tensor] = {}
     for name, coefficient in active.items():
-        scores = score_metric(name, statistics, structure, weights, reduction=reduction, head_reduction=head_reduction, seed=seed)
-        for group, values in normalise(scores, structure, normaliser, scope).items():
+        if score_order == "reduce_first":
+            scores = score_metric(name, statistics, structure, weights, reduction=reduction, head_reduction=head_reduction, seed=seed)
+            scores = normalise(scores, structure, normaliser, scope)
+        else:
+            scores = score_channels(name, statistics, structure, weights, reduction, seed)
+            scores = normalise(scores, structure, normaliser, scope)
+            scores = {group.name: over_head(scores[group.name], group, head_reduction) for group in structure.groups}
+        for group, values in made_positive(scores).items():
             part = coefficient * (torch.log(values.clamp_min(_SMALLEST)) if form == "log" else values)
             mixed[group] = mixed.get(group, 0.0) + part
     return {group: values.exp() if form == "log" else values for group, values in mixed.items()}

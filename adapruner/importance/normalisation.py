@@ -27,8 +27,8 @@ def _rank(scores: Tensor) -> Tensor:
 
 
 def _standardise(scores: Tensor) -> Tensor:
-    """z-score; :func:`normalise` moves all of a model's by one constant, so that those of different layers still compare."""
-    deviation = scores.std(correction=0).clamp_min(_TINY)
+    """z-score, with the unbiased deviation as FLAP has it; :func:`made_positive` comes before what takes no negative number."""
+    deviation = scores.std(correction=int(len(scores) > 1)).clamp_min(_TINY)
     return (scores - scores.mean()) / deviation
 
 
@@ -44,7 +44,7 @@ NORMALISERS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def normalise(scores: Mapping[str, Tensor], structure: ModelStructure, how: str = "mean", scope: str = "model") -> dict[str, Tensor]:
-    """Group name -> ``[units]`` scores, normalised.
+    """Group name -> ``[units]`` (or ``[channels]``) scores, normalised; z-scores are below 0 too, see :func:`made_positive`.
 
     ``per_parameter`` divides by the parameters that go with a unit; a global ranking does that by itself, so it is for
     layer-wise scores that are to be compared afterwards.
@@ -59,12 +59,13 @@ def normalise(scores: Mapping[str, Tensor], structure: ModelStructure, how: str 
     if how == "per_parameter":
         return {g.name: scores[g.name] / g.parameters_per_unit for g in structure.groups}
     if scope == "layer":
-        found = {name: NORMALISERS[how](values) for name, values in scores.items()}
-    else:
-        lengths = [len(v) for v in scores.values()]
-        joined = NORMALISERS[how](torch.cat(list(scores.values())))
-        found = dict(zip(scores, joined.split(lengths), strict=True))
-    if how != "standardise":
-        return found
-    lowest = min(float(values.min()) for values in found.values())  # mixtures take logarithms: start at a small positive value
-    return {name: values - lowest + 1e-3 for name, values in found.items()}
+        return {name: NORMALISERS[how](values) for name, values in scores.items()}
+    lengths = [len(v) for v in scores.values()]
+    joined = NORMALISERS[how](torch.cat(list(scores.values())))
+    return dict(zip(scores, joined.split(lengths), strict=True))
+
+
+def made_positive(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All moved by one constant, so that the lowest is 0.001 where some are below 0: mixtures take logarithms, budgets divide."""
+    lowest = min(float(values.min()) for values in scores.values())
+    return {name: values - lowest + 1e-3 if lowest < 0 else values for name, values in scores.items()}

@@ -25,14 +25,34 @@ HEAD_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def reduce_to_units(scores: Tensor, group: UnitGroup, over_members: str = "sum", over_head: str = "sum") -> Tensor:
+def reduce_to_units(scores: Tensor, group: UnitGroup, reduction: str = "sum", head_reduction: str = "sum") -> Tensor:
     """``[members, channels]`` -> ``[units]``: over the coupled tensors first, then over the unit's channels.
 
     Raises:
         ConfigurationError: if a reduction is unknown.
     """
-    for argument, value, known in (("reduction", over_members, MEMBER_REDUCTIONS), ("head_reduction", over_head, HEAD_REDUCTIONS)):
-        if value not in known:
-            raise ConfigurationError(f"{argument}: expected a known reduction, got {value!r}; {nearest(value, known)}")
-    channels = MEMBER_REDUCTIONS[over_members](scores)
-    return HEAD_REDUCTIONS[over_head](channels.view(group.units, group.channels_per_unit))
+    return over_head(over_members(scores, reduction), group, head_reduction)
+
+
+def over_members(scores: Tensor, reduction: str = "sum") -> Tensor:
+    """``[members, channels]`` -> ``[channels]``.
+
+    Raises:
+        ConfigurationError: if the reduction is unknown.
+    """
+    return _known("reduction", reduction, MEMBER_REDUCTIONS)(scores)
+
+
+def over_head(scores: Tensor, group: UnitGroup, reduction: str = "sum") -> Tensor:
+    """``[channels]`` -> ``[units]``.
+
+    Raises:
+        ConfigurationError: if the reduction is unknown.
+    """
+    return _known("head_reduction", reduction, HEAD_REDUCTIONS)(scores.view(group.units, group.channels_per_unit))
+
+
+def _known(argument: str, value: str, known: dict[str, Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+    if value not in known:
+        raise ConfigurationError(f"{argument}: expected a known reduction, got {value!r}; {nearest(value, known)}")
+    return known[value]

@@ -77,6 +77,7 @@ def make_plan(problem: PruningProblem, recipe: Recipe, provenance: Mapping[str, 
         form=recipe.form,
         normaliser=recipe.normaliser,
         scope=recipe.scope,
+        score_order=recipe.score_order,
         seed=problem.seed,
     )
     budget, costs = problem.budget, problem.costs

@@ -10,7 +10,7 @@ from typing import Any
 from adapruner.calibration.choice import CalibrationChoice
 from adapruner.errors import ConfigurationError, nearest
 from adapruner.importance.metrics import find_metric
-from adapruner.importance.mixture import FORMS
+from adapruner.importance.mixture import FORMS, SCORE_ORDERS
 from adapruner.importance.normalisation import NORMALISERS, SCOPES
 from adapruner.importance.reduction import HEAD_REDUCTIONS, MEMBER_REDUCTIONS
 from adapruner.pruning.allocation import Allocation
@@ -23,6 +23,7 @@ CHOICES: dict[str, Sequence[Any]] = {
     "form": FORMS,
     "normaliser": tuple(NORMALISERS),
     "scope": SCOPES,
+    "score_order": SCORE_ORDERS,
     "bias_compensation": (False, True),
 }
 
@@ -49,6 +50,9 @@ class Recipe:
     """Brings each metric to a common scale first: none, sum, mean, max, standardise, rank, per_parameter."""
     scope: str = "model"
     """What a normaliser looks at: the whole ``model``, or each ``layer``'s attention and FFN by itself."""
+    score_order: str = "reduce_first"
+    """``reduce_first`` normalises scores of units; ``normalise_first`` those of channels, before the reduction over a head, as FLAP
+    does (arXiv 2312.11983)."""
     bias_compensation: bool = False
     """Add back the mean of what is removed, as a bias of the output projection (FLAP, arXiv 2312.11983)."""
     pruned_fraction: float | None = None

@@ -74,6 +74,8 @@ class SearchSpace:
     """Choices for the normaliser of each metric: none, sum, mean, max, standardise, rank, per_parameter."""
     scopes: list[str] = field(default_factory=lambda: ["model"])
     """Choices for what a normaliser looks at: ``model``, ``layer``."""
+    score_orders: list[str] = field(default_factory=lambda: ["reduce_first"])
+    """Choices for what comes first, the reduction to units or the normaliser: ``reduce_first``, ``normalise_first``."""
     bias_compensations: list[bool] = field(default_factory=lambda: [False])
     """Choices for adding back the mean of what is removed, as a bias."""
     source_logit: float = 3.0

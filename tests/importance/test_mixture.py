@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from adapruner.errors import ConfigurationError
+from adapruner.importance.metrics import find_metric
+from adapruner.importance.metrics.interface import MetricInputs
 from adapruner.importance.mixture import mix_metrics, score_metric
 from adapruner.importance.statistics import collect_statistics
 from adapruner.models.tracing import trace_structure
@@ -57,3 +59,21 @@ def test_additive_mixture_is_the_weighted_sum(case: Any) -> None:
         torch.testing.assert_close(mixed[group], 0.25 * one[group] / tops[0] + 0.75 * two[group] / tops[1])
     with pytest.raises(ConfigurationError, match="form: expected 'log' or 'additive', got 'sum'"):
         mix_metrics({"l2": 1.0}, statistics, structure, WEIGHTS, form="sum")
+
+
+def test_normalised_before_the_reduction(case: Any) -> None:
+    """Channels' z-scores within each layer, then their mean over a unit: another order of heads than z-scores of their means."""
+    structure, statistics = case
+    options = {"head_reduction": "mean", "normaliser": "standardise", "scope": "layer", "form": "additive"}
+    found = mix_metrics({"flap": 1.0}, statistics, structure, WEIGHTS, score_order="normalise_first", **options)  # type: ignore[arg-type]
+    shifts = []
+    for group in structure.groups:
+        channels = find_metric("flap").score(MetricInputs(statistics, group, WEIGHTS))[0]
+        z = (channels - channels.mean()) / channels.std()
+        expected = torch.stack([part.mean() for part in z.split(group.channels_per_unit)])
+        shifts.append(found[group.name] - expected)
+    assert float(torch.cat(shifts).std()) < 1e-5
+    other = mix_metrics({"flap": 1.0}, statistics, structure, WEIGHTS, **options)  # type: ignore[arg-type]
+    assert max(float((other[n] - found[n] - (other[n] - found[n]).mean()).abs().max()) for n in found) > 1e-2
+    with pytest.raises(ConfigurationError, match="score_order: expected 'reduce_first' or 'normalise_first', got 'both'"):
+        mix_metrics({"l2": 1.0}, statistics, structure, WEIGHTS, score_order="both")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adapruner.errors import ConfigurationError
-from adapruner.importance.normalisation import NORMALISERS, normalise
+from adapruner.importance.normalisation import NORMALISERS, made_positive, normalise
 from adapruner.models.tracing import trace_structure
 from tests.conftest import build_model
 
@@ -17,7 +17,7 @@ SCORES = {g.name: torch.rand(g.units, generator=torch.Generator().manual_seed(i)
 @pytest.mark.parametrize("how", sorted(set(NORMALISERS) - {"per_parameter"}))
 @pytest.mark.parametrize("scope", ["model", "layer"])
 def test_order_is_kept_and_values_can_be_logged(how: str, scope: str) -> None:
-    result = normalise(SCORES, STRUCTURE, how, scope)
+    result = made_positive(normalise(SCORES, STRUCTURE, how, scope))
     parts = [(SCORES[n], result[n]) for n in SCORES]
     if scope == "model":
         parts = [(torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts]))]
@@ -36,7 +36,7 @@ def test_figures_of_each() -> None:
     }.items():
         torch.testing.assert_close(torch.cat(list(normalise(SCORES, STRUCTURE, how).values())), expected)
     z = torch.cat(list(normalise(SCORES, STRUCTURE, "standardise").values()))
-    assert float(z.std(correction=0)) == pytest.approx(1.0, rel=1e-4)
+    assert float(z.std()) == pytest.approx(1.0, rel=1e-4)
     per_parameter = normalise(SCORES, STRUCTURE, "per_parameter")
     for group in STRUCTURE.groups:
         torch.testing.assert_close(per_parameter[group.name], SCORES[group.name] / group.parameters_per_unit)
@@ -44,8 +44,8 @@ def test_figures_of_each() -> None:
 
 def test_z_scores_of_layers_compare() -> None:
     """Each layer's own z-scores, all moved by the same constant (FLAP, arXiv 2312.11983)."""
-    found = normalise(SCORES, STRUCTURE, "standardise", "layer")
-    z = {name: (s - s.mean()) / s.std(correction=0) for name, s in SCORES.items()}
+    found = made_positive(normalise(SCORES, STRUCTURE, "standardise", "layer"))
+    z = {name: (s - s.mean()) / s.std() for name, s in SCORES.items()}
     shifts = torch.cat([found[name] - z[name] for name in SCORES])
     assert float(shifts.std()) < 1e-5
     assert min(float(v.min()) for v in found.values()) == pytest.approx(1e-3, rel=1e-3)

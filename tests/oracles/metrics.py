@@ -84,6 +84,18 @@ def unit_scores(name: str, model: Any, group: UnitGroup, gradients: Gradients, i
         average = sum(w * x[:, channel].sum() for w, x in zip(weights, states, strict=True)) / tokens
         return sum(w * (x[:, channel] - average).square().sum() for w, x in zip(weights, states, strict=True)) / tokens  # type: ignore[return-value]
 
+    def running_deviation(channel: int) -> Tensor:
+        so_far, average, total = 0.0, torch.zeros(()), torch.zeros(())
+        for w, x in zip(weights.tolist(), states, strict=True):
+            so_far += w
+            average = average + w / so_far * (x[:, channel].mean() - average)
+            total = total + w * (x[:, channel] - average).square().sum() * (so_far - w) / so_far
+        return total
+
+    def flap(channel: int) -> Tensor:
+        score = matrix(output)[:, channel].square().sum() * running_deviation(channel)
+        return score**2 if group.kind == "attention" else score
+
     def norm(channel: int) -> Tensor:
         total: Any = sum(w * x[:, channel].square().sum() for w, x in zip(weights, states, strict=True))
         root: Tensor = (total / tokens).sqrt()
@@ -115,6 +127,7 @@ def unit_scores(name: str, model: Any, group: UnitGroup, gradients: Gradients, i
         ),
         "activation_norm": lambda: _per_unit(group, lambda u: torch.stack([norm(c) for c in columns(u)]).sum()),
         "flap_ifv": lambda: _per_unit(group, lambda u: torch.stack([variance(c) for c in columns(u)]).sum()),
+        "flap": lambda: _per_unit(group, lambda u: torch.stack([flap(c) for c in columns(u)]).sum()),
         "flap_wifn": standardised_wanda,
         "obs": lambda: _per_unit(group, left_by_a_refit),
         "l1": lambda: over_members(lambda m, u: _own(group, u, m, matrix(m)).abs().sum()),
