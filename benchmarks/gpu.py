@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gc
 import gzip
+import itertools
 import json
 import platform
 import time
@@ -123,7 +124,7 @@ def run_stages(model: Any, windows: Any, budget: float, options: argparse.Namesp
     ends = [time.perf_counter()]
     with sheet.stage(case, "search") as row:
         found = stages.search(scored, on_trial=lambda *_: ends.append(time.perf_counter()))
-        took = sorted(end - start for start, end in zip(ends, ends[1:], strict=False))
+        took = sorted(end - start for start, end in itertools.pairwise(ends))
         row.update(trials=len(took), seconds_per_trial=took[len(took) // 2] if took else None, refit_in_trials=scored.refit)
     with sheet.stage(case, "reconstruct") as row:
         pruned = stages.reconstruct(scored, found)

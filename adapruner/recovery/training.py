@@ -135,7 +135,7 @@ def _step(adapted: Any, batch: dict[str, Tensor], state: _State, config: Recover
         raise ModelError(loss_message(loss, state.step, blame_for_loss(adapted, batch, where, tokenizer)))
     state.optimizer.zero_grad()
     loss.backward()
-    bad = first_bad_gradient(adapted)
+    bad = first_bad_gradient(state.trained)
     if bad is not None:
         blame = blame_for_gradient(adapted, batch, adapted.get_parameter(bad), where, tokenizer)
         raise ModelError(gradient_message(bad, state.step, blame))
