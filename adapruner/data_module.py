@@ -39,6 +39,8 @@ class PruningDataModule(LightningDataModule):
         seed: decides which windows are drawn, and their order in training.
         tokenizer: name or folder; null takes the ``tokenizer`` of the Trainer's module.
         allow_leak: let sets share documents.
+        bos: which windows begin with the tokenizer's begin-of-text token: ``auto``, every one where the tokenizer puts one before a
+            text; ``every``; ``first``, at the start of a text only, as LLM-Pruner measures; ``none``.
         prompts: for ``predict``: a file with one prompt a line, or .jsonl with ``prompt`` in each row.
 
     Raises:
@@ -80,6 +82,7 @@ class PruningDataModule(LightningDataModule):
         tokenizer: str | None = None,
         allow_leak: bool = False,
         prompts: str | None = None,
+        bos: str = "auto",
     ) -> None:
         super().__init__()
         self.calibration, self.search, self.recovery = calibration, search, recovery
@@ -88,7 +91,7 @@ class PruningDataModule(LightningDataModule):
         self.tokenizer_name: str | None = tokenizer
         self.tokenizer_object: Any = None
         self.prompts = None if prompts is None else read_prompts(prompts)
-        self.sets = TextSets(calibration, search, recovery, self.evaluation, seed, allow_leak)
+        self.sets = TextSets(calibration, search, recovery, self.evaluation, seed, allow_leak, bos)
         self.sets.check(partial(check_size, "data.batch_size", batch_size, 1), partial(check_size, "data.num_workers", num_workers, 0))
 
     def card(self) -> dict[str, Any] | None:

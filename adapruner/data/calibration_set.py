@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapruner.data.bos import BosRule
 from adapruner.data.documents import hash_text
 from adapruner.data.windows import IGNORED, TextWindows, common_prefix, ended, padded_rows
 from adapruner.errors import ConfigurationError, DataError
@@ -93,7 +94,7 @@ class CalibrationSet:
         lines = ",\n  ".join(json.dumps(sample, ensure_ascii=False) for sample in record.pop("samples"))
         write_atomically(Path(path), f'{json.dumps(record, indent=1, ensure_ascii=False)[:-2]},\n "samples": [\n  {lines}\n ]\n}}\n')
 
-    def to_windows(self, tokenizer: Any, seq_len: int) -> tuple[TextWindows, Tensor]:
+    def to_windows(self, tokenizer: Any, seq_len: int, bos: BosRule | None = None) -> tuple[TextWindows, Tensor]:
         """The samples as this tokenizer's windows, and their weights ``[n]`` (float32, sum 1).
 
         With the vocabulary that the set was made with, these are the set's own tokens; otherwise its text, tokenised anew
@@ -101,6 +102,11 @@ class CalibrationSet:
         samples are cut to ``seq_len``, shorter ones padded on the right: none is dropped for its length, for each carries
         weight, and whatever honours ``attention_mask`` and labels of -100 is not misled. Only samples without any token to
         predict are left out.
+
+        Args:
+            tokenizer: of the model that is to be pruned.
+            seq_len: tokens in a window.
+            bos: what a plain text begins with where it is tokenised anew; the set's own tokens stay as they are.
 
         Raises:
             ConfigurationError: if ``seq_len`` is below 2.
@@ -112,7 +118,7 @@ class CalibrationSet:
         rows: list[tuple[list[int], int]] = []
         kept: list[int] = []
         for position, sample in enumerate(self.samples):
-            ids, prompt_tokens = _own_tokens(sample, tokenizer) if same else _new_tokens(sample, tokenizer)
+            ids, prompt_tokens = _own_tokens(sample, tokenizer) if same else _new_tokens(sample, tokenizer, bos or BosRule())
             ids = ids[:seq_len]
             if max(prompt_tokens, 1) < len(ids):
                 rows.append((ids, prompt_tokens))
@@ -261,9 +267,10 @@ def _own_tokens(sample: CalibrationSample, tokenizer: Any) -> tuple[list[int], i
     return sample.tokens, sample.prompt_tokens
 
 
-def _new_tokens(sample: CalibrationSample, tokenizer: Any) -> tuple[list[int], int]:
+def _new_tokens(sample: CalibrationSample, tokenizer: Any, bos: BosRule) -> tuple[list[int], int]:
     if not sample.prompt:
-        return [*tokenizer(sample.text, add_special_tokens=False)["input_ids"]], 0
+        begin = [] if bos.begins is None else [bos.begins]
+        return [*begin, *tokenizer(sample.text, add_special_tokens=False)["input_ids"]], 0
     ids = ended(tokenizer(sample.text)["input_ids"], tokenizer)
     return ids, common_prefix(ids, tokenizer(sample.prompt)["input_ids"])
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 
+from adapruner.data.bos import BosRule
 from adapruner.data.card import part_in_words
 from adapruner.data.documents import Document, draw_documents
 from adapruner.data.leaks import SHORT_CHARACTERS
@@ -33,9 +34,14 @@ class WindowDrawer:
         seed: each role and source has its own random numbers, derived from it.
         take_fewer: where a source has less text than asked for, take what it has, down to :data:`LEAST_WINDOWS`; among sources that share
             a number of windows, those with too little are left out as long as another has enough.
+        bos: one of :data:`adapruner.data.bos.POLICIES`.
+
+    Raises:
+        ConfigurationError: as :meth:`adapruner.data.bos.BosRule.of`.
     """
 
-    def __init__(self, tokenizer: Any, seed: int, take_fewer: bool = False) -> None:
+    def __init__(self, tokenizer: Any, seed: int, take_fewer: bool = False, bos: str = "auto") -> None:
+        self.bos = BosRule.of(tokenizer, bos)
         self.tokenizer, self.seed, self.take_fewer = tokenizer, seed, take_fewer
         self.short_documents: set[str] = set()
         """Hashes of the documents read so far that are too short to count as a leak."""
@@ -71,7 +77,7 @@ class WindowDrawer:
         if given is not None:
             return {(item.name, given.seq_len): given}
         documents = list(self._note_short(read_documents(item.source)))
-        return {(item.name, n): _named(item.name, joined_windows, documents, self.tokenizer, n, item.limit) for n in item.windows}
+        return {(item.name, n): _named(item.name, joined_windows, documents, self.tokenizer, n, item.limit, self.bos) for n in item.windows}
 
     def _draw(self, role: str, source: TextSource, seq_len: int, count: int | None, least: int) -> TextWindows:
         given = source.reader.windows
@@ -83,7 +89,7 @@ class WindowDrawer:
         elif count is not None:
             documents = iter(draw_documents(documents, count * seq_len * _CHARACTERS_PER_TOKEN, seed))
         build = pad_instructions if source.instruction else sample_windows
-        options = {"pool": pool, "at_least": min(least, count) if self.take_fewer and count is not None else None}
+        options = {"pool": pool, "at_least": min(least, count) if self.take_fewer and count is not None else None, "bos": self.bos}
         label, documents = f"{role}, source {source.name!r}{part_in_words(source)}", self._note_short(documents)
         windows = _named(label, build, documents, self.tokenizer, seq_len, count, seed, **options)
         if count is not None and len(windows) < count:

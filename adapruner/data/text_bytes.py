@@ -27,7 +27,7 @@ def tokenise_with_ends(text: str, tokenizer: Any) -> tuple[list[int], Tensor | N
     return list(encoded["input_ids"]), torch.from_numpy(_bytes_before(text)[np.maximum.accumulate(ends)])
 
 
-def predicted_bytes(ends: Tensor, window: int) -> Tensor:
+def predicted_bytes(ends: Tensor, window: int, whole: bool = False) -> Tensor:
     """Bytes ``[n]`` that tokens 2 to ``window`` of each window stand for: the first token of a window is not predicted.
 
     A character that two windows share counts for the one that begins it.
@@ -35,12 +35,14 @@ def predicted_bytes(ends: Tensor, window: int) -> Tensor:
     Args:
         ends: ``[n * window]``, as :func:`tokenise_with_ends` gives them.
         window: tokens in a window.
+        whole: the first is predicted too, because a BOS stands before it.
 
     >>> predicted_bytes(torch.tensor([1, 3, 6, 10, 15, 21]), 3).tolist()
     [5, 11]
     """
     rows = ends.view(-1, window)
-    return rows[:, -1] - rows[:, 0]
+    starts = torch.cat([rows.new_zeros(1), rows[:-1, -1]]) if whole else rows[:, 0]
+    return rows[:, -1] - starts
 
 
 def _bytes_before(text: str) -> np.ndarray:

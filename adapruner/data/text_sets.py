@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor
 
+from adapruner.data.bos import check_policy
 from adapruner.data.calibration_set import CalibrationSet, read_set
 from adapruner.data.card import describe_set, leaks_in_words, sources_in_words
 from adapruner.data.draw_windows import WindowDrawer
@@ -43,6 +44,8 @@ class TextSets:
     """Decides which windows are drawn."""
     allow_leak: bool = False
     """Lets sets share documents."""
+    bos: str = "auto"
+    """Which windows begin with the tokenizer's begin-of-text token, see :data:`adapruner.data.bos.POLICIES`."""
     take_fewer: bool = False
     """Takes what there is where a source has less text than asked for, down to a few windows, and says so in one line."""
 
@@ -68,7 +71,11 @@ class TextSets:
                 and a given set.
             DataError: if a file or the given set cannot be read.
         """
-        check_all(*checks_of_sets(self.calibration, self.search, self.recovery, self.evaluation, self.seed), *others)
+        check_all(
+            partial(check_policy, self.bos),
+            *checks_of_sets(self.calibration, self.search, self.recovery, self.evaluation, self.seed),
+            *others,
+        )
         _ = self.given_set
 
     def build(self, tokenizer: Any) -> RunData:
@@ -78,7 +85,7 @@ class TextSets:
             ConfigurationError: if there are more clusters than samples.
             DataError: if a source cannot be read or is too short, or sets share documents.
         """
-        drawer = WindowDrawer(tokenizer, self.seed, self.take_fewer)
+        drawer = WindowDrawer(tokenizer, self.seed, self.take_fewer, self.bos)
         c, s, r = self.calibration, self.search, self.recovery
         pool_at, weights = self._pool(drawer)
         search = drawer.shuffled("search", drawer.evenly("search", s.sources, s.seq_len, s.samples))
@@ -110,7 +117,7 @@ class TextSets:
         c = self.calibration
         weights = None
         if self.given_set is not None:
-            windows, weights = self.given_set.to_windows(drawer.tokenizer, c.seq_len)
+            windows, weights = self.given_set.to_windows(drawer.tokenizer, c.seq_len, drawer.bos)
             pool_at = {c.seq_len: windows}
         else:
             # each length has as many samples of a source, not as many tokens: a sample is what gets a weight

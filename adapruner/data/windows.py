@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapruner.data.bos import BosRule
 from adapruner.data.documents import Document
 from adapruner.data.text_bytes import predicted_bytes, tokenise_with_ends
 from adapruner.errors import ConfigurationError, DataError
 
 #: The label of a token that no loss counts (PyTorch's ``ignore_index``).
 IGNORED = -100
+_AS_TOKENISED = BosRule()
 
 
 class TooLittleTextError(DataError):
@@ -51,6 +53,8 @@ class TextWindows:
     """Per window, the hashes of the documents that contribute to it, separated by spaces."""
     text_bytes: Tensor | None = None
     """``[n]`` int64: UTF-8 bytes of each window's predicted text, where known: for bits per byte."""
+    begins_with: str | None = None
+    """The token that every window begins with (``<bos>``), where there is one."""
 
     def __post_init__(self) -> None:
         shape, rows = tuple(self.input_ids.shape), len(self.input_ids)
@@ -91,7 +95,7 @@ class TextWindows:
         hashes = [self.document_hashes[i] for i in chosen.tolist()]
         rows = (self.input_ids[chosen], self.labels[chosen], self.attention_mask[chosen])
         text_bytes = None if self.text_bytes is None else self.text_bytes[chosen]
-        return TextWindows(*rows, list(self.source_names), self.source_index[chosen], hashes, text_bytes)
+        return TextWindows(*rows, list(self.source_names), self.source_index[chosen], hashes, text_bytes, self.begins_with)
 
     @staticmethod
     def concatenate(parts: Sequence[TextWindows]) -> TextWindows:
@@ -112,6 +116,7 @@ class TextWindows:
             names,
             torch.cat(index),
             [hashes for p in parts for hashes in p.document_hashes],
+            begins_with=parts[0].begins_with,
         )
 
 
@@ -124,6 +129,7 @@ def sample_windows(
     *,
     at_least: int | None = None,
     pool: int | None = None,
+    bos: BosRule = _AS_TOKENISED,
 ) -> TextWindows:
     """Draws full windows without padding, in the spirit of LLM-Pruner's samples at random offsets.
 
@@ -138,26 +144,28 @@ def sample_windows(
         seed: decides offsets and draw.
         at_least: take what there is when that is less than ``count``, down to so many; ``None`` wants ``count`` of them.
         pool: stop reading after enough tokens for so many windows and draw among those; ``None`` reads all.
+        bos: what every window begins with.
 
     Raises:
         ConfigurationError: if ``seq_len``, ``count`` or ``pool`` is out of range.
         TooLittleTextError: if there are no or too few windows.
     """
     _check_sizes(seq_len=seq_len, count=count, pool=pool)
-    name, tokens, starts, hashes = _pack(documents, tokenizer, None if pool is None else pool * seq_len)
-    found, least = len(tokens) // seq_len, at_least or count or 1
+    room = bos.room(seq_len)
+    name, tokens, starts, hashes = _pack(documents, tokenizer, None if pool is None else pool * room, bos)
+    found, least = len(tokens) // room, at_least or count or 1
     if found < least:
         raise TooLittleTextError(
             f"documents: expected {_wanted(count, at_least)} windows of {seq_len} tokens, got {found}; "
             f"give more text ({least * seq_len:,} tokens or more), fewer samples or a smaller seq_len"
         )
     generator = torch.Generator().manual_seed(seed)
-    offset = int(torch.randint(len(tokens) % seq_len + 1, (1,), generator=generator))
-    ids = tokens[offset : offset + found * seq_len].view(-1, seq_len)
-    first = [bisect_right(starts, offset + i * seq_len) - 1 for i in range(found)]
-    end = [bisect_right(starts, offset + (i + 1) * seq_len - 1) for i in range(found)]
+    offset = int(torch.randint(len(tokens) % room + 1, (1,), generator=generator))
+    ids = bos.windows(tokens[offset : offset + found * room].view(-1, room))
+    first = [bisect_right(starts, offset + i * room) - 1 for i in range(found)]
+    end = [bisect_right(starts, offset + (i + 1) * room - 1) for i in range(found)]
     contributing = [" ".join(dict.fromkeys(hashes[a:b])) for a, b in zip(first, end, strict=True)]
-    return _full_windows(ids, name, contributing).select(torch.randperm(found, generator=generator)[:count])
+    return _full_windows(ids, name, contributing, bos).select(torch.randperm(found, generator=generator)[:count])
 
 
 def pad_instructions(
@@ -169,6 +177,7 @@ def pad_instructions(
     *,
     at_least: int | None = None,
     pool: int | None = None,
+    bos: BosRule = _AS_TOKENISED,
 ) -> TextWindows:
     """One row per example: text and end-of-text, truncated to ``seq_len``, padded on the right, prompt not counted.
 
@@ -183,13 +192,14 @@ def pad_instructions(
         seed: decides the draw.
         at_least: take what there is when that is less than ``count``, down to so many; ``None`` wants ``count`` of them.
         pool: stop reading after so many usable examples and draw among those; ``None`` reads all.
+        bos: what every row begins with.
 
     Raises:
         ConfigurationError: if ``seq_len``, ``count`` or ``pool`` is out of range.
         DataError: if there are no or too few examples.
     """
     _check_sizes(seq_len=seq_len, count=count, pool=pool)
-    examples = list(islice(_usable_examples(documents, tokenizer, seq_len), pool))
+    examples = list(islice(_usable_examples(documents, tokenizer, seq_len, bos), pool))
     if len(examples) < (at_least or count or 1):
         got = f"{len(examples)} whose response begins within {seq_len} tokens"
         wanted = _wanted(count, at_least)
@@ -200,20 +210,23 @@ def pad_instructions(
     names = list(dict.fromkeys(d.source for d, _, _ in examples))
     index = torch.tensor([names.index(d.source) for d, _, _ in examples])
     rows = padded_rows([(ids, masked) for _, ids, masked in examples], tokenizer, seq_len)
-    return TextWindows(*rows, names, index, [d.hash for d, _, _ in examples])
+    return TextWindows(*rows, names, index, [d.hash for d, _, _ in examples], begins_with=bos.words)
 
 
-def joined_windows(documents: Iterable[Document], tokenizer: Any, window: int, limit: int | None = None) -> TextWindows:
+def joined_windows(
+    documents: Iterable[Document], tokenizer: Any, window: int, limit: int | None = None, bos: BosRule = _AS_TOKENISED
+) -> TextWindows:
     """LLM-Pruner's evaluation windows: texts joined by a blank line, tokenised once, cut without overlap, rest dropped.
 
-    The text is tokenised as one, so a begin-of-text token stands at most once, at the very start; blank documents are
-    joined like any other. Every window is said to come from every document, as a tokenizer does not tell.
+    The text is tokenised as one, so without a rule a begin-of-text token stands at most once, at the very start; blank documents
+    are joined like any other. Every window is said to come from every document, as a tokenizer does not tell.
 
     Args:
         documents: in the data set's own order.
         tokenizer: ``tokenizer(text)["input_ids"]``.
         window: tokens in a window.
         limit: keep only the first so many windows.
+        bos: what every window begins with; it then counts among the window's tokens.
 
     Raises:
         ConfigurationError: if ``window`` or ``limit`` is out of range.
@@ -222,15 +235,18 @@ def joined_windows(documents: Iterable[Document], tokenizer: Any, window: int, l
     _check_sizes(window=window, limit=limit)
     read = list(documents)
     tokens, ends = tokenise_with_ends("\n\n".join(d.text for d in read), tokenizer)
-    ids = torch.tensor(tokens, dtype=torch.long)
-    if len(ids) < window:
+    text, room = bos.of_text(tokens), bos.room(window)
+    ends = ends if ends is None else ends[len(tokens) - len(text) :]
+    ids = torch.tensor(text, dtype=torch.long)
+    if len(ids) < room:
         raise DataError(
             f"documents: expected at least one window of {window} tokens, got {len(ids)} tokens; give more text or a smaller window"
         )
-    rows = ids[: len(ids) // window * window].view(-1, window)[:limit]
+    pieces = ids[: len(ids) // room * room].view(-1, room)[:limit]
+    rows = bos.windows(pieces)
     hashes = " ".join(dict.fromkeys(d.hash for d in read if d.text.strip()))
-    windows = _full_windows(rows, "+".join(dict.fromkeys(d.source for d in read)), [hashes] * len(rows))
-    windows.text_bytes = None if ends is None else predicted_bytes(ends[: rows.numel()], window)
+    windows = _full_windows(rows, "+".join(dict.fromkeys(d.source for d in read)), [hashes] * len(rows), bos)
+    windows.text_bytes = None if ends is None else predicted_bytes(ends[: pieces.numel()], room, whole=room < window)
     return windows
 
 
@@ -252,19 +268,19 @@ def padded_rows(rows: Sequence[tuple[Sequence[int], int]], tokenizer: Any, seq_l
     return input_ids, labels, mask
 
 
-def _full_windows(ids: Tensor, name: str, hashes: list[str]) -> TextWindows:
-    ids = ids.clone()
-    return TextWindows(ids, ids.clone(), torch.ones_like(ids), [name], torch.zeros(len(ids), dtype=torch.long), hashes)
+def _full_windows(ids: Tensor, name: str, hashes: list[str], bos: BosRule) -> TextWindows:
+    ids, index = ids.clone(), torch.zeros(len(ids), dtype=torch.long)
+    return TextWindows(ids, ids.clone(), torch.ones_like(ids), [name], index, hashes, begins_with=bos.words)
 
 
-def _pack(documents: Iterable[Document], tokenizer: Any, most: int | None) -> tuple[str, Tensor, list[int], list[str]]:
+def _pack(documents: Iterable[Document], tokenizer: Any, most: int | None, bos: BosRule) -> tuple[str, Tensor, list[int], list[str]]:
     """The source's name, tokens ``[n]`` of its documents, and where each begins, with its hash; stops after ``most`` tokens."""
     name, rows, starts, hashes = "", [torch.zeros(0, dtype=torch.long)], list[int](), list[str]()
     total = 0
     for document in documents:
         if document.text.strip():
             name = document.source
-            rows.append(torch.tensor(ended(tokenizer(document.text)["input_ids"], tokenizer)))
+            rows.append(torch.tensor(ended(bos.of_text(tokenizer(document.text)["input_ids"]), tokenizer)))
             starts.append(total)
             hashes.append(document.hash)
             total += len(rows[-1])
@@ -273,12 +289,16 @@ def _pack(documents: Iterable[Document], tokenizer: Any, most: int | None) -> tu
     return name, torch.cat(rows), starts, hashes
 
 
-def _usable_examples(documents: Iterable[Document], tokenizer: Any, seq_len: int) -> Iterator[tuple[Document, list[int], int]]:
+def _usable_examples(
+    documents: Iterable[Document], tokenizer: Any, seq_len: int, bos: BosRule
+) -> Iterator[tuple[Document, list[int], int]]:
     """Documents with their tokens, at most ``seq_len``, and how many of these are prompt."""
     for document in documents:
         if document.text.strip():
-            ids = ended(tokenizer(document.text)["input_ids"], tokenizer)[:seq_len]
-            masked = common_prefix(ids, tokenizer(document.prompt)["input_ids"]) if document.prompt else 0
+            begin = [] if bos.begins is None else [bos.begins]
+            ids = [*begin, *ended(bos.of_text(tokenizer(document.text)["input_ids"]), tokenizer)][:seq_len]
+            prompt = [*begin, *bos.of_text(tokenizer(document.prompt)["input_ids"])] if document.prompt else []
+            masked = common_prefix(ids, prompt)
             if masked < len(ids):
                 yield document, ids, masked
 

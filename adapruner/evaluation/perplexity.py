@@ -219,7 +219,7 @@ def batch_logits(model: nn.Module, windows: Windows, rows: slice) -> Tensor:
     return logits
 
 
-def describe_protocol(name: str, window: int, n_windows: int, tokens: int) -> str:
+def describe_protocol(name: str, window: int, n_windows: int, tokens: int, begins_with: str | None = None) -> str:
     """One sentence that says how a perplexity was measured, for reports and tables.
 
     Args:
@@ -227,13 +227,15 @@ def describe_protocol(name: str, window: int, n_windows: int, tokens: int) -> st
         window: tokens in a window.
         n_windows: number of windows.
         tokens: number of predicted tokens (:attr:`NLLResult.tokens`).
+        begins_with: the token that every window begins with, where there is one.
 
     >>> describe_protocol("wikitext2/test", 128, 10, 1270)  # doctest: +ELLIPSIS
     'wikitext2/test: texts joined by blank lines, tokenised once, 10 non-overlapping windows of 128 tokens, ...'
     """
+    begin = "" if begins_with is None else f", each beginning with {begins_with}"
     return (
-        f"{name}: texts joined by blank lines, tokenised once, {n_windows} non-overlapping windows of {window} tokens, remainder dropped, "
-        f"mean NLL over {window - 1} predictions a window ({tokens} in all), log-softmax in fp32"
+        f"{name}: texts joined by blank lines, tokenised once, {n_windows} non-overlapping windows of {window} tokens{begin}, "
+        f"remainder dropped, mean NLL over {window - 1} predictions a window ({tokens} in all), log-softmax in fp32"
     )
 
 

@@ -173,7 +173,7 @@ class ReportRecorder:
         for (name, window), windows in self.data.evaluation_windows.items():
             result = evaluate_nll(model, windows, self.config.batch_size)
             values[name, window] = result.perplexity
-            protocol = describe_protocol(name, window, len(windows.input_ids), result.tokens)
+            protocol = describe_protocol(name, window, len(windows.input_ids), result.tokens, getattr(windows, "begins_with", None))
             self.texts[name, window] = EvaluatedText(protocol, result.tokens, result.text_bytes)
             if protocol not in self.protocols:
                 self.protocols.append(protocol)

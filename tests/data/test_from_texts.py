@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from adapruner.data.bos import BosRule
 from adapruner.data.documents import Document
 from adapruner.data.draw_windows import WindowDrawer
 from adapruner.data.from_texts import data_from_texts, evaluation_from_texts, windows_from_texts
@@ -224,7 +225,7 @@ def test_one_set_alone(tokenizer: Any) -> None:
     assert windows_from_texts(torch.arange(12).view(2, 6), None).input_ids.tolist() == torch.arange(12).view(2, 6).tolist()
     measured = evaluation_from_texts({"wiki": WIKI, "held": HELD}, tokenizer, windows=(16, 32))
     assert list(measured) == [("wiki", 16), ("wiki", 32), ("held", 16), ("held", 32)]
-    whole = joined_windows([Document("held", "", text) for text in HELD], tokenizer, 32)
+    whole = joined_windows([Document("held", "", text) for text in HELD], tokenizer, 32, bos=BosRule.of(tokenizer))
     assert measured["held", 32].fingerprint == whole.fingerprint
     assert list(evaluation_from_texts(torch.ones(2, 6, dtype=torch.long), None)) == [("texts", 6)]
     with pytest.raises(DataError, match=r"^texts: expected a list of texts, .* got NoneType; give one"):

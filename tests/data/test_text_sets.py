@@ -130,7 +130,7 @@ def test_a_stream_is_read_only_as_far_as_needed(tokenizer: Any, options: dict[st
 
 def test_errors_name_the_set_and_the_source(tokenizer: Any, options: dict[str, Any]) -> None:
     options["calibration"] = CalibrationData(options["calibration"].sources, samples_per_source=500, seq_len=16)
-    with pytest.raises(DataError, match=r"data, calibration, source 'b': documents: expected 500 windows of 16 tokens, got 69"):
+    with pytest.raises(DataError, match=r"data, calibration, source 'b': documents: expected 500 windows of 16 tokens, got 72"):
         built(tokenizer, **options)
 
 
@@ -216,7 +216,7 @@ def test_a_given_set_is_the_pool(tokenizer: Any, options: dict[str, Any], tmp_pa
     assert torch.equal(data.calibration_windows.input_ids, first.calibration_windows.input_ids[weighted])
     assert list(data.calibration_windows_at) == [16]
     assert data.calibration_fingerprint != data.calibration_windows.fingerprint, "weights are part of it"
-    options["search"] = SearchData([TextSource("b", path=str(tmp_path / "b.jsonl"))], 5, 16)
+    options["search"] = SearchData([TextSource("b", path=str(tmp_path / "b.jsonl"))], 20, 16)
     with pytest.raises(DataError, match="expected calibration and search to share no document"):
         built(tokenizer, **options)
 
