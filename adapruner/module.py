@@ -15,6 +15,7 @@ from adapruner.evaluation.generation import Decoding, stream_text
 from adapruner.evaluation.perplexity import NLLResult
 from adapruner.export.loading import ExportedModel, open_export
 from adapruner.models.loading import DEMO, check_dtype, load_language_model, load_tokenizer, model_source
+from adapruner.models.next_token_loss import mean_next_token_loss
 from adapruner.models.units import ModelStructure
 from adapruner.pruned_module import PrunedCheckpoints
 from adapruner.pruning.plan import PruningPlan
@@ -197,7 +198,7 @@ class PrunableCausalLM(PrunedCheckpoints, LightningModule):
 
         Of several ranks each weighs by its tokens, so that they train together what one would with their batches joined.
         """
-        loss: Tensor = self.model(**batch, use_cache=False).loss
+        loss = mean_next_token_loss(self.model, **batch)
         self.log("train_loss", loss, prog_bar=True)
         return loss * token_share(batch["labels"])
 

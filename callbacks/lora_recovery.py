@@ -79,7 +79,11 @@ class LoRARecoveryCallback(PruningListener):
         Raises:
             ModelError: naming the first parameter, the step and, where a sample of the last batch shows it alone, the sample.
         """
-        bad = None if getattr(trainer.precision_plugin, "scaler", None) is not None else first_bad_gradient(dict(pl_module.named_parameters()))
+        bad = (
+            None
+            if getattr(trainer.precision_plugin, "scaler", None) is not None
+            else first_bad_gradient(dict(pl_module.named_parameters()))
+        )
         if bad is None:
             return
         (batch, where, tokenizer), model = self._suspect(trainer, pl_module), getattr(pl_module, self.model_attribute, None)

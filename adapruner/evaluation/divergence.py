@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from adapruner.errors import ConfigurationError, DataError
-from adapruner.evaluation.perplexity import IGNORED, ROWS_AT_ONCE, Windows, at_least_fp32, batch_logits, in_chunks, next_labels
-from adapruner.models.forward import evaluation_mode, input_device
+from adapruner.evaluation.perplexity import IGNORED, Windows, at_least_fp32, batch_inputs, in_chunks, next_labels
+from adapruner.models.forward import evaluation_mode
+from adapruner.models.next_token_loss import logit_parts
 
 _SMALLEST = 1e-30
 
@@ -73,10 +74,11 @@ def collect_top_k(model: nn.Module, windows: Windows, k: int = 64, batch_size: i
     ids, values = [], []
     with evaluation_mode(model):
         for start in range(0, len(windows.input_ids), batch_size):
-            logits = batch_logits(model, windows, slice(start, start + batch_size))
-            most = min(k, logits.shape[-1])
-            parts = [at_least_fp32(rows).log_softmax(-1).topk(most, dim=-1) for rows in logits.flatten(0, 1).split(ROWS_AT_ONCE)]
-            shape = (*logits.shape[:2], most)
+            inputs = batch_inputs(model, windows, slice(start, start + batch_size))
+            parts = [
+                at_least_fp32(logits).log_softmax(-1).topk(min(k, logits.shape[-1]), dim=-1) for logits in logit_parts(model, **inputs)
+            ]
+            shape = (*inputs["input_ids"].shape, -1)
             values.append(torch.cat([p.values for p in parts]).view(shape).cpu())
             ids.append(torch.cat([p.indices for p in parts]).view(shape).int().cpu())
     return DenseTopK(torch.cat(ids), torch.cat(values))
@@ -105,16 +107,16 @@ def evaluate_divergence_chunks(
 
 
 def _batch_divergence(model: nn.Module, windows: Windows, dense: DenseTopK, rows: slice) -> DivergenceResult:
-    device = input_device(model)
-    logits = batch_logits(model, windows, rows).flatten(0, 1)
-    places = (next_labels(windows.labels[rows]).flatten() != IGNORED).nonzero().flatten()
-    ids = dense.ids[rows].flatten(0, 1)[places].long().to(device)
-    p = dense.log_probabilities[rows].flatten(0, 1)[places].to(device)
-    total = 0.0
-    for part in torch.arange(len(places)).split(ROWS_AT_ONCE):
-        q = at_least_fp32(logits[places[part].to(device)]).log_softmax(-1).gather(1, ids[part])
-        total += float(_divergence(p[part], q).double().sum())
-    return DivergenceResult(total, len(places))
+    inputs = batch_inputs(model, windows, rows)
+    counted = next_labels(windows.labels[rows]).flatten() != IGNORED
+    ids, p = dense.ids[rows].flatten(0, 1), dense.log_probabilities[rows].flatten(0, 1)
+    total, start = 0.0, 0
+    for logits in logit_parts(model, **inputs):
+        places = start + counted[start : start + len(logits)].nonzero().flatten()
+        q = at_least_fp32(logits[(places - start).to(logits.device)]).log_softmax(-1).gather(1, ids[places].long().to(logits.device))
+        total += float(_divergence(p[places].to(logits.device), q).double().sum())
+        start += len(logits)
+    return DivergenceResult(total, int(counted.sum()))
 
 
 def _divergence(p: Tensor, q: Tensor) -> Tensor:

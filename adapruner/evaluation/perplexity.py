@@ -17,9 +17,8 @@ from torch.nn.functional import cross_entropy
 
 from adapruner.errors import ConfigurationError, DataError
 from adapruner.models.forward import evaluation_mode, input_device
+from adapruner.models.next_token_loss import IGNORED, next_token_losses
 
-IGNORED = -100
-"""Label of a position that is not to be predicted."""
 ROWS_AT_ONCE = 1024
 """Rows of the logits that are held in fp32 at a time: 128 MiB for a vocabulary of 32,000."""
 
@@ -160,8 +159,9 @@ def evaluate_nll_chunks(
     """
 
     def measure(rows: slice) -> NLLResult:
-        total, tokens = token_nll(batch_logits(model, windows, rows), windows.labels[rows])
-        return NLLResult(total.item(), tokens, None if text_bytes is None else int(text_bytes[rows].sum()))
+        labels = windows.labels[rows]
+        total = next_token_losses(model, labels, **batch_inputs(model, windows, rows)).double().sum().item()
+        return NLLResult(total, int((labels[:, 1:] != IGNORED).sum()), None if text_bytes is None else int(text_bytes[rows].sum()))
 
     text_bytes: Tensor | None = getattr(windows, "text_bytes", None)
     return in_chunks(model, windows, batch_size, chunks, measure, NLLResult(0.0, 0, None if text_bytes is None else 0), progress)
@@ -207,16 +207,15 @@ def in_chunks(
     return cumulative()
 
 
-def batch_logits(model: nn.Module, windows: Windows, rows: slice) -> Tensor:
-    """Logits ``[b, t, v]`` of some of the windows, on the model's device."""
+def batch_inputs(model: nn.Module, windows: Windows, rows: slice) -> dict[str, Tensor]:
+    """What the model takes of some of the windows, on its device."""
     device = input_device(model)
     inputs = {"input_ids": windows.input_ids[rows].to(device)}
     mask = windows.attention_mask[rows]
     if not bool(mask.all()):
         # A mask of ones changes nothing but would cost scaled_dot_product_attention its causal fast path.
         inputs["attention_mask"] = mask.to(device)
-    logits: Tensor = model(**inputs, use_cache=False).logits
-    return logits
+    return inputs
 
 
 def describe_protocol(name: str, window: int, n_windows: int, tokens: int, begins_with: str | None = None) -> str:

@@ -24,7 +24,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from adapruner.errors import DataError, ModelError
 from adapruner.importance.finiteness import first_not_finite
@@ -32,6 +31,7 @@ from adapruner.importance.inverse_gram import REFIT_STATISTICS, InverseGrams
 from adapruner.importance.layer_runs import layer_runs
 from adapruner.importance.summed_gradients import SUMMED_STATISTICS, SummedGradients
 from adapruner.models.forward import batches, evaluation_mode, frozen, hooked
+from adapruner.models.next_token_loss import IGNORED, next_token_losses
 from adapruner.models.sequences import in_sequences
 from adapruner.models.units import ModelStructure, UnitGroup
 
@@ -190,12 +190,11 @@ class _Collector:
         self.rows, self.mask = rows, mask.float()
         self.result.tokens[rows] = self.mask.sum(1).cpu()
         embedded = model.get_input_embeddings()(ids).detach().requires_grad_(backward)  # type: ignore[operator]
-        logits = model(inputs_embeds=embedded, attention_mask=mask, use_cache=False).logits
-        labels = windows.labels[rows].to(device)[:, 1:]
-        counts = (labels != -100).sum(1)
+        labels = windows.labels[rows].to(device)
+        counts = (labels[:, 1:] != IGNORED).sum(1)
         if bool((counts == 0).any()):
             raise DataError(f"calibration: expected a token to predict, got none in sample {rows.start + int(counts.argmin())}")
-        losses = cross_entropy(logits[:, :-1].float().transpose(1, 2), labels, reduction="none").sum(1) / counts
+        losses = next_token_losses(model, labels, inputs_embeds=embedded, attention_mask=mask).sum(1) / counts
         if not bool(torch.isfinite(losses).all()):
             bad = rows.start + int((~torch.isfinite(losses)).nonzero()[0])
             raise _NotFinite(bad, float(losses[bad - rows.start].detach()))

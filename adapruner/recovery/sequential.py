@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from adapruner.models.forward import answering
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import cut_layer
@@ -137,7 +138,7 @@ def _ffn_inputs(modules: LayerModules, windows: Windows, pruned: list[Tensor], a
     extra: tuple[None, ...] | None = None
     for batch, hidden in enumerate(pruned):
         if extra is not None and attended is not None and modules.attention is not None:
-            with _answering(modules.attention, (attended[batch], *extra)):
+            with answering(modules.attention, (attended[batch], *extra)):
                 yield windows.input_of(modules.down_proj, modules.layer, modules.index, hidden)
         elif batch > 0 or modules.attention is None:
             yield windows.input_of(modules.down_proj, modules.layer, modules.index, hidden)
@@ -163,16 +164,3 @@ def _watching(*modules: nn.Module) -> Iterator[dict[nn.Module, Any]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _answering(module: nn.Module, answer: Any) -> Iterator[None]:
-    """The module returns the answer, whatever it is given, inside the block."""
-    own = module.__dict__.get("forward")
-    module.forward = lambda *_, **__: answer
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own

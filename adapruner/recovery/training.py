@@ -15,6 +15,7 @@ from adapruner.data.resumable import training_loader
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.files.atomic import temporary_beside
 from adapruner.models.fingerprint import fingerprint_model
+from adapruner.models.next_token_loss import mean_next_token_loss
 from adapruner.progress import announce, progress_bar
 from adapruner.recovery.diagnosis import blame_for_gradient, blame_for_loss, first_bad_gradient, gradient_message, loss_message
 from adapruner.recovery.lora import LoRAConfig, attach_lora, check_adapters, merge_lora
@@ -129,7 +130,7 @@ def train_adapters(
 
 
 def _step(adapted: Any, batch: dict[str, Tensor], state: _State, config: RecoveryConfig, tokenizer: Any) -> float:
-    loss = adapted(**{name: value.to(state.device) for name, value in batch.items()}, use_cache=False).loss
+    loss = mean_next_token_loss(adapted, **{name: value.to(state.device) for name, value in batch.items()})
     where = f"the batch of step {state.step + 1}"
     if not bool(torch.isfinite(loss.detach())):
         raise ModelError(loss_message(loss, state.step, blame_for_loss(adapted, batch, where, tokenizer)))

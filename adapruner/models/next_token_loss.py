@@ -1,0 +1,147 @@
+"""The loss of every next token without ever holding the logits of a whole batch: over a vocabulary of 50 to 250 thousand words they
+would be the largest tensors of a run by far.
+
+The trunk runs once; the head, with whatever a family does to its logits (a scale, a soft cap), runs over a part of the positions at a
+time. In a backward pass a part's logits are computed again. Where a model cannot be taken apart so, its logits are made whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from adapruner.models.forward import answering
+
+#: PyTorch's ``ignore_index``.
+IGNORED = -100
+#: Bytes of float32 logits that are held at a time; a batch that has fewer is not taken apart.
+MOST_BYTES = 64 * 2**20
+
+#: Model -> its trunk and the class of the trunk's output, or ``None`` where it cannot be taken apart.
+_trunks: WeakKeyDictionary[nn.Module, tuple[Any, type] | None] = WeakKeyDictionary()
+
+
+def next_token_losses(model: Any, labels: Tensor, **inputs: Any) -> Tensor:
+    """NLL ``[batch, seq_len]`` in nats of the token after each position, at least float32; 0 where none is counted.
+
+    Differentiable, where gradients are on, with respect to the inputs and the model's weights.
+
+    Args:
+        model: a Hugging Face causal LM, or one with peft's adapters.
+        labels: ``[batch, seq_len]`` int64, not shifted; -100 is ignored.
+        inputs: ``input_ids`` or ``inputs_embeds``, and ``attention_mask``, as the model takes them.
+
+    >>> import adapruner
+    >>> model, tokenizer = adapruner.stages.load_model("demo")
+    >>> ids = tokenizer("a word or two", return_tensors="pt")["input_ids"]
+    >>> losses = next_token_losses(model, ids, input_ids=ids)
+    >>> torch.allclose(losses.sum() / (ids.numel() - 1), model(ids, labels=ids).loss)
+    True
+    """
+    targets = torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORED)], dim=1)
+    causal, rows = _causal(model), _rows_at_once(model)
+    if labels.numel() <= rows or not splits_at_head(causal):
+        logits = model(**inputs, use_cache=False).logits.flatten(0, 1)
+        pairs = zip(logits.split(rows), targets.to(logits.device).flatten().split(rows), strict=True)
+        return torch.cat([_losses(part, wanted) for part, wanted in pairs]).view_as(targets)
+    hidden = _trunks[causal][0](**inputs, use_cache=False).last_hidden_state  # type: ignore[index]
+    flat, counted = hidden.flatten(0, 1), targets.to(hidden.device).flatten()
+    parts = [_part(causal, flat[start : start + rows], counted[start : start + rows]) for start in range(0, len(flat), rows)]
+    return torch.cat(parts).view_as(targets)
+
+
+def mean_next_token_loss(model: Any, labels: Tensor, **inputs: Any) -> Tensor:
+    """Mean NLL over the counted tokens, as a Hugging Face model's own ``loss``; nan where none is counted, as that.
+
+    Args:
+        model, labels, inputs: as for :func:`next_token_losses`.
+    """
+    counted = (labels[:, 1:] != IGNORED).sum()
+    return next_token_losses(model, labels, **inputs).sum() / counted
+
+
+@torch.no_grad()
+def logit_parts(model: Any, **inputs: Any) -> Iterator[Tensor]:
+    """Logits ``[n, vocabulary]`` of one part of the positions after the other, batch and sequence joined; without gradients.
+
+    Args:
+        model, inputs: as for :func:`next_token_losses`.
+    """
+    given: Tensor = next(iter(inputs.values()))
+    causal, rows = _causal(model), _rows_at_once(model)
+    positions = given.shape[0] * given.shape[1]
+    if positions <= rows or not splits_at_head(causal):
+        yield from model(**inputs, use_cache=False).logits.flatten(0, 1).split(rows)
+        return
+    trunk, output = _trunks[causal]  # type: ignore[misc]
+    for part in trunk(**inputs, use_cache=False).last_hidden_state.flatten(0, 1).split(rows):
+        yield _head(causal, part, trunk, output)
+
+
+@torch.no_grad()
+def splits_at_head(model: Any) -> bool:
+    """Whether trunk and head, one after the other, give the model's own logits; tried on two tokens, once for each model."""
+    if model not in _trunks:
+        _trunks[model] = _trunk(model)
+    return _trunks[model] is not None
+
+
+def _trunk(model: Any) -> tuple[Any, type] | None:
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel) or model.base_model is model or getattr(model.config, "output_router_logits", False):
+        return None
+    weight: Any = model.get_input_embeddings().weight
+    if any(hasattr(p, "full_tensor") for p in model.parameters()):  # a sharded root gathers its weights in its own forward
+        return None
+    ids, training = torch.tensor([[0, 1]], device=weight.device), {m: m.training for m in model.modules()}
+    try:
+        model.eval()
+        whole = model(input_ids=ids, use_cache=False).logits[0].float()
+        for trunk in dict.fromkeys((model.base_model, getattr(model, "get_decoder", lambda: None)())):  # OPT's head calls its decoder
+            output = None if trunk is None else trunk(input_ids=ids, use_cache=False)
+            if output is not None:
+                found = _head(model, output.last_hidden_state[0], trunk, type(output)).float()
+                if torch.allclose(found, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max())):
+                    return trunk, type(output)
+        return None
+    except (AttributeError, TypeError, ValueError, RuntimeError, KeyError, IndexError):
+        return None
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _causal(model: Any) -> Any:
+    """The language model inside peft's adapters, which stay active."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+def _rows_at_once(model: Any) -> int:
+    vocabulary = int(getattr(getattr(_causal(model), "config", None), "vocab_size", 0) or 0)
+    return max(1, MOST_BYTES // (4 * vocabulary)) if vocabulary else 1024
+
+
+def _part(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    trunk, output = _trunks[model]  # type: ignore[misc]
+    if not torch.is_grad_enabled():
+        return _losses(_head(model, hidden, trunk, output), targets)
+    return checkpoint(lambda h: _losses(_head(model, h, trunk, output), targets), hidden, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+def _head(model: Any, hidden: Tensor, trunk: Any, output: type) -> Tensor:
+    """Logits ``[n, vocabulary]`` of hidden states ``[n, hidden]``: the model's own forward, its trunk answering with what is known."""
+    with answering(trunk, output(last_hidden_state=hidden[None])):
+        logits: Tensor = model(inputs_embeds=hidden[None], use_cache=False).logits
+    return logits[0]
+
+
+def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return cross_entropy(wide, targets, ignore_index=IGNORED, reduction="none")
