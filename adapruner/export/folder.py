@@ -22,6 +22,7 @@ from adapruner.export.staging import MARK, check_folder, staged
 from adapruner.export.target import Target, choose_target, has_uneven_experts
 from adapruner.export.widths import check_widths
 from adapruner.models.families import family_of
+from adapruner.models.gguf_input import QUANTISED_BASE
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.depth_and_width import remaining_structure, restrict_plan
 from adapruner.pruning.plan import PruningPlan
@@ -90,6 +91,8 @@ def export_model(
     filled.tie_weights()
     cast_weights(filled, dtype)
     notes += _carry_generation_config(model, filled)
+    if (quantised := getattr(model.config, QUANTISED_BASE, None)) is not None:
+        notes.append(f"the base model's weights were quantised, and dequantised from {quantised} before the pruning")
     class_name = type(filled).__name__
     with staged(Path(folder)) as new:
         filled.save_pretrained(new, max_shard_size=max_shard_size)

