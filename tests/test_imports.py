@@ -44,7 +44,7 @@ STOREY = {room: storey for storey, rooms in enumerate(STOREYS) for room in rooms
 DOORS: dict[str, tuple[str, ...]] = {
     "torch_pruning": ("adapruner.models", "adapruner.pruning.surgery"),
     "optuna": ("adapruner.search",),
-    "gguf": ("adapruner.export.formats.gguf",),
+    "gguf": ("adapruner.export.formats.gguf", "adapruner.models.gguf_input"),
     "peft": ("adapruner.recovery", "adapruner.export"),
     "lm_eval": ("adapruner.evaluation.zero_shot",),
     "sklearn": ("adapruner.calibration.clusters",),

@@ -90,7 +90,7 @@ def mix_metrics(
             scores = score_channels(name, statistics, structure, weights, reduction, seed)
             scores = normalise(scores, structure, normaliser, scope)
             scores = {group.name: over_head(scores[group.name], group, head_reduction) for group in structure.groups}
-        for group, values in made_positive(scores).items():
+        for group, values in (made_positive(scores) if normaliser == "standardise" else scores).items():
             part = coefficient * (torch.log(values.clamp_min(_SMALLEST)) if form == "log" else values)
             mixed[group] = mixed.get(group, 0.0) + part
     return {group: values.exp() if form == "log" else values for group, values in mixed.items()}
