@@ -34,7 +34,7 @@ def parser() -> Any:
 
 
 def test_the_count_is_known() -> None:
-    assert NAMES == ["llama.yaml", "local.yaml", "quickstart.yaml", "qwen3.yaml", "smollm2.yaml"]
+    assert NAMES == ["llama.yaml", "local.yaml", "quickstart.yaml", "qwen3.yaml", "smollm2-135m.yaml", "smollm2.yaml"]
     assert [
         *(f"ablations/{name}.yaml" for name in ("data-only", "metric-only", "no-allocation", "random-search", "sequential")),
         "baselines/flap-ul-um.yaml",
@@ -42,6 +42,7 @@ def test_the_count_is_known() -> None:
         "baselines/l2.yaml",
         *(f"baselines/llm-pruner-{form}.yaml" for form in ("first", "mix", "second", "vectorize")),
         "baselines/random.yaml",
+        "baselines/wanda-sp-sequential.yaml",
         "baselines/wanda-sp.yaml",
     ] == OVERLAYS
     assert sorted(shipped_configs()) == EVERY == sorted([*NAMES, *OVERLAYS, "compare.yaml"])
@@ -92,6 +93,7 @@ RECIPES = {
     "llm-pruner-vectorize": ("taylor_vectorize", "sum", "sum", "uniform"),
     "random": ("random", "sum", "sum", "uniform"),
     "wanda-sp": ("wanda_sp", "sum", "sum", "uniform"),
+    "wanda-sp-sequential": ("wanda_sp", "sum", "sum", "uniform"),
 }
 
 
@@ -104,6 +106,7 @@ def test_a_baseline_is_the_published_recipe(name: str, parser: Any) -> None:
     assert dict(recipe.coefficients) == {metric: 1.0}
     assert (recipe.reduction, recipe.head_reduction, recipe.allocation.method) == (reduction, head_reduction, allocation)
     assert recipe.calibration.source_weights is None
+    assert recipe.sequential == (name == "wanda-sp-sequential")
     assert recipe.allocation.per == ("unit" if name == "flap" else "cost")
     usual = ("mean", "model", "reduce_first", False)
     own = {"flap": ("standardise", "layer", "normalise_first", True), "flap-ul-um": ("none", "model", "reduce_first", True)}

@@ -53,6 +53,9 @@ class Recipe:
     score_order: str = "reduce_first"
     """``reduce_first`` normalises scores of units; ``normalise_first`` those of channels, before the reduction over a head, as FLAP
     does (arXiv 2312.11983)."""
+    sequential: bool = False
+    """Measure each layer's inputs after the earlier layers were pruned, as Wanda-sp's published code does; for the allocation
+    ``uniform`` and metrics of inputs. Not for a search."""
     bias_compensation: bool = False
     """Add back the mean of what is removed, as a bias of the output projection (FLAP, arXiv 2312.11983)."""
     pruned_fraction: float | None = None
@@ -77,6 +80,12 @@ class Recipe:
             raise ConfigurationError(f"recipe.pruned_fraction: expected a number in [0, 1), got {self.pruned_fraction}; leave it null")
         if self.ridge is not None and not 0 < self.ridge < math.inf:
             raise ConfigurationError(f"recipe.ridge: expected a positive number, got {self.ridge}; leave it null")
+
+        if self.sequential and (self.allocation.method != "uniform" or not self.needs <= {"input_sum", "input_square_sum"}):
+            got = f"{self.allocation.method!r} and {', '.join(self.coefficients)}"
+            raise ConfigurationError(
+                f"recipe.sequential: expected the allocation 'uniform' and metrics of inputs alone, got {got}; take wanda_sp, or give false"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -17,6 +17,7 @@ from adapruner.recovery.post_pruning import PostPruning
 from adapruner.search.chosen_samples import write_chosen_set
 from adapruner.search.device_latency import meet_latency
 from adapruner.search.score import ScoredModel
+from adapruner.search.sequential_statistics import collect_in_sequence
 from adapruner.search.study import SearchOutcome, run_search
 from adapruner.search.trials import TrialRecord
 
@@ -77,6 +78,9 @@ def _plan(
     if scored.given is not None:
         return scored.given, None
     if options.recipe is not None:
+        if options.recipe.sequential:
+            windows = scored.data.calibration_windows
+            problem = replace(problem, statistics=collect_in_sequence(scored.model, problem, options.recipe, windows, options.batch_size))
         plan = make_plan(problem, options.recipe, {"seed": problem.seed, **scored.identity})
         return meet_latency(scored.model, problem, plan, options.recipe, folder, scored.identity), None
     post_pruning = PostPruning.of_windows(scored.data.calibration_windows, options.reconstruction, recover)
