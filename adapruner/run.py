@@ -17,8 +17,8 @@ from adapruner.data.run_data import RunData
 from adapruner.errors import ConfigurationError
 from adapruner.export.folder import ExportRecord
 from adapruner.export.staging import check_no_export
-from adapruner.files.atomic import clear_leftovers
-from adapruner.files.folder_lock import FolderLock, check_folder
+from adapruner.files.atomic import writing
+from adapruner.files.folder_lock import check_there, held
 from adapruner.files.value_cache import ValueCache
 from adapruner.progress import shown
 from adapruner.pruning.budget import Budget
@@ -28,11 +28,11 @@ from adapruner.recovery.training import RecoveredModel, RecoveryConfig, train_ad
 from adapruner.report.measured_before import FILE, MeasuredBefore
 from adapruner.report.record import write_report
 from adapruner.report.recorder import ReportConfig, ReportRecorder
-from adapruner.search.find_plan import FoundPlan, save_found_plan
+from adapruner.search.find_plan import FoundPlan, find_plan, save_found_plan
 from adapruner.search.score import ScoredModel, score_model
 from adapruner.search.study import SearchOutcome
 from adapruner.search.validation import check_model_and_data
-from adapruner.stages import PrunedModel, export, load_model, pruning_options, reconstruct, recovery_config, search
+from adapruner.stages import PrunedModel, export, load_model, pruning_options, reconstruct, recovery_config
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def prune(
         check_model_and_data(model, data, report.sequence_lengths() if where is not None or evaluation is not None else {})
         recorder = ReportRecorder(report, data, tokenizer) if where is not None or evaluation is not None else None
         scored = score_model(model, data, asked, folder=where, compared_metrics=report.compare)
-        found = search(scored)
+        found = find_plan(scored)  # the folder is this call's already
         save_found_plan(scored, found, tokenizer)
         if recorder is not None:
             recorder.before = _measured_before(scored, found, report)
@@ -134,18 +134,10 @@ def _run_folder(folder: str | Path | None) -> Iterator[Path | None]:
         return
     if not isinstance(folder, str | Path) or not str(folder):
         raise ConfigurationError(f"folder: expected the path of a run folder, got {folder!r}; give one, or None to write nothing")
-    where, lock = Path(folder), FolderLock()
+    where = Path(folder)
     check_no_export(where)
-    check_folder(where)
-    lock.take(where)
-    try:
-        clear_leftovers(where)
+    with held(where), writing(where / "plan.json", remedy="make room, the same call goes on"):
         yield where
-    except OSError as error:
-        what = f"{error.strerror}{f' at {error.filename}' if error.filename else ''}"
-        raise ConfigurationError(f"folder: expected room and the right to write, got {what}; make room, the same call goes on") from error
-    finally:
-        lock.release()
 
 
 def _data(calibration: Any, tokenizer: Any, seed: int, evaluation: Any, recovery: Any) -> RunData:
@@ -197,5 +189,6 @@ def _finish_report(
         reconstruction_seconds=pruned.seconds,
     )
     if folder is not None:
+        check_there(folder)
         write_report(record, folder)
     return list(recorder.perplexity), record

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from adapruner.errors import ConfigurationError, nearest
 from adapruner.evaluation.perplexity import NLLResult, evaluate_nll
 from adapruner.export.folder import ExportRecord, export_model
 from adapruner.export.saving import pruned_by, save_as_export
-from adapruner.files.folder_lock import check_folder
-from adapruner.models.fingerprint import fingerprint_model
+from adapruner.files.folder_lock import held
+from adapruner.models.fingerprint import digest_weights, fingerprint_model
 from adapruner.models.loading import check_language_model, load_language_model, load_tokenizer
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.depth_and_width import DepthWidthConfig
@@ -130,9 +131,8 @@ def score(
     data = calibration if isinstance(calibration, RunData) else data_from_texts(calibration, tokenizer, seed=options.search.seed)
     check_model_and_data(model, data)
     where = None if folder is None else Path(folder)
-    if where is not None:
-        check_folder(where)
-    return score_model(model, data, options, folder=where, compared_metrics=compared_metrics)
+    with _alone_in(where):
+        return score_model(model, data, options, folder=where, compared_metrics=compared_metrics)
 
 
 def search(
@@ -148,7 +148,8 @@ def search(
     Raises:
         StudyError: if the study in the folder belongs to another search or is damaged, or too many trials fail.
     """
-    return find_plan(scored, recover=recover, on_trial=on_trial)
+    with _alone_in(scored.folder):
+        return find_plan(scored, recover=recover, on_trial=on_trial)
 
 
 def apply(model: Any, plan: PruningPlan | FoundPlan | str | Path) -> PrunedModel:
@@ -164,7 +165,7 @@ def apply(model: Any, plan: PruningPlan | FoundPlan | str | Path) -> PrunedModel
     found = plan.plan if isinstance(plan, FoundPlan) else plan if isinstance(plan, PruningPlan) else read_plan(plan)
     check_language_model(model, "model")
     structure = trace_for_plan(model, found)
-    found.check(structure, fingerprint_model(model))
+    found.check(structure, fingerprint_model(model), digest_weights(model))
     prune_model(model, structure, found)
     save_as_export(model, structure, found)
     return PrunedModel(model, found)
@@ -212,7 +213,8 @@ def recover(
     windows = windows_from_texts(texts, tokenizer, role="recovery", seq_len=seq_len, seed=config.seed)
     where = None if folder is None else Path(folder)
     identity = {"text": windows.fingerprint, "plan": _plan_hash(model)}
-    return train_adapters(model, windows, config, folder=where, identity=identity, tokenizer=tokenizer)
+    with _alone_in(where):
+        return train_adapters(model, windows, config, folder=where, identity=identity, tokenizer=tokenizer)
 
 
 def evaluate(model: Any, tokenizer: Any = None, texts: Any = None, *, window: int | list[int] = 128, batch_size: int = 8) -> Evaluation:
@@ -287,6 +289,11 @@ def pruning_options(
         depth_width=DepthWidthConfig(remove_layers, hidden_fraction, layer_score),
         **units,
     )
+
+
+def _alone_in(folder: Path | None) -> AbstractContextManager[Any]:
+    """The run folder for this process alone: two would write into one study, and each take the other's trials for a killed run's."""
+    return nullcontext() if folder is None else held(folder)
 
 
 def _expect(argument: str, value: Any, kinds: tuple[type, ...], words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from itertools import count
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from adapruner.errors import ConfigurationError
+from adapruner.files.folder_lock import check_files
 from adapruner.report.answer import OWN_METHOD
 from adapruner.search.trials import TrialRecord
 
@@ -79,6 +82,28 @@ class TrialLogger:
         }
         for logger in self.loggers:
             logger.log_metrics({k: v for k, v in values.items() if v is not None}, step=record.trial)
+
+
+def open_loggers(loggers: Iterable[Logger]) -> None:
+    """Opens them, as Lightning does at the start of a ``fit``; what an earlier attempt logged stays."""
+    keep_earlier_metrics(loggers)
+    for logger in loggers:
+        _ = getattr(logger, "experiment", None)
+
+
+def check_log_files(loggers: Iterable[Logger]) -> None:
+    """Whether CSV loggers can write where an earlier run, or somebody else, may have left something.
+
+    Raises:
+        ConfigurationError: if a folder or a link that leads nowhere is in the place of their files, or a file in that of their folder.
+    """
+    for logger in loggers:
+        if isinstance(logger, CSVLogger):
+            folder = Path(logger.log_dir)
+            at = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), Path())
+            if not at.is_dir():
+                raise ConfigurationError(f"trainer.logger: expected a folder at {at}, got something else; move it away")
+            check_files(folder)
 
 
 @rank_zero_only

@@ -6,6 +6,8 @@ optimizer. (In ``on_fit_start`` the optimizer would silently hold parameters tha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
@@ -16,7 +18,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from adapruner.callbacks.listener import first_of, listeners_of
-from adapruner.callbacks.loggers import TrialLogger, keep_earlier_metrics
+from adapruner.callbacks.loggers import TrialLogger, check_log_files, open_loggers
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback, short_recovery
 from adapruner.callbacks.validation import check_trainer, check_training
 from adapruner.data.from_texts import data_from_texts
@@ -25,8 +27,7 @@ from adapruner.distributed import Ranks
 from adapruner.errors import ConfigurationError, ModelError, check_all
 from adapruner.export.saving import save_as_export
 from adapruner.export.staging import check_no_export
-from adapruner.files.atomic import clear_leftovers
-from adapruner.files.folder_lock import FolderLock, check_folder
+from adapruner.files.folder_lock import FolderLock, held, no_empty_folders
 from adapruner.models.loading import check_language_model
 from adapruner.models.tracing import AttentionUnits, FfnUnits
 from adapruner.progress import announce
@@ -35,7 +36,7 @@ from adapruner.pruning.budget import Budget
 from adapruner.pruning.depth_and_width import DepthWidthConfig
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.recipe import Recipe
-from adapruner.recovery.checkpoint_contents import plan_of_checkpoint
+from adapruner.recovery.checkpoint_contents import check_contents, plan_of_checkpoint
 from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.search.apply_plan import apply_found_plan
 from adapruner.search.config import SearchConfig
@@ -119,7 +120,8 @@ class PruningSearchCallback(Callback):
         self.found: FoundPlan | None = None
         self.reconstruction_seconds = 0.0
         self.folder = Path()
-        self._lock = FolderLock()
+        self.lock: FolderLock | None = None  # set by the command line, which holds the folder beyond the last callback
+        self._holding, self._waiting = ExitStack(), list[Any]()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """At the start of ``fit``: search, surgery and reconstruction, once. Before ``test`` and the like: checkpoints fit the module."""
@@ -136,15 +138,32 @@ class PruningSearchCallback(Callback):
         check_all(
             lambda: self._check_order(trainer),
             partial(check_no_export, self.folder),
+            partial(check_log_files, self._waiting or trainer.loggers),
             *check_trainer(trainer, self.checkpoint),
             *(partial(listener.check_before_search, trainer) for listener in listeners),  # their own setup comes after the search
         )
-        check_folder(self.folder)  # it makes the folder: not where anything else is refused
-        Ranks().on_rank_zero(self._lock.take, self.folder)
-        if trainer.is_global_zero:
-            clear_leftovers(self.folder)
-        with isolate_rng():
-            self._prune(trainer, pl_module)
+        with no_empty_folders(self.folder):  # it makes the folder: not where anything else is refused
+            Ranks().on_rank_zero(self._hold, self.folder)
+            with isolate_rng():
+                self._prune(trainer, pl_module)
+
+    @contextmanager
+    def loggers_put_off(self, trainer: Trainer) -> Iterator[None]:
+        """A ``fit`` inside the block opens the loggers once the run is accepted: Lightning's own way to do it, before any callback is
+        asked, deletes what they logged before."""
+        self._waiting, trainer.loggers = trainer.loggers, []
+        try:
+            yield
+        finally:
+            self._bring_back(trainer)
+
+    def _bring_back(self, trainer: Trainer) -> None:
+        if self._waiting:
+            trainer.loggers, self._waiting = self._waiting, []
+
+    def _hold(self, folder: Path) -> None:
+        if self.lock is None:
+            self.lock = self._holding.enter_context(held(folder))
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model, listeners = self.language_model(pl_module), listeners_of(trainer)
@@ -154,6 +173,7 @@ class PruningSearchCallback(Callback):
         lengths = {"budget.seq_len": budget.seq_len} if budget.of == "latency" else {}
         for listener in listeners:
             lengths |= listener.sequence_lengths()
+        check_contents(self.checkpoint, model, self.model_attribute)
         check_training(trainer, pl_module, model, data, None if lora is None else lora.lora, lengths)
         resumed = plan_of_checkpoint(self.checkpoint)
         if resumed is not None:  # its weights are loaded by the Trainer, after the surgery
@@ -165,7 +185,8 @@ class PruningSearchCallback(Callback):
         def accepted() -> None:
             for listener in listeners:
                 listener.on_search_accepted(trainer)
-            keep_earlier_metrics(trainer.loggers)
+            self._bring_back(trainer)
+            open_loggers(trainer.loggers)
 
         self.scored = score_model(
             model,
@@ -243,11 +264,20 @@ class PruningSearchCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The folder is free for the next attempt in this process."""
-        self._lock.release()
+        self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """The folder is free for the next run in this process."""
-        self._lock.release()
+        self._release()
+
+    def _release(self) -> None:
+        self._holding.close()
+        self.lock = None
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stands before those that export and report: a run folder that was renamed is not made anew."""
+        if self.lock is not None:
+            self.lock.check()
 
     def state_dict(self) -> dict[str, Any]:
         """The plan, as JSON types."""

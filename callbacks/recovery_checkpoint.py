@@ -6,8 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,14 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from adapruner.errors import ConfigurationError
-from adapruner.files.atomic import clear_leftovers, replace_folder, temporary_beside
+from adapruner.files.atomic import marked, replace_folder, replacing, writing
+from adapruner.files.digests import DamagedError, seal_zip
 from adapruner.progress import announce
-from adapruner.recovery.checkpoint_contents import SHARDED
+from adapruner.recovery.checkpoint_contents import read_contents
 
 FILE = Path("checkpoints") / "last.ckpt"
 _SETTINGS = "settings"
+_WRITING: dict[str, Any] = {"argument": "checkpoint", "remedy": "make room, the same command goes on from the one before"}
 #: Options of the Trainer that decide what recovery computes; where and on how much it runs may change.
 _TRAINER = ("precision", "max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
 
@@ -55,8 +56,6 @@ class RecoveryCheckpointCallback(Checkpoint):
         if stage != "fit":
             return
         self.file = Path(trainer.default_root_dir) / FILE
-        if trainer.is_global_zero and self.file.parent.is_dir():
-            clear_leftovers(self.file.parent)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFileIO()
 
@@ -95,6 +94,8 @@ class RecoveryCheckpointCallback(Checkpoint):
         if trainer.global_step == self._saved or getattr(trainer, "fast_dev_run", False) or trainer.sanity_checking:
             return
         self._saved = trainer.global_step
+        with writing(self.file.parent, **_WRITING):
+            self.file.parent.mkdir(exist_ok=True)  # not the run folder with it, were that gone
         if writes_shards(trainer):
             self._save_shards(trainer)
         else:
@@ -102,10 +103,9 @@ class RecoveryCheckpointCallback(Checkpoint):
 
     def _save_shards(self, trainer: Trainer) -> None:
         """Every rank its own, into a folder that takes the place of the one before when all are written."""
-        name = self.file.with_name(f".{self.file.name}.{os.getpid()}.new")
-        beside = Path(trainer.strategy.broadcast(str(name)))
-        with _one_line(self.file):
-            beside.mkdir(parents=True, exist_ok=True)
+        beside = Path(trainer.strategy.broadcast(str(marked(self.file, "new"))))
+        with writing(self.file, **_WRITING):
+            beside.mkdir(exist_ok=True)
             trainer.save_checkpoint(beside / self.file.name)
             trainer.strategy.barrier()
             if trainer.is_global_zero:
@@ -124,22 +124,11 @@ class WholeFileIO(TorchCheckpointIO):
         if "://" in str(path):
             return super().save_checkpoint(checkpoint, path, storage_options)
         file = Path(path)
-        with _one_line(file):
+        with writing(file, **_WRITING):
             file.parent.mkdir(parents=True, exist_ok=True)
-            with temporary_beside(file) as temporary:
-                torch.save(checkpoint, temporary)
-                temporary.replace(file)
-
-
-@contextmanager
-def _one_line(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # a full disk is the one or the other
-        reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
-        raise ConfigurationError(
-            f"checkpoint: expected to write {file}, got {reason}; make room, the same command goes on from the one before"
-        ) from error
+        with replacing(file, **_WRITING) as temporary:
+            torch.save(checkpoint, temporary)
+            seal_zip(temporary)
 
 
 def writes_shards(trainer: Trainer) -> bool:
@@ -170,12 +159,16 @@ def find_checkpoint(folder: Path, settings: Mapping[str, str], shards: bool = Fa
         shards: whether the run can go on from one that is a folder.
     """
     file = folder / FILE
-    if not file.exists():
+    if not os.path.lexists(file):
         return None
     if file.is_dir() and not shards:
         announce(f"recovery starts anew: {file} is of a sharded run; the same trainer.strategy goes on from it")
         return None
-    known = _settings_in(file / SHARDED if file.is_dir() else file)
+    try:
+        known = _settings_in(read_contents(file, ours=True))
+    except (DamagedError, OSError) as error:
+        announce(f"recovery starts anew: {file} is damaged ({error})")
+        return None
     if known is None:
         announce(f"recovery starts anew: {file} does not say what settings it was written under (--ckpt_path {file} goes on all the same)")
         return None
@@ -186,11 +179,10 @@ def find_checkpoint(folder: Path, settings: Mapping[str, str], shards: bool = Fa
     return file
 
 
-def _settings_in(file: Path) -> dict[str, str] | None:
+def _settings_in(record: Mapping[str, Any]) -> dict[str, str] | None:
     try:
-        record = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         found = record["callbacks"][RecoveryCheckpointCallback().state_key][_SETTINGS]
-    except Exception:  # a damaged pickle can fail in any way
+    except (KeyError, TypeError):
         return None
     return found if isinstance(found, dict) and found else None
 

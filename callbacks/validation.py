@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from torch import nn
 
 from adapruner.data.calibration_set import fingerprint_tokenizer
 from adapruner.data.run_data import RunData
-from adapruner.errors import AdaPrunerError, ConfigurationError, DataError, ModelError
-from adapruner.recovery.checkpoint_contents import SHARDED
+from adapruner.errors import ConfigurationError, DataError, ModelError
+from adapruner.files.digests import DamagedError
+from adapruner.recovery.checkpoint_contents import SHARDED, read_contents
 from adapruner.recovery.lora import LoRAConfig, check_adapters
 from adapruner.search.validation import check_model_and_data
 
@@ -131,10 +132,10 @@ def check_checkpoint(path: str | None) -> None:
     if file.is_dir() and not (file / SHARDED).is_file():
         raise ConfigurationError(f"ckpt_path: expected a checkpoint, got the folder {path!r} without {SHARDED}; name the .ckpt file")
     try:
-        torch.load(file / SHARDED if file.is_dir() else file, map_location="cpu", mmap=True, weights_only=True)
-    except Exception:  # a damaged pickle can fail in any way
+        read_contents(file)
+    except DamagedError as error:
         raise ConfigurationError(
-            f"ckpt_path: expected a whole Lightning checkpoint of tensors and plain values, got damage in {path!r}; take another"
+            f"ckpt_path: expected a whole Lightning checkpoint of tensors and plain values, got damage in {path!r} ({error}); take another"
         ) from None
 
 
@@ -180,18 +181,3 @@ def check_training_data(trainer: Trainer, data: Any) -> None:
     trains = trainer.max_steps != 0 and trainer.max_epochs != 0 and trainer.limit_train_batches != 0
     if trains and getattr(data, "recovery_windows", 0) is None:
         raise ConfigurationError("data.recovery: expected data to train on, got null; give recovery sources, or trainer.max_steps 0")
-
-
-@contextmanager
-def no_empty_folders(root: Path) -> Iterator[None]:
-    """What is refused leaves no empty folder behind: loggers make theirs before anything is checked."""
-    root = root.absolute()
-    there = {path for path in (*root.rglob("*"), root, *root.parents) if path.is_dir()}
-    try:
-        yield
-    except AdaPrunerError:
-        for path in (*sorted(root.rglob("*"), reverse=True), root, *root.parents):
-            if path not in there and path.is_dir():
-                with suppress(OSError):  # not empty
-                    path.rmdir()
-        raise

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from adapruner.data.resumable import training_loader
 from adapruner.errors import ConfigurationError, ModelError
-from adapruner.files.atomic import temporary_beside
-from adapruner.models.fingerprint import fingerprint_model
+from adapruner.files.atomic import replacing, writing
+from adapruner.files.digests import DamagedError, check_zip, seal_zip
+from adapruner.models.fingerprint import digest_weights
 from adapruner.progress import announce, progress_bar
 from adapruner.recovery.diagnosis import blame_for_gradient, blame_for_loss, first_bad_gradient, gradient_message, loss_message
 from adapruner.recovery.lora import LoRAConfig, attach_lora, check_adapters, merge_lora
@@ -107,7 +108,7 @@ def train_adapters(
     """
     check_adapters(model, config.lora)
     loader: Any = training_loader(windows, config.batch_size, config.seed)
-    identity = {**asdict(config), **(identity or {}), "weights": fingerprint_model(model), "steps": None}
+    identity = {**asdict(config), **(identity or {}), "weights": digest_weights(model), "steps": None}
     mode, trains = model.training, {name: p.requires_grad for name, p in model.named_parameters()}
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(config.seed)
@@ -186,16 +187,12 @@ class _State:
             "random": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with temporary_beside(self.file) as temporary:
-                torch.save(record, temporary)
-                temporary.replace(self.file)
-        except (OSError, RuntimeError) as error:  # a full disk is the one or the other
-            reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
-            raise ConfigurationError(
-                f"folder: expected to write {self.file}, got {reason}; make room, the same call goes on from the checkpoint before"
-            ) from error
+        remedy = "make room, the same call goes on from the checkpoint before"
+        with writing(self.file.parent, remedy=remedy):
+            self.file.parent.mkdir(exist_ok=True)  # not the run folder, were it gone
+        with replacing(self.file, remedy=remedy) as temporary:
+            torch.save(record, temporary)
+            seal_zip(temporary)
         self._saved = self.step
 
     def resume(self) -> None:
@@ -203,9 +200,11 @@ class _State:
         if self.file is None or not self.file.is_file():
             return
         try:
+            check_zip(self.file)
             record = torch.load(self.file, map_location=self.device, weights_only=True)
-        except Exception:  # a damaged pickle can fail in any way
-            announce(f"recovery starts anew: {self.file} is damaged")
+        except Exception as error:  # a damaged pickle can fail in any way
+            why = f" ({error})" if isinstance(error, DamagedError) else ""
+            announce(f"recovery starts anew: {self.file} is damaged{why}")
             return
         if record.get("identity") != self.identity or record["step"] > self.config.steps:
             announce(f"recovery starts anew: {self.file} was written under other settings")

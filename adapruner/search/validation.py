@@ -91,7 +91,7 @@ def check_problem(builder: ProblemBuilder, plan: PruningPlan | None, recipe: Rec
     """
     problem = builder.without_statistics()
     if plan is not None:
-        plan.check(builder.structure, builder.fingerprint)
+        plan.check(builder.structure, builder.fingerprint, builder.weights)
     if recipe is not None:
         if recipe.calibration.seq_len is not None and recipe.calibration.seq_len not in builder.lengths:
             known = ", ".join(map(str, builder.lengths))

@@ -21,7 +21,7 @@ from adapruner.export.formats.gguf.layout import Layout, read_layout
 from adapruner.export.formats.gguf.tensors import DTYPES, Entry, list_entries
 from adapruner.export.formats.gguf.tokenizer import add_vocabulary, read_vocabulary
 from adapruner.export.options import ExportOptions
-from adapruner.files.atomic import temporary_beside
+from adapruner.files.atomic import replacing, writing
 
 _SAFETENSORS_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -144,17 +144,16 @@ def _write(writer: Any, entries: list[Entry], file: Path) -> None:
     codes = {torch.float32: types.F32, torch.float16: types.F16, torch.bfloat16: types.BF16}
     for entry in entries:
         writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.bytes, raw_dtype=codes[entry.dtype])
+    said = {"argument": "gguf", "remedy": "make room or choose another"}
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_beside(file) as temporary:
+        with writing(file, **said):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file, sum(entry.bytes for entry in entries), **said) as temporary:
             writer.write_header_to_file(temporary)
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for entry in entries:
                 writer.write_tensor_data(entry.values().view(torch.uint8).numpy())
             writer.close()
-            temporary.replace(file)
-    except OSError as error:
-        raise ConfigurationError(f"gguf: expected to write {file}, got {error.strerror or error}; make room or choose another") from error
     finally:
         writer.close()
