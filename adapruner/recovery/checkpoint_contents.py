@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ PLAN_KEY = "adapruner_plan"
 LORA_KEY = "adapruner_lora"
 #: Of a sharded checkpoint, the file that holds everything but tensors.
 SHARDED = "meta.pt"
+#: In a tensor's name, the layer's number; layers that stay are numbered from 0 on.
+_LAYER = re.compile(r"\.(\d+)\.")
 
 
 def describe_pruning(model: Any, plan: PruningPlan | None) -> dict[str, Any]:
@@ -106,7 +109,10 @@ def check_contents(checkpoint: str | None, model: Any, attribute: str) -> None:
     if checkpoint is None or not Path(checkpoint).is_file():
         return
     record = read_contents(Path(checkpoint))
-    for wrong in _wrong_contents(record, set(model.state_dict()), f"{attribute}."):
+    plan = read_plan(record[PLAN_KEY]) if PLAN_KEY in record else None
+    left = None if plan is None or not plan.removed_layers else len(plan.kept_layers())
+    names = {name for name in model.state_dict() if left is None or not (found := _LAYER.search(name)) or int(found[1]) < left}
+    for wrong in _wrong_contents(record, names, f"{attribute}."):
         raise ModelError(f"ckpt_path: expected {wrong} in {checkpoint}; take another checkpoint")
 
 
