@@ -123,7 +123,7 @@ def _config(run: Path) -> dict[str, Any]:
         raise ConfigurationError(f"run: expected YAML in {file}, got damage ({error}); restore the file") from None
     if not isinstance(record, dict):
         return {}
-    if f"# {CONFIG_NOTE}: " in text and not lines_are_sealed(text, CONFIG_NOTE):
+    if not lines_are_sealed(text, CONFIG_NOTE):
         announce(f"leaves seeds out of the model card: {file} is not as fit wrote it")
         record = {name: value for name, value in record.items() if name == "model"}
     return record

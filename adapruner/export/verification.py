@@ -17,20 +17,32 @@ from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter
 from adapruner.export.loading import load
 from adapruner.models.forward import evaluation_mode
 
-# A string, so that nothing of ours is imported on the way in.
+# A string, so that nothing of ours is imported on the way in. When the process that waits for the answer is killed, its end of the pipe
+# closes, and this one takes the folder away and ends, too.
+_WATCH = """
+import os, shutil, sys, threading
+
+def end_with_parent(pipe, scratch):
+    os.read(pipe, 1)
+    shutil.rmtree(scratch, ignore_errors=True)
+    os._exit(1)
+
+threading.Thread(target=end_with_parent, args=(int(sys.argv.pop()), os.getcwd()), daemon=True).start()
+"""
 _SCRIPT = """
-import sys
+import json, sys
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-folder, inputs, outputs, remote = sys.argv[1:]
+folder, remote = sys.argv[1:]
+ids = torch.tensor(json.load(sys.stdin))
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=remote == "True", local_files_only=True)
 with torch.no_grad():
-    logits = model.eval()(input_ids=load_file(inputs)["input_ids"], use_cache=False).logits
+    logits = model.eval()(input_ids=ids, use_cache=False).logits
 if "adapruner" in sys.modules:
     sys.exit("the export needs adapruner to load")
-save_file({"logits": logits.float().contiguous()}, outputs)
+save_file({"logits": logits.float().contiguous()}, "logits.safetensors")
 """
 
 
@@ -93,24 +105,25 @@ def _logits(model: Any, input_ids: Tensor) -> Tensor:
 
 
 def _fresh_logits(folder: Path, input_ids: Tensor, timeout: float) -> Tensor:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     try:
         remote = "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"folder: expected an export, got {folder} without a readable config.json ({error}); check the path") from None
-    with tempfile.TemporaryDirectory() as scratch:
-        inputs, outputs = f"{scratch}/inputs.safetensors", f"{scratch}/outputs.safetensors"
-        save_file({"input_ids": input_ids.detach().cpu().contiguous()}, inputs)
-        command = [sys.executable, "-c", _SCRIPT, str(folder.resolve()), inputs, outputs, str(remote)]
+    ids, (reading, writing) = json.dumps(input_ids.tolist()), os.pipe()
+    with os.fdopen(reading, "rb"), os.fdopen(writing, "wb"), tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-c", _WATCH + _SCRIPT, str(folder.resolve()), str(remote), str(reading)]
         # The modelling file is cached by folder name: a scratch cache cannot serve an older one.
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": f"{scratch}/modules", "CUDA_VISIBLE_DEVICES": ""}
+        # Not in the caller's directory, whence Python would import a checkout of ours; in a session of its own, so that who kills our
+        # group leaves it to tidy up.
+        options: dict[str, Any] = {"cwd": scratch, "env": environment, "pass_fds": (reading,), "start_new_session": True}
         try:
-            # Not in the caller's directory, whence Python would import a checkout of ours.
-            done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, timeout=timeout)
+            done = subprocess.run(command, input=ids, capture_output=True, text=True, timeout=timeout, **options)
         except subprocess.TimeoutExpired:
             raise ModelError(f"export: expected {folder} to load within {timeout:g} s, got no answer; raise timeout") from None
         if done.returncode != 0:
             reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
             raise ModelError(f"export: expected {folder} to load in a new process, got: {reason}; export again")
-        return load_file(outputs)["logits"]
+        return load_file(f"{scratch}/logits.safetensors")["logits"]

@@ -6,6 +6,7 @@ then moved; and what is said where that cannot be done.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -99,7 +100,8 @@ def _cannot_write(path: Path, error: Exception, argument: str, remedy: str) -> C
             f"{argument}: expected the folder {path.parent} to stay where it was, got none any more; put it back, {GOES_ON}"
         )
     reason, free = getattr(error, "strerror", None) or str(error).strip().split("\n")[0], _free(path)
-    room = "" if free is None else f" ({_mib(free)} of room)"
+    full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    room = f" ({_mib(free)} of room)" if full and free is not None else ""
     return ConfigurationError(f"{argument}: expected to write {path}, got {reason}{room}; {remedy}")
 
 

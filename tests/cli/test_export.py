@@ -22,7 +22,9 @@ from adapruner.export import reexport, writing
 from adapruner.export.formats import FORMATS, FormatRecord
 from adapruner.export.loading import load
 from adapruner.export.options import ExportOptions
+from adapruner.export.run_folder import CONFIG_NOTE
 from adapruner.export.staging import is_export
+from adapruner.files.digests import seal_lines
 from adapruner.pruning.plan import read_plan
 from tests.tiny import random_windows, save_tiny
 
@@ -76,7 +78,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     trainer = Trainer(default_root_dir=folder, accelerator="cpu", devices=1, max_steps=4, callbacks=callbacks, **quiet)  # type: ignore[arg-type]
     trainer.fit(module, datamodule=Data())
     config = {"seed_everything": 5, "model": {"name_or_path": str(base), "dtype": "auto", "revision": None}, "data": {"seed": 3}}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(seal_lines(yaml.safe_dump(config), CONFIG_NOTE))
     return Finished(folder, base, logits_of(module.model))
 
 
@@ -251,7 +253,7 @@ def other_plan(run: Finished) -> None:
     record = json.loads((run.folder / "plan.json").read_text())
     group = next(name for name, kept in record["kept"].items() if len(kept) > 1)
     record["kept"][group] = record["kept"][group][1:]
-    unhashed = {key: value for key, value in record.items() if key != "hash"}
+    unhashed = {key: value for key, value in record.items() if key not in ("hash", "digest", "unit_parameters")}
     from adapruner.pruning.plan import PruningPlan
 
     PruningPlan(**unhashed).save(run.folder / "plan.json")

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from adapruner.errors import ModelError
-from adapruner.export.loading import check_whole, read_header, weight_files
+from adapruner.export.loading import read_header, weight_files
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,6 @@ def read_folder(path: str | Path) -> ExportedFolder:
     if not config:
         raise ModelError(f"folder: expected an exported model, got {path} without config.json; check the path")
     headers = {file: read_header(file) for file in weight_files(path)}
-    check_whole(path)
     tensors = {name: (shape, dtype, file) for file, header in headers.items() for name, (shape, dtype) in header.items()}
     if embedding not in tensors:
         raise ModelError(f"folder: expected a decoder with {embedding}, got none in {path}; export a Llama, Mistral, Qwen2 or Qwen3")

@@ -7,6 +7,7 @@ widths that the architecture of the family cannot express are written for anothe
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,12 @@ from adapruner.export.formats.gguf.folder import ExportedFolder, read_folder
 from adapruner.export.formats.gguf.layout import Layout, read_layout
 from adapruner.export.formats.gguf.tensors import DTYPES, Entry, list_entries
 from adapruner.export.formats.gguf.tokenizer import add_vocabulary, read_vocabulary
+from adapruner.export.loading import check_whole
 from adapruner.export.options import ExportOptions
+from adapruner.export.staging import MARK
 from adapruner.files.atomic import replacing, writing
 
+_MARK = "adapruner.plan_hash"
 _SAFETENSORS_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -74,6 +78,7 @@ def write_gguf(folder: str | Path, file: str | Path, dtype: str | None = None) -
     writer = _new_writer(exported, layout, dtype)
     add_vocabulary(writer, vocabulary)
     entries = list_entries(exported, layout, DTYPES[dtype], _tensor_names(layout))
+    check_whole(exported.path)
     _write(writer, entries, file)
     name, notes = layout.architecture.name, (*layout.notes, *vocabulary.notes)
     return GgufRecord(file, f"for llama.cpp, {name} in {dtype}", notes, architecture=name, dtype=dtype)
@@ -87,9 +92,22 @@ def check_gguf(file: str | Path, dtype: str | None = None) -> None:
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigurationError(f"dtype: expected a type that GGUF export writes, got {dtype!r}; {nearest(dtype, DTYPES)}")
-    if Path(file).is_dir():
+    file = Path(file)
+    if file.is_dir():
         raise ConfigurationError(f"gguf: expected a file, got the folder {file}; add a file name such as model.gguf")
+    if os.path.lexists(file) and not is_own(file):
+        raise ConfigurationError(f"gguf: expected a new name, or an earlier export, got {file}, which is another's; choose another name")
     _library()
+
+
+def is_own(file: Path) -> bool:
+    """Whether a file is a GGUF with our mark, which stands among the first entries."""
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(4096)
+    except OSError:
+        return False
+    return head.startswith(b"GGUF") and _MARK.encode() in head
 
 
 def _library() -> Any:
@@ -111,6 +129,7 @@ def _new_writer(exported: ExportedFolder, layout: Layout, dtype: str) -> Any:
     gguf = _library()
     writer, config = gguf.GGUFWriter(None, layout.architecture.name), exported.config
     writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_string(_MARK, str(exported.config.get(MARK, {}).get("plan_hash", "")))
     writer.add_name(exported.path.resolve().name)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     kinds = gguf.LlamaFileType
