@@ -227,14 +227,15 @@ def _validated(record: Any, name: str) -> PruningPlan:
 
 def _check_parameters(name: str, plan: PruningPlan) -> None:
     """Numbers of parameters by the units that stay. Layers and hidden channels take others along: there these are the least that goes."""
+    if not plan.unit_parameters:  # of an earlier release
+        return
     counts = plan.parameters
     block, whole = (counts[dense] - counts[pruned] for dense, pruned in (("block_dense", "block_pruned"), ("dense", "pruned")))
     least = -counts.get("added_biases", 0)
     for group, size in plan.unit_parameters.items():
         least += (plan.units[group] - (0 if _layer_of(group) in plan.removed_layers else len(plan.kept[group]))) * size
-    exact = bool(plan.unit_parameters) and plan.kept_hidden is None and plan.output_bias == ("added_biases" in counts)
-    sound = whole == block or (plan.cuts_depth_or_width and whole > block)
-    if not sound or (block != least if exact else plan.unit_parameters and block < least):
+    exact = plan.kept_hidden is None and plan.output_bias == ("added_biases" in counts)
+    if (whole < block if plan.cuts_depth_or_width else whole != block) or (block != least if exact else block < least):
         raise PlanError(
             f"{name}: expected parameters that the kept units have ({least} fewer in blocks), got {block} fewer there and {whole} in all; "
             "restore the file or search again"

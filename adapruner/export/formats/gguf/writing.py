@@ -47,11 +47,16 @@ class Gguf:
     name = "gguf"
 
     def check(self, target: Path, options: ExportOptions) -> None:
-        """Refuses what :func:`check_gguf` refuses."""
+        """Refuses what :func:`check_gguf` refuses, and a file that is there without our mark."""
         check_gguf(target, options.dtype)
+        if os.path.lexists(target) and not is_own(target):
+            raise ConfigurationError(
+                f"gguf: expected a new name or an earlier export, got {target}, which is another's; choose another name"
+            )
 
     def write(self, folder: Path, target: Path, options: ExportOptions) -> GgufRecord:
         """Writes what :func:`write_gguf` writes."""
+        self.check(target, options)
         return write_gguf(folder, target, options.dtype)
 
 
@@ -92,11 +97,8 @@ def check_gguf(file: str | Path, dtype: str | None = None) -> None:
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigurationError(f"dtype: expected a type that GGUF export writes, got {dtype!r}; {nearest(dtype, DTYPES)}")
-    file = Path(file)
-    if file.is_dir():
+    if Path(file).is_dir():
         raise ConfigurationError(f"gguf: expected a file, got the folder {file}; add a file name such as model.gguf")
-    if os.path.lexists(file) and not is_own(file):
-        raise ConfigurationError(f"gguf: expected a new name, or an earlier export, got {file}, which is another's; choose another name")
     _library()
 
 
