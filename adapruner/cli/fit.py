@@ -23,7 +23,7 @@ from adapruner.callbacks.listener import PruningListener, first_of
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruned_export import PrunedExportCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
-from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback, find_checkpoint, settings_of, writes_shards
+from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback, writes_shards
 from adapruner.callbacks.validation import check_callbacks, check_launcher
 from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
 from adapruner.cli.evaluation import EvaluationCommands
@@ -41,6 +41,7 @@ from adapruner.files.digests import seal_lines
 from adapruner.files.folder_lock import FolderLock, held
 from adapruner.module import PrunableCausalLM
 from adapruner.progress import announce
+from adapruner.recovery.last_checkpoint import find_checkpoint, settings_of
 
 #: Group of options -> the callback that they make, in the order in which they must run.
 STAGES = {

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from adapruner.data.resumable import training_loader
 from adapruner.errors import ConfigurationError, ModelError
-from adapruner.files.atomic import replacing, writing
-from adapruner.files.digests import DamagedError, check_zip, seal_zip
+from adapruner.files.digests import DamagedError
 from adapruner.models.fingerprint import digest_weights
 from adapruner.progress import announce, progress_bar
+from adapruner.recovery.checkpoint_contents import read_contents
 from adapruner.recovery.diagnosis import blame_for_gradient, blame_for_loss, first_bad_gradient, gradient_message, loss_message
+from adapruner.recovery.last_checkpoint import random_state, set_random_state, write_checkpoint
 from adapruner.recovery.lora import LoRAConfig, attach_lora, check_adapters, merge_lora
 
 FILE = Path("checkpoints") / "recovery.pt"
@@ -184,15 +185,9 @@ class _State:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "loader": self.loader.state_dict(),
-            "random": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "random": random_state(),
         }
-        remedy = "make room, the same call goes on from the checkpoint before"
-        with writing(self.file.parent, remedy=remedy):
-            self.file.parent.mkdir(exist_ok=True)  # not the run folder, were it gone
-        with replacing(self.file, remedy=remedy) as temporary:
-            torch.save(record, temporary)
-            seal_zip(temporary)
+        write_checkpoint(record, self.file, remedy="make room, the same call goes on from the checkpoint before")
         self._saved = self.step
 
     def resume(self) -> None:
@@ -200,11 +195,9 @@ class _State:
         if self.file is None or not self.file.is_file():
             return
         try:
-            check_zip(self.file)
-            record = torch.load(self.file, map_location=self.device, weights_only=True)
-        except Exception as error:  # a damaged pickle can fail in any way
-            why = f" ({error})" if isinstance(error, DamagedError) else ""
-            announce(f"recovery starts anew: {self.file} is damaged{why}")
+            record = read_contents(self.file, ours=True)
+        except (DamagedError, OSError) as error:
+            announce(f"recovery starts anew: {self.file} is damaged ({error})")
             return
         if record.get("identity") != self.identity or record["step"] > self.config.steps:
             announce(f"recovery starts anew: {self.file} was written under other settings")
@@ -217,9 +210,7 @@ class _State:
         self.loader.load_state_dict(record["loader"])
         self.step, self.seconds = record["step"], record["seconds"]
         self.history, self._saved = [(int(step), float(loss)) for step, loss in record["history"]], record["step"]
-        torch.set_rng_state(record["random"].cpu())
-        if record["cuda"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(record["cuda"].cpu(), self.device)
+        set_random_state(record["random"])
         announce(f"recovery goes on from step {self.step} in {self.file}")
 
 
