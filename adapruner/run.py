@@ -120,7 +120,7 @@ def prune(
             recorder.measure_dense(model, scored, found)
         pruned = reconstruct(scored, found)
         if recorder is not None:
-            recorder.measure_stage("pruned" if scored.options.reconstruction is None else "reconstructed", pruned.model)
+            recorder.measure_stage(pruned.stage, pruned.model)
         recovered = _recover(pruned.model, data, recovery, where, found, tokenizer)
         rows, record = _finish_report(recorder, scored, found, pruned, recovered, where)
     return PruningResult(model, tokenizer, found.plan, found.outcome, rows, record)

@@ -52,6 +52,8 @@ class PrunedModel:
     plan: PruningPlan
     seconds: float = 0.0
     """Time that the refit took; 0 without one."""
+    stage: str = "pruned"
+    """``pruned``, or ``reconstructed`` after a refit."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def apply(model: Any, plan: PruningPlan | FoundPlan | str | Path) -> PrunedModel
     return PrunedModel(model, found)
 
 
-def reconstruct(scored: ScoredModel, found: FoundPlan) -> PrunedModel:
+def reconstruct(scored: ScoredModel, found: FoundPlan, *, widths_only: bool = False) -> PrunedModel:
     """Removes the units that the plan does not keep, and refits the output projections of what stays; in place, instead of :func:`apply`.
 
     (The refit needs the dense model's outputs, layer by layer, so that it removes the units itself.)
@@ -179,10 +181,11 @@ def reconstruct(scored: ScoredModel, found: FoundPlan) -> PrunedModel:
     Args:
         scored: what :func:`score` returned; its model is dense.
         found: what :func:`search` returned.
+        widths_only: leave the refit out, since a checkpoint will bring its weights.
     """
-    seconds = apply_found_plan(scored, found)
+    seconds = apply_found_plan(scored, found, widths_only=widths_only)
     save_as_export(scored.model, scored.structure, found.plan)
-    return PrunedModel(scored.model, found.plan, seconds)
+    return PrunedModel(scored.model, found.plan, seconds, "pruned" if scored.options.reconstruction is None else "reconstructed")
 
 
 def recover(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -68,27 +70,39 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-class TrialLogger:
-    """Gives every finished trial of the search to the Trainer's loggers; to be called with the trial and the best so far."""
-
-    def __init__(self, loggers: Iterable[Logger]) -> None:
-        self.loggers = list(loggers)
-
-    def __call__(self, record: TrialRecord, best: TrialRecord | None) -> None:
-        values = {
-            "search/value": record.value,
-            "search/best": None if best is None else best.value,
-            "search/seconds": record.seconds,
-        }
-        for logger in self.loggers:
-            logger.log_metrics({k: v for k, v in values.items() if v is not None}, step=record.trial)
-
-
-def open_loggers(loggers: Iterable[Logger]) -> None:
-    """Opens them, as Lightning does at the start of a ``fit``; what an earlier attempt logged stays."""
-    keep_earlier_metrics(loggers)
+def log_trial(loggers: Iterable[Logger], record: TrialRecord, best: TrialRecord | None) -> None:
+    """Logs a finished trial of the search, and the best value so far."""
+    values = {"search/value": record.value, "search/best": None if best is None else best.value, "search/seconds": record.seconds}
     for logger in loggers:
-        _ = getattr(logger, "experiment", None)
+        logger.log_metrics({k: v for k, v in values.items() if v is not None}, step=record.trial)
+
+
+class LateLoggers:
+    """Opens a Trainer's loggers once a run is accepted: Lightning's own way to do it, before any callback is asked, deletes what they
+    logged before."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Logger] = []
+
+    @contextmanager
+    def put_off(self, trainer: Trainer) -> Iterator[None]:
+        """A ``fit`` inside the block has no loggers before :meth:`open`."""
+        self.waiting, trainer.loggers = trainer.loggers, []
+        try:
+            yield
+        finally:
+            self._bring_back(trainer)
+
+    def open(self, trainer: Trainer) -> None:
+        """As Lightning does at the start of a ``fit``; what an earlier attempt logged stays."""
+        self._bring_back(trainer)
+        keep_earlier_metrics(trainer.loggers)
+        for logger in trainer.loggers:
+            _ = getattr(logger, "experiment", None)
+
+    def _bring_back(self, trainer: Trainer) -> None:
+        if self.waiting:
+            trainer.loggers, self.waiting = self.waiting, []
 
 
 def check_log_files(loggers: Iterable[Logger]) -> None:

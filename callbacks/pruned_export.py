@@ -68,12 +68,6 @@ class PrunedExportCallback(PruningListener):
     def check_before_search(self, trainer: Trainer) -> None:
         """Refuses what cannot be written, before the hours of work, not after."""
         check_folder(self._folder(trainer))
-        every: Any = trainer.callbacks  # type: ignore[attr-defined]
-        if self in every and any(isinstance(other, LoRARecoveryCallback) for other in every[every.index(self) :]):
-            raise ConfigurationError(
-                "trainer.callbacks: expected PrunedExportCallback after LoRARecoveryCallback, which merges its adapters, got it before; "
-                "move it behind"
-            )
         if self.adapters == "folder" and first_of(trainer, LoRARecoveryCallback) is None:
             raise ConfigurationError("export.adapters: expected a run with LoRA recovery for a folder of adapters, got none; give merged")
         if self.push is not None and trainer.is_global_zero:

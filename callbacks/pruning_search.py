@@ -6,11 +6,9 @@ optimizer. (In ``on_fit_start`` the optimizer would silently hold parameters tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +16,27 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from adapruner.callbacks.listener import first_of, listeners_of
-from adapruner.callbacks.loggers import TrialLogger, check_log_files, open_loggers
+from adapruner.callbacks.loggers import LateLoggers, log_trial
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback, short_recovery
-from adapruner.callbacks.validation import check_trainer, check_training
+from adapruner.callbacks.validation import check_optimized, check_trainer, check_training
 from adapruner.data.from_texts import data_from_texts
 from adapruner.data.run_data import RunData
 from adapruner.distributed import Ranks
-from adapruner.errors import ConfigurationError, ModelError, check_all
-from adapruner.export.saving import save_as_export
-from adapruner.export.staging import check_no_export
+from adapruner.errors import ConfigurationError
 from adapruner.files.folder_lock import FolderLock, held, no_empty_folders
 from adapruner.models.loading import check_language_model
 from adapruner.models.tracing import AttentionUnits, FfnUnits
 from adapruner.progress import announce
 from adapruner.pruned_module import carry_pruning
 from adapruner.pruning.budget import Budget
-from adapruner.pruning.depth_and_width import DepthWidthConfig
-from adapruner.pruning.plan import PruningPlan, read_plan
+from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.recipe import Recipe
 from adapruner.recovery.checkpoint_contents import check_contents, plan_of_checkpoint
 from adapruner.recovery.configuration import ReconstructionConfig
-from adapruner.search.apply_plan import apply_found_plan
 from adapruner.search.config import SearchConfig
 from adapruner.search.find_plan import FoundPlan, find_plan, save_found_plan
-from adapruner.search.options import PruningOptions
 from adapruner.search.score import ScoredModel, score_model
+from adapruner.stages import pruning_options, reconstruct
 
 
 class PruningSearchCallback(Callback):
@@ -99,16 +93,18 @@ class PruningSearchCallback(Callback):
         tokenizer: Any = None,
     ) -> None:
         super().__init__()
-        self.options = PruningOptions(
-            budget if isinstance(budget, Budget) else Budget(budget),
+        self.options = pruning_options(
+            budget,
             search,
-            reconstruction,
-            None if plan is None else read_plan(plan),
             recipe,
-            attention_units,
-            ffn_units,
-            DepthWidthConfig(remove_layers, hidden_fraction, layer_score),
-            statistics_batch_size,
+            plan,
+            reconstruction,
+            remove_layers=remove_layers,
+            hidden_fraction=hidden_fraction,
+            layer_score=layer_score,
+            attention_units=attention_units,
+            ffn_units=ffn_units,
+            batch_size=statistics_batch_size,
         )
         self.plan_file, self.folder_name, self.model_attribute = plan, folder, model_attribute
         self.calibration, self.tokenizer = calibration, tokenizer
@@ -121,7 +117,7 @@ class PruningSearchCallback(Callback):
         self.reconstruction_seconds = 0.0
         self.folder = Path()
         self.lock: FolderLock | None = None  # set by the command line, which holds the folder beyond the last callback
-        self._holding, self._waiting = ExitStack(), list[Any]()
+        self.loggers, self._holding = LateLoggers(), ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """At the start of ``fit``: search, surgery and reconstruction, once. Before ``test`` and the like: checkpoints fit the module."""
@@ -134,32 +130,11 @@ class PruningSearchCallback(Callback):
         if stage != "fit" or self.plan is not None:
             return
         self.folder = Path(self.folder_name or trainer.default_root_dir)
-        listeners = listeners_of(trainer)
-        check_all(
-            lambda: self._check_order(trainer),
-            partial(check_no_export, self.folder),
-            partial(check_log_files, self._waiting or trainer.loggers),
-            *check_trainer(trainer, self.checkpoint),
-            *(partial(listener.check_before_search, trainer) for listener in listeners),  # their own setup comes after the search
-        )
+        check_trainer(trainer, self.folder, self.checkpoint, self.loggers.waiting or trainer.loggers)
         with no_empty_folders(self.folder):  # it makes the folder: not where anything else is refused
             Ranks().on_rank_zero(self._hold, self.folder)
             with isolate_rng():
                 self._prune(trainer, pl_module)
-
-    @contextmanager
-    def loggers_put_off(self, trainer: Trainer) -> Iterator[None]:
-        """A ``fit`` inside the block opens the loggers once the run is accepted: Lightning's own way to do it, before any callback is
-        asked, deletes what they logged before."""
-        self._waiting, trainer.loggers = trainer.loggers, []
-        try:
-            yield
-        finally:
-            self._bring_back(trainer)
-
-    def _bring_back(self, trainer: Trainer) -> None:
-        if self._waiting:
-            trainer.loggers, self._waiting = self._waiting, []
 
     def _hold(self, folder: Path) -> None:
         if self.lock is None:
@@ -181,13 +156,6 @@ class PruningSearchCallback(Callback):
             self.options = replace(self.options, plan=resumed, recipe=None)
         elif self.options.plan is not None:
             announce(f"takes the plan {self.options.plan.hash} from {self.plan_file}: no search")
-
-        def accepted() -> None:
-            for listener in listeners:
-                listener.on_search_accepted(trainer)
-            self._bring_back(trainer)
-            open_loggers(trainer.loggers)
-
         self.scored = score_model(
             model,
             data,
@@ -195,31 +163,23 @@ class PruningSearchCallback(Callback):
             name=getattr(pl_module, "name_or_path", None),
             folder=self.folder,
             compared_metrics=[metric for listener in listeners for metric in listener.compared_metrics],
-            on_accepted=accepted,
+            on_accepted=partial(self._accepted, trainer),
         )
         self.options, rerank = self.scored.options, self.options.search.rerank
         recover = short_recovery(trainer, pl_module, 0 if rerank is None else rerank.recovery_steps)
-        self.found = find_plan(self.scored, recover=recover, on_trial=TrialLogger(trainer.loggers))
+        self.found = find_plan(self.scored, recover=recover, on_trial=partial(log_trial, trainer.loggers))
         self.plan = self.found.plan
         self._notify(trainer, pl_module, "dense")
-        self.reconstruction_seconds = apply_found_plan(self.scored, self.found, widths_only=self._refit_is_known(trainer))
+        pruned = reconstruct(self.scored, self.found, widths_only=self._refit_is_known(trainer))
+        self.reconstruction_seconds = pruned.seconds
         pl_module.plan = self.plan  # type: ignore[assignment]
-        save_as_export(model, self.scored.structure, self.plan)
         save_found_plan(self.scored, self.found, getattr(pl_module, "tokenizer", self.tokenizer))
-        self._notify(trainer, pl_module, "pruned" if self.options.reconstruction is None else "reconstructed")
+        self._notify(trainer, pl_module, pruned.stage)
 
-    def _check_order(self, trainer: Trainer) -> None:
-        lora = first_of(trainer, LoRARecoveryCallback)
-        if lora is not None and lora.model_attribute != self.model_attribute:
-            raise ConfigurationError(
-                f"recovery.model_attribute: expected {self.model_attribute!r}, as the search has it, got {lora.model_attribute!r}; "
-                "name the attribute that holds the language model in both"
-            )
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(callback, LoRARecoveryCallback) for callback in takewhile(lambda callback: callback is not self, callbacks)):
-            raise ConfigurationError(
-                "trainer.callbacks: expected LoRARecoveryCallback after PruningSearchCallback, got it before; move it behind"
-            )
+    def _accepted(self, trainer: Trainer) -> None:
+        for listener in listeners_of(trainer):
+            listener.on_search_accepted(trainer)
+        self.loggers.open(trainer)
 
     def data(self, trainer: Trainer, pl_module: LightningModule) -> RunData:
         """The run's token windows: of ``calibration``, else of the Trainer's data module.
@@ -253,14 +213,8 @@ class PruningSearchCallback(Callback):
             listener.on_pruning_stage(trainer, pl_module, stage, self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """An optimizer that holds parameters from before the surgery would train nothing, without a word."""
-        alive = {id(p) for p in pl_module.parameters()}
-        held = [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
-        if getattr(trainer.strategy, "strategy_name", "") not in ("fsdp", "deepspeed") and any(id(p) not in alive for p in held):
-            raise ModelError(
-                "optimizer: expected only parameters of the pruned model, got some from before the surgery; "
-                "build the optimizer in configure_optimizers"
-            )
+        """Refuses an optimizer that holds parameters from before the surgery."""
+        check_optimized(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The folder is free for the next attempt in this process."""

@@ -178,7 +178,7 @@ class PruningCLI(EvaluationCommands, LightningCLI):
             search = first_of(self.trainer, PruningSearchCallback)
             if search is not None:
                 search.lock = self._hold(stack, search)
-                stack.enter_context(search.loggers_put_off(self.trainer))
+                stack.enter_context(search.loggers.put_off(self.trainer))
             stack.enter_context(one_line("trainer", (MisconfigurationException,)))
             self.trainer.fit(model, **{**options, **self._go_on(options)})
 

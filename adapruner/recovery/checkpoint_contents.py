@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from adapruner.errors import ModelError
+from adapruner.errors import ConfigurationError, ModelError
 from adapruner.files.digests import DamagedError, check_sums, check_zip
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan, read_plan
@@ -22,6 +22,8 @@ LORA_KEY = "adapruner_lora"
 SHARDED = "meta.pt"
 #: In a tensor's name, the layer's number; layers that stay are numbered from 0 on.
 _LAYER = re.compile(r"\.(\d+)\.")
+#: What ``ckpt_path`` may be besides a file.
+_LIGHTNING_NAMES = ("last", "best", "hpc")
 
 
 def describe_pruning(model: Any, plan: PruningPlan | None) -> dict[str, Any]:
@@ -94,6 +96,27 @@ def read_contents(path: Path, *, ours: bool = False) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DamagedError(f"a {type(record).__name__}")
     return record
+
+
+def check_checkpoint(path: str | None) -> None:
+    """Training resumes after the search: a checkpoint that is not there would be missed hours later.
+
+    Raises:
+        ConfigurationError: if there is no such file, or it is no checkpoint.
+    """
+    if path is None or path in _LIGHTNING_NAMES or "://" in path or path.startswith("registry"):
+        return
+    file = Path(path)
+    if not file.exists():
+        raise ConfigurationError(f"ckpt_path: expected a checkpoint, got {path!r}, which does not exist; correct the path")
+    if file.is_dir() and not (file / SHARDED).is_file():
+        raise ConfigurationError(f"ckpt_path: expected a checkpoint, got the folder {path!r} without {SHARDED}; name the .ckpt file")
+    try:
+        read_contents(file)
+    except DamagedError as error:
+        raise ConfigurationError(
+            f"ckpt_path: expected a whole Lightning checkpoint of tensors and plain values, got damage in {path!r} ({error}); take another"
+        ) from None
 
 
 def check_contents(checkpoint: str | None, model: Any, attribute: str) -> None:
