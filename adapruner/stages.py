@@ -114,8 +114,7 @@ def score(
         seed: of the windows that are drawn and of the search; the search's own when empty.
         folder: where statistics and the study are kept, and gone on from; ``None`` writes nothing.
         compared_metrics: further metrics whose statistics are wanted.
-        units: ``attention_units``, ``ffn_units``, ``remove_layers``, ``hidden_fraction``, ``layer_score``, ``batch_size``; see
-            :class:`adapruner.callbacks.PruningSearchCallback`.
+        units: ``attention_units``, ``remove_layers``, ... as :func:`pruning_options` takes them.
 
     Raises:
         AdaPrunerError: with everything that does not fit, before the heavy work.
@@ -272,7 +271,22 @@ def pruning_options(
     layer_score: str = "block_influence",
     **units: Any,
 ) -> PruningOptions:
-    """The arguments of :func:`score` as one record."""
+    """What a run is asked to do to a model, as one record.
+
+    Args:
+        budget, search, recipe, plan, seed: as of :func:`score`.
+        reconstruction: the closed-form refit right after the surgery; ``null`` leaves it out.
+        recipe: a fixed recipe to prune by instead of searching: a published method, or what a search found elsewhere.
+        remove_layers: whole decoder layers to remove before the search of units, those of the lowest ``layer_score``. They count
+            towards the budget; layers that it protects stay.
+        hidden_fraction: fraction of hidden channels to remove before the search of units, for Llama, Mistral, Qwen2 and Qwen3.
+            They count towards the budget; protected layers lose them too.
+        layer_score: what decides which layers go; see :mod:`adapruner.pruning.layer_scores`.
+        units: ``attention_units``, ``ffn_units``, ``statistics_batch_size``, as in :class:`adapruner.search.options.PruningOptions`.
+
+    Raises:
+        ConfigurationError: if a value is of a type that nothing could be done with, or options exclude each other.
+    """
     _expect("budget", budget, (Budget, float, int), "a Budget or a fraction such as 0.2")
     _expect("search", search, (SearchConfig, int, type(None)), "a SearchConfig or a number of trials")
     _expect("recipe", recipe, (Recipe, type(None)), "a Recipe, such as adapruner.Recipe({'l2': 1.0})")

@@ -51,24 +51,13 @@ class PruningSearchCallback(Callback):
     Args:
         budget: how much to remove; a number is a fraction of the block parameters.
         search: how to search.
-        reconstruction: the closed-form refit right after the surgery; ``null`` leaves it out.
         plan: a plan file to apply instead of searching.
-        recipe: a fixed recipe to prune by instead of searching: a published method, or what a search found elsewhere.
         folder: where ``plan.json``, ``trials.csv`` and the study go; the Trainer's ``default_root_dir`` when empty.
-        statistics_batch_size: calibration samples in one forward and backward pass.
         model_attribute: the module's attribute that holds the language model.
-        attention_units: ``kv_group`` removes a KV head with all its query heads, ``query_head`` single query heads, equally
-            many of each KV head. Only where there are several query heads for each KV head does it make a difference.
-        ffn_units: ``channel`` removes single channels, in a mixture of experts equally many of each; ``expert`` removes whole experts
-            with their rows of the router.
-        remove_layers: whole decoder layers to remove before the search of units, those of the lowest ``layer_score``. They count
-            towards the budget; layers that it protects stay.
-        hidden_fraction: fraction of hidden channels to remove before the search of units, for Llama, Mistral, Qwen2 and Qwen3.
-            They count towards the budget; protected layers lose them too.
-        layer_score: what decides which layers go; see :mod:`adapruner.pruning.layer_scores`.
         calibration: where there is no data module: texts, a mapping of source names to texts, a ``datasets.Dataset`` or token
             windows, as :func:`adapruner.prune` takes them.
         tokenizer: for ``calibration``; the module's ``tokenizer`` when empty.
+        options: ``recipe``, ``reconstruction``, ``attention_units``, ... as :func:`adapruner.stages.pruning_options` takes them.
 
     >>> PruningSearchCallback(0.3).options.budget.pruned_fraction
     0.3
@@ -78,34 +67,15 @@ class PruningSearchCallback(Callback):
         self,
         budget: Budget = Budget(),
         search: SearchConfig = SearchConfig(),
-        reconstruction: ReconstructionConfig | None = ReconstructionConfig(),
         plan: str | None = None,
-        recipe: Recipe | None = None,
         folder: str | None = None,
-        statistics_batch_size: int = 8,
         model_attribute: str = "model",
-        attention_units: AttentionUnits = "kv_group",
-        ffn_units: FfnUnits = "channel",
-        remove_layers: int = 0,
-        hidden_fraction: float = 0.0,
-        layer_score: str = "block_influence",
         calibration: Any = None,
         tokenizer: Any = None,
+        **options: Any,
     ) -> None:
         super().__init__()
-        self.options = pruning_options(
-            budget,
-            search,
-            recipe,
-            plan,
-            reconstruction,
-            remove_layers=remove_layers,
-            hidden_fraction=hidden_fraction,
-            layer_score=layer_score,
-            attention_units=attention_units,
-            ffn_units=ffn_units,
-            batch_size=statistics_batch_size,
-        )
+        self.options = pruning_options(budget, search, plan=plan, seed=None, **options)
         self.plan_file, self.folder_name, self.model_attribute = plan, folder, model_attribute
         self.calibration, self.tokenizer = calibration, tokenizer
         self.checkpoint: str | None = None  # set by the command line when it resumes

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback, _InstantiatorFn
@@ -42,6 +43,8 @@ from adapruner.files.folder_lock import FolderLock, held
 from adapruner.module import PrunableCausalLM
 from adapruner.progress import announce
 from adapruner.recovery.last_checkpoint import find_checkpoint, settings_of
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the help has them
 
 #: Group of options -> the callback that they make, in the order in which they must run.
 STAGES = {

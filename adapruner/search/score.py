@@ -91,14 +91,14 @@ def score_model(
         announce(f"{kind} stays whole: {reason}")
     check_family(model, structure)
     pool, config = data.calibration_windows, options.depth_width
-    stage = prune_depth_and_width(model, structure, config, options.budget, given, pool, options.batch_size)
+    stage = prune_depth_and_width(model, structure, config, options.budget, given, pool, options.statistics_batch_size)
     weights = digest_weights(model)
     name = name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     with stage.entered(model) as remaining:
         options = _with_possible_reconstruction(model, data, options, remaining)
         fingerprint, seed = fingerprint_model(model), options.search.seed
         what = remaining.structure, data, remaining.budget
-        builder = ProblemBuilder(model, *what, name, fingerprint, folder, seed, options.batch_size, weights)
+        builder = ProblemBuilder(model, *what, name, fingerprint, folder, seed, options.statistics_batch_size, weights)
         check_all(
             lambda: check_problem(builder, remaining.given, options.recipe, options.search.space),  # an unreachable budget, say
             lambda: options.search.space.check_pool(CalibrationPool.of_windows(pool), list(builder.lengths)),
