@@ -25,14 +25,11 @@ from adapruner.distributed import Ranks
 from adapruner.errors import ConfigurationError
 from adapruner.files.folder_lock import FolderLock, held, no_empty_folders
 from adapruner.models.loading import check_language_model
-from adapruner.models.tracing import AttentionUnits, FfnUnits
 from adapruner.progress import announce
 from adapruner.pruned_module import carry_pruning
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
-from adapruner.pruning.recipe import Recipe
 from adapruner.recovery.checkpoint_contents import check_contents, plan_of_checkpoint
-from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.search.config import SearchConfig
 from adapruner.search.find_plan import FoundPlan, find_plan, save_found_plan
 from adapruner.search.score import ScoredModel, score_model

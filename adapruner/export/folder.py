@@ -46,6 +46,11 @@ class ExportRecord:
     files: list[str]
     """Sorted file names inside ``path``."""
 
+    def to_report(self, difference: float | None) -> dict[str, Any]:
+        """The report's section on the export; ``difference``: the largest one of logits, where they were compared."""
+        found = {"path": str(self.path), "class": self.class_name, "stock": self.stock, "notes": list(self.notes)}
+        return {**found, "max_abs_logit_difference": difference}
+
 
 def export_model(
     model: Any,

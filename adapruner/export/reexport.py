@@ -8,9 +8,8 @@ from typing import Any
 
 from adapruner.errors import ModelError
 from adapruner.export.adapters import ADAPTER_FILES, ADAPTER_FOLDER
-from adapruner.export.card import model_card, written_in
+from adapruner.export.card import card_of_run, model_card, written_in
 from adapruner.export.folder import PLAN_FILE, ExportRecord, cast_weights, copy_tokenizer, export_model, list_files
-from adapruner.export.licence import base_licence
 from adapruner.export.loading import ExportedModel, check_whole, open_export, read_config
 from adapruner.export.meta_models import build_on_meta, make_config
 from adapruner.export.options import ExportOptions
@@ -71,7 +70,7 @@ def _as_it_is(exported: ExportedModel, source: Path, folder: Path, options: Expo
 
 def _padded(exported: ExportedModel, source: Path, folder: Path, options: ExportOptions, card: dict[str, Any]) -> ExportRecord:
     structure = _dense_structure(exported.model, exported.plan)
-    card = {**base_licence(str(source)), **card, **written_in(options.dtype, card)}
+    card = card_of_run(str(source), card, dtype=options.dtype)
     sizes = options.max_shard_size
     return export_model(exported.model, source, structure, exported.plan, folder, max_shard_size=sizes, card=card, pad=True)
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from adapruner.errors import ModelError
-from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter
+from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter, has_adapters, without_adapters
 from adapruner.export.loading import load
 from adapruner.models.forward import evaluation_mode
 
@@ -50,11 +50,12 @@ def verify_export(folder: str | Path, model: Any, input_ids: Tensor, *, timeout:
     """Largest absolute difference between the logits of the export, loaded in float32 by a new process, and the model's.
 
     The new process uses plain ``AutoModelForCausalLM.from_pretrained`` on the CPU (``trust_remote_code`` only where the
-    export brings a modelling file) and must not import adapruner. A model that is not in float32 itself adds its rounding.
+    export brings a modelling file) and must not import adapruner. A model that is not in float32 itself adds its rounding. Where adapters
+    lie beside the weights, the folder is also loaded with them, here.
 
     Args:
         folder: the export.
-        model: what was exported.
+        model: what was exported, with its adapters where these were kept apart.
         input_ids: ``[b, t]`` token ids.
         timeout: seconds the new process may take.
 
@@ -66,31 +67,17 @@ def verify_export(folder: str | Path, model: Any, input_ids: Tensor, *, timeout:
     """
     if input_ids.ndim != 2 or input_ids.numel() == 0:
         raise ModelError(f"input_ids: expected [b, t] token ids, got shape {tuple(input_ids.shape)}; give at least one token")
-    ours = _logits(model, input_ids)
+    ours = _logits(without_adapters(model), input_ids)
     theirs = _fresh_logits(Path(folder), input_ids, timeout)
     if ours.shape != theirs.shape:
         raise ModelError(
             f"export: expected logits {tuple(ours.shape)}, got {tuple(theirs.shape)} from {folder}; give the model it was made of"
         )
-    return _largest_difference(ours, theirs)
-
-
-def difference_apart(folder: Path, adapted: Any, input_ids: Tensor) -> float:
-    """Largest absolute difference between the logits of a written export with its adapters, loaded again, and ``adapted``'s.
-
-    Args:
-        folder: what :func:`adapruner.export.adapters.export_either` wrote.
-        adapted: the model with adapters that it wrote.
-        input_ids: ``[b, t]`` token ids.
-
-    Returns:
-        The difference, the export computing in float32; ``inf`` if either side has a NaN.
-
-    Raises:
-        ModelError: if the adapters do not fit the model beside them.
-    """
-    loaded = attach_adapter(load(folder, dtype="float32"), folder / ADAPTER_FOLDER)
-    return _largest_difference(_logits(adapted, input_ids), _logits(loaded, input_ids))
+    difference = _largest_difference(ours, theirs)
+    if has_adapters(model):
+        adapted = attach_adapter(load(folder, dtype="float32"), Path(folder) / ADAPTER_FOLDER)
+        difference = max(difference, _largest_difference(_logits(model, input_ids), _logits(adapted, input_ids)))
+    return difference
 
 
 def _largest_difference(ours: Tensor, theirs: Tensor) -> float:
