@@ -112,7 +112,7 @@ def prune(
             check_adapters(model, recovery.lora)
         data = _data(calibration, tokenizer, asked.search.seed, evaluation, _recovery_texts(recovery, recovery_texts, calibration))
         reports = where is not None or evaluation is not None
-        check_model_and_data(model, data, report.sequence_lengths() if reports else {})
+        check_model_and_data(model, data, asked.budget, report.sequence_lengths() if reports else {})
         scored = score_model(model, data, asked, folder=where, compared_metrics=report.compare)
         found = find_plan(scored)  # the folder is this call's already
         save_found_plan(scored, found, tokenizer)

@@ -130,7 +130,7 @@ def score(
     options = pruning_options(budget, search, recipe, plan, reconstruction, seed, **units)
     model, tokenizer = load_model(model, tokenizer)
     data = calibration if isinstance(calibration, RunData) else data_from_texts(calibration, tokenizer, seed=options.search.seed)
-    check_model_and_data(model, data)
+    check_model_and_data(model, data, options.budget)
     where = None if folder is None else Path(folder)
     with _alone_in(where):
         return score_model(model, data, options, folder=where, compared_metrics=compared_metrics)

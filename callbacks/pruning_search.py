@@ -15,9 +15,9 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from adapruner.callbacks.listener import first_of, listeners_of
+from adapruner.callbacks.listener import listeners_of
 from adapruner.callbacks.loggers import LateLoggers, log_trial
-from adapruner.callbacks.lora_recovery import LoRARecoveryCallback, short_recovery
+from adapruner.callbacks.lora_recovery import short_recovery
 from adapruner.callbacks.validation import check_optimized, check_trainer, check_training
 from adapruner.data.from_texts import data_from_texts
 from adapruner.data.run_data import RunData
@@ -25,7 +25,6 @@ from adapruner.distributed import Ranks
 from adapruner.errors import ConfigurationError
 from adapruner.files.folder_lock import FolderLock, held, no_empty_folders
 from adapruner.models.loading import check_language_model
-from adapruner.progress import announce
 from adapruner.pruned_module import carry_pruning
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
@@ -73,7 +72,7 @@ class PruningSearchCallback(Callback):
     ) -> None:
         super().__init__()
         self.options = pruning_options(budget, search, plan=plan, seed=None, **options)
-        self.plan_file, self.folder_name, self.model_attribute = plan, folder, model_attribute
+        self.folder_name, self.model_attribute = folder, model_attribute
         self.calibration, self.tokenizer = calibration, tokenizer
         self.checkpoint: str | None = None  # set by the command line when it resumes
         self.weights_follow = False  # likewise, where it goes on from the run's own checkpoint
@@ -108,28 +107,21 @@ class PruningSearchCallback(Callback):
             self.lock = self._holding.enter_context(held(folder))
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        model, listeners = self.language_model(pl_module), listeners_of(trainer)
+        model = self.language_model(pl_module)
         model.to(trainer.strategy.root_device)
         data = self.data(trainer, pl_module)
-        lora, budget = first_of(trainer, LoRARecoveryCallback), self.options.budget
-        lengths = {"budget.seq_len": budget.seq_len} if budget.of == "latency" else {}
-        for listener in listeners:
-            lengths |= listener.sequence_lengths()
         check_contents(self.checkpoint, model, self.model_attribute)
-        check_training(trainer, pl_module, model, data, None if lora is None else lora.lora, lengths)
+        check_training(trainer, pl_module, model, data, self.options.budget)
         resumed = plan_of_checkpoint(self.checkpoint)
         if resumed is not None:  # its weights are loaded by the Trainer, after the surgery
-            announce(f"takes the plan {resumed.hash} from the checkpoint {self.checkpoint}: no search")
             self.options = replace(self.options, plan=resumed, recipe=None)
-        elif self.options.plan is not None:
-            announce(f"takes the plan {self.options.plan.hash} from {self.plan_file}: no search")
         self.scored = score_model(
             model,
             data,
             self.options,
             name=getattr(pl_module, "name_or_path", None),
             folder=self.folder,
-            compared_metrics=[metric for listener in listeners for metric in listener.compared_metrics],
+            compared_metrics=[metric for listener in listeners_of(trainer) for metric in listener.compared_metrics],
             on_accepted=partial(self._accepted, trainer),
         )
         self.options, rerank = self.scored.options, self.options.search.rerank

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,16 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
-from adapruner.callbacks.listener import PruningListener, listeners_of
+from adapruner.callbacks.listener import PruningListener, first_of, listeners_of
 from adapruner.callbacks.loggers import check_log_files
+from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.data.calibration_set import fingerprint_tokenizer
 from adapruner.data.run_data import RunData
 from adapruner.errors import ConfigurationError, DataError, ModelError, check_all
 from adapruner.export.staging import check_no_export
+from adapruner.pruning.budget import Budget
 from adapruner.recovery.checkpoint_contents import check_checkpoint
-from adapruner.recovery.lora import LoRAConfig, check_adapters
+from adapruner.recovery.lora import check_adapters
 from adapruner.search.validation import check_model_and_data
 
 _REFUSED_LAUNCHERS = ("spawn", "fork", "forkserver")
@@ -51,25 +53,23 @@ def check_trainer(trainer: Trainer, folder: Path, checkpoint: str | None, logger
     )
 
 
-def check_training(
-    trainer: Trainer, pl_module: LightningModule, model: Any, data: RunData, lora: LoRAConfig | None, lengths: Mapping[str, int]
-) -> None:
+def check_training(trainer: Trainer, pl_module: LightningModule, model: Any, data: RunData, budget: Budget) -> None:
     """Everything that the loaded model, on its device, decides; then one forward pass of one sample.
-
-    Args:
-        lora: where recovery puts its adapters; ``None`` without a recovery.
-        lengths: option -> tokens of sequences that callbacks run through the model.
 
     Raises:
         AdaPrunerError: with all that does not fit.
     """
     module: Any = getattr(trainer, "datamodule", None)
+    recovery, lengths = first_of(trainer, LoRARecoveryCallback), dict[str, int]()
+    for listener in listeners_of(trainer):
+        lengths |= listener.sequence_lengths()
     check_model_and_data(
         model,
         data,
+        budget,
         lengths,
         lambda: check_tokenizer(pl_module, module),
-        lambda: None if lora is None else check_adapters(model, lora),
+        lambda: None if recovery is None else check_adapters(model, recovery.lora),
         lambda: check_optimizer(pl_module),
         lambda: check_training_data(trainer, module),
     )

@@ -96,6 +96,7 @@ def _plan(
 ) -> tuple[PruningPlan, SearchOutcome | None]:
     options, problem, folder = scored.options, scored.problem, scored.folder
     if scored.given is not None:
+        announce(f"takes the plan {scored.given.hash}: no search")
         return scored.given, None
     if options.recipe is not None:
         plan = make_plan(problem, options.recipe, {"seed": problem.seed, **scored.identity})
