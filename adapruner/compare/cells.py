@@ -20,9 +20,9 @@ from adapruner.report.record import RECORD_NAME, read_report
 CELL_NAME = "cell.json"
 LOG_NAME = "log.txt"
 CHEAP = (
-    "--report.compare=null",
+    "--report.compare=[]",
     "--report.compare_recovered=false",
-    "--report.prompts=null",
+    "--report.prompts=[]",
     "--report.latency_repeats=5",
     "--export.verify=false",
     "--trainer.logger=false",
