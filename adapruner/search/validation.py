@@ -110,7 +110,7 @@ def check_problem(builder: ProblemBuilder, plan: PruningPlan | None, recipe: Rec
     largest = recipe.pruned_fraction if recipe is not None else None if space.pruned_fraction is None else space.pruned_fraction[1]
     if largest is not None:
         replace(builder.budget, pruned_fraction=largest).costs(builder.structure, sizes=problem.sizes, latency=problem.latency)
-    elif allocation.method in ("uniform", "list"):  # scores have no say in how many units go
+    elif allocation.method == "uniform":  # scores have no say in how many units go
         allocate(
             {g.name: torch.ones(g.units) for g in builder.structure.groups}, builder.structure, builder.budget, allocation, problem.costs
         )
