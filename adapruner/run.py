@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from adapruner.progress import shown
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.lora import check_adapters
-from adapruner.recovery.training import RecoveredModel, RecoveryConfig, train_adapters
+from adapruner.recovery.training import RecoveredModel, RecoveryConfig, short_recovery, train_adapters
 from adapruner.report.measured_before import MeasuredBefore
 from adapruner.report.record import write_report
 from adapruner.report.recorder import ReportConfig, ReportRecorder
@@ -114,9 +114,10 @@ def prune(
         reports = where is not None or evaluation is not None
         check_model_and_data(model, data, asked.budget, report.sequence_lengths() if reports else {})
         scored = score_model(model, data, asked, folder=where, compared_metrics=report.compare)
-        found = find_plan(scored)  # the folder is this call's already
+        recover = short_recovery(data.recovery_windows, recovery, asked.search.recovery_steps)
+        found = find_plan(scored, recover=recover)  # the folder is this call's already
         save_found_plan(scored, found, tokenizer)
-        recorder = _recorder(report, scored, found, tokenizer) if reports else None
+        recorder = _recorder(report, scored, found, tokenizer, recovery) if reports else None
         pruned = reconstruct(scored, found)
         if recorder is not None:
             recorder.measure_stage(pruned.stage, pruned.model)
@@ -151,10 +152,16 @@ def _recovery_texts(recovery: Any, texts: Any, calibration: Any) -> Any:
     return calibration if texts is None else texts
 
 
-def _recorder(report: ReportConfig, scored: ScoredModel, found: FoundPlan, tokenizer: Any) -> ReportRecorder:
+def _recorder(
+    report: ReportConfig, scored: ScoredModel, found: FoundPlan, tokenizer: Any, recovery: RecoveryConfig | None
+) -> ReportRecorder:
     """Of the dense model everything is measured now."""
-    recorder = ReportRecorder(report, scored, found, tokenizer, MeasuredBefore.of(scored, found, batch_size=report.batch_size))
-    recorder.measure_dense()
+    settings = None if recovery is None else asdict(recovery)
+    recorder = ReportRecorder(
+        report, scored, found, tokenizer, MeasuredBefore.of(scored, found, batch_size=report.batch_size, recovery=settings)
+    )
+    steps = recovery.steps if recovery is not None and report.compare_recovered else 0
+    recorder.measure_dense(short_recovery(scored.data.recovery_windows, recovery, steps))
     return recorder
 
 

@@ -25,8 +25,6 @@ class CompressionReportCallback(PruningListener):
     Needs a :class:`PruningSearchCallback` in the same Trainer; perplexity is measured where the run's data has ``evaluation_windows``.
 
     Args:
-        compare_recovered: (needs trainer.max_steps) recover each compared method too, with the run's own data and optimizer. Costs
-            one short training each and a copy of the pruned model.
         name: of the run; the run folder's name when empty.
         folder: where the report goes; the search's folder when empty.
         config: ``compare``, ``prompts``, ``batch_size``, ... as in :class:`adapruner.ReportConfig`.
@@ -35,11 +33,11 @@ class CompressionReportCallback(PruningListener):
     ['l2', 'wanda_sp']
     """
 
-    def __init__(self, compare_recovered: bool = False, name: str | None = None, folder: str | None = None, **config: Any) -> None:
+    def __init__(self, name: str | None = None, folder: str | None = None, **config: Any) -> None:
         super().__init__()
         self.config = ReportConfig(**config)
         self.compared_metrics = self.config.compare
-        self.compare_recovered, self.name, self.folder_name = compare_recovered, name, folder
+        self.name, self.folder_name = name, folder
         self.recorder: ReportRecorder | None = None
         self._pruning: PruningSearchCallback | None = None
         self._complete = False
@@ -57,7 +55,7 @@ class CompressionReportCallback(PruningListener):
 
     def check_before_search(self, trainer: Trainer) -> None:
         """What a comparison after recovery needs."""
-        if not self.compare_recovered or first_of(trainer, LoRARecoveryCallback) is None:
+        if not self.config.compare_recovered or first_of(trainer, LoRARecoveryCallback) is None:
             return
         if trainer.max_steps < 1 or trainer.accumulate_grad_batches != 1 or not hasattr(trainer.lightning_module, "build_optimizer"):
             raise ConfigurationError(
@@ -74,7 +72,9 @@ class CompressionReportCallback(PruningListener):
         with isolate_rng():
             if stage == "dense":
                 self.recorder = self._recorder(trainer, pl_module, pruning)
-                self.recorder.measure_dense(short_recovery(trainer, pl_module, trainer.max_steps) if self.compare_recovered else None)
+                self.recorder.measure_dense(
+                    short_recovery(trainer, pl_module, trainer.max_steps) if self.config.compare_recovered else None
+                )
             elif self.recorder is not None:
                 self.recorder.measure_stage(stage, pruning.language_model(pl_module))
 
@@ -129,5 +129,5 @@ class CompressionReportCallback(PruningListener):
         tokenizer = getattr(pl_module, "tokenizer", None) if self.config.prompts else None
         if checkpoint is None or not checkpoint.settings:
             return ReportRecorder(self.config, scored, found, tokenizer)
-        depends = {"settings": checkpoint.settings, "batch_size": self.config.batch_size, "recovered too": self.compare_recovered}
+        depends = {"settings": checkpoint.settings, "batch_size": self.config.batch_size, "recovered too": self.config.compare_recovered}
         return ReportRecorder(self.config, scored, found, tokenizer, MeasuredBefore.of(scored, found, **depends))

@@ -124,8 +124,8 @@ class PruningSearchCallback(Callback):
             compared_metrics=[metric for listener in listeners_of(trainer) for metric in listener.compared_metrics],
             on_accepted=partial(self._accepted, trainer),
         )
-        self.options, rerank = self.scored.options, self.options.search.rerank
-        recover = short_recovery(trainer, pl_module, 0 if rerank is None else rerank.recovery_steps)
+        self.options = self.scored.options
+        recover = short_recovery(trainer, pl_module, self.options.search.recovery_steps)
         self.found = find_plan(self.scored, recover=recover, on_trial=partial(log_trial, trainer.loggers))
         self.plan = self.found.plan
         self._notify(trainer, pl_module, "dense")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from adapruner.progress import announce, progress_bar
 from adapruner.recovery.checkpoint_contents import read_contents
 from adapruner.recovery.diagnosis import blame_for_gradient, blame_for_loss, first_bad_gradient, gradient_message, loss_message
 from adapruner.recovery.last_checkpoint import random_state, set_random_state, write_checkpoint
-from adapruner.recovery.lora import LoRAConfig, attach_lora, check_adapters, merge_lora
+from adapruner.recovery.lora import LoRAConfig, attach_lora, check_adapters, merge_lora, recover_briefly
 
 FILE = Path("checkpoints") / "recovery.pt"
 
@@ -65,6 +65,12 @@ class RecoveryConfig:
             raise ConfigurationError(f"recovery.learning_rate: expected a positive number, got {self.learning_rate}; give 1e-4")
         if self.warmup_steps < 0:
             raise ConfigurationError(f"recovery.warmup_steps: expected 0 or more, got {self.warmup_steps}; give 0 for no warm-up")
+
+    def build_optimizer(self, parameters: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, Any]:
+        """AdamW over the parameters, and the warm-up, to be stepped with it."""
+        warm, schedulers = max(1, self.warmup_steps), torch.optim.lr_scheduler
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=0.0)
+        return optimizer, schedulers.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warm))
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,22 @@ def train_adapters(
     return RecoveredModel(merged, state.history, state.seconds, config)
 
 
+def short_recovery(windows: Any, config: RecoveryConfig | None, steps: int) -> Callable[[nn.Module], nn.Module] | None:
+    """The same recovery as a function of a model, for ``steps`` optimizer steps, each time over the same batches.
+
+    ``None`` without a recovery, or where no steps are asked for.
+    """
+    if config is None or steps < 1:
+        return None
+
+    def recover(model: nn.Module) -> nn.Module:
+        batches: Any = training_loader(windows, config.batch_size, config.seed)
+        build, clip = config.build_optimizer, config.clip_norm
+        return recover_briefly(model, batches, config.lora, steps=steps, build_optimizer=build, clip_norm=clip, seed=config.seed)
+
+    return recover
+
+
 def _step(adapted: Any, batch: dict[str, Tensor], state: _State, config: RecoveryConfig, tokenizer: Any) -> float:
     loss = adapted(**{name: value.to(state.device) for name, value in batch.items()}, use_cache=False).loss
     where = f"the batch of step {state.step + 1}"
@@ -157,9 +179,7 @@ class _State:
         named = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
         self.trained, self.parameters = named, list(named.values())
         self.device = self.parameters[0].device
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.0)
-        warm = max(1, config.warmup_steps)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / warm))
+        self.optimizer, self.scheduler = config.build_optimizer(self.parameters)
         self.step, self.history, self.seconds = 0, list[tuple[int, float]](), 0.0
         self._started, self._saved = time.monotonic(), 0
 

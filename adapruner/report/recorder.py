@@ -55,8 +55,9 @@ class ReportConfig:
 
     compare: list[str] = field(default_factory=list)
     """Metrics to prune with alone, at the same budget; the best fixed recipe that the search tried is then compared too."""
-    compare_allocations: list[str] = field(default_factory=lambda: ["uniform"])
-    """``uniform`` (every layer loses the same), ``global`` (one ranking of score per parameter)."""
+    compare_recovered: bool = False
+    """Recover each compared method too, with the run's own data and optimizer (a Trainer's needs ``max_steps``). Costs one short training
+    each and a copy of the pruned model."""
     batch_size: int = 8
     """Windows in one forward pass of an evaluation."""
     prompts: list[str] = field(default_factory=list)
@@ -83,7 +84,6 @@ class ReportConfig:
                 raise ConfigurationError(f"report.{argument}: expected {least} or more, got {value}; give a larger number")
         for metric in self.compare:
             find_metric(metric)
-        baseline_recipes(list(self.compare), list(self.compare_allocations))
 
 
 class ReportRecorder:
@@ -154,7 +154,7 @@ class ReportRecorder:
             with pruned_only(model, problem, found.remaining):
                 self.measure_stage("pruned", model)
         post_pruning = PostPruning.of_windows(self.data.calibration_windows, reconstruction, recover)
-        recipes = baseline_recipes(list(self.config.compare), list(self.config.compare_allocations))
+        recipes = baseline_recipes(self.config.compare)
         if found.outcome is not None and found.outcome.best_fixed is not None and recipes:
             trial, recipe = found.outcome.best_fixed
             recipes["best fixed"] = recipe
