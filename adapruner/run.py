@@ -8,31 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adapruner.data.from_texts import data_from_texts
 from adapruner.data.run_data import RunData
 from adapruner.errors import ConfigurationError
+from adapruner.export.card import card_of_report, card_of_run
 from adapruner.export.folder import ExportRecord
 from adapruner.export.staging import check_no_export
-from adapruner.files.atomic import clear_leftovers
-from adapruner.files.folder_lock import FolderLock, check_folder
-from adapruner.files.value_cache import ValueCache
+from adapruner.files.atomic import writing
+from adapruner.files.folder_lock import check_there, held
 from adapruner.progress import shown
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.lora import check_adapters
-from adapruner.recovery.training import RecoveredModel, RecoveryConfig, train_adapters
-from adapruner.report.measured_before import FILE, MeasuredBefore
+from adapruner.recovery.training import RecoveredModel, RecoveryConfig, short_recovery, train_adapters
+from adapruner.report.measured_before import MeasuredBefore
 from adapruner.report.record import write_report
 from adapruner.report.recorder import ReportConfig, ReportRecorder
-from adapruner.search.find_plan import FoundPlan, save_found_plan
+from adapruner.search.find_plan import FoundPlan, find_plan, save_found_plan
 from adapruner.search.score import ScoredModel, score_model
 from adapruner.search.study import SearchOutcome
 from adapruner.search.validation import check_model_and_data
-from adapruner.stages import PrunedModel, export, load_model, pruning_options, reconstruct, recovery_config, search
+from adapruner.stages import PrunedModel, export, load_model, pruning_options, reconstruct, recovery_config
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class PruningResult:
 
     def save(self, folder: str | Path, **options: Any) -> ExportRecord:
         """Writes the folder that transformers, vLLM and llama.cpp load; options as :func:`adapruner.stages.export`."""
-        return export(self.model, folder, self.tokenizer, **options)
+        card = card_of_run(str(self.plan.model.get("name")), card_of_report(self.report), dtype=options.get("dtype"))
+        return export(self.model, folder, self.tokenizer, **{"card": card, **options})
 
 
 def prune(
@@ -110,19 +111,18 @@ def prune(
         if recovery is not None:
             check_adapters(model, recovery.lora)
         data = _data(calibration, tokenizer, asked.search.seed, evaluation, _recovery_texts(recovery, recovery_texts, calibration))
-        check_model_and_data(model, data, report.sequence_lengths() if where is not None or evaluation is not None else {})
-        recorder = ReportRecorder(report, data, tokenizer) if where is not None or evaluation is not None else None
+        reports = where is not None or evaluation is not None
+        check_model_and_data(model, data, asked.budget, report.sequence_lengths() if reports else {})
         scored = score_model(model, data, asked, folder=where, compared_metrics=report.compare)
-        found = search(scored)
+        recover = short_recovery(data.recovery_windows, recovery, asked.search.recovery_steps)
+        found = find_plan(scored, recover=recover)  # the folder is this call's already
         save_found_plan(scored, found, tokenizer)
-        if recorder is not None:
-            recorder.before = _measured_before(scored, found, report)
-            recorder.measure_dense(model, scored, found)
+        recorder = _recorder(report, scored, found, tokenizer, recovery) if reports else None
         pruned = reconstruct(scored, found)
         if recorder is not None:
-            recorder.measure_stage("pruned" if scored.options.reconstruction is None else "reconstructed", pruned.model)
+            recorder.measure_stage(pruned.stage, pruned.model)
         recovered = _recover(pruned.model, data, recovery, where, found, tokenizer)
-        rows, record = _finish_report(recorder, scored, found, pruned, recovered, where)
+        rows, record = _finish_report(recorder, pruned, recovered, where)
     return PruningResult(model, tokenizer, found.plan, found.outcome, rows, record)
 
 
@@ -134,18 +134,10 @@ def _run_folder(folder: str | Path | None) -> Iterator[Path | None]:
         return
     if not isinstance(folder, str | Path) or not str(folder):
         raise ConfigurationError(f"folder: expected the path of a run folder, got {folder!r}; give one, or None to write nothing")
-    where, lock = Path(folder), FolderLock()
+    where = Path(folder)
     check_no_export(where)
-    check_folder(where)
-    lock.take(where)
-    try:
-        clear_leftovers(where)
+    with held(where), writing(where / "plan.json", remedy="make room, the same call goes on"):
         yield where
-    except OSError as error:
-        what = f"{error.strerror}{f' at {error.filename}' if error.filename else ''}"
-        raise ConfigurationError(f"folder: expected room and the right to write, got {what}; make room, the same call goes on") from error
-    finally:
-        lock.release()
 
 
 def _data(calibration: Any, tokenizer: Any, seed: int, evaluation: Any, recovery: Any) -> RunData:
@@ -160,11 +152,17 @@ def _recovery_texts(recovery: Any, texts: Any, calibration: Any) -> Any:
     return calibration if texts is None else texts
 
 
-def _measured_before(scored: ScoredModel, found: FoundPlan, report: ReportConfig) -> MeasuredBefore:
-    if scored.folder is None or scored.data.fingerprint is None:
-        return MeasuredBefore()
-    identity = {**scored.identity, "all data": scored.data.fingerprint, "plan": found.plan.hash, "batch size": report.batch_size}
-    return MeasuredBefore(ValueCache(scored.folder / FILE, identity, shared=False), list(scored.data.evaluation_windows))
+def _recorder(
+    report: ReportConfig, scored: ScoredModel, found: FoundPlan, tokenizer: Any, recovery: RecoveryConfig | None
+) -> ReportRecorder:
+    """Of the dense model everything is measured now."""
+    settings = None if recovery is None else asdict(recovery)
+    recorder = ReportRecorder(
+        report, scored, found, tokenizer, MeasuredBefore.of(scored, found, batch_size=report.batch_size, recovery=settings)
+    )
+    steps = recovery.steps if recovery is not None and report.compare_recovered else 0
+    recorder.measure_dense(short_recovery(scored.data.recovery_windows, recovery, steps))
+    return recorder
 
 
 def _recover(
@@ -177,25 +175,19 @@ def _recover(
 
 
 def _finish_report(
-    recorder: ReportRecorder | None,
-    scored: ScoredModel,
-    found: FoundPlan,
-    pruned: PrunedModel,
-    recovered: RecoveredModel | None,
-    folder: Path | None,
+    recorder: ReportRecorder | None, pruned: PrunedModel, recovered: RecoveredModel | None, folder: Path | None
 ) -> tuple[list[Mapping[str, Any]], Mapping[str, Any]]:
     """The measurements and the report's record; written where there is a folder."""
     if recorder is None:
         return [], {}
     recorder.measure_final(pruned.model, recovered=recovered is not None)
     record = recorder.to_report(
-        scored,
-        found,
         name="pruned" if folder is None else folder.resolve().name,
         model=pruned.model,
         recovery=None if recovered is None else recovered.to_report(),
         reconstruction_seconds=pruned.seconds,
     )
     if folder is not None:
+        check_there(folder)
         write_report(record, folder)
     return list(recorder.perplexity), record

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from adapruner.errors import ConfigurationError, nearest
 from adapruner.evaluation.perplexity import NLLResult, evaluate_nll
 from adapruner.export.folder import ExportRecord, export_model
 from adapruner.export.saving import pruned_by, save_as_export
-from adapruner.files.folder_lock import check_folder
-from adapruner.models.fingerprint import fingerprint_model
+from adapruner.files.folder_lock import held
+from adapruner.models.fingerprint import digest_weights, fingerprint_model
 from adapruner.models.loading import check_language_model, load_language_model, load_tokenizer
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.depth_and_width import DepthWidthConfig
@@ -51,6 +52,8 @@ class PrunedModel:
     plan: PruningPlan
     seconds: float = 0.0
     """Time that the refit took; 0 without one."""
+    stage: str = "pruned"
+    """``pruned``, or ``reconstructed`` after a refit."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,7 @@ def score(
         seed: of the windows that are drawn and of the search; the search's own when empty.
         folder: where statistics and the study are kept, and gone on from; ``None`` writes nothing.
         compared_metrics: further metrics whose statistics are wanted.
-        units: ``attention_units``, ``ffn_units``, ``remove_layers``, ``hidden_fraction``, ``layer_score``, ``batch_size``; see
-            :class:`adapruner.callbacks.PruningSearchCallback`.
+        units: ``attention_units``, ``remove_layers``, ... as :func:`pruning_options` takes them.
 
     Raises:
         AdaPrunerError: with everything that does not fit, before the heavy work.
@@ -128,11 +130,10 @@ def score(
     options = pruning_options(budget, search, recipe, plan, reconstruction, seed, **units)
     model, tokenizer = load_model(model, tokenizer)
     data = calibration if isinstance(calibration, RunData) else data_from_texts(calibration, tokenizer, seed=options.search.seed)
-    check_model_and_data(model, data)
+    check_model_and_data(model, data, options.budget)
     where = None if folder is None else Path(folder)
-    if where is not None:
-        check_folder(where)
-    return score_model(model, data, options, folder=where, compared_metrics=compared_metrics)
+    with _alone_in(where):
+        return score_model(model, data, options, folder=where, compared_metrics=compared_metrics)
 
 
 def search(
@@ -148,7 +149,8 @@ def search(
     Raises:
         StudyError: if the study in the folder belongs to another search or is damaged, or too many trials fail.
     """
-    return find_plan(scored, recover=recover, on_trial=on_trial)
+    with _alone_in(scored.folder):
+        return find_plan(scored, recover=recover, on_trial=on_trial)
 
 
 def apply(model: Any, plan: PruningPlan | FoundPlan | str | Path) -> PrunedModel:
@@ -164,13 +166,13 @@ def apply(model: Any, plan: PruningPlan | FoundPlan | str | Path) -> PrunedModel
     found = plan.plan if isinstance(plan, FoundPlan) else plan if isinstance(plan, PruningPlan) else read_plan(plan)
     check_language_model(model, "model")
     structure = trace_for_plan(model, found)
-    found.check(structure, fingerprint_model(model))
+    found.check(structure, fingerprint_model(model), digest_weights(model))
     prune_model(model, structure, found)
     save_as_export(model, structure, found)
     return PrunedModel(model, found)
 
 
-def reconstruct(scored: ScoredModel, found: FoundPlan) -> PrunedModel:
+def reconstruct(scored: ScoredModel, found: FoundPlan, *, widths_only: bool = False) -> PrunedModel:
     """Removes the units that the plan does not keep, and refits the output projections of what stays; in place, instead of :func:`apply`.
 
     (The refit needs the dense model's outputs, layer by layer, so that it removes the units itself.)
@@ -178,10 +180,11 @@ def reconstruct(scored: ScoredModel, found: FoundPlan) -> PrunedModel:
     Args:
         scored: what :func:`score` returned; its model is dense.
         found: what :func:`search` returned.
+        widths_only: leave the refit out, since a checkpoint will bring its weights.
     """
-    seconds = apply_found_plan(scored, found)
+    seconds = apply_found_plan(scored, found, widths_only=widths_only)
     save_as_export(scored.model, scored.structure, found.plan)
-    return PrunedModel(scored.model, found.plan, seconds)
+    return PrunedModel(scored.model, found.plan, seconds, "pruned" if scored.options.reconstruction is None else "reconstructed")
 
 
 def recover(
@@ -212,7 +215,8 @@ def recover(
     windows = windows_from_texts(texts, tokenizer, role="recovery", seq_len=seq_len, seed=config.seed)
     where = None if folder is None else Path(folder)
     identity = {"text": windows.fingerprint, "plan": _plan_hash(model)}
-    return train_adapters(model, windows, config, folder=where, identity=identity, tokenizer=tokenizer)
+    with _alone_in(where):
+        return train_adapters(model, windows, config, folder=where, identity=identity, tokenizer=tokenizer)
 
 
 def evaluate(model: Any, tokenizer: Any = None, texts: Any = None, *, window: int | list[int] = 128, batch_size: int = 8) -> Evaluation:
@@ -267,7 +271,22 @@ def pruning_options(
     layer_score: str = "block_influence",
     **units: Any,
 ) -> PruningOptions:
-    """The arguments of :func:`score` as one record."""
+    """What a run is asked to do to a model, as one record.
+
+    Args:
+        budget, search, recipe, plan, seed: as of :func:`score`.
+        reconstruction: the closed-form refit right after the surgery; ``null`` leaves it out.
+        recipe: a fixed recipe to prune by instead of searching: a published method, or what a search found elsewhere.
+        remove_layers: whole decoder layers to remove before the search of units, those of the lowest ``layer_score``. They count
+            towards the budget; layers that it protects stay.
+        hidden_fraction: fraction of hidden channels to remove before the search of units, for Llama, Mistral, Qwen2 and Qwen3.
+            They count towards the budget; protected layers lose them too.
+        layer_score: what decides which layers go; see :mod:`adapruner.pruning.layer_scores`.
+        units: ``attention_units``, ``ffn_units``, ``statistics_batch_size``, as in :class:`adapruner.search.options.PruningOptions`.
+
+    Raises:
+        ConfigurationError: if a value is of a type that nothing could be done with, or options exclude each other.
+    """
     _expect("budget", budget, (Budget, float, int), "a Budget or a fraction such as 0.2")
     _expect("search", search, (SearchConfig, int, type(None)), "a SearchConfig or a number of trials")
     _expect("recipe", recipe, (Recipe, type(None)), "a Recipe, such as adapruner.Recipe({'l2': 1.0})")
@@ -287,6 +306,11 @@ def pruning_options(
         depth_width=DepthWidthConfig(remove_layers, hidden_fraction, layer_score),
         **units,
     )
+
+
+def _alone_in(folder: Path | None) -> AbstractContextManager[Any]:
+    """The run folder for this process alone: two would write into one study, and each take the other's trials for a killed run's."""
+    return nullcontext() if folder is None else held(folder)
 
 
 def _expect(argument: str, value: Any, kinds: tuple[type, ...], words: str) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from adapruner.evaluation.perplexity import IGNORED, NLLResult, describe_protocol
 from adapruner.report.formats import MISSING, nll_text, perplexity_text
 from adapruner.report.run_sections import hardware_in_words, package_versions
+from adapruner.report.tables import TextTable, make_table
 
 #: Of each command, the middle of the Trainer's option that leaves batches out.
 _LIMITED = {"validate": "val", "test": "test"}
@@ -56,8 +56,11 @@ class EvaluationTableCallback(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """The table: after the progress bar, which would be drawn over it."""
-        if stage in ("validate", "test") and self.rows:
-            print_measured(self.rows, self.model, protocol_card(trainer, "evaluation" if stage == "test" else "search"))
+        if stage in ("validate", "test") and self.rows and trainer.is_global_zero:
+            from rich.console import Console
+
+            card = protocol_card(trainer, "evaluation" if stage == "test" else "search")
+            measured_table(self.rows, self.model, card).print(Console(soft_wrap=True))
 
     def _take(self, command: str, trainer: Trainer, pl_module: LightningModule) -> None:
         measured: dict[int, NLLResult] = getattr(pl_module, "measured", {})
@@ -71,34 +74,18 @@ class EvaluationTableCallback(Callback):
             logger.log_metrics(values, step=trainer.global_step)
 
 
-@rank_zero_only
-def print_measured(rows: list[Measured], model: str, card: list[str]) -> None:
+def measured_table(rows: list[Measured], model: str, card: list[str]) -> TextTable:
     """One line a set, its protocol and what else is needed to measure it again below."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("set", overflow="fold")
     bytes_known = any(row.result.bits_per_byte is not None for row in rows)
-    for name in ("window", "perplexity", "NLL per token", *(["bits per byte"] if bytes_known else []), "tokens"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = ("set", "window", "perplexity", "NLL per token", *(["bits per byte"] if bytes_known else []), "tokens")
+    cells = []
     for row in rows:
         bits = row.result.bits_per_byte
         per_byte = [MISSING if bits is None else f"{bits:.4f}"] if bytes_known else []
         window = f"{row.window:,}" if row.window else MISSING
-        numbers = (perplexity_text(row.result.perplexity), nll_text(row.result.nll), *per_byte, f"{row.result.tokens:,}")
-        table.add_row(row.name, window, *numbers)
-    console = Console()
-    console.print()
-    console.print(Text(f"Perplexity of {model} (lower is better)", style="bold"), soft_wrap=True)
-    console.print(table)
-    for row in rows:
-        if row.protocol:
-            console.print(Text(row.protocol, style="dim"), soft_wrap=True)
-    for line in card:
-        console.print(Text(line, style="dim"), soft_wrap=True)
+        nll = nll_text(row.result.nll)
+        cells.append((row.name, window, perplexity_text(row.result.perplexity), nll, *per_byte, f"{row.result.tokens:,}"))
+    return make_table(f"Perplexity of {model} (lower is better)", columns, cells, *(row.protocol for row in rows), *card)
 
 
 def protocol_card(trainer: Trainer, role: str) -> list[str]:

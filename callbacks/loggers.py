@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from adapruner.errors import ConfigurationError
+from adapruner.files.folder_lock import check_files
 from adapruner.report.answer import OWN_METHOD
 from adapruner.search.trials import TrialRecord
 
@@ -65,20 +70,54 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-class TrialLogger:
-    """Gives every finished trial of the search to the Trainer's loggers; to be called with the trial and the best so far."""
+def log_trial(loggers: Iterable[Logger], record: TrialRecord, best: TrialRecord | None) -> None:
+    """Logs a finished trial of the search, and the best value so far."""
+    values = {"search/value": record.value, "search/best": None if best is None else best.value, "search/seconds": record.seconds}
+    for logger in loggers:
+        logger.log_metrics({k: v for k, v in values.items() if v is not None}, step=record.trial)
 
-    def __init__(self, loggers: Iterable[Logger]) -> None:
-        self.loggers = list(loggers)
 
-    def __call__(self, record: TrialRecord, best: TrialRecord | None) -> None:
-        values = {
-            "search/value": record.value,
-            "search/best": None if best is None else best.value,
-            "search/seconds": record.seconds,
-        }
-        for logger in self.loggers:
-            logger.log_metrics({k: v for k, v in values.items() if v is not None}, step=record.trial)
+class LateLoggers:
+    """Opens a Trainer's loggers once a run is accepted: Lightning's own way to do it, before any callback is asked, deletes what they
+    logged before."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Logger] = []
+
+    @contextmanager
+    def put_off(self, trainer: Trainer) -> Iterator[None]:
+        """A ``fit`` inside the block has no loggers before :meth:`open`."""
+        self.waiting, trainer.loggers = trainer.loggers, []
+        try:
+            yield
+        finally:
+            self._bring_back(trainer)
+
+    def open(self, trainer: Trainer) -> None:
+        """As Lightning does at the start of a ``fit``; what an earlier attempt logged stays."""
+        self._bring_back(trainer)
+        keep_earlier_metrics(trainer.loggers)
+        for logger in trainer.loggers:
+            _ = getattr(logger, "experiment", None)
+
+    def _bring_back(self, trainer: Trainer) -> None:
+        if self.waiting:
+            trainer.loggers, self.waiting = self.waiting, []
+
+
+def check_log_files(loggers: Iterable[Logger]) -> None:
+    """Whether CSV loggers can write where an earlier run, or somebody else, may have left something.
+
+    Raises:
+        ConfigurationError: if a folder or a link that leads nowhere is in the place of their files, or a file in that of their folder.
+    """
+    for logger in loggers:
+        if isinstance(logger, CSVLogger):
+            folder = Path(logger.log_dir)
+            at = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), Path())
+            if not at.is_dir():
+                raise ConfigurationError(f"trainer.logger: expected a folder at {at}, got something else; move it away")
+            check_files(folder)
 
 
 @rank_zero_only

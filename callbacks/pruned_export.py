@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import LightningModule, Trainer
 
 from adapruner.callbacks.compression_report import CompressionReportCallback
@@ -16,9 +15,8 @@ from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.errors import ConfigurationError
 from adapruner.export.adapters import ADAPTER_FOLDER, export_either
-from adapruner.export.card import card_of_report, model_card, written_in
-from adapruner.export.folder import ExportRecord, export_model
-from adapruner.export.licence import base_licence
+from adapruner.export.card import card_of_report, card_of_run, model_card
+from adapruner.export.folder import ExportRecord
 from adapruner.export.options import ExportOptions
 from adapruner.export.staging import check_folder, staged
 from adapruner.files.atomic import write_atomically
@@ -32,31 +30,18 @@ class PrunedExportCallback(PruningListener):
 
     Args:
         folder: where to; ``model`` in the run folder when empty. An earlier export there is replaced.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; the model's own when empty.
-        max_shard_size: of one safetensors file.
         verify: load the folder in a fresh process and compare logits.
-        adapters: ``merged`` into the weights, or the LoRA recovery in a ``folder`` of its own, ``adapter`` in the export.
-        pad: widen every layer with zeros to the widest, for engines that know only stock classes.
         push: upload the folder to the hub under this name, ``user/model``, at the very end. A new repository is private.
+        options: ``dtype``, ``max_shard_size``, ``adapters``, ``pad``, as in :class:`adapruner.export.options.ExportOptions`.
 
-    >>> PrunedExportCallback(dtype="bfloat16").dtype
+    >>> PrunedExportCallback(dtype="bfloat16").options.dtype
     'bfloat16'
     """
 
-    def __init__(
-        self,
-        folder: str | None = None,
-        dtype: str | None = None,
-        max_shard_size: str = "5GB",
-        verify: bool = True,
-        adapters: str = "merged",
-        pad: bool = False,
-        push: str | None = None,
-    ) -> None:
+    def __init__(self, folder: str | None = None, verify: bool = True, push: str | None = None, **options: Any) -> None:
         super().__init__()
-        ExportOptions(dtype, max_shard_size, adapters, pad, prefix="export.")  # refuses what cannot be followed
-        self.folder_name, self.dtype, self.max_shard_size, self.verify = folder, dtype, max_shard_size, verify
-        self.adapters, self.pad, self.push = adapters, pad, push
+        self.options = ExportOptions(**options, prefix="export.")
+        self.folder_name, self.verify, self.push = folder, verify, push
         self.record: ExportRecord | None = None
         self.difference: float | None = None
 
@@ -68,13 +53,7 @@ class PrunedExportCallback(PruningListener):
     def check_before_search(self, trainer: Trainer) -> None:
         """Refuses what cannot be written, before the hours of work, not after."""
         check_folder(self._folder(trainer))
-        every: Any = trainer.callbacks  # type: ignore[attr-defined]
-        if self in every and any(isinstance(other, LoRARecoveryCallback) for other in every[every.index(self) :]):
-            raise ConfigurationError(
-                "trainer.callbacks: expected PrunedExportCallback after LoRARecoveryCallback, which merges its adapters, got it before; "
-                "move it behind"
-            )
-        if self.adapters == "folder" and first_of(trainer, LoRARecoveryCallback) is None:
+        if self.options.adapters == "folder" and first_of(trainer, LoRARecoveryCallback) is None:
             raise ConfigurationError("export.adapters: expected a run with LoRA recovery for a folder of adapters, got none; give merged")
         if self.push is not None and trainer.is_global_zero:
             from adapruner.export.push import check_push
@@ -83,49 +62,37 @@ class PrunedExportCallback(PruningListener):
 
     def before_merge(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """With ``adapters: folder``: writes and checks the folder; called by recovery, which then merges the adapters."""
-        pruning = self._pruning(trainer)
-        if self.adapters != "folder" or pruning.plan is None or pruning.scored is None or not trainer.is_global_zero:
-            return
-        model, folder = getattr(pl_module, pruning.model_attribute), self._folder(trainer)
-        sizes = {"dtype": self.dtype, "max_shard_size": self.max_shard_size}
-        with staged(Path(os.path.abspath(folder))) as new:
-            plain, record = export_either(
-                model, getattr(pl_module, "tokenizer", None), pruning.scored.structure, pruning.plan, new, card={}, **sizes
-            )
-        self.record = replace(record, path=folder)
-        announce(f"exported {record.class_name} to {folder}, the adapters to {folder / ADAPTER_FOLDER}")
-        if self.verify:
-            from adapruner.export.verification import difference_apart
-
-            self._check(trainer, plain)
-            self.difference = max(self.difference or 0.0, difference_apart(folder, model, self._tokens(trainer)))
+        if self.options.adapters == "folder":
+            self._export(trainer, pl_module, {})
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes and checks the folder; where it is there already, its model card gets what was measured since."""
-        pruning = self._pruning(trainer)
-        if pruning.plan is None or pruning.scored is None or not trainer.is_global_zero:
+        plan, record = self._pruning(trainer).plan, self.record
+        if plan is None or not trainer.is_global_zero:
             return
-        model: Any = getattr(pl_module, pruning.model_attribute)
-        folder, card = self._folder(trainer), self._card(trainer, pl_module)
-        if self.record is not None and self.adapters == "folder":
-            known, card = self.record, {**card, "adapter": ADAPTER_FOLDER}
-            text = model_card(pruning.plan, class_name=known.class_name, stock=known.stock, notes=known.notes, card=card)
-            write_atomically(folder / "README.md", text)
+        card = self._card(trainer, pl_module)
+        if self.options.adapters == "merged" or record is None:
+            self._export(trainer, pl_module, card)
+        else:
+            card["adapter"] = ADAPTER_FOLDER
+            text = model_card(plan, class_name=record.class_name, stock=record.stock, notes=record.notes, card=card)
+            write_atomically(record.path / "README.md", text)
+
+    def _export(self, trainer: Trainer, pl_module: LightningModule, card: dict[str, Any]) -> None:
+        pruning, folder = self._pruning(trainer), self._folder(trainer)
+        scored, plan = pruning.scored, pruning.plan
+        if plan is None or scored is None or not trainer.is_global_zero:
             return
-        self.record = export_model(
-            model,
-            getattr(pl_module, "tokenizer", None),
-            pruning.scored.structure,
-            pruning.plan,
-            folder,
-            dtype=self.dtype,
-            max_shard_size=self.max_shard_size,
-            card=card,
-            pad=self.pad,
-        )
-        announce(f"exported {self.record.class_name} to {folder}")
+        model, tokenizer = getattr(pl_module, pruning.model_attribute), getattr(pl_module, "tokenizer", None)
+        with staged(folder) as new:
+            record = export_either(model, tokenizer, scored.structure, plan, new, self.options, card)
+        self.record = replace(record, path=folder)
+        announce(f"exported {record.class_name} to {folder}")
         if self.verify:
-            self._check(trainer, model)
+            from adapruner.export.verification import verify_export
+
+            announce("loads the export in a fresh process and compares logits")
+            self.difference = verify_export(folder, model, scored.data.search_windows.input_ids[:1, :64])
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Pushes, last of all: a hub that cannot be reached costs nothing that the run has made."""
@@ -139,29 +106,7 @@ class PrunedExportCallback(PruningListener):
 
     def report_sections(self, trainer: Trainer) -> dict[str, Any]:
         """What was exported, and how far the folder's logits are from the model's; nothing before the export."""
-        if self.record is None:
-            return {}
-        section = {
-            "path": str(self.record.path),
-            "class": self.record.class_name,
-            "stock": self.record.stock,
-            "max_abs_logit_difference": self.difference,
-            "notes": list(self.record.notes),
-        }
-        return {"export": section}
-
-    def _check(self, trainer: Trainer, model: Any) -> None:
-        from adapruner.export.verification import verify_export
-
-        announce("loads the export in a fresh process and compares logits")
-        self.difference = verify_export(self._folder(trainer), model, self._tokens(trainer))
-
-    def _tokens(self, trainer: Trainer) -> torch.Tensor:
-        """``[1, t]``: the beginning of the search split."""
-        scored = self._pruning(trainer).scored
-        assert scored is not None
-        ids: torch.Tensor = scored.data.search_windows.input_ids[:1, :64]
-        return ids
+        return {} if self.record is None else {"export": self.record.to_report(self.difference)}
 
     def _card(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Licence of the base model, seeds, and what the report measured so far."""
@@ -177,13 +122,8 @@ class PrunedExportCallback(PruningListener):
             "recovery": None if lora is None else lora.seed,
         }
         measured = {} if report is None or report.recorder is None else card_of_report(report.to_report(trainer, pl_module))
-        return {
-            **(base_licence(str(source), revision) if source else {}),
-            "revision": revision,
-            **measured,
-            **written_in(self.dtype, measured),
-            "seeds": {name: seed for name, seed in seeds.items() if seed is not None},
-        }
+        measured["seeds"] = {name: seed for name, seed in seeds.items() if seed is not None}
+        return card_of_run(str(source), measured, revision=revision, dtype=self.options.dtype)
 
     def _folder(self, trainer: Trainer) -> Path:
         if self.folder_name:

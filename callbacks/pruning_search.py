@@ -6,42 +6,33 @@ optimizer. (In ``on_fit_start`` the optimizer would silently hold parameters tha
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from adapruner.callbacks.listener import first_of, listeners_of
-from adapruner.callbacks.loggers import TrialLogger, keep_earlier_metrics
-from adapruner.callbacks.lora_recovery import LoRARecoveryCallback, short_recovery
-from adapruner.callbacks.validation import check_trainer, check_training
+from adapruner.callbacks.listener import listeners_of
+from adapruner.callbacks.loggers import LateLoggers, log_trial
+from adapruner.callbacks.lora_recovery import short_recovery
+from adapruner.callbacks.validation import check_optimized, check_trainer, check_training
 from adapruner.data.from_texts import data_from_texts
 from adapruner.data.run_data import RunData
 from adapruner.distributed import Ranks
-from adapruner.errors import ConfigurationError, ModelError, check_all
-from adapruner.export.saving import save_as_export
-from adapruner.export.staging import check_no_export
-from adapruner.files.atomic import clear_leftovers
-from adapruner.files.folder_lock import FolderLock, check_folder
+from adapruner.errors import ConfigurationError
+from adapruner.files.folder_lock import FolderLock, held, no_empty_folders
 from adapruner.models.loading import check_language_model
-from adapruner.models.tracing import AttentionUnits, FfnUnits
-from adapruner.progress import announce
 from adapruner.pruned_module import carry_pruning
 from adapruner.pruning.budget import Budget
-from adapruner.pruning.depth_and_width import DepthWidthConfig
-from adapruner.pruning.plan import PruningPlan, read_plan
-from adapruner.pruning.recipe import Recipe
-from adapruner.recovery.checkpoint_contents import plan_of_checkpoint
-from adapruner.recovery.configuration import ReconstructionConfig
-from adapruner.search.apply_plan import apply_found_plan
+from adapruner.pruning.plan import PruningPlan
+from adapruner.recovery.checkpoint_contents import check_contents, plan_of_checkpoint
 from adapruner.search.config import SearchConfig
 from adapruner.search.find_plan import FoundPlan, find_plan, save_found_plan
-from adapruner.search.options import PruningOptions
 from adapruner.search.score import ScoredModel, score_model
+from adapruner.stages import pruning_options, reconstruct
 
 
 class PruningSearchCallback(Callback):
@@ -56,24 +47,13 @@ class PruningSearchCallback(Callback):
     Args:
         budget: how much to remove; a number is a fraction of the block parameters.
         search: how to search.
-        reconstruction: the closed-form refit right after the surgery; ``null`` leaves it out.
         plan: a plan file to apply instead of searching.
-        recipe: a fixed recipe to prune by instead of searching: a published method, or what a search found elsewhere.
         folder: where ``plan.json``, ``trials.csv`` and the study go; the Trainer's ``default_root_dir`` when empty.
-        statistics_batch_size: calibration samples in one forward and backward pass.
         model_attribute: the module's attribute that holds the language model.
-        attention_units: ``kv_group`` removes a KV head with all its query heads, ``query_head`` single query heads, equally
-            many of each KV head. Only where there are several query heads for each KV head does it make a difference.
-        ffn_units: ``channel`` removes single channels, in a mixture of experts equally many of each; ``expert`` removes whole experts
-            with their rows of the router.
-        remove_layers: whole decoder layers to remove before the search of units, those of the lowest ``layer_score``. They count
-            towards the budget; layers that it protects stay.
-        hidden_fraction: fraction of hidden channels to remove before the search of units, for Llama, Mistral, Qwen2 and Qwen3.
-            They count towards the budget; protected layers lose them too.
-        layer_score: what decides which layers go; see :mod:`adapruner.pruning.layer_scores`.
         calibration: where there is no data module: texts, a mapping of source names to texts, a ``datasets.Dataset`` or token
             windows, as :func:`adapruner.prune` takes them.
         tokenizer: for ``calibration``; the module's ``tokenizer`` when empty.
+        options: ``recipe``, ``reconstruction``, ``attention_units``, ... as :func:`adapruner.stages.pruning_options` takes them.
 
     >>> PruningSearchCallback(0.3).options.budget.pruned_fraction
     0.3
@@ -83,33 +63,16 @@ class PruningSearchCallback(Callback):
         self,
         budget: Budget = Budget(),
         search: SearchConfig = SearchConfig(),
-        reconstruction: ReconstructionConfig | None = ReconstructionConfig(),
         plan: str | None = None,
-        recipe: Recipe | None = None,
         folder: str | None = None,
-        statistics_batch_size: int = 8,
         model_attribute: str = "model",
-        attention_units: AttentionUnits = "kv_group",
-        ffn_units: FfnUnits = "channel",
-        remove_layers: int = 0,
-        hidden_fraction: float = 0.0,
-        layer_score: str = "block_influence",
         calibration: Any = None,
         tokenizer: Any = None,
+        **options: Any,
     ) -> None:
         super().__init__()
-        self.options = PruningOptions(
-            budget if isinstance(budget, Budget) else Budget(budget),
-            search,
-            reconstruction,
-            None if plan is None else read_plan(plan),
-            recipe,
-            attention_units,
-            ffn_units,
-            DepthWidthConfig(remove_layers, hidden_fraction, layer_score),
-            statistics_batch_size,
-        )
-        self.plan_file, self.folder_name, self.model_attribute = plan, folder, model_attribute
+        self.options = pruning_options(budget, search, plan=plan, seed=None, **options)
+        self.folder_name, self.model_attribute = folder, model_attribute
         self.calibration, self.tokenizer = calibration, tokenizer
         self.checkpoint: str | None = None  # set by the command line when it resumes
         self.weights_follow = False  # likewise, where it goes on from the run's own checkpoint
@@ -119,7 +82,8 @@ class PruningSearchCallback(Callback):
         self.found: FoundPlan | None = None
         self.reconstruction_seconds = 0.0
         self.folder = Path()
-        self._lock = FolderLock()
+        self.lock: FolderLock | None = None  # set by the command line, which holds the folder beyond the last callback
+        self.loggers, self._holding = LateLoggers(), ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """At the start of ``fit``: search, surgery and reconstruction, once. Before ``test`` and the like: checkpoints fit the module."""
@@ -132,73 +96,49 @@ class PruningSearchCallback(Callback):
         if stage != "fit" or self.plan is not None:
             return
         self.folder = Path(self.folder_name or trainer.default_root_dir)
-        listeners = listeners_of(trainer)
-        check_all(
-            lambda: self._check_order(trainer),
-            partial(check_no_export, self.folder),
-            *check_trainer(trainer, self.checkpoint),
-            *(partial(listener.check_before_search, trainer) for listener in listeners),  # their own setup comes after the search
-        )
-        check_folder(self.folder)  # it makes the folder: not where anything else is refused
-        Ranks().on_rank_zero(self._lock.take, self.folder)
-        if trainer.is_global_zero:
-            clear_leftovers(self.folder)
-        with isolate_rng():
-            self._prune(trainer, pl_module)
+        check_trainer(trainer, self.folder, self.checkpoint, self.loggers.waiting or trainer.loggers)
+        with no_empty_folders(self.folder):  # it makes the folder: not where anything else is refused
+            Ranks().on_rank_zero(self._hold, self.folder)
+            with isolate_rng():
+                self._prune(trainer, pl_module)
+
+    def _hold(self, folder: Path) -> None:
+        if self.lock is None:
+            self.lock = self._holding.enter_context(held(folder))
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        model, listeners = self.language_model(pl_module), listeners_of(trainer)
+        model = self.language_model(pl_module)
         model.to(trainer.strategy.root_device)
         data = self.data(trainer, pl_module)
-        lora, budget = first_of(trainer, LoRARecoveryCallback), self.options.budget
-        lengths = {"budget.seq_len": budget.seq_len} if budget.of == "latency" else {}
-        for listener in listeners:
-            lengths |= listener.sequence_lengths()
-        check_training(trainer, pl_module, model, data, None if lora is None else lora.lora, lengths)
+        check_contents(self.checkpoint, model, self.model_attribute)
+        check_training(trainer, pl_module, model, data, self.options.budget)
         resumed = plan_of_checkpoint(self.checkpoint)
         if resumed is not None:  # its weights are loaded by the Trainer, after the surgery
-            announce(f"takes the plan {resumed.hash} from the checkpoint {self.checkpoint}: no search")
             self.options = replace(self.options, plan=resumed, recipe=None)
-        elif self.options.plan is not None:
-            announce(f"takes the plan {self.options.plan.hash} from {self.plan_file}: no search")
-
-        def accepted() -> None:
-            for listener in listeners:
-                listener.on_search_accepted(trainer)
-            keep_earlier_metrics(trainer.loggers)
-
         self.scored = score_model(
             model,
             data,
             self.options,
             name=getattr(pl_module, "name_or_path", None),
             folder=self.folder,
-            compared_metrics=[metric for listener in listeners for metric in listener.compared_metrics],
-            on_accepted=accepted,
+            compared_metrics=[metric for listener in listeners_of(trainer) for metric in listener.compared_metrics],
+            on_accepted=partial(self._accepted, trainer),
         )
-        self.options, rerank = self.scored.options, self.options.search.rerank
-        recover = short_recovery(trainer, pl_module, 0 if rerank is None else rerank.recovery_steps)
-        self.found = find_plan(self.scored, recover=recover, on_trial=TrialLogger(trainer.loggers))
+        self.options = self.scored.options
+        recover = short_recovery(trainer, pl_module, self.options.search.recovery_steps)
+        self.found = find_plan(self.scored, recover=recover, on_trial=partial(log_trial, trainer.loggers))
         self.plan = self.found.plan
         self._notify(trainer, pl_module, "dense")
-        self.reconstruction_seconds = apply_found_plan(self.scored, self.found, widths_only=self._refit_is_known(trainer))
+        pruned = reconstruct(self.scored, self.found, widths_only=self._refit_is_known(trainer))
+        self.reconstruction_seconds = pruned.seconds
         pl_module.plan = self.plan  # type: ignore[assignment]
-        save_as_export(model, self.scored.structure, self.plan)
         save_found_plan(self.scored, self.found, getattr(pl_module, "tokenizer", self.tokenizer))
-        self._notify(trainer, pl_module, "pruned" if self.options.reconstruction is None else "reconstructed")
+        self._notify(trainer, pl_module, pruned.stage)
 
-    def _check_order(self, trainer: Trainer) -> None:
-        lora = first_of(trainer, LoRARecoveryCallback)
-        if lora is not None and lora.model_attribute != self.model_attribute:
-            raise ConfigurationError(
-                f"recovery.model_attribute: expected {self.model_attribute!r}, as the search has it, got {lora.model_attribute!r}; "
-                "name the attribute that holds the language model in both"
-            )
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(callback, LoRARecoveryCallback) for callback in takewhile(lambda callback: callback is not self, callbacks)):
-            raise ConfigurationError(
-                "trainer.callbacks: expected LoRARecoveryCallback after PruningSearchCallback, got it before; move it behind"
-            )
+    def _accepted(self, trainer: Trainer) -> None:
+        for listener in listeners_of(trainer):
+            listener.on_search_accepted(trainer)
+        self.loggers.open(trainer)
 
     def data(self, trainer: Trainer, pl_module: LightningModule) -> RunData:
         """The run's token windows: of ``calibration``, else of the Trainer's data module.
@@ -232,22 +172,25 @@ class PruningSearchCallback(Callback):
             listener.on_pruning_stage(trainer, pl_module, stage, self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """An optimizer that holds parameters from before the surgery would train nothing, without a word."""
-        alive = {id(p) for p in pl_module.parameters()}
-        held = [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
-        if getattr(trainer.strategy, "strategy_name", "") not in ("fsdp", "deepspeed") and any(id(p) not in alive for p in held):
-            raise ModelError(
-                "optimizer: expected only parameters of the pruned model, got some from before the surgery; "
-                "build the optimizer in configure_optimizers"
-            )
+        """Refuses an optimizer that holds parameters from before the surgery."""
+        check_optimized(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The folder is free for the next attempt in this process."""
-        self._lock.release()
+        self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """The folder is free for the next run in this process."""
-        self._lock.release()
+        self._release()
+
+    def _release(self) -> None:
+        self._holding.close()
+        self.lock = None
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stands before those that export and report: a run folder that was renamed is not made anew."""
+        if self.lock is not None:
+            self.lock.check()
 
     def state_dict(self) -> dict[str, Any]:
         """The plan, as JSON types."""

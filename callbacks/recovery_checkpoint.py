@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -20,14 +13,10 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from adapruner.errors import ConfigurationError
-from adapruner.files.atomic import clear_leftovers, replace_folder, temporary_beside
-from adapruner.progress import announce
-from adapruner.recovery.checkpoint_contents import SHARDED
+from adapruner.files.atomic import marked, replace_folder, writing
+from adapruner.recovery.last_checkpoint import FILE, SETTINGS, random_state, set_random_state, write_checkpoint
 
-FILE = Path("checkpoints") / "last.ckpt"
-_SETTINGS = "settings"
-#: Options of the Trainer that decide what recovery computes; where and on how much it runs may change.
-_TRAINER = ("precision", "max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
+_WRITING: dict[str, Any] = {"argument": "checkpoint", "remedy": "make room, the same command goes on from the one before"}
 
 
 class RecoveryCheckpointCallback(Checkpoint):
@@ -55,8 +44,6 @@ class RecoveryCheckpointCallback(Checkpoint):
         if stage != "fit":
             return
         self.file = Path(trainer.default_root_dir) / FILE
-        if trainer.is_global_zero and self.file.parent.is_dir():
-            clear_leftovers(self.file.parent)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFileIO()
 
@@ -64,7 +51,7 @@ class RecoveryCheckpointCallback(Checkpoint):
         """Dropout goes on where it was."""
         self._saved = trainer.global_step
         if self._random is not None:
-            _set_random_state(self._random)
+            set_random_state(self._random)
             self._random = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -85,7 +72,7 @@ class RecoveryCheckpointCallback(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Settings and the state of random numbers."""
-        return {_SETTINGS: dict(self.settings), "random": _random_state()}
+        return {SETTINGS: dict(self.settings), "random": random_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps it for the start of training."""
@@ -95,6 +82,8 @@ class RecoveryCheckpointCallback(Checkpoint):
         if trainer.global_step == self._saved or getattr(trainer, "fast_dev_run", False) or trainer.sanity_checking:
             return
         self._saved = trainer.global_step
+        with writing(self.file.parent, **_WRITING):
+            self.file.parent.mkdir(exist_ok=True)  # not the run folder with it, were that gone
         if writes_shards(trainer):
             self._save_shards(trainer)
         else:
@@ -102,10 +91,9 @@ class RecoveryCheckpointCallback(Checkpoint):
 
     def _save_shards(self, trainer: Trainer) -> None:
         """Every rank its own, into a folder that takes the place of the one before when all are written."""
-        name = self.file.with_name(f".{self.file.name}.{os.getpid()}.new")
-        beside = Path(trainer.strategy.broadcast(str(name)))
-        with _one_line(self.file):
-            beside.mkdir(parents=True, exist_ok=True)
+        beside = Path(trainer.strategy.broadcast(str(marked(self.file, "new"))))
+        with writing(self.file, **_WRITING):
+            beside.mkdir(exist_ok=True)
             trainer.save_checkpoint(beside / self.file.name)
             trainer.strategy.barrier()
             if trainer.is_global_zero:
@@ -123,23 +111,9 @@ class WholeFileIO(TorchCheckpointIO):
         """
         if "://" in str(path):
             return super().save_checkpoint(checkpoint, path, storage_options)
-        file = Path(path)
-        with _one_line(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with temporary_beside(file) as temporary:
-                torch.save(checkpoint, temporary)
-                temporary.replace(file)
-
-
-@contextmanager
-def _one_line(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # a full disk is the one or the other
-        reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
-        raise ConfigurationError(
-            f"checkpoint: expected to write {file}, got {reason}; make room, the same command goes on from the one before"
-        ) from error
+        with writing(Path(path), **_WRITING):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_checkpoint(checkpoint, Path(path), **_WRITING)
 
 
 def writes_shards(trainer: Trainer) -> bool:
@@ -148,59 +122,3 @@ def writes_shards(trainer: Trainer) -> bool:
     if isinstance(strategy, FSDPStrategy):
         return strategy._state_dict_type == "sharded"
     return isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint
-
-
-def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """Group of the command line's options -> hash, of everything that decides what recovery computes."""
-    groups: dict[str, Any] = {name: config.get(name) for name in ("seed_everything", "model", "data", "pruning", "recovery")}
-    trainer: Mapping[str, Any] = config.get("trainer") or {}
-    groups["trainer"] = {name: trainer.get(name) for name in _TRAINER}
-    return {name: sha256(json.dumps(value, sort_keys=True, default=_named).encode()).hexdigest()[:16] for name, value in groups.items()}
-
-
-def _named(value: Any) -> str:
-    """A value as text that is the same in every process: a function, such as the default optimizer, also says where it is in memory."""
-    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
-
-
-def find_checkpoint(folder: Path, settings: Mapping[str, str], shards: bool = False) -> Path | None:
-    """The run's last checkpoint, if it was written under these settings; else ``None``, and a line that says why.
-
-    Args:
-        shards: whether the run can go on from one that is a folder.
-    """
-    file = folder / FILE
-    if not file.exists():
-        return None
-    if file.is_dir() and not shards:
-        announce(f"recovery starts anew: {file} is of a sharded run; the same trainer.strategy goes on from it")
-        return None
-    known = _settings_in(file / SHARDED if file.is_dir() else file)
-    if known is None:
-        announce(f"recovery starts anew: {file} does not say what settings it was written under (--ckpt_path {file} goes on all the same)")
-        return None
-    different = sorted(name for name in {*known, *settings} if known.get(name) != settings.get(name))
-    if different:
-        announce(f"recovery starts anew: {file} was written under other settings ({', '.join(different)})")
-        return None
-    return file
-
-
-def _settings_in(file: Path) -> dict[str, str] | None:
-    try:
-        record = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        found = record["callbacks"][RecoveryCheckpointCallback().state_key][_SETTINGS]
-    except Exception:  # a damaged pickle can fail in any way
-        return None
-    return found if isinstance(found, dict) and found else None
-
-
-def _random_state() -> dict[str, Any]:
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    return {"cpu": torch.get_rng_state(), "cuda": devices}
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if state["cuda"] and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])

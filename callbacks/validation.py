@@ -7,59 +7,69 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
+from adapruner.callbacks.listener import PruningListener, first_of, listeners_of
+from adapruner.callbacks.loggers import check_log_files
+from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.data.calibration_set import fingerprint_tokenizer
 from adapruner.data.run_data import RunData
-from adapruner.errors import AdaPrunerError, ConfigurationError, DataError, ModelError
-from adapruner.recovery.checkpoint_contents import SHARDED
-from adapruner.recovery.lora import LoRAConfig, check_adapters
+from adapruner.errors import ConfigurationError, DataError, ModelError, check_all
+from adapruner.export.staging import check_no_export
+from adapruner.pruning.budget import Budget
+from adapruner.recovery.checkpoint_contents import check_checkpoint
+from adapruner.recovery.lora import check_adapters
 from adapruner.search.validation import check_model_and_data
 
 _REFUSED_LAUNCHERS = ("spawn", "fork", "forkserver")
-#: What ``ckpt_path`` may be besides a file.
-_LIGHTNING_NAMES = ("last", "best", "hpc")
+#: Of two callbacks the first comes first.
+_ORDER = (("PruningSearchCallback", "LoRARecoveryCallback"), ("LoRARecoveryCallback", "PrunedExportCallback"))
 
 
-def check_trainer(trainer: Trainer, checkpoint: str | None) -> list[Callable[[], None]]:
-    """The checks that need no model: of the launcher, the strategy, the list of callbacks, the checkpoint to resume from."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return [
+def check_trainer(trainer: Trainer, folder: Path, checkpoint: str | None, loggers: Iterable[Logger]) -> None:
+    """Everything that needs no model: launcher, strategy, callbacks, loggers, the run folder, the checkpoint to resume from.
+
+    Raises:
+        AdaPrunerError: with all that does not fit.
+    """
+    check_all(
         partial(check_launcher, trainer),
         partial(check_gathers, trainer),
-        partial(check_callbacks, callbacks),
+        partial(check_callbacks, trainer.callbacks),  # type: ignore[attr-defined]
+        partial(check_no_export, folder),
+        partial(check_log_files, loggers),
         partial(check_checkpoint, checkpoint),
-    ]
+        *(partial(listener.check_before_search, trainer) for listener in listeners_of(trainer)),  # their own setup comes after the search
+    )
 
 
-def check_training(
-    trainer: Trainer, pl_module: LightningModule, model: Any, data: RunData, lora: LoRAConfig | None, lengths: Mapping[str, int]
-) -> None:
+def check_training(trainer: Trainer, pl_module: LightningModule, model: Any, data: RunData, budget: Budget) -> None:
     """Everything that the loaded model, on its device, decides; then one forward pass of one sample.
-
-    Args:
-        lora: where recovery puts its adapters; ``None`` without a recovery.
-        lengths: option -> tokens of sequences that callbacks run through the model.
 
     Raises:
         AdaPrunerError: with all that does not fit.
     """
     module: Any = getattr(trainer, "datamodule", None)
+    recovery, lengths = first_of(trainer, LoRARecoveryCallback), dict[str, int]()
+    for listener in listeners_of(trainer):
+        lengths |= listener.sequence_lengths()
     check_model_and_data(
         model,
         data,
+        budget,
         lengths,
         lambda: check_tokenizer(pl_module, module),
-        lambda: None if lora is None else check_adapters(model, lora),
+        lambda: None if recovery is None else check_adapters(model, recovery.lora),
         lambda: check_optimizer(pl_module),
         lambda: check_training_data(trainer, module),
     )
@@ -103,39 +113,28 @@ def check_gathers(trainer: Trainer) -> None:
 
 
 def check_callbacks(callbacks: Sequence[Any]) -> None:
-    """Two searches would prune twice, two recoveries train adapters of adapters.
+    """Two searches would prune twice, two recoveries train adapters of adapters; the order decides what each of them sees.
 
     Raises:
-        ConfigurationError: if one of this package's callbacks stands twice in the list.
+        ConfigurationError: if one of this package's callbacks stands twice in the list, stands before one that it has to follow, or
+            two of them name different models.
     """
-    own = [next((k for k in type(c).__mro__ if k.__module__.startswith("adapruner.callbacks.")), None) for c in callbacks]
-    twice = [kind.__name__ for kind, times in Counter(own).items() if kind is not None and times > 1]
-    if twice:
+    own = [(next((k for k in type(c).__mro__ if k.__module__.startswith("adapruner.callbacks.")), None), c) for c in callbacks]
+    names = [kind.__name__ for kind, _ in own if kind is not None and kind is not PruningListener]
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ConfigurationError(
+                f"trainer.callbacks: expected one {name}, got {times}; leave the others out (the command line adds its own)"
+            )
+    for first, second in _ORDER:
+        if first in names and second in names[: names.index(first)]:
+            raise ConfigurationError(f"trainer.callbacks: expected {second} after {first}, got it before; move it behind")
+    search, recovery = (next((c for kind, c in own if kind is not None and kind.__name__ == name), None) for name in _ORDER[0])
+    if search is not None and recovery is not None and search.model_attribute != recovery.model_attribute:
         raise ConfigurationError(
-            f"trainer.callbacks: expected one {twice[0]}, got {own.count(next(k for k in own if k and k.__name__ == twice[0]))}; "
-            "leave the others out (the command line adds its own)"
+            f"recovery.model_attribute: expected {search.model_attribute!r}, as the search has it, got {recovery.model_attribute!r}; "
+            "name the attribute that holds the language model in both"
         )
-
-
-def check_checkpoint(path: str | None) -> None:
-    """Training resumes after the search: a checkpoint that is not there would be missed hours later.
-
-    Raises:
-        ConfigurationError: if there is no such file, or it is no checkpoint.
-    """
-    if path is None or path in _LIGHTNING_NAMES or "://" in path or path.startswith("registry"):
-        return
-    file = Path(path)
-    if not file.exists():
-        raise ConfigurationError(f"ckpt_path: expected a checkpoint, got {path!r}, which does not exist; correct the path")
-    if file.is_dir() and not (file / SHARDED).is_file():
-        raise ConfigurationError(f"ckpt_path: expected a checkpoint, got the folder {path!r} without {SHARDED}; name the .ckpt file")
-    try:
-        torch.load(file / SHARDED if file.is_dir() else file, map_location="cpu", mmap=True, weights_only=True)
-    except Exception:  # a damaged pickle can fail in any way
-        raise ConfigurationError(
-            f"ckpt_path: expected a whole Lightning checkpoint of tensors and plain values, got damage in {path!r}; take another"
-        ) from None
 
 
 def check_tokenizer(pl_module: Any, data: Any) -> None:
@@ -182,16 +181,16 @@ def check_training_data(trainer: Trainer, data: Any) -> None:
         raise ConfigurationError("data.recovery: expected data to train on, got null; give recovery sources, or trainer.max_steps 0")
 
 
-@contextmanager
-def no_empty_folders(root: Path) -> Iterator[None]:
-    """What is refused leaves no empty folder behind: loggers make theirs before anything is checked."""
-    root = root.absolute()
-    there = {path for path in (*root.rglob("*"), root, *root.parents) if path.is_dir()}
-    try:
-        yield
-    except AdaPrunerError:
-        for path in (*sorted(root.rglob("*"), reverse=True), root, *root.parents):
-            if path not in there and path.is_dir():
-                with suppress(OSError):  # not empty
-                    path.rmdir()
-        raise
+def check_optimized(trainer: Trainer, pl_module: LightningModule) -> None:
+    """An optimizer that holds parameters from before the surgery would train nothing, without a word.
+
+    Raises:
+        ModelError: if it does.
+    """
+    alive = {id(p) for p in pl_module.parameters()}
+    held = [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
+    if getattr(trainer.strategy, "strategy_name", "") not in ("fsdp", "deepspeed") and any(id(p) not in alive for p in held):
+        raise ModelError(
+            "optimizer: expected only parameters of the pruned model, got some from before the surgery; "
+            "build the optimizer in configure_optimizers"
+        )

@@ -20,7 +20,8 @@ ROOT = Path(__file__).parent.parent
 STOREYS: tuple[tuple[str, ...], ...] = (
     ("errors", "_version"),
     ("registry", "distributed"),
-    ("files", "progress"),
+    ("progress",),
+    ("files",),
     ("demo",),
     ("models",),
     ("data",),

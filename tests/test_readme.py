@@ -68,7 +68,7 @@ def test_the_stages_one_at_a_time(names: dict[str, Any]) -> None:
 def test_the_lightning_project(names: dict[str, Any]) -> None:
     code = block("trainer.fit(my_module").replace("max_steps=500", "max_steps=2, accelerator='cpu', logger=False")
     code = code.replace("PruningSearchCallback(0.3,", "PruningSearchCallback(0.3, search=few,")
-    exec(code, {**names, "few": SearchConfig(n_trials=8, random_sets=0)})
+    exec(code, {**names, "few": Few()})
     assert names["my_module"].plan.pruned_fraction == pytest.approx(0.3, abs=0.002)
     assert Path("out/config.json").is_file()
 

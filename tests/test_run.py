@@ -23,6 +23,7 @@ from adapruner.errors import AdaPrunerError, ConfigurationError
 from adapruner.recovery import training
 from adapruner.recovery.lora import LoRAConfig
 from adapruner.recovery.training import RecoveryConfig
+from adapruner.search.config import RerankConfig
 from adapruner.search.trial_value import Objective
 from tests.tiny import random_windows, save_tiny, tiny_llama, word_tokenizer
 
@@ -89,6 +90,16 @@ def test_the_stages_one_by_one_are_the_run() -> None:
     assert [step for step, _ in recovered.history] == [1, 2, 3]
     assert not hasattr(recovered.model, "peft_config")
     assert stages.apply(tiny_llama(intermediate_size=FFN), found).plan.hash == found.plan.hash
+
+
+def test_the_choice_and_the_comparison_can_be_made_after_a_recovery() -> None:
+    search = quick(rerank=RerankConfig(candidates=2, keep=0.5, recovery_steps=2))
+    report = adapruner.ReportConfig(compare=["l2"], compare_recovered=True, latency_seq_len=16, latency_repeats=1)
+    result = prune(search=search, recovery=2, evaluation=texts(20, seed=9), report=report)
+    assert result.outcome is not None
+    assert result.outcome.candidates[0].recovered is not None
+    measured = {(row["method"], row["stage"]) for row in result.perplexity}
+    assert {("best fixed", "recovered"), ("adapruner", "recovered")} < measured
 
 
 def test_apply_keeps_the_weights_and_export_needs_to_know_the_plan(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.errors import ConfigurationError
 from adapruner.evaluation.generation import encode_prompt
 from adapruner.export.rebuilding import read_checkpoint
-from adapruner.files.atomic import temporary_beside
-from adapruner.models.fingerprint import fingerprint_model
+from adapruner.files.atomic import replacing
+from adapruner.models.fingerprint import digest_weights, fingerprint_model
 from adapruner.progress import announce
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import trace_for_plan
@@ -143,7 +143,7 @@ class EvaluationCommands:
                 )
             return False
         self.model.structure = trace_for_plan(self.model.model, plan)
-        plan.check(self.model.structure, fingerprint_model(self.model.model))
+        plan.check(self.model.structure, fingerprint_model(self.model.model), digest_weights(self.model.model))
         self.model.apply_plan(plan)
         return True
 
@@ -165,19 +165,16 @@ class Continuations:
     def __enter__(self) -> Continuations:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.temporary = self._beside.enter_context(temporary_beside(self.file))
-            self.out = self.temporary.open("w", encoding="utf-8")
+            self.out = self._beside.enter_context(replacing(self.file)).open("w", encoding="utf-8")
         except OSError as error:
             raise ConfigurationError(
                 f"trainer.default_root_dir: expected a folder to write into, got {self.file.parent} ({error.strerror}); choose another"
             ) from None
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        with self._beside:  # takes the temporary file away where it was not moved
-            self.out.close()
-            if error is None:
-                self.temporary.replace(self.file)
+    def __exit__(self, *error: Any) -> None:
+        self.out.close()
+        self._beside.__exit__(*error)
 
     def begin(self, prompt: str) -> None:
         """The prompt, to be read on from."""

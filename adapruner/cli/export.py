@@ -116,6 +116,8 @@ def _check(given: argparse.Namespace, options: ExportOptions) -> dict[str, Path]
         format_of = FORMATS.find(name, "format")
         check_parent(target, "folder" if target is given.folder else name)
         format_of.check(target, options)
+        if name not in (_FOLDER, "gguf") and os.path.lexists(target) and not getattr(format_of, "is_own", lambda _: False)(target):
+            raise ConfigurationError(f"folder: expected a new name for the format {name}, got {target}, which is there; choose another")
     if given.folder in (Path(given.run).resolve(), (Path(given.run) / "model").resolve()):
         raise ConfigurationError(f"folder: expected another folder than what is exported, got {given.folder}; choose another")
     if given.push is not None:

@@ -9,21 +9,23 @@ from __future__ import annotations
 import signal
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback, _InstantiatorFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from adapruner.callbacks.compression_report import CompressionReportCallback
-from adapruner.callbacks.listener import PruningListener
+from adapruner.callbacks.listener import PruningListener, first_of
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruned_export import PrunedExportCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
-from adapruner.callbacks.recovery_checkpoint import FILE, RecoveryCheckpointCallback, find_checkpoint, settings_of, writes_shards
-from adapruner.callbacks.validation import check_callbacks, check_launcher, no_empty_folders
+from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback, writes_shards
+from adapruner.callbacks.validation import check_callbacks, check_launcher
 from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
 from adapruner.cli.evaluation import EvaluationCommands
 from adapruner.cli.help_page import COMMANDS
@@ -34,10 +36,15 @@ from adapruner.cli.shipped_configs import find_configs
 from adapruner.data_module import PruningDataModule
 from adapruner.errors import ConfigurationError
 from adapruner.export.loading import check_can_be_pruned
-from adapruner.files.atomic import clear_leftovers, write_atomically
-from adapruner.files.folder_lock import check_folder
+from adapruner.export.run_folder import CONFIG_FILE, CONFIG_NOTE
+from adapruner.files.atomic import write_atomically
+from adapruner.files.digests import seal_lines
+from adapruner.files.folder_lock import FolderLock, held
 from adapruner.module import PrunableCausalLM
 from adapruner.progress import announce
+from adapruner.recovery.last_checkpoint import find_checkpoint, settings_of
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the help has them
 
 #: Group of options -> the callback that they make, in the order in which they must run.
 STAGES = {
@@ -66,14 +73,8 @@ class SaveRunConfig(SaveConfigCallback, PruningListener):
         """Before the search's work, so that a killed run has its configuration; the first rank writes."""
         if not trainer.is_global_zero:
             return
-        folder = Path(trainer.default_root_dir)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "config.yaml", self.parser.dump(self.config, skip_unset=False))
-        except OSError as error:
-            raise ConfigurationError(
-                f"trainer.default_root_dir: expected a folder that can be written, got {str(folder)!r} ({error.strerror}); choose another"
-            ) from None
+        text = self.parser.dump(self.config, skip_unset=False)
+        write_atomically(Path(trainer.default_root_dir) / CONFIG_FILE, seal_lines(text, CONFIG_NOTE))
 
 
 class PruningCLI(EvaluationCommands, LightningCLI):
@@ -174,39 +175,44 @@ class PruningCLI(EvaluationCommands, LightningCLI):
             return super().instantiate_trainer(**options)
 
     def fit(self, model: LightningModule, **options: Any) -> None:
-        """``Trainer.fit``; an error before the work leaves no folder behind."""
+        """``Trainer.fit`` in a folder that is this process's alone; an error before the work changes nothing in it and leaves none."""
         check_can_be_pruned(getattr(model, "source", ""))
-        folder = Path(self.trainer.default_root_dir)
-        with no_empty_folders(folder), one_line("trainer", (MisconfigurationException,)):
-            check_folder(folder)  # loggers are about to make theirs in it
-            self.trainer.fit(model, **options)
+        with ExitStack() as stack:
+            search = first_of(self.trainer, PruningSearchCallback)
+            if search is not None:
+                search.lock = self._hold(stack, search)
+                stack.enter_context(search.loggers.put_off(self.trainer))
+            stack.enter_context(one_line("trainer", (MisconfigurationException,)))
+            self.trainer.fit(model, **{**options, **self._go_on(options)})
+
+    def _hold(self, stack: ExitStack, search: PruningSearchCallback) -> FolderLock | None:
+        """The run folder, on the first rank alone: before Lightning, checkpoints of an earlier attempt included."""
+        folders = {Path(name).resolve(): Path(name) for name in (self.trainer.default_root_dir, search.folder_name) if name}
+        locks = [stack.enter_context(held(folder)) for folder in folders.values()] if self.trainer.is_global_zero else []
+        return locks[-1] if locks else None
 
     def before_fit(self) -> None:
         """A run takes its plan from the checkpoint that it is told to resume from, or goes on from its folder's last one."""
         check_launcher(self.trainer)  # one that copies the process would fail before any callback is asked
-        checkpoint = self.config.fit.get("ckpt_path")
-        for callback in getattr(self.trainer, "callbacks"):  # noqa: B009
-            if isinstance(callback, PruningSearchCallback) and checkpoint:
-                callback.checkpoint = str(checkpoint)
-            if isinstance(callback, RecoveryCheckpointCallback):
-                callback.settings = settings_of(self.config.fit.as_dict())
-                if callback.resume and not checkpoint:
-                    self._resume(self._last_checkpoint(callback.settings))
+        checkpoint, search = self.config.fit.get("ckpt_path"), first_of(self.trainer, PruningSearchCallback)
+        if search is not None and checkpoint:
+            search.checkpoint = str(checkpoint)
+        keeper = first_of(self.trainer, RecoveryCheckpointCallback)
+        if keeper is not None:
+            keeper.settings = settings_of(self.config.fit.as_dict())
 
-    def _last_checkpoint(self, settings: dict[str, str]) -> Path | None:
-        folder = Path(self.trainer.default_root_dir)
-        if self.trainer.is_global_zero and (folder / FILE).parent.is_dir():
-            clear_leftovers((folder / FILE).parent)  # a kill may have left it beside its place
-        return find_checkpoint(folder, settings, writes_shards(self.trainer))
-
-    def _resume(self, checkpoint: Path | None) -> None:
-        """The plan comes from the study, as before the run was ended; the weights from here."""
-        if checkpoint is not None:
-            announce(f"recovery goes on from {checkpoint}")
-            self.config_init.fit["ckpt_path"] = str(checkpoint)
-            for callback in getattr(self.trainer, "callbacks"):  # noqa: B009
-                if isinstance(callback, PruningSearchCallback):
-                    callback.weights_follow = True
+    def _go_on(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The run's own last checkpoint, if it has one: the plan comes from the study, as before the run was ended; the weights from it."""
+        keeper, search = (first_of(self.trainer, kind) for kind in (RecoveryCheckpointCallback, PruningSearchCallback))
+        if not isinstance(keeper, RecoveryCheckpointCallback) or not keeper.resume or options.get("ckpt_path"):
+            return {}
+        checkpoint = find_checkpoint(Path(self.trainer.default_root_dir), keeper.settings, writes_shards(self.trainer))
+        if checkpoint is None:
+            return {}
+        announce(f"recovery goes on from {checkpoint}")
+        if isinstance(search, PruningSearchCallback):
+            search.weights_follow = True
+        return {"ckpt_path": str(checkpoint)}
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         """Lightning takes no callback that keeps checkpoints where the Trainer is told to keep none."""

@@ -20,9 +20,9 @@ from adapruner.report.record import RECORD_NAME, read_report
 CELL_NAME = "cell.json"
 LOG_NAME = "log.txt"
 CHEAP = (
-    "--report.compare=null",
+    "--report.compare=[]",
     "--report.compare_recovered=false",
-    "--report.prompts=null",
+    "--report.prompts=[]",
     "--report.latency_repeats=5",
     "--export.verify=false",
     "--trainer.logger=false",
@@ -86,19 +86,12 @@ def is_done(cell: Cell) -> bool:
     return True
 
 
-def claim(cell: Cell, command: Sequence[str], seconds: float | None = None) -> None:
-    """Writes ``cell.json``: before the run with its exact command, after it with the seconds it took."""
+def claim(cell: Cell, command: Sequence[str]) -> None:
+    """Writes ``cell.json``, before the run, with its exact command; a report of other arguments must not pass for this run's."""
     cell.folder.mkdir(parents=True, exist_ok=True)
-    if seconds is None:  # a report of other arguments must not pass for this run's
-        (cell.folder / RECORD_NAME).unlink(missing_ok=True)
-    record = {"method": cell.method, "identity": cell.identity, "command": list(command), "seconds": seconds}
+    (cell.folder / RECORD_NAME).unlink(missing_ok=True)
+    record = {"method": cell.method, "identity": cell.identity, "command": list(command)}
     write_atomically(cell.folder / CELL_NAME, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-
-
-def seconds_of(cell: Cell) -> float | None:
-    """How long a finished cell took."""
-    seconds = _recorded(cell.folder / CELL_NAME).get("seconds")
-    return float(seconds) if isinstance(seconds, int | float) else None
 
 
 def tidy(cell: Cell) -> None:

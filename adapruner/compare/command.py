@@ -15,8 +15,8 @@ from typing import Any
 from adapruner.compare.cells import Cell, check_folder, is_done, lay_out
 from adapruner.compare.plots import write_plots
 from adapruner.compare.process import FitProcess
-from adapruner.compare.progress import Display
-from adapruner.compare.schedule import Outcome, Start, run_cells
+from adapruner.compare.progress import Display, Outcome
+from adapruner.compare.schedule import Start, run_cells
 from adapruner.compare.spec import BASE_METHOD, ComparisonSpec, FindConfig, make_spec, read_options, read_spec
 from adapruner.compare.summary import make_sections, read_cell
 from adapruner.compare.tables import NAME, Result, print_tables, write_tables

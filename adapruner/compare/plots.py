@@ -8,7 +8,7 @@ from typing import Any
 
 from adapruner.compare import pareto
 from adapruner.compare.tables import NAME, Result, section_table
-from adapruner.files.atomic import temporary_beside, write_atomically
+from adapruner.files.atomic import replacing, write_atomically
 
 
 def write_plots(result: Result, folder: Path) -> list[Path]:
@@ -36,7 +36,6 @@ def _draw(charts: Sequence[Any], folder: Path, name: str) -> list[Path]:
         return []
     picture, svg, png = side_by_side(charts), folder / f"{name}.svg", folder / f"{name}.png"
     write_atomically(svg, to_svg(picture))
-    with temporary_beside(png) as temporary:
+    with replacing(png) as temporary:
         temporary.write_bytes(to_png(picture))
-        temporary.replace(png)
     return [svg, png]

@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,14 +43,10 @@ class FitProcess:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True, **options
             )
-        self.cell, self.command, self.started = cell, command, time.monotonic()
 
     def poll(self) -> int | None:
         """The exit code, or ``None`` while it runs."""
-        code = self.process.poll()
-        if code == 0:
-            claim(self.cell, self.command, time.monotonic() - self.started)
-        return code
+        return self.process.poll()
 
     def end(self) -> None:
         """Kills the process at once: the search is written down trial by trial, and the next attempt goes on from there."""

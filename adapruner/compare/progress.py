@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from adapruner.compare.cells import LOG_NAME, Cell, has_begun
-from adapruner.compare.schedule import Outcome
 from adapruner.progress import announce
 from adapruner.report.formats import duration_text
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended."""
+
+    cell: Cell
+    seconds: float | None
+    """``None``: it was done before."""
+    failure: str | None = None
+    """The line that says why it failed."""
+
+
 class Display:
-    """A :class:`~adapruner.compare.schedule.Listener` that prints.
+    """Prints what begins and how it ended.
 
     Args:
         advance: of :func:`adapruner.progress.progress_bar`.
@@ -24,14 +35,13 @@ class Display:
         advance(done)
         announce(f"comparison of {total} cells" + (f": {done} done before, {total - done} to run" if done else ""))
 
-    def begun(self, cell: Cell, left: float | None) -> None:
-        """Prints which cell begins, and how long the rest may take."""
+    def begun(self, cell: Cell) -> None:
+        """Prints which cell begins."""
         note = f"{cell.title}{', goes on' if has_begun(cell) else ''}"
-        rest = f"; about {duration_text(left)} left" if left is not None and left >= 1 else ""
-        announce(f"{self.done + 1} of {self.total}: {note}{rest}")
-        self.advance(self.done, f"{note}{rest}")
+        announce(f"{self.done + 1} of {self.total}: {note}")
+        self.advance(self.done, note)
 
-    def ended(self, outcome: Outcome, left: float | None) -> None:
+    def ended(self, outcome: Outcome) -> None:
         """The cell's result in one line."""
         self.done += 1
         took = duration_text(outcome.seconds)

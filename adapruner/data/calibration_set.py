@@ -23,6 +23,7 @@ from adapruner.data.documents import hash_text
 from adapruner.data.windows import IGNORED, TextWindows, common_prefix, ended, padded_rows
 from adapruner.errors import ConfigurationError, DataError
 from adapruner.files.atomic import write_atomically
+from adapruner.files.digests import DamagedError, opened, sealed
 
 CALIBRATION_SET_VERSION = 1
 
@@ -89,8 +90,8 @@ class CalibrationSet:
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()[:16]
 
     def write(self, path: str | Path) -> None:
-        """Writes the JSON, one sample a line, to a temporary name and moves it into place."""
-        record = {**asdict(self), "effective_samples": self.effective_samples}
+        """Writes the JSON with its digest, one sample a line, to a temporary name and moves it into place."""
+        record = sealed({**asdict(self), "effective_samples": self.effective_samples})
         lines = ",\n  ".join(json.dumps(sample, ensure_ascii=False) for sample in record.pop("samples"))
         write_atomically(Path(path), f'{json.dumps(record, indent=1, ensure_ascii=False)[:-2]},\n "samples": [\n  {lines}\n ]\n}}\n')
 
@@ -189,6 +190,10 @@ def read_set(path: str | Path) -> CalibrationSet:
         raise DataError(f"{where}: expected JSON, got damage ({error}); {_REMEDY}") from None
     if not isinstance(record, dict):
         raise DataError(f"{where}: expected a JSON object, got {type(record).__name__}; give a file that adapruner wrote")
+    try:
+        record = opened(record, may_lack=True)
+    except DamagedError as error:
+        raise DataError(f"{where}: expected what was written, got {error}; {_REMEDY}, or take digest out of a set of your own") from None
     if record.get("version") != CALIBRATION_SET_VERSION or type(record["version"]) is not int:
         raise DataError(
             f"{where}: expected version {CALIBRATION_SET_VERSION}, got {record.get('version')!r}; make the set again with this release"

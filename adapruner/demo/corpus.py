@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from adapruner.errors import ConfigurationError, DataError, nearest
-from adapruner.files.atomic import temporary_beside
+from adapruner.files.atomic import replacing
 
 #: Source name -> the package it is read from, and the parts of it (all of it when empty).
 PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -165,10 +165,8 @@ def _read_cache(file: Path) -> list[Document]:
             return [Document(**json.loads(line)) for line in lines]
     except (OSError, EOFError, ValueError, TypeError):
         documents = build_corpus()
-    with suppress(OSError):  # a cache that cannot be written costs 20 s next time, no more
+    with suppress(OSError, ConfigurationError):  # a cache that cannot be written costs 20 s next time, no more
         file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_beside(file) as temporary:
-            with gzip.open(temporary, "wt", encoding="utf-8") as out:
-                out.writelines(json.dumps(asdict(d)) + "\n" for d in documents)
-            temporary.replace(file)
+        with replacing(file) as temporary, gzip.open(temporary, "wt", encoding="utf-8") as out:
+            out.writelines(json.dumps(asdict(d)) + "\n" for d in documents)
     return documents

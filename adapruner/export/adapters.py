@@ -12,6 +12,7 @@ from torch import nn
 
 from adapruner.errors import ModelError
 from adapruner.export.folder import ExportRecord, export_model, list_files
+from adapruner.export.options import ExportOptions
 from adapruner.files.atomic import write_atomically
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
@@ -71,18 +72,15 @@ def save_adapter(adapted: Any, folder: Path) -> None:
 
 
 def export_either(
-    model: Any, tokenizer: Any, structure: ModelStructure, plan: PruningPlan, folder: Path, *, card: dict[str, Any], **options: Any
-) -> tuple[Any, ExportRecord]:
-    """:func:`adapruner.export.folder.export_model`, adapters that are attached in a folder of their own inside.
-
-    Returns the plain model that the export holds, and the record.
-    """
-    plain = without_adapters(model)
+    model: Any, tokenizer: Any, structure: ModelStructure, plan: PruningPlan, folder: Path, options: ExportOptions, card: dict[str, Any]
+) -> ExportRecord:
+    """:func:`adapruner.export.folder.export_model`, adapters that are attached in a folder of their own inside."""
     card = {**card, "adapter": ADAPTER_FOLDER} if has_adapters(model) else card
-    record = export_model(plain, tokenizer, structure, plan, folder, card=card, **options)
+    sizes: dict[str, Any] = {"dtype": options.dtype, "max_shard_size": options.max_shard_size, "pad": options.pad}
+    record = export_model(without_adapters(model), tokenizer, structure, plan, folder, card=card, **sizes)
     if has_adapters(model):
         save_adapter(model, folder / ADAPTER_FOLDER)
-    return plain, replace(record, files=list_files(folder))
+    return replace(record, files=list_files(folder))
 
 
 def attach_adapter(model: Any, folder: Path) -> Any:

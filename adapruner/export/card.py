@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapruner.export.licence import is_hub_name
+from adapruner.export.licence import base_licence, is_hub_name
 from adapruner.pruning.plan import PruningPlan
 
 _LICENCE = ("license", "license_name", "license_link")
@@ -82,6 +82,18 @@ def card_of_report(report: Mapping[str, Any]) -> dict[str, Any]:
         card["Search"] = {name: search[key] for key, name in asked.items() if search.get(key) is not None}
         card["Values of the search"] = search.get("judged", "NLL") + ", nats per token on the search split"
     return card
+
+
+def card_of_run(source: str, measured: Mapping[str, Any], *, revision: str | None = None, dtype: str | None = None) -> dict[str, Any]:
+    """A card: the licence of the base model, what a run measured, and that the weights were rounded since, where they were.
+
+    Args:
+        source: folder or hub name of the base model.
+        measured: what :func:`card_of_report` gives.
+        revision: of the base model.
+        dtype: that the weights are written in; ``None``: the model's own.
+    """
+    return {**base_licence(source, revision), "revision": revision, **measured, **written_in(dtype, measured)}
 
 
 def written_in(dtype: str | None, card: Mapping[str, Any]) -> dict[str, str]:

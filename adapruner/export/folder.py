@@ -47,6 +47,11 @@ class ExportRecord:
     files: list[str]
     """Sorted file names inside ``path``."""
 
+    def to_report(self, difference: float | None) -> dict[str, Any]:
+        """The report's section on the export; ``difference``: the largest one of logits, where they were compared."""
+        found = {"path": str(self.path), "class": self.class_name, "stock": self.stock, "notes": list(self.notes)}
+        return {**found, "max_abs_logit_difference": difference}
+
 
 def export_model(
     model: Any,
@@ -60,7 +65,7 @@ def export_model(
     card: dict[str, Any] | None = None,
     pad: bool = False,
 ) -> ExportRecord:
-    """Writes weights (safetensors), configuration, tokenizer, ``plan.json`` and a model card.
+    """Writes weights (safetensors), configuration, tokenizer, ``plan.json``, a model card and ``SHA256SUMS`` of them all.
 
     Everything is written beside ``folder`` and moved into place at the end. An earlier export is replaced as a whole.
 
@@ -100,8 +105,7 @@ def export_model(
         _without_path(plan).save(new / PLAN_FILE)
         text = model_card(plan, class_name=class_name, stock=target.stock, notes=notes, card=card)
         (new / "README.md").write_text(text, encoding="utf-8")
-        files = list_files(new)
-    return ExportRecord(Path(folder), class_name, target.stock, notes, files)
+    return ExportRecord(Path(folder), class_name, target.stock, notes, list_files(Path(folder)))
 
 
 def list_files(folder: Path) -> list[str]:

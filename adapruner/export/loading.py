@@ -12,6 +12,7 @@ from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter
 from adapruner.export.folder import PLAN_FILE
 from adapruner.export.staging import MARK, is_export
 from adapruner.export.target import has_uneven_experts
+from adapruner.files.digests import SUMS, DamagedError, check_sums
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.recovery.lora import merge_lora
 
@@ -45,16 +46,53 @@ def load(folder: str | Path, dtype: str = "auto", device_map: Any = None) -> Any
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ModelError(f"folder: expected an export, got no folder at {folder}; check the path")
+        killed = next(iter(sorted(folder.absolute().parent.glob(f".adapruner-*-{folder.name}.new"))), None)
+        hint = "check the path" if killed is None else f"its export was ended: what there was is in {killed}, export again"
+        raise ModelError(f"folder: expected an export, got no folder at {folder}; {hint}")
     if not is_export(folder):
         raise ModelError(f"folder: expected an export by adapruner, got {folder} without its mark in config.json; use from_pretrained")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    plan = read_plan(folder / PLAN_FILE)
-    if config[MARK].get("plan_hash") != plan.hash:
-        raise ModelError(f"folder: expected the plan {config[MARK].get('plan_hash')}, got {plan.hash} in {folder}; export again")
+    config, plan = read_config(folder), read_plan(folder / PLAN_FILE)
+    marked = config.get(MARK, {}).get("plan_hash")
+    if marked != plan.hash:
+        raise ModelError(f"folder: expected the plan {marked}, got {plan.hash} in {folder}; export again")
     for file in weight_files(folder):
         read_header(file)
+    check_whole(folder)
     return _from_pretrained(folder, _class(config), dtype, device_map)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of an export.
+
+    Raises:
+        ModelError: if it is damaged.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if isinstance(config, dict) and isinstance(config.get(MARK, {}), dict):
+            return config
+        reason = "no JSON object with our mark"
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+    raise ModelError(f"folder: expected the configuration of an export, got damage in {folder / 'config.json'} ({reason}); export again")
+
+
+def check_whole(folder: Path) -> list[str]:
+    """Whether every file of an export is, to the last bit, what was written (``SHA256SUMS``): 1.2 GB a second.
+
+    Returns:
+        Names of files that were rewritten and may be.
+
+    Raises:
+        ModelError: naming the first that is not.
+    """
+    try:
+        return check_sums(folder)
+    except DamagedError as error:
+        raise ModelError(
+            f"folder: expected the export as it was written, got damage in {folder}: {error}; export again, or take the file's line out of "
+            f"{SUMS} if you changed it"
+        ) from None
 
 
 def open_export(
@@ -98,7 +136,7 @@ def check_can_be_pruned(source: str | Path) -> None:
     folder = Path(source)
     if not folder.is_dir() or not is_export(folder):
         return
-    if "pruned_shapes" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+    if "pruned_shapes" in read_config(folder):
         raise ConfigurationError(
             f"model.name_or_path: expected a model with equally wide layers to prune, got the export {folder} with layers of different "
             "widths; give the dense model, or export with --pad"

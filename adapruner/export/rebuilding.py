@@ -10,12 +10,13 @@ import torch
 
 from adapruner.errors import ModelError
 from adapruner.export.loading import open_export
-from adapruner.models.fingerprint import fingerprint_model
+from adapruner.files.digests import DamagedError
+from adapruner.models.fingerprint import digest_weights, fingerprint_model
 from adapruner.models.loading import load_language_model, model_source
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import trace_for_plan
-from adapruner.recovery.checkpoint_contents import PLAN_KEY, fit_to_checkpoint
+from adapruner.recovery.checkpoint_contents import PLAN_KEY, fit_to_checkpoint, read_contents
 
 _PREFIX = "model."
 
@@ -32,13 +33,12 @@ def read_checkpoint(file: Path, argument: str = "checkpoint") -> dict[str, Any]:
     if file.is_dir():
         raise ModelError(f"{argument}: expected one file, got the sharded checkpoint {file}; gather it, or export the run's model folder")
     try:
-        record = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        record = read_contents(file)
     except FileNotFoundError:
         raise ModelError(f"{argument}: expected a file, got none at {file}; give the path of a .ckpt file") from None
-    except Exception as error:  # a damaged pickle can fail in any way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+    except DamagedError as error:
         raise ModelError(
-            f"{argument}: expected a whole Lightning checkpoint of tensors and plain values, got damage in {file} ({reason}); "
+            f"{argument}: expected a whole Lightning checkpoint of tensors and plain values, got damage in {file} ({error}); "
             f"take another with --{argument}"
         ) from None
     weights = record.get("state_dict") if isinstance(record, dict) else None
@@ -66,7 +66,7 @@ def rebuild(base: Mapping[str, Any], plan: PruningPlan, record: Mapping[str, Any
     exported = open_export(model_source(base["name_or_path"]), base["dtype"])
     model = load_language_model(**base) if exported is None else exported.model
     structure = trace_for_plan(model, plan)
-    plan.check(structure, fingerprint_model(model))
+    plan.check(structure, fingerprint_model(model), digest_weights(model))
     try:
         model, _ = fit_to_checkpoint(model, record, None)
     except TypeError as error:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from adapruner.errors import ModelError
 from adapruner.export.adapters import ADAPTER_FILES, ADAPTER_FOLDER
-from adapruner.export.card import model_card, written_in
+from adapruner.export.card import card_of_run, model_card, written_in
 from adapruner.export.folder import PLAN_FILE, ExportRecord, cast_weights, copy_tokenizer, export_model, list_files
-from adapruner.export.licence import base_licence
-from adapruner.export.loading import ExportedModel, open_export
+from adapruner.export.loading import ExportedModel, check_whole, open_export, read_config
 from adapruner.export.meta_models import build_on_meta, make_config
 from adapruner.export.options import ExportOptions
 from adapruner.models.units import ModelStructure
@@ -46,7 +44,7 @@ def reexport(source: Path, folder: Path, options: ExportOptions, card: dict[str,
 
 def is_stock(folder: Path) -> bool:
     """Whether a class of ``transformers`` reads an export."""
-    return "auto_map" not in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return "auto_map" not in read_config(folder)
 
 
 def _as_it_is(exported: ExportedModel, source: Path, folder: Path, options: ExportOptions, card: dict[str, Any]) -> ExportRecord:
@@ -59,18 +57,20 @@ def _as_it_is(exported: ExportedModel, source: Path, folder: Path, options: Expo
         for name in ADAPTER_FILES:
             shutil.copyfile(adapters / name, folder / ADAPTER_FOLDER / name)
     name, readme, stock = type(exported.model).__name__, source / "README.md", is_stock(folder)
+    notes = [f"{changed} was changed after the export: taken along as it is" for changed in check_whole(source)]
     if readme.is_file() and (apart or not adapters.is_dir()):
-        text = readme.read_text(encoding="utf-8")
+        text = readme.read_text(encoding="utf-8", errors="replace")
         text += f"\nWritten again in {options.dtype}, after these measurements.\n" if options.dtype and "## Measured" in text else ""
     else:
-        text = model_card(exported.plan, class_name=name, stock=stock, notes=[], card={**card, **written_in(options.dtype, card)})
+        notes, card = [], {**card, **written_in(options.dtype, card)}
+        text = model_card(exported.plan, class_name=name, stock=stock, notes=[], card=card)
     (folder / "README.md").write_text(text, encoding="utf-8")
-    return ExportRecord(folder, name, stock, [], list_files(folder))
+    return ExportRecord(folder, name, stock, notes, list_files(folder))
 
 
 def _padded(exported: ExportedModel, source: Path, folder: Path, options: ExportOptions, card: dict[str, Any]) -> ExportRecord:
     structure = _dense_structure(exported.model, exported.plan)
-    card = {**base_licence(str(source)), **card, **written_in(options.dtype, card)}
+    card = card_of_run(str(source), card, dtype=options.dtype)
     sizes = options.max_shard_size
     return export_model(exported.model, source, structure, exported.plan, folder, max_shard_size=sizes, card=card, pad=True)
 

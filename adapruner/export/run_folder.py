@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapruner.errors import ConfigurationError, ModelError
+from adapruner.errors import ConfigurationError, ModelError, PlanError
 from adapruner.export.adapters import ADAPTER_FOLDER
 from adapruner.export.card import card_of_report
 from adapruner.export.folder import PLAN_FILE
 from adapruner.export.rebuilding import read_checkpoint
 from adapruner.export.staging import is_export
+from adapruner.files.digests import lines_are_sealed, opened
+from adapruner.progress import announce
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.recovery.checkpoint_contents import PLAN_KEY
 
 CONFIG_FILE, MODEL_FOLDER, REPORT_FILE = "config.yaml", "model", "report.json"
+CONFIG_NOTE = "digest of these lines, for adapruner export; change them as you like"
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def find_source(run: Path, checkpoint: Path | None, adapters: str) -> Source:
         raise ConfigurationError(f"run: expected a run with {PLAN_FILE}, got {run} without it; give the folder that fit wrote into")
     plan = read_plan(run / PLAN_FILE)
     config, report, exported, file = _config(run), _report(run, plan), run / MODEL_FOLDER, checkpoint or _last_checkpoint(run)
-    finished = is_export(exported) and read_plan(exported / PLAN_FILE).hash == plan.hash  # else of an earlier run in the same folder
+    finished = is_export(exported) and _plan_hash(exported) == plan.hash  # else damaged, or of an earlier run in the same folder
     if file is None and not finished:
         raise ConfigurationError(
             f"run: expected a checkpoint or an exported model, got a run without either in {run} (it ended before recovery saved one); "
@@ -88,6 +92,13 @@ def _of_export(exported: Path, plan: PruningPlan, card: dict[str, Any], adapters
     return Source(plan, f"the finished export in {exported}", card, exported=exported)
 
 
+def _plan_hash(exported: Path) -> str | None:
+    try:
+        return read_plan(exported / PLAN_FILE).hash
+    except PlanError:
+        return None
+
+
 def _last_checkpoint(run: Path) -> Path | None:
     """The one written last; a sharded one is a folder."""
     found = [path for path in run.rglob("*.ckpt") if not any(part.startswith(".") for part in path.relative_to(run).parts)]
@@ -104,12 +115,18 @@ def _config(run: Path) -> dict[str, Any]:
 
     file = run / CONFIG_FILE
     try:
-        record = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        record = yaml.safe_load(text)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigurationError(f"run: expected YAML in {file}, got damage ({error}); restore the file") from None
-    return record if isinstance(record, dict) else {}
+    if not isinstance(record, dict):
+        return {}
+    if not lines_are_sealed(text, CONFIG_NOTE):
+        announce(f"leaves seeds out of the model card: {file} is not as fit wrote it")
+        record = {name: value for name, value in record.items() if name == "model"}
+    return record
 
 
 def _base(config: dict[str, Any], run: Path) -> dict[str, Any]:
@@ -136,10 +153,13 @@ def _card(config: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _report(run: Path, plan: PruningPlan) -> dict[str, Any]:
-    """``report.json`` if it can be read and is of this plan; else empty."""
+    """``report.json`` if it is of this plan; else empty. One that is damaged costs the card its numbers, which is said."""
+    if not os.path.lexists(run / REPORT_FILE):
+        return {}
     try:
-        report = json.loads((run / REPORT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        report = opened(json.loads((run / REPORT_FILE).read_text(encoding="utf-8")), may_lack=True)
+    except (OSError, ValueError) as error:
+        announce(f"leaves the measurements out of the model card: {run / REPORT_FILE} is damaged ({' '.join(str(error).split()):.80})")
         return {}
     return report if _inside(report, "model", "plan_hash") == plan.hash else {}
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import MethodType
 from typing import Any
 
 from adapruner.errors import ConfigurationError
 from adapruner.export.adapters import ADAPTER_FOLDER
 from adapruner.export.folder import export_model
-from adapruner.export.staging import is_export
+from adapruner.export.staging import is_export, scratch_beside
+from adapruner.files.digests import SUMS
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 
@@ -72,13 +72,10 @@ def _save(model: Any, structure: ModelStructure, plan: PruningPlan, folder: Path
 
     A kill in between leaves old files, new files, or both, never none; the next save clears up.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".adapruner-*"):  # of a save that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    with TemporaryDirectory(dir=folder, prefix=".adapruner-") as scratch:
-        record = export_model(model, None, structure, plan, Path(scratch) / folder.resolve().name, max_shard_size=max_shard_size)
+    with scratch_beside(folder / "save", folder.resolve().name) as scratch:
+        record = export_model(model, None, structure, plan, scratch, max_shard_size=max_shard_size)
         earlier = is_export(folder)
-        for name in record.files:
+        for name in sorted(record.files, key=SUMS.__eq__):  # the list of them last: what is mixed does not fit it
             if name != "README.md" or earlier or not (folder / name).exists():  # a card that somebody wrote stays
                 (record.path / name).replace(folder / name)
         for old in folder.iterdir():  # a shard that is left over would be loaded, too

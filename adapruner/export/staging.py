@@ -10,30 +10,33 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapruner.errors import ConfigurationError
-from adapruner.files.atomic import replace_folder
+from adapruner.files.atomic import clear_leftovers, marked, replace_folder, writing
+from adapruner.files.digests import SUMS
+from adapruner.files.folder_lock import no_empty_folders
 
 MARK = "adapruner"
 """Key in ``config.json`` by which an export is known as ours; holds the plan's hash."""
+_PLAN = "plan.json"
 
 
 @contextmanager
 def scratch_beside(place: Path, name: str | None = None) -> Iterator[Path]:
     """A path to fill, on the file system of ``place`` and of its name or another; gone after the block if it was not moved away.
 
+    What a killed process left of the same place goes, and what it had moved aside comes back.
+
     Raises:
         ConfigurationError: if there is no writing there.
     """
-    from safetensors import SafetensorError
-
-    beside = place.with_name(f".{place.name}.{os.getpid()}.new")
-    try:
-        beside.mkdir(parents=True, exist_ok=True)
-        yield beside / (name or place.name)
-    except (OSError, SafetensorError) as error:  # a full disk is the one or the other
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigurationError(f"folder: expected to write {place}, got {reason}; make room there or choose another") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    beside = marked(place, "new")
+    with no_empty_folders(place.parent), writing(place, remedy="make room there or choose another"):
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            clear_leftovers(place.parent, place.name)
+            beside.mkdir()
+            yield beside / (name or place.name)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 @contextmanager
@@ -43,7 +46,7 @@ def staged(folder: Path) -> Iterator[Path]:
     Raises:
         ConfigurationError: if there is no writing there, or ``folder`` holds, or came to hold meanwhile, something else.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.realpath(folder))
     check_folder(folder)
     with scratch_beside(folder) as new:
         yield new
@@ -59,6 +62,8 @@ def check_folder(folder: str | Path) -> None:
     """
     folder = Path(folder)
     check_parent(folder, "folder")
+    if folder.is_symlink() and not folder.exists():
+        raise ConfigurationError(f"folder: expected a folder, got the link {folder}, which leads nowhere; remove it or choose another name")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir():
@@ -94,9 +99,11 @@ def check_no_export(folder: Path) -> None:
 
 
 def is_export(folder: Path) -> bool:
-    """Whether ``config.json`` carries our mark."""
+    """Whether ``config.json`` carries our mark, or, where it is damaged, the rest of the folder does."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if isinstance(config, dict) and isinstance(config.get(MARK), dict):
+            return True
     except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and isinstance(config.get(MARK), dict)
+        pass
+    return os.path.lexists(folder / SUMS) and os.path.lexists(folder / _PLAN)

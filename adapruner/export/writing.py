@@ -9,17 +9,16 @@ from typing import Any
 import torch
 
 from adapruner.errors import ConfigurationError, ModelError
-from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter, export_either, has_adapters, without_adapters
-from adapruner.export.card import written_in
+from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter, export_either, has_adapters
+from adapruner.export.card import card_of_run
 from adapruner.export.folder import ExportRecord
 from adapruner.export.formats import FORMATS
-from adapruner.export.licence import base_licence
 from adapruner.export.options import ExportOptions
 from adapruner.export.rebuilding import rebuild
 from adapruner.export.reexport import reexport
 from adapruner.export.run_folder import Source
 from adapruner.export.staging import scratch_beside
-from adapruner.export.verification import difference_apart, verify_export
+from adapruner.export.verification import verify_export
 from adapruner.models.loading import load_tokenizer, model_source
 from adapruner.recovery.checkpoint_contents import LORA_KEY
 from adapruner.recovery.lora import merge_lora
@@ -63,10 +62,9 @@ def _from_checkpoint(source: Source, folder: Path, options: ExportOptions) -> tu
         raise ConfigurationError("adapters: expected a run with LoRA recovery, got a checkpoint without adapters; leave the option out")
     model, structure = rebuild(source.base, source.plan, source.record)
     name, revision = source.base["name_or_path"], source.base["revision"]
-    card = {**base_licence(model_source(name), revision), "revision": revision, **source.card, **written_in(options.dtype, source.card)}
+    card = card_of_run(model_source(name), source.card, revision=revision, dtype=options.dtype)
     model, tokenizer = model if options.adapters == "folder" else merge_lora(model), load_tokenizer(name, revision=revision)
-    sizes = {"dtype": options.dtype, "max_shard_size": options.max_shard_size, "pad": options.pad}
-    return model, export_either(model, tokenizer, structure, source.plan, folder, card=card, **sizes)[1]
+    return model, export_either(model, tokenizer, structure, source.plan, folder, options, card)
 
 
 def _from_export(source: Source, folder: Path, options: ExportOptions) -> tuple[Any, ExportRecord]:
@@ -78,10 +76,9 @@ def _verified(folder: Path, model: Any, options: ExportOptions) -> str:
     """Compares logits of a few tokens with those of a fresh process, and says how far they are apart."""
     exact = all(p.dtype == torch.float32 for p in model.parameters()) and options.dtype in (None, "float32")
     ids = torch.arange(1, 33)[None] % model.config.vocab_size
-    difference = verify_export(folder, without_adapters(model), ids)
-    if options.adapters == "folder":
-        adapted = model if has_adapters(model) else attach_adapter(model, folder / ADAPTER_FOLDER)
-        difference = max(difference, difference_apart(folder, adapted, ids))
+    if options.adapters == "folder" and not has_adapters(model):
+        model = attach_adapter(model, folder / ADAPTER_FOLDER)
+    difference = verify_export(folder, model, ids)
     if difference == float("inf") or (exact and difference > _TOLERANCE):
         raise ModelError(f"export: expected the logits of the model, got a largest difference of {difference:.1e}; report this")
     rounding = "" if exact else ", rounding of the weights included"

@@ -10,10 +10,12 @@ from typing import Any
 
 from adapruner.distributed import Ranks
 from adapruner.files.atomic import write_atomically
+from adapruner.files.digests import opened, sealed
+from adapruner.progress import announce
 
 
 class ValueCache:
-    """Stage and name -> measured value. A file of another identity, or a damaged one, counts as empty.
+    """Stage and name -> measured value. A file of another identity counts as empty, and a damaged one, which is said.
 
     Of several ranks, which must all make one, the first reads the file: machines need not share a folder.
 
@@ -31,11 +33,13 @@ class ValueCache:
         if self.file is None:
             return {}
         try:
-            record = json.loads(self.file.read_text())
+            record = opened(json.loads(self.file.read_text()))
             if record["identity"] == self.identity:
                 return {str(s): {str(n): float(v) for n, v in rows.items()} for s, rows in record["values"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except FileNotFoundError:
             pass
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            announce(f"{self.file} is damaged ({' '.join(str(error).split()):.80}): its values are measured again")
         return {}
 
     def get(self, stage: str, name: str) -> float | None:
@@ -69,4 +73,4 @@ class ValueCache:
         self.values.setdefault(stage, {})[name] = math.inf if value is None else value
         if write and self.file is not None:
             finite = {s: {n: v for n, v in rows.items() if math.isfinite(v)} for s, rows in self.values.items()}
-            write_atomically(self.file, json.dumps({"identity": self.identity, "values": finite}, indent=1))
+            write_atomically(self.file, json.dumps(sealed({"identity": self.identity, "values": finite}), indent=1) + "\n")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapruner.errors import PlanError
 from adapruner.files.atomic import write_atomically
+from adapruner.files.digests import DamagedError, opened, sealed
 from adapruner.models.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 PLAN_VERSION = 1
 
 #: Fields that a record has only where they are used -> their unused value.
-_OPTIONAL: dict[str, Any] = {"output_bias": False, "removed_layers": [], "kept_hidden": None}
+_OPTIONAL: dict[str, Any] = {"output_bias": False, "removed_layers": [], "kept_hidden": None, "unit_parameters": {}}
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ class PruningPlan:
     """
 
     model: dict[str, Any]
-    """``name``, ``model_type``, ``fingerprint`` of the dense model."""
+    """``name``, ``model_type``, ``fingerprint`` and ``weights``, a digest of every bit of them, of the dense model."""
     kept: dict[str, list[int]]
     """Group name (``layer.kind``) -> sorted indices of the units that stay. A group with none keeps ``[]``."""
     units: dict[str, int]
     """Group name -> number of units in the dense model."""
     parameters: dict[str, int]
-    """``dense``, ``pruned``, ``block_dense``, ``block_pruned``."""
+    """``dense``, ``pruned``, ``block_dense``, ``block_pruned``; ``added_biases`` where the plan adds some."""
     budget: dict[str, Any]
     """What was asked for: ``pruned_fraction`` and ``of`` (``block`` or ``all``)."""
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -59,6 +60,8 @@ class PruningPlan:
     all units; in ``parameters`` they are gone. See :mod:`adapruner.pruning.depth`."""
     kept_hidden: list[int] | None = None
     """Sorted hidden channels that stay; ``None``: all. See :mod:`adapruner.pruning.hidden_width`."""
+    unit_parameters: dict[str, int] = field(default_factory=dict)
+    """Group name -> parameters of one unit of the dense model: what ``parameters`` is checked by. Not part of the hash."""
     version: int = PLAN_VERSION
 
     @property
@@ -104,22 +107,25 @@ class PruningPlan:
         return bool(self.removed_layers) or self.kept_hidden is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types only; a checkpoint carries this. What a plan makes no use of is left out."""
+        """JSON types only, with a digest of them; a checkpoint carries this. What a plan makes no use of is left out."""
         record = {**asdict(self), "hash": self.hash}
         for name, unused in _OPTIONAL.items():
             if record[name] == unused:
                 del record[name]
-        return record
+        return sealed(json.loads(json.dumps(record)))
 
     def save(self, path: str | Path) -> None:
         """Writes the JSON; a reader sees the old file or the new one."""
         write_atomically(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
 
-    def check(self, structure: ModelStructure, fingerprint: str | None = None) -> None:
-        """Refuses a plan made for another model.
+    def check(self, structure: ModelStructure, fingerprint: str | None = None, weights: str | None = None) -> None:
+        """Refuses a plan made for another model, or that says other numbers of parameters than its units have in this one.
+
+        Args:
+            fingerprint, weights: of the dense model (:mod:`adapruner.models.fingerprint`); ``None`` where nobody asks.
 
         Raises:
-            PlanError: if groups, unit counts or the fingerprint differ, or no layer is left.
+            PlanError: if groups, unit counts, parameters, the fingerprint or a single weight differ, or no layer is left.
         """
         expected = {g.name: g.units for g in structure.groups}
         if self.units != expected:
@@ -133,11 +139,32 @@ class PruningPlan:
                 f"plan: expected removed_layers to be some of this model's {structure.layers} layers and not all, "
                 f"got {self.removed_layers}; search again"
             )
-        if fingerprint and self.model.get("fingerprint") not in (None, fingerprint):
-            raise PlanError(
-                f"plan: expected a plan for the model with fingerprint {fingerprint}, got one for "
-                f"{self.model.get('name')!r} ({self.model.get('fingerprint')}); give that model, or search again"
-            )
+        for what, known, own in (
+            ("fingerprint", fingerprint, self.model.get("fingerprint")),
+            ("weights", weights, self.model.get("weights")),
+        ):
+            if known and own not in (None, known):
+                raise PlanError(
+                    f"plan: expected a plan for the model with {what} {known}, got one for "
+                    f"{self.model.get('name')!r} ({own}); give that model, or search again"
+                )
+        if fingerprint or weights or self.unit_parameters:  # else of a test, or of somebody's own making
+            self._check_counts(structure)
+
+    def _check_counts(self, structure: ModelStructure) -> None:
+        """What the plan says of the model against the model itself."""
+        counted = {"dense": structure.parameters, "block_dense": structure.block_parameters}
+        said: dict[str, Any] = {f"parameters.{name}": self.parameters.get(name) for name in counted}
+        facts: dict[str, Any] = {f"parameters.{name}": value for name, value in counted.items()}
+        if self.unit_parameters:
+            facts["unit_parameters"] = {g.name: g.parameters_per_unit for g in structure.groups}
+            said["unit_parameters"] = self.unit_parameters
+        facts["model.model_type"], said["model.model_type"] = structure.model_type, self.model.get("model_type", structure.model_type)
+        for name, value in facts.items():
+            if said[name] != value:
+                short = (str(v) if len(str(v)) < 60 else "others" for v in (value, said[name]))
+                expected, got = short
+                raise PlanError(f"plan: expected {name} {expected} of this model, got {got}; restore the plan or search again")
 
 
 def read_plan(source: str | Path | Mapping[str, Any]) -> PruningPlan:
@@ -184,12 +211,35 @@ def _validated(record: Any, name: str) -> PruningPlan:
     for group, kept in record["kept"].items():
         _check_kept(name, group, kept, record["units"][group])
     _check_optional(name, record)
+    _check_sizes(name, record)
     plan = PruningPlan(
         **{key: record[key] for key in fields}, **{key: record.get(key, deepcopy(unused)) for key, unused in _OPTIONAL.items()}
     )
     if record.get("hash") != plan.hash:
         raise PlanError(f"{name}: expected hash {plan.hash}, got {record.get('hash')!r}: the plan was changed; restore it or search again")
+    _check_parameters(name, plan)
+    try:
+        opened({key: value for key, value in record.items() if value != _OPTIONAL.get(key, ...)}, may_lack=True)
+    except DamagedError as error:
+        raise PlanError(f"{name}: expected the plan that was written, got another ({error}); restore it or search again") from None
     return plan
+
+
+def _check_parameters(name: str, plan: PruningPlan) -> None:
+    """Numbers of parameters by the units that stay. Layers and hidden channels take others along: there these are the least that goes."""
+    if not plan.unit_parameters:  # of an earlier release
+        return
+    counts = plan.parameters
+    block, whole = (counts[dense] - counts[pruned] for dense, pruned in (("block_dense", "block_pruned"), ("dense", "pruned")))
+    least = -counts.get("added_biases", 0)
+    for group, size in plan.unit_parameters.items():
+        least += (plan.units[group] - (0 if _layer_of(group) in plan.removed_layers else len(plan.kept[group]))) * size
+    exact = plan.kept_hidden is None and plan.output_bias == ("added_biases" in counts)
+    if (whole < block if plan.cuts_depth_or_width else whole != block) or (block != least if exact else block < least):
+        raise PlanError(
+            f"{name}: expected parameters that the kept units have ({least} fewer in blocks), got {block} fewer there and {whole} in all; "
+            "restore the file or search again"
+        )
 
 
 def _check_kept(name: str, group: str, kept: Any, units: Any) -> None:
@@ -202,6 +252,17 @@ def _check_kept(name: str, group: str, kept: Any, units: Any) -> None:
     if not sound or kept != sorted(set(kept)):
         raise PlanError(
             f"{name}: expected kept.{group} to be sorted unit indices below {units}, got others; restore the file or search again"
+        )
+
+
+def _check_sizes(name: str, record: Mapping[str, Any]) -> None:
+    """Parameters of a unit, for every group or none; added biases; what the budget counts."""
+    sizes, added, of = record.get("unit_parameters", {}), record["parameters"].get("added_biases", 0), record["budget"].get("of", "block")
+    sound = isinstance(sizes, dict) and set(sizes) in (set(), set(record["units"]))
+    if not sound or any(type(n) is not int or n < 0 for n in (*sizes.values(), added)) or not isinstance(of, str):
+        raise PlanError(
+            f"{name}: expected unit_parameters and added_biases to be whole numbers, and budget.of a name, got others; "
+            "restore the file or search again"
         )
 
 

@@ -36,6 +36,8 @@ class PruningProblem:
     model_name: str
     fingerprint: str
     seed: int = 0
+    weights: str = ""
+    """Digest of every weight of the dense model, for plans; empty: they do without."""
     costs: UnitCosts | None = None
     """What a unit costs in what the budget counts; ``None``: worked out from the structure."""
     added_biases: int = 0
@@ -88,7 +90,12 @@ def make_plan(problem: PruningProblem, recipe: Recipe, provenance: Mapping[str, 
     removed = sum((g.units - len(kept[g.name])) * g.parameters_per_unit for g in structure.groups)
     removed -= problem.added_biases if recipe.bias_compensation else 0
     return PruningPlan(
-        model={"name": problem.model_name, "model_type": structure.model_type, "fingerprint": problem.fingerprint},
+        model={
+            "name": problem.model_name,
+            "model_type": structure.model_type,
+            "fingerprint": problem.fingerprint,
+            **({"weights": problem.weights} if problem.weights else {}),
+        },
         kept=kept,
         units={g.name: g.units for g in structure.groups},
         parameters={
@@ -96,11 +103,13 @@ def make_plan(problem: PruningProblem, recipe: Recipe, provenance: Mapping[str, 
             "pruned": structure.parameters - removed,
             "block_dense": structure.block_parameters,
             "block_pruned": structure.block_parameters - removed,
+            **({"added_biases": problem.added_biases} if recipe.bias_compensation else {}),
         },
         budget=budget.to_dict(costs),
         recipe=recipe.to_dict(),
         provenance=dict(provenance or {}),
         output_bias=recipe.bias_compensation,
+        unit_parameters={g.name: g.parameters_per_unit for g in structure.groups},
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from adapruner.errors import ModelError
+from adapruner.errors import ConfigurationError, ModelError
+from adapruner.files.digests import DamagedError, check_sums, check_zip
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import prune_model, trace_for_plan
@@ -18,6 +20,10 @@ PLAN_KEY = "adapruner_plan"
 LORA_KEY = "adapruner_lora"
 #: Of a sharded checkpoint, the file that holds everything but tensors.
 SHARDED = "meta.pt"
+#: In a tensor's name, the layer's number; layers that stay are numbered from 0 on.
+_LAYER = re.compile(r"\.(\d+)\.")
+#: What ``ckpt_path`` may be besides a file.
+_LIGHTNING_NAMES = ("last", "best", "hpc")
 
 
 def describe_pruning(model: Any, plan: PruningPlan | None) -> dict[str, Any]:
@@ -66,6 +72,111 @@ def fit_to_checkpoint(
     return model, plan
 
 
+def read_contents(path: Path, *, ours: bool = False) -> dict[str, Any]:
+    """What a checkpoint holds, after a check that it is whole; tensors stay on disk until they are used, and no code in it runs.
+
+    Args:
+        path: a file, or the folder of a sharded one, of which everything but tensors is read.
+        ours: whether one without our digest is refused.
+
+    Raises:
+        DamagedError: if it is not what was written, or holds more than tensors and plain values.
+        FileNotFoundError: if it is not there.
+    """
+    if path.is_dir():
+        check_sums(path, ours=ours)
+        file = path / SHARDED
+    else:
+        file = path
+        check_zip(file, ours=ours)
+    try:
+        record = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise DamagedError((str(error).strip().splitlines() or [type(error).__name__])[0][:120]) from None
+    if not isinstance(record, dict):
+        raise DamagedError(f"a {type(record).__name__}")
+    return record
+
+
+def check_checkpoint(path: str | None) -> None:
+    """Training resumes after the search: a checkpoint that is not there would be missed hours later.
+
+    Raises:
+        ConfigurationError: if there is no such file, or it is no checkpoint.
+    """
+    if path is None or path in _LIGHTNING_NAMES or "://" in path or path.startswith("registry"):
+        return
+    file = Path(path)
+    if not file.exists():
+        raise ConfigurationError(f"ckpt_path: expected a checkpoint, got {path!r}, which does not exist; correct the path")
+    if file.is_dir() and not (file / SHARDED).is_file():
+        raise ConfigurationError(f"ckpt_path: expected a checkpoint, got the folder {path!r} without {SHARDED}; name the .ckpt file")
+    try:
+        read_contents(file)
+    except DamagedError as error:
+        raise ConfigurationError(
+            f"ckpt_path: expected a whole Lightning checkpoint of tensors and plain values, got damage in {path!r} ({error}); take another"
+        ) from None
+
+
+def check_contents(checkpoint: str | None, model: Any, attribute: str) -> None:
+    """Whether a checkpoint of one file has all that training goes on from: tensors, adapters, optimizer, and nothing but numbers.
+
+    Args:
+        model: the dense model; its tensors' names are those of the pruned one.
+        attribute: the module's attribute that holds it.
+
+    Raises:
+        ModelError: naming what is missing or not finite, before the search instead of after it.
+    """
+    if checkpoint is None or not Path(checkpoint).is_file():
+        return
+    record = read_contents(Path(checkpoint))
+    plan = read_plan(record[PLAN_KEY]) if PLAN_KEY in record else None
+    left = None if plan is None or not plan.removed_layers else len(plan.kept_layers())
+    names = {name for name in model.state_dict() if left is None or not (found := _LAYER.search(name)) or int(found[1]) < left}
+    for wrong in _wrong_contents(record, names, f"{attribute}."):
+        raise ModelError(f"ckpt_path: expected {wrong} in {checkpoint}; take another checkpoint")
+
+
+def _wrong_contents(record: Mapping[str, Any], names: set[str], prefix: str) -> Iterator[str]:
+    """Expected and got, of everything that is wrong."""
+    for key, kind in {"state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict}.items():
+        if not isinstance(record.get(key), kind):
+            yield f"{key!r}, without which training cannot go on, got none"
+            return
+    weights = {str(name): value for name, value in record["state_dict"].items()}
+    plain = {_plain(name.removeprefix(prefix)) for name in weights if name.startswith(prefix)}
+    missing = sorted(names - plain)
+    for layer in dict.fromkeys(name.rpartition(".base_layer.")[0] for name in weights if ".base_layer." in name):
+        missing += [f"{layer}.{part}" for part in ("lora_A", "lora_B") if not any(n.startswith(f"{layer}.{part}.") for n in weights)]
+    if missing:
+        yield f"every tensor of the model, got none for {missing[0]}"
+    for name, value in weights.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            yield f"finite weights, got inf or nan in {name}"
+    yield from _wrong_optimizer(record)
+
+
+def _plain(name: str) -> str:
+    """A tensor's name without what adapters add to it."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def _wrong_optimizer(record: Mapping[str, Any]) -> Iterator[str]:
+    if not record["optimizer_states"]:
+        yield "the state of the optimizer, got none"
+    for optimizer in record["optimizer_states"]:
+        state, groups = optimizer.get("state", {}), optimizer.get("param_groups", [])
+        wanted = {index for group in groups for index in group["params"]}
+        keeps = any(group.get("betas") or group.get("momentum") for group in groups)
+        if (state or (keeps and record.get("global_step"))) and wanted - set(state):
+            yield f"the optimizer's state of {len(wanted)} tensors, got that of {len(wanted & set(state))}"
+        values = (value for one in state.values() for value in one.values() if isinstance(value, torch.Tensor))
+        if any(value.is_floating_point() and not bool(torch.isfinite(value).all()) for value in values):
+            yield "a finite state of the optimizer, got inf or nan"
+
+
 def plan_of_checkpoint(checkpoint: str | None) -> PruningPlan | None:
     """The plan in a checkpoint's file, or folder where it is sharded; ``None`` where there is none.
 
@@ -76,12 +187,12 @@ def plan_of_checkpoint(checkpoint: str | None) -> PruningPlan | None:
     """
     if checkpoint is None:
         return None
-    file = Path(checkpoint)
-    if file.is_dir():
-        file = file / SHARDED
-    if not file.is_file():
+    try:
+        record = read_contents(Path(checkpoint))
+    except FileNotFoundError:
         return None
-    record = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except DamagedError as error:
+        raise ModelError(f"ckpt_path: expected a whole checkpoint, got damage in {checkpoint} ({error}); take another") from None
     plan = record.get(PLAN_KEY) or next(
         (s["plan"] for s in record.get("callbacks", {}).values() if isinstance(s, dict) and "plan" in s), None
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from adapruner.data.resumable import training_loader
 from adapruner.errors import ConfigurationError, ModelError
-from adapruner.files.atomic import temporary_beside
-from adapruner.models.fingerprint import fingerprint_model
+from adapruner.files.digests import DamagedError
+from adapruner.models.fingerprint import digest_weights
 from adapruner.models.next_token_loss import mean_next_token_loss
 from adapruner.progress import announce, progress_bar
+from adapruner.recovery.checkpoint_contents import read_contents
 from adapruner.recovery.diagnosis import blame_for_gradient, blame_for_loss, first_bad_gradient, gradient_message, loss_message
-from adapruner.recovery.lora import LoRAConfig, attach_lora, check_adapters, merge_lora
+from adapruner.recovery.last_checkpoint import random_state, set_random_state, write_checkpoint
+from adapruner.recovery.lora import LoRAConfig, attach_lora, check_adapters, merge_lora, recover_briefly
 
 FILE = Path("checkpoints") / "recovery.pt"
 
@@ -65,6 +67,12 @@ class RecoveryConfig:
         if self.warmup_steps < 0:
             raise ConfigurationError(f"recovery.warmup_steps: expected 0 or more, got {self.warmup_steps}; give 0 for no warm-up")
 
+    def build_optimizer(self, parameters: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, Any]:
+        """AdamW over the parameters, and the warm-up, to be stepped with it."""
+        warm, schedulers = max(1, self.warmup_steps), torch.optim.lr_scheduler
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=0.0)
+        return optimizer, schedulers.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warm))
+
 
 @dataclass(frozen=True)
 class RecoveredModel:
@@ -108,7 +116,7 @@ def train_adapters(
     """
     check_adapters(model, config.lora)
     loader: Any = training_loader(windows, config.batch_size, config.seed)
-    identity = {**asdict(config), **(identity or {}), "weights": fingerprint_model(model), "steps": None}
+    identity = {**asdict(config), **(identity or {}), "weights": digest_weights(model), "steps": None}
     mode, trains = model.training, {name: p.requires_grad for name, p in model.named_parameters()}
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(config.seed)
@@ -127,6 +135,22 @@ def train_adapters(
     for name, parameter in merged.named_parameters():
         parameter.requires_grad_(trains.get(name, True))
     return RecoveredModel(merged, state.history, state.seconds, config)
+
+
+def short_recovery(windows: Any, config: RecoveryConfig | None, steps: int) -> Callable[[nn.Module], nn.Module] | None:
+    """The same recovery as a function of a model, for ``steps`` optimizer steps, each time over the same batches.
+
+    ``None`` without a recovery, or where no steps are asked for.
+    """
+    if config is None or steps < 1:
+        return None
+
+    def recover(model: nn.Module) -> nn.Module:
+        batches: Any = training_loader(windows, config.batch_size, config.seed)
+        build, clip = config.build_optimizer, config.clip_norm
+        return recover_briefly(model, batches, config.lora, steps=steps, build_optimizer=build, clip_norm=clip, seed=config.seed)
+
+    return recover
 
 
 def _step(adapted: Any, batch: dict[str, Tensor], state: _State, config: RecoveryConfig, tokenizer: Any) -> float:
@@ -156,9 +180,7 @@ class _State:
         named = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
         self.trained, self.parameters = named, list(named.values())
         self.device = self.parameters[0].device
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.0)
-        warm = max(1, config.warmup_steps)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / warm))
+        self.optimizer, self.scheduler = config.build_optimizer(self.parameters)
         self.step, self.history, self.seconds = 0, list[tuple[int, float]](), 0.0
         self._started, self._saved = time.monotonic(), 0
 
@@ -184,19 +206,9 @@ class _State:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "loader": self.loader.state_dict(),
-            "random": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "random": random_state(),
         }
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with temporary_beside(self.file) as temporary:
-                torch.save(record, temporary)
-                temporary.replace(self.file)
-        except (OSError, RuntimeError) as error:  # a full disk is the one or the other
-            reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
-            raise ConfigurationError(
-                f"folder: expected to write {self.file}, got {reason}; make room, the same call goes on from the checkpoint before"
-            ) from error
+        write_checkpoint(record, self.file, remedy="make room, the same call goes on from the checkpoint before")
         self._saved = self.step
 
     def resume(self) -> None:
@@ -204,9 +216,9 @@ class _State:
         if self.file is None or not self.file.is_file():
             return
         try:
-            record = torch.load(self.file, map_location=self.device, weights_only=True)
-        except Exception:  # a damaged pickle can fail in any way
-            announce(f"recovery starts anew: {self.file} is damaged")
+            record = read_contents(self.file, ours=True)
+        except (DamagedError, OSError) as error:
+            announce(f"recovery starts anew: {self.file} is damaged ({error})")
             return
         if record.get("identity") != self.identity or record["step"] > self.config.steps:
             announce(f"recovery starts anew: {self.file} was written under other settings")
@@ -219,9 +231,7 @@ class _State:
         self.loader.load_state_dict(record["loader"])
         self.step, self.seconds = record["step"], record["seconds"]
         self.history, self._saved = [(int(step), float(loss)) for step, loss in record["history"]], record["step"]
-        torch.set_rng_state(record["random"].cpu())
-        if record["cuda"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(record["cuda"].cpu(), self.device)
+        set_random_state(record["random"])
         announce(f"recovery goes on from step {self.step} in {self.file}")
 
 

@@ -7,37 +7,19 @@ units differs. The dense model comes back whole after each.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 from torch import nn
 
-from adapruner.errors import BudgetError, ConfigurationError
+from adapruner.errors import BudgetError
 from adapruner.pruning.allocation import Allocation
 from adapruner.pruning.problem import PruningProblem, make_plan
 from adapruner.pruning.recipe import Recipe
 from adapruner.recovery.post_pruning import PostPruning, measure_stages
 
-AllocationName = Literal["uniform", "global"]
 
-
-def baseline_recipes(metrics: list[str], allocations: list[str]) -> dict[str, Recipe]:
-    """Method name -> recipe: each metric alone over the whole pool, with each allocation.
-
-    ``uniform``: every layer loses the same; ``global``: one ranking of score per parameter.
-
-    Raises:
-        ConfigurationError: if an allocation is unknown.
-    """
-    known = {"uniform": Allocation("uniform"), "global": Allocation("gamma", 0.0)}
-    unknown = [a for a in allocations if a not in known]
-    if unknown:
-        raise ConfigurationError(f"report.compare_allocations: expected 'uniform' or 'global', got {unknown[0]!r}; name one of them")
-    recipes = {}
-    for metric in metrics:
-        for allocation in allocations:
-            name = metric if len(allocations) == 1 else f"{metric}, {allocation}"
-            recipes[name] = Recipe({metric: 1.0}, allocation=known[allocation])
-    return recipes
+def baseline_recipes(metrics: list[str]) -> dict[str, Recipe]:
+    """Method name -> recipe: each metric alone over the whole pool; every layer loses the same."""
+    return {metric: Recipe({metric: 1.0}, allocation=Allocation("uniform")) for metric in metrics}
 
 
 def compare_methods(

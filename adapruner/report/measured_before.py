@@ -10,6 +10,8 @@ from torch import nn
 from adapruner.files.value_cache import ValueCache
 from adapruner.recovery.post_pruning import PostPruning
 from adapruner.report.baselines import compare_methods
+from adapruner.search.find_plan import FoundPlan
+from adapruner.search.score import ScoredModel
 
 FILE = "report_measurements.json"
 Values = dict[tuple[str, int], float]
@@ -25,6 +27,18 @@ class MeasuredBefore:
 
     def __init__(self, known: ValueCache | None = None, sets: list[tuple[str, int]] | None = None) -> None:
         self._known, self._sets = known, list(sets or [])
+
+    @classmethod
+    def of(cls, scored: ScoredModel, found: FoundPlan, **depends: Any) -> MeasuredBefore:
+        """What earlier attempts left in the run folder; nothing without a folder, or where it is not known which data they had.
+
+        Args:
+            depends: what the values depend on besides model, data and plan, as JSON types.
+        """
+        if scored.folder is None or scored.data.fingerprint is None:
+            return cls()
+        identity = {**scored.identity, "all data": scored.data.fingerprint, "plan": found.plan.hash, **depends}
+        return cls(ValueCache(scored.folder / FILE, identity, shared=False), list(scored.data.evaluation_windows))
 
     def recall(self, method: str, stage: str) -> Values | None:
         """What was measured, if it was on all sets."""

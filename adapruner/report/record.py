@@ -9,6 +9,7 @@ from typing import Any
 
 from adapruner.errors import ConfigurationError
 from adapruner.files.atomic import write_atomically
+from adapruner.files.digests import DamagedError, opened, sealed
 from adapruner.report.schema import Report, validate_report
 
 RECORD_NAME = "report.json"
@@ -24,7 +25,7 @@ def write_report(record: Mapping[str, Any] | Report, folder: str | Path) -> Repo
     from adapruner.report.page import render_report
 
     report = validate_report(record)
-    text, page = json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n", render_report(report)
+    text, page = json.dumps(sealed(report.to_dict()), indent=1, ensure_ascii=False) + "\n", render_report(report)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,9 @@ def read_report(path: str | Path) -> Report:
     path = Path(path)
     path = path / RECORD_NAME if path.is_dir() else path
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = opened(json.loads(path.read_text(encoding="utf-8")), may_lack=True)
+    except DamagedError as error:
+        raise ConfigurationError(f"path: expected the report that a run wrote in {path}, got another ({error}); run again") from None
     except OSError as error:
         raise ConfigurationError(f"path: expected a readable {RECORD_NAME}, got {error.strerror} for {path}; give its path") from None
     except ValueError as error:

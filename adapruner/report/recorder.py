@@ -16,7 +16,6 @@ from typing import Any
 
 from torch import nn
 
-from adapruner.data.run_data import RunData
 from adapruner.errors import ConfigurationError
 from adapruner.evaluation.generation import generate_text
 from adapruner.evaluation.perplexity import describe_protocol, evaluate_nll
@@ -56,8 +55,9 @@ class ReportConfig:
 
     compare: list[str] = field(default_factory=list)
     """Metrics to prune with alone, at the same budget; the best fixed recipe that the search tried is then compared too."""
-    compare_allocations: list[str] = field(default_factory=lambda: ["uniform"])
-    """``uniform`` (every layer loses the same), ``global`` (one ranking of score per parameter)."""
+    compare_recovered: bool = False
+    """Recover each compared method too, with the run's own data and optimizer (a Trainer's needs ``max_steps``). Costs one short training
+    each and a copy of the pruned model."""
     batch_size: int = 8
     """Windows in one forward pass of an evaluation."""
     prompts: list[str] = field(default_factory=list)
@@ -84,7 +84,6 @@ class ReportConfig:
                 raise ConfigurationError(f"report.{argument}: expected {least} or more, got {value}; give a larger number")
         for metric in self.compare:
             find_metric(metric)
-        baseline_recipes(list(self.compare), list(self.compare_allocations))
 
 
 class ReportRecorder:
@@ -92,37 +91,40 @@ class ReportRecorder:
 
     Args:
         config: what is compared and measured.
-        data: the run's sets; perplexity is measured on its ``evaluation_windows``.
+        scored: the model, still dense; perplexity is measured on the ``evaluation_windows`` of its data.
+        found: the plan.
         tokenizer: continues the prompts; needed for them alone.
         before: what an earlier attempt at the same run measured.
     """
 
-    def __init__(self, config: ReportConfig, data: RunData, tokenizer: Any = None, before: MeasuredBefore | None = None) -> None:
-        self.config, self.data, self.tokenizer = config, data, tokenizer
+    def __init__(
+        self, config: ReportConfig, scored: ScoredModel, found: FoundPlan, tokenizer: Any = None, before: MeasuredBefore | None = None
+    ) -> None:
+        self.config, self.scored, self.found, self.data, self.tokenizer = config, scored, found, scored.data, tokenizer
         self.before = MeasuredBefore() if before is None else before
         self.perplexity: list[dict[str, Any]] = []
         self.protocols: list[str] = []
         self.texts: dict[tuple[str, int], EvaluatedText] = {}
         self.generations: list[dict[str, str]] = []
-        self.dense_config: Any = None
+        self.dense_config = copy.deepcopy(scored.model.config)
         self.dense_search_nll: float | None = None
         self.cost: dict[str, Any] | None = None
 
-    def measure_dense(self, model: Any, scored: ScoredModel, found: FoundPlan, recover: Recover | None = None) -> None:
+    def measure_dense(self, recover: Recover | None = None) -> None:
         """The dense model, and every compared method through its stages; the model is dense again afterwards.
 
         Args:
             recover: the run's own recovery as a function of a model, where methods are compared after it too.
         """
-        self.dense_config = copy.deepcopy(model.config)
-        trials_see, _ = split_windows(self.data.search_windows, scored.options.search)
+        model = self.scored.model
+        trials_see, _ = split_windows(self.data.search_windows, self.scored.options.search)
         self.dense_search_nll = evaluate_nll(model, trials_see, self.config.batch_size).nll
         self._add("dense", "dense", self._measure(model))  # again in each attempt: it gives the protocols, too
         if self.config.prompts:
             texts = generate_text(model, self.tokenizer, self.config.prompts)
             self.generations = [{"prompt": p, "dense": t, "recovered": ""} for p, t in zip(self.config.prompts, texts, strict=True)]
-        with depth_and_width_removed(model, scored.stage.cut):  # plan and problem are for what is left of layers and hidden channels
-            self._measure_methods(model, scored, found, recover)
+        with depth_and_width_removed(model, self.scored.stage.cut):  # plan and problem are for what is left of layers and hidden channels
+            self._measure_methods(model, recover)
 
     def measure_stage(self, stage: str, model: nn.Module) -> None:
         """The run's own model at a stage: ``pruned`` or ``reconstructed``."""
@@ -137,25 +139,22 @@ class ReportRecorder:
         if self.generations:
             for row, text in zip(self.generations, generate_text(model, self.tokenizer, self.config.prompts), strict=True):
                 row["recovered"] = text
-        if self.dense_config is not None:
-            announce("times the dense and the pruned model in turns")
-            config = self.config
-            lengths = config.speed_seq_lens or [config.latency_seq_len]
-            self.cost = cost_section(
-                self.dense_config, model, config.latency_seq_len, config.latency_repeats, config.speed_batches, lengths
-            )
+        announce("times the dense and the pruned model in turns")
+        config = self.config
+        lengths = config.speed_seq_lens or [config.latency_seq_len]
+        self.cost = cost_section(self.dense_config, model, config.latency_seq_len, config.latency_repeats, config.speed_batches, lengths)
 
     def knows_stage(self, stage: str) -> bool:
         """Whether an earlier attempt measured the plan at this stage, so that the model need not be brought there again."""
         return self.before.recall(METHOD, stage) is not None
 
-    def _measure_methods(self, model: Any, scored: ScoredModel, found: FoundPlan, recover: Recover | None) -> None:
-        problem, reconstruction = scored.problem, scored.options.reconstruction
+    def _measure_methods(self, model: Any, recover: Recover | None) -> None:
+        found, problem, reconstruction = self.found, self.scored.problem, self.scored.options.reconstruction
         if reconstruction is not None:  # else the stage after the surgery is this one
             with pruned_only(model, problem, found.remaining):
                 self.measure_stage("pruned", model)
         post_pruning = PostPruning.of_windows(self.data.calibration_windows, reconstruction, recover)
-        recipes = baseline_recipes(list(self.config.compare), list(self.config.compare_allocations))
+        recipes = baseline_recipes(self.config.compare)
         if found.outcome is not None and found.outcome.best_fixed is not None and recipes:
             trial, recipe = found.outcome.best_fixed
             recipes["best fixed"] = recipe
@@ -187,8 +186,6 @@ class ReportRecorder:
 
     def to_report(
         self,
-        scored: ScoredModel,
-        found: FoundPlan,
         *,
         name: str,
         model: nn.Module,
@@ -198,7 +195,6 @@ class ReportRecorder:
         recovery_seed: int | None = None,
         zero_shot: Mapping[str, Any] | None = None,
         export: Mapping[str, Any] | None = None,
-        card: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """The dictionary that ``report.json`` holds; see :mod:`adapruner.report.schema`.
 
@@ -209,8 +205,8 @@ class ReportRecorder:
             recovery: ``r``, ``alpha``, ``steps``, ``seconds`` and ``history`` of the LoRA recovery; ``None`` where there was none.
             zero_shot: the section on zero-shot tasks.
             export: the section on the export.
-            card: what text every set holds.
         """
+        scored, found = self.scored, self.found
         refit = scored.options.reconstruction
         seeds = {"search": scored.options.search.seed, "data": scored.data.seed, "recovery": recovery_seed}
         return {
@@ -224,7 +220,7 @@ class ReportRecorder:
             "perplexity": self.perplexity,
             "protocol": "; ".join(p.rstrip(".") for p in self.protocols),
             "protocols": [{"dataset": name, "window": window, "words": text.protocol} for (name, window), text in self.texts.items()],
-            "data": card,
+            "data": scored.data.card,
             "seeds": {name: seed for name, seed in seeds.items() if seed is not None},
             "zero_shot": zero_shot,
             "search": search_section(scored, found, self.dense_search_nll),

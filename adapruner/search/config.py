@@ -86,6 +86,11 @@ class SearchConfig:
         """Windows of the search split that are left to the re-ranking."""
         return 0 if self.rerank is None else self.rerank.held_out
 
+    @property
+    def recovery_steps(self) -> int:
+        """Optimizer steps of the short recovery in the re-ranking; 0 for none."""
+        return 0 if self.rerank is None else self.rerank.recovery_steps
+
     def __post_init__(self) -> None:
         for name in ("n_trials", "batch_size", "chunks", "max_failures"):
             if getattr(self, name) < 1:

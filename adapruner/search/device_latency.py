@@ -13,6 +13,7 @@ from torch import nn
 from adapruner.errors import BudgetError, ConfigurationError, PlanError
 from adapruner.evaluation.cost import measure_latency
 from adapruner.files.atomic import write_atomically
+from adapruner.files.digests import opened, sealed
 from adapruner.models.units import ModelStructure
 from adapruner.progress import announce
 from adapruner.pruning.budget import Budget
@@ -44,14 +45,16 @@ class MeasuredPlan:
 def read_or_measure_table(file: Path | None, key: str, measure: Callable[[], LatencyTable], write: bool) -> LatencyTable:
     """The table of a run folder if it was made for this model and budget, so that a resumed search has the same costs."""
     try:
-        record: Any = {"key": None} if file is None else json.loads(file.read_text())
+        record: Any = {"key": None} if file is None else opened(json.loads(file.read_text()))
         if record["key"] == key:
             return LatencyTable(**record["table"])
-    except (OSError, ValueError, KeyError, TypeError, ConfigurationError):
+    except FileNotFoundError:
         pass
+    except (OSError, ValueError, KeyError, TypeError, ConfigurationError) as error:
+        announce(f"{file} is damaged ({' '.join(str(error).split()):.80}): its times are measured again")
     table = measure()
     if write and file is not None:
-        write_atomically(file, json.dumps({"key": key, "table": asdict(table)}, indent=1) + "\n")
+        write_atomically(file, json.dumps(sealed({"key": key, "table": asdict(table)}), indent=1) + "\n")
     return table
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from adapruner.distributed import Ranks, is_rank_zero
+from adapruner.errors import PlanError
 from adapruner.progress import announce, late_progress_bar, progress_bar
-from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.problem import make_plan
 from adapruner.recovery.post_pruning import PostPruning
 from adapruner.search.chosen_samples import write_chosen_set
@@ -40,8 +44,25 @@ def save_found_plan(scored: ScoredModel, found: FoundPlan, tokenizer: Any = None
     """Writes ``plan.json`` into the run folder, and ``calibration_set.json`` where there is a tokenizer; nothing without a folder."""
     if scored.folder is None or not is_rank_zero():
         return
-    found.plan.save(scored.folder / "plan.json")
+    file = scored.folder / "plan.json"
+    _keep_earlier(file, found.plan)
+    found.plan.save(file)
     write_chosen_set(tokenizer, scored.data, scored.problem, found.remaining, scored.folder)
+
+
+def _keep_earlier(file: Path, plan: PruningPlan) -> None:
+    """Another plan there becomes ``plan-1.json`` and so on; that, and that it is damaged, is said."""
+    if not file.is_file():
+        return
+    try:
+        earlier = read_plan(file).hash
+    except PlanError:
+        announce(f"{file} is damaged: it is written again")
+        return
+    if earlier != plan.hash:
+        number = next(n for n in count(1) if not os.path.lexists(file.with_name(f"plan-{n}.json")))
+        announce(f"keeps the plan {earlier}, of an earlier run in {file.parent}, as plan-{number}.json")
+        file.replace(file.with_name(f"plan-{number}.json"))
 
 
 def find_plan(
@@ -76,6 +97,7 @@ def _plan(
 ) -> tuple[PruningPlan, SearchOutcome | None]:
     options, problem, folder = scored.options, scored.problem, scored.folder
     if scored.given is not None:
+        announce(f"takes the plan {scored.given.hash}: no search")
         return scored.given, None
     if options.recipe is not None:
         if options.recipe.sequential:

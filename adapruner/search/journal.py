@@ -5,7 +5,8 @@ Why Optuna's journal is not enough by itself, each with a test:
 - a line that a killed writer left half-written spoils the next one: it is cut off (``tests/properties/test_readers.py``; for the
   others ``tests/search/test_journal.py``);
 - a damaged last line is taken for one that is being written, and raises an error later: it is refused;
-- a changed byte may still be JSON, and the trial is believed: finished trials carry a hash;
+- a changed byte may still be JSON, and the trial is believed: every line carries a digest, and finished trials, which a storage
+  has without lines, a hash;
 - the lock of a killed writer is waited for half a minute: it is removed, since run folders are locked as a whole;
 - trials that a killed process was running count as running for ever, and their region is avoided: they are failed.
 """
@@ -15,12 +16,17 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adapruner.errors import StudyError
+from adapruner.errors import AdaPrunerError, ConfigurationError, PlanError, StudyError
+from adapruner.files.atomic import writing
+from adapruner.files.digests import DamagedError, opened, sealed
+from adapruner.pruning.plan import PruningPlan, read_plan
 
 FILE = "study.journal"
+PLAN = "plan.json"
 KILLED = "killed"
 #: In a storage of several machines: the host and the run folder that a trial runs in.
 OWNER = "owner"
@@ -30,7 +36,7 @@ _NAME = "adapruner"
 
 
 def check_journal(folder: Path, identity: dict[str, Any], storage: str | None = None) -> None:
-    """Opens the study, if there is one, so that a journal or a storage that cannot be used is refused before heavy work.
+    """Reads the study, if there is one, so that a journal or a storage that cannot be used is refused before heavy work; writes nothing.
 
     Raises:
         StudyError: if the journal belongs to another study or is damaged, or the storage cannot be reached.
@@ -39,13 +45,35 @@ def check_journal(folder: Path, identity: dict[str, Any], storage: str | None = 
         open_study(folder, identity, None, storage)
 
 
+def check_no_other_search(folder: Path, given: PruningPlan | None) -> None:
+    """A run that does not search would replace the plan, the report and the model of the search in this folder.
+
+    Args:
+        given: the plan that it prunes by; the search's own is welcome.
+
+    Raises:
+        ConfigurationError: if there is a study in the folder, and its plan is another.
+    """
+    if not (folder / FILE).exists():
+        return
+    try:
+        own = read_plan(folder / PLAN).hash
+    except PlanError:
+        own = None
+    if given is None or given.hash != own:
+        raise ConfigurationError(
+            f"folder: expected one without the study of a search, got {folder / FILE}, whose plan "
+            f"{'is yet to come' if own is None else f'{own} this run would replace'}; choose another run folder"
+        )
+
+
 def open_study(folder: Path | None, identity: dict[str, Any], objectives: int | None, storage: str | None = None) -> Any:
     """The Optuna study of this folder or storage, made if there is none; one rank at a time.
 
     Args:
         folder: of the run; ``None`` keeps the study in memory.
         identity: what the trials' values depend on.
-        objectives: 1 or 2, or ``None`` for as many as the study has; ``None`` makes none.
+        objectives: 1 or 2; ``None`` only reads: no study is made, no line is mended.
         storage: URL of a storage that several machines share; ``None``: the journal in the folder.
 
     Raises:
@@ -56,14 +84,15 @@ def open_study(folder: Path | None, identity: dict[str, Any], objectives: int | 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     where = storage.rpartition("@")[2] if storage is not None else str(folder and folder / FILE)  # a password stays out
     try:
-        opened = optuna.storages.InMemoryStorage() if storage is None and folder is None else _open_storage(folder, storage)
-        if _NAME in optuna.get_all_study_names(opened):
-            study = optuna.load_study(study_name=_NAME, storage=opened)  # nothing is written: it may be another search's
+        in_memory = storage is None and folder is None
+        kept = optuna.storages.InMemoryStorage() if in_memory else _open_storage(folder, storage, objectives is not None)
+        if _NAME in optuna.get_all_study_names(kept):
+            study = optuna.load_study(study_name=_NAME, storage=kept)  # nothing is written: it may be another search's
         elif objectives is None:
             return None
         else:
-            study = optuna.create_study(study_name=_NAME, storage=opened, directions=["minimize"] * objectives, load_if_exists=True)
-    except StudyError:
+            study = optuna.create_study(study_name=_NAME, storage=kept, directions=["minimize"] * objectives, load_if_exists=True)
+    except AdaPrunerError:
         raise
     except Exception as error:  # whatever a file or a server holds, the user gets one line
         kind, reason = type(error).__name__, str(error).partition("\n")[0][:200]
@@ -73,7 +102,7 @@ def open_study(folder: Path | None, identity: dict[str, Any], objectives: int | 
             else f"search.storage: expected a storage at {where}, got {kind}: {reason}; correct the URL, or start it"
         ) from error
     _check_seals(study, where)
-    _check_identity(study, json.loads(json.dumps(identity)), where)
+    _check_identity(study, json.loads(json.dumps(identity)), where, objectives is not None)
     return study
 
 
@@ -97,14 +126,13 @@ def fail_killed(study: Any, owner: str = "") -> None:
             study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
-def _open_storage(folder: Path | None, url: str | None) -> Any:
+def _open_storage(folder: Path | None, url: str | None, write: bool) -> Any:
     import optuna
-    from optuna.storages import journal
 
     if url is None:
         assert folder is not None
-        _mend(folder / FILE)
-        return optuna.storages.JournalStorage(journal.JournalFileBackend(str(folder / FILE)))
+        _mend(folder / FILE, write)
+        return optuna.storages.JournalStorage(_sealed_backend(folder / FILE))
     if not url.startswith("grpc://"):
         return optuna.storages.RDBStorage(url)
     try:
@@ -119,18 +147,57 @@ def _open_storage(folder: Path | None, url: str | None) -> Any:
     return proxy
 
 
-def _mend(journal: Path) -> None:
-    """Removes what a killed writer left behind: its lock, and half a line.
+def _sealed_backend(file: Path) -> Any:
+    """Optuna's journal in a file, each line with its digest; what cannot be written is one line for the user."""
+    from optuna.storages.journal import JournalFileBackend
+
+    class SealedJournal(JournalFileBackend):
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            with writing(file):
+                super().append_logs([sealed(log) for log in logs])
+
+        def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+            for number, line in enumerate(super().read_logs(log_number_from), start=log_number_from + 1):
+                try:
+                    yield opened(line)
+                except DamagedError as error:
+                    raise StudyError(
+                        f"search: expected a sound journal in {file}, got damage in line {number} ({error}); move it away to search anew"
+                    ) from None
+
+    with writing(file):  # it makes the file
+        return SealedJournal(str(file))
+
+
+def read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """The sound lines of a journal, without Optuna, and how many are damaged; the end of a line that was being written is neither.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    found, damaged = [], 0
+    for line in file.read_bytes().splitlines(keepends=True):
+        try:
+            found.append(opened(json.loads(line)))
+        except ValueError:
+            damaged += line.endswith(b"\n")
+    return found, damaged
+
+
+def _mend(journal: Path, write: bool) -> None:
+    """Removes what a killed writer left behind, its lock and half a line; without ``write`` only looks, which neither of them disturbs.
 
     Raises:
         StudyError: if the last whole line is no JSON. (Optuna itself finds the others.)
     """
-    journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
+    if write:
+        with writing(journal):
+            journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
     if not journal.exists():
         return
     content = journal.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
+    if write and whole != content:
         with journal.open("rb+") as file:
             file.truncate(len(whole))
     try:
@@ -153,10 +220,11 @@ def _check_seals(study: Any, where: str) -> None:
             )
 
 
-def _check_identity(study: Any, identity: dict[str, Any], where: str) -> None:
+def _check_identity(study: Any, identity: dict[str, Any], where: str, write: bool) -> None:
     known = study.user_attrs.get("identity")
     if known is None:
-        study.set_user_attr("identity", identity)
+        if write:
+            study.set_user_attr("identity", identity)
         return
     different = sorted(k for k in {*known, *identity} if known.get(k) != identity.get(k))
     if different:

@@ -34,17 +34,19 @@ class PruningOptions:
     recipe: Recipe | None = None
     """Scores the units instead of a search."""
     attention_units: AttentionUnits = "kv_group"
-    """``kv_group``: a KV head with all its query heads; ``query_head``: single query heads, equally many of each KV head."""
+    """``kv_group`` removes a KV head with all its query heads, ``query_head`` single query heads, equally many of each KV head. Only where
+    there are several query heads for each KV head does it make a difference."""
     ffn_units: FfnUnits = "channel"
-    """``channel``, or in a mixture of experts ``expert``."""
+    """``channel`` removes single channels, in a mixture of experts equally many of each; ``expert`` removes whole experts with their rows
+    of the router."""
     depth_width: DepthWidthConfig = field(default_factory=DepthWidthConfig)
     """Layers and hidden channels that go before units are searched."""
-    batch_size: int = 8
+    statistics_batch_size: int = 8
     """Calibration samples in one forward and backward pass."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigurationError(f"pruning.statistics_batch_size: expected 1 or more, got {self.batch_size}; give 8")
+        if self.statistics_batch_size < 1:
+            raise ConfigurationError(f"pruning.statistics_batch_size: expected 1 or more, got {self.statistics_batch_size}; give 8")
         if self.plan is not None and self.recipe is not None:
             raise ConfigurationError(f"pruning.recipe: expected a plan or a recipe, got both ({self.plan.hash}); leave one out")
         check_beside_depth_and_width(self.depth_width, self.budget, self.search.space, self.recipe)

@@ -47,6 +47,8 @@ class ProblemBuilder:
     """Where statistics are kept and looked for; ``None``: nowhere."""
     seed: int = 0
     batch_size: int = 8
+    weights: str = ""
+    """Digest of every weight of the dense model."""
     seconds: dict[str, float] = field(default_factory=dict)
     _table: LatencyTable | None = None
 
@@ -101,6 +103,7 @@ class ProblemBuilder:
             self.model_name,
             self.fingerprint,
             self.seed,
+            self.weights,
             costs=costs,
             added_biases=count_added_biases(self.model, self.structure),
             sizes=sizes,
@@ -118,14 +121,14 @@ class ProblemBuilder:
             return latency_table.measure_latency_table(self.model, self.structure, seq_len=self.budget.seq_len)
 
         if self._table is None:
-            key = f"1:{self.fingerprint}:{self.budget.seq_len}"
+            key = f"2:{self.fingerprint}:{self.weights}:{self.budget.seq_len}"
             self._table = read_or_measure_table(self._file(LATENCY_FILE), key, measure, write=is_rank_zero())
         return self._table
 
     def _statistics(self, length: int, needs: frozenset[str], first: bool) -> UnitStatistics:
         windows = self.lengths[length]
         file = self._file("statistics.safetensors" if first else f"statistics-{length}.safetensors")
-        key = f"2:{self.fingerprint}:{windows.fingerprint}:{','.join(sorted(needs))}"
+        key = f"3:{self.fingerprint}:{self.weights}:{windows.fingerprint}:{','.join(sorted(needs))}"
 
         def collect() -> Any:
             with progress_bar("statistics", len(windows.input_ids)) as advance:
@@ -135,7 +138,7 @@ class ProblemBuilder:
 
     def _grams(self, pool: CalibrationPool) -> GramMatrices:
         windows = self.data.calibration_windows
-        key = f"1:{self.fingerprint}:{windows.fingerprint}"
+        key = f"2:{self.fingerprint}:{self.weights}:{windows.fingerprint}"
 
         def collect() -> Any:
             with progress_bar("Gram matrices", len(windows.input_ids)) as advance:

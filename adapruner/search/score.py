@@ -12,7 +12,7 @@ from adapruner.data.run_data import RunData
 from adapruner.distributed import Ranks
 from adapruner.errors import check_all
 from adapruner.importance.metrics import find_metric
-from adapruner.models.fingerprint import fingerprint_model
+from adapruner.models.fingerprint import digest_weights, fingerprint_model
 from adapruner.models.tracing import trace_structure
 from adapruner.models.units import ModelStructure
 from adapruner.progress import announce
@@ -24,7 +24,7 @@ from adapruner.pruning.surgery import trace_for_plan
 from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.recovery.reconstruction import fitting_form
 from adapruner.search.depth_and_width import DepthWidthStage, RemainingModel, prune_depth_and_width
-from adapruner.search.journal import check_journal
+from adapruner.search.journal import check_journal, check_no_other_search
 from adapruner.search.options import PruningOptions
 from adapruner.search.prepare_problem import ProblemBuilder
 from adapruner.search.split import split_windows
@@ -91,12 +91,14 @@ def score_model(
         announce(f"{kind} stays whole: {reason}")
     check_family(model, structure)
     pool, config = data.calibration_windows, options.depth_width
-    stage = prune_depth_and_width(model, structure, config, options.budget, given, pool, options.batch_size)
+    stage = prune_depth_and_width(model, structure, config, options.budget, given, pool, options.statistics_batch_size)
+    weights = digest_weights(model)
     name = name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     with stage.entered(model) as remaining:
         options = _with_possible_reconstruction(model, data, options, remaining)
         fingerprint, seed = fingerprint_model(model), options.search.seed
-        builder = ProblemBuilder(model, remaining.structure, data, remaining.budget, name, fingerprint, folder, seed, options.batch_size)
+        what = remaining.structure, data, remaining.budget
+        builder = ProblemBuilder(model, *what, name, fingerprint, folder, seed, options.statistics_batch_size, weights)
         check_all(
             lambda: check_problem(builder, remaining.given, options.recipe, options.search.space),  # an unreachable budget, say
             lambda: options.search.space.check_pool(CalibrationPool.of_windows(pool), list(builder.lengths)),
@@ -104,9 +106,11 @@ def score_model(
         )
         problem = builder.without_statistics()
         refit = refit_strength(builder, options.search, options.reconstruction)
-        identity = study_identity(options, data, fingerprint, refit)
+        identity = study_identity(options, data, fingerprint, weights, refit)
         if options.searches and folder is not None:
             Ranks().on_rank_zero(check_journal, folder, identity, options.search.storage)
+        elif folder is not None:
+            Ranks().on_rank_zero(check_no_other_search, folder, given)
         if on_accepted is not None:
             on_accepted()
         needs = _needs(options, compared_metrics)

@@ -1,7 +1,7 @@
 """What is searched: a calibration subspace and a metric subspace, together (AdaPruner, arXiv 2503.06184).
 
 - Calibration: one logit per source of the pool (and per cluster); their softmax are the weights of the sources' samples.
-  Off unless asked for: a drawn subset (its size and seed), samples by position, the samples' length.
+  Off unless asked for: a drawn subset (its size and seed), the samples' length.
 - Metric: one coefficient per metric of the mixture (values at or below 0 switch a metric off), the reduction over coupled
   tensors; fixed unless choices are given: the reduction over a head, the form of the mixture, the normaliser, its scope,
   bias compensation.
@@ -31,7 +31,7 @@ _ALLOCATION = ("gamma", "log_head_multiplier", "depth_slope", "depth_curve")
 #: Dimensions that are there only where bounds are given -> their value in seed trials.
 _OPTIONAL = {"log10_ridge": -2.0, "pruned_fraction": 0.0}
 #: Dimensions of the calibration, by the beginnings of their names; every other dimension is the metric's or the allocation's.
-CALIBRATION_DIMENSIONS = ("source/", "cluster/", "subset_size", "subset_seed", "pick/", "seq_len")
+CALIBRATION_DIMENSIONS = ("source/", "cluster/", "subset_size", "subset_seed", "seq_len")
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,6 @@ class SearchSpace:
     """Choices for how many samples are drawn, at the odds of their weights; empty: the whole pool, weighted."""
     subset_seeds: int = 1
     """Number of seeds that a drawn subset chooses among."""
-    picks: int = 0
-    """Search so many samples by their position in the pool; 0: none. (Positions are hard to learn; study.md, item 2.)"""
     seq_lens: list[int] = field(default_factory=list)
     """Choices for the samples' length in tokens, of the pool's own lengths; empty: the first."""
     coefficient_off: float = 0.25
@@ -127,7 +125,7 @@ class SearchSpace:
         for argument, bounds in ranges.items():
             if len(bounds) != 2 or not -math.inf < bounds[0] <= bounds[1] < math.inf:
                 raise ConfigurationError(f"search.space.{argument}: expected [low, high] with low <= high, got {bounds}; give two numbers")
-        for argument in ("source_logit", "cluster_logit", "coefficient_off", "picks"):
+        for argument in ("source_logit", "cluster_logit", "coefficient_off"):
             if not 0 <= getattr(self, argument) < math.inf:
                 got = getattr(self, argument)
                 raise ConfigurationError(f"search.space.{argument}: expected a number of 0 or more, got {got}; give 0 to switch it off")
@@ -154,9 +152,9 @@ class SearchSpace:
             raise ConfigurationError(
                 f"search.space.seq_lens: expected lengths of the pool ({known}), got {missing[0]}; add it to other_seq_lens"
             )
-        for argument, size in (("subset_sizes", max(self.subset_sizes, default=0)), ("picks", self.picks)):
-            if size > pool.samples:
-                raise ConfigurationError(f"search.space.{argument}: expected at most {pool.samples} samples, got {size}; enlarge the pool")
+        size = max(self.subset_sizes, default=0)
+        if size > pool.samples:
+            raise ConfigurationError(f"search.space.subset_sizes: expected at most {pool.samples} samples, got {size}; enlarge the pool")
 
     def dimensions(self, pool: CalibrationPool) -> list[Dimension]:
         """Every dimension that is searched on this pool."""
@@ -168,9 +166,6 @@ class SearchSpace:
             found.append(Dimension("seq_len", choices=self.seq_lens, start=self.seq_lens[0]))
         if self.subset_sizes and self.subset_seeds > 1:
             found.append(Dimension("subset_seed", 0, self.subset_seeds - 1, whole=True, start=0))
-        for i in range(self.picks):
-            start = round(i * (pool.samples - 1) / max(1, self.picks - 1))
-            found.append(Dimension(f"pick/{i}", 0, pool.samples - 1, whole=True, start=start))
         for argument, name in _CHOICES.items():
             choices = getattr(self, argument)
             if len(choices) > 1:
@@ -201,7 +196,6 @@ class SearchSpace:
         calibration = CalibrationChoice(
             source_weights=softmax(sources) if sources else None,
             cluster_weights=softmax(clusters) if clusters else None,
-            samples=sorted(set(_by_prefix(values, "pick/").values())) or None,
             count=values.get("subset_size", next(iter(self.subset_sizes), None)),
             seed=values.get("subset_seed", 0),
             seq_len=values.get("seq_len", next(iter(self.seq_lens), None)),

@@ -8,8 +8,9 @@ from pathlib import Path
 from torch import Tensor
 
 from adapruner.distributed import Ranks
-from adapruner.errors import ConfigurationError
-from adapruner.files.atomic import temporary_beside
+from adapruner.files.digests import DamagedError
+from adapruner.files.tensor_file import read_tensors, write_tensors
+from adapruner.progress import announce
 
 Tensors = dict[str, Tensor]
 
@@ -26,6 +27,9 @@ def read_or_collect(file: Path | None, key: str, collect: Callable[[], Tensors],
 
     Returns:
         The tensors, and whether they came from the file.
+
+    Raises:
+        ConfigurationError: if they cannot be kept.
     """
     ranks = Ranks()
     found = _read(file, key) if file is not None and ranks.rank == 0 else None
@@ -33,30 +37,13 @@ def read_or_collect(file: Path | None, key: str, collect: Callable[[], Tensors],
     if names is not None:
         return {name: ranks.broadcast(None if found is None else found[name]) for name in names}, True
     tensors = collect()
-    ranks.on_rank_zero(_write if write and file is not None else None, file, key, tensors)
+    ranks.on_rank_zero(write_tensors if write and file is not None else None, file, key, tensors)
     return tensors, False
 
 
 def _read(file: Path, key: str) -> Tensors | None:
-    from safetensors import safe_open
-
     try:
-        with safe_open(file, "pt") as opened:
-            if (opened.metadata() or {}).get("key") == key:
-                return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except Exception:  # absent or damaged: collected again
-        pass
-    return None
-
-
-def _write(file: Path, key: str, tensors: Tensors) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        with temporary_beside(file) as temporary:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, {"key": key})
-            temporary.chmod(0o644)  # safetensors writes for the owner alone
-            temporary.replace(file)
-    except (OSError, SafetensorError) as error:  # a full disk is the one or the other
-        raise ConfigurationError(f"folder: expected to write {file}, got {error}; make room there or choose another folder") from error
+        return read_tensors(file, key)
+    except DamagedError as error:
+        announce(f"{file} is damaged ({error}): its contents are collected again")
+        return None

@@ -46,16 +46,18 @@ def refit_strength(builder: ProblemBuilder, search: SearchConfig, reconstruction
     return reconstruction.ridge if reconstruction is not None else ReconstructionConfig().ridge
 
 
-def study_identity(options: PruningOptions, data: RunData, fingerprint: str, refit: float | None) -> dict[str, Any]:
+def study_identity(options: PruningOptions, data: RunData, fingerprint: str, weights: str, refit: float | None) -> dict[str, Any]:
     """Everything a trial's value depends on, apart from its own parameters: two searches of one identity are one search.
 
     Args:
         fingerprint: of the dense model.
+        weights: digest of every bit of it.
         refit: relative strength of the local refit that trials are judged after, or ``None``.
     """
     search, reconstruction = options.search, options.reconstruction
     return {
         "model": fingerprint,
+        "weights": weights,
         "calibration data": data.calibration_fingerprint,
         "search data": data.search_windows.fingerprint,
         "budget": asdict(options.budget),

@@ -12,24 +12,29 @@ from adapruner.data.run_data import RunData
 from adapruner.errors import ConfigurationError, DataError, check_all
 from adapruner.importance.finiteness import check_activations, check_weights
 from adapruner.pruning.allocation import allocate
+from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.recipe import Recipe
 from adapruner.search.prepare_problem import ProblemBuilder
 from adapruner.search.space import SearchSpace
 
 
-def check_model_and_data(model: Any, data: RunData, other_lengths: Mapping[str, int] | None = None, *more: Callable[[], object]) -> None:
+def check_model_and_data(
+    model: Any, data: RunData, budget: Budget, other_lengths: Mapping[str, int] | None = None, *more: Callable[[], object]
+) -> None:
     """Whether the model, on its device, can read the data: lengths, tokens, finite weights; then one forward pass of one sample.
 
     Args:
-        other_lengths: option -> tokens of sequences that are run through the model beside the data.
+        budget: a latency is measured with sequences of its own.
+        other_lengths: option -> tokens of further sequences that are run through the model beside the data.
         more: further checks, to be said together with these.
 
     Raises:
         AdaPrunerError: with all that does not fit.
     """
+    timed = {"budget.seq_len": budget.seq_len} if budget.of == "latency" else {}
     check_all(
-        lambda: check_lengths(model, data, other_lengths or {}),
+        lambda: check_lengths(model, data, timed | dict(other_lengths or {})),
         lambda: check_tokens(model, data),
         lambda: check_weights(model),
         *more,
@@ -91,7 +96,7 @@ def check_problem(builder: ProblemBuilder, plan: PruningPlan | None, recipe: Rec
     """
     problem = builder.without_statistics()
     if plan is not None:
-        plan.check(builder.structure, builder.fingerprint)
+        plan.check(builder.structure, builder.fingerprint, builder.weights)
     if recipe is not None:
         if recipe.calibration.seq_len is not None and recipe.calibration.seq_len not in builder.lengths:
             known = ", ".join(map(str, builder.lengths))
@@ -105,7 +110,7 @@ def check_problem(builder: ProblemBuilder, plan: PruningPlan | None, recipe: Rec
     largest = recipe.pruned_fraction if recipe is not None else None if space.pruned_fraction is None else space.pruned_fraction[1]
     if largest is not None:
         replace(builder.budget, pruned_fraction=largest).costs(builder.structure, sizes=problem.sizes, latency=problem.latency)
-    elif allocation.method in ("uniform", "list"):  # scores have no say in how many units go
+    elif allocation.method == "uniform":  # scores have no say in how many units go
         allocate(
             {g.name: torch.ones(g.units) for g in builder.structure.groups}, builder.structure, builder.budget, allocation, problem.costs
         )

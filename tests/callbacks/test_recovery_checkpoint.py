@@ -16,10 +16,11 @@ from adapruner.callbacks.compression_report import CompressionReportCallback
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruned_export import PrunedExportCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
-from adapruner.callbacks.recovery_checkpoint import FILE, RecoveryCheckpointCallback, find_checkpoint, settings_of
+from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback
 from adapruner.cli import fit as fit_command
 from adapruner.data.resumable import ResumableLoader, SharedOrder
 from adapruner.errors import ConfigurationError
+from adapruner.recovery.last_checkpoint import FILE, find_checkpoint, settings_of
 from adapruner.recovery.lora import LoRAConfig
 from adapruner.report import measured_before
 from adapruner.search import apply_plan

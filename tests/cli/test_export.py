@@ -18,11 +18,14 @@ import yaml
 from torch.utils.data import DataLoader
 
 from adapruner.cli import main
+from adapruner.errors import ModelError
 from adapruner.export import reexport, writing
 from adapruner.export.formats import FORMATS, FormatRecord
 from adapruner.export.loading import load
 from adapruner.export.options import ExportOptions
+from adapruner.export.run_folder import CONFIG_NOTE
 from adapruner.export.staging import is_export
+from adapruner.files.digests import seal_lines
 from adapruner.pruning.plan import read_plan
 from tests.tiny import random_windows, save_tiny
 
@@ -76,7 +79,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     trainer = Trainer(default_root_dir=folder, accelerator="cpu", devices=1, max_steps=4, callbacks=callbacks, **quiet)  # type: ignore[arg-type]
     trainer.fit(module, datamodule=Data())
     config = {"seed_everything": 5, "model": {"name_or_path": str(base), "dtype": "auto", "revision": None}, "data": {"seed": 3}}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(seal_lines(yaml.safe_dump(config), CONFIG_NOTE))
     return Finished(folder, base, logits_of(module.model))
 
 
@@ -251,7 +254,7 @@ def other_plan(run: Finished) -> None:
     record = json.loads((run.folder / "plan.json").read_text())
     group = next(name for name, kept in record["kept"].items() if len(kept) > 1)
     record["kept"][group] = record["kept"][group][1:]
-    unhashed = {key: value for key, value in record.items() if key != "hash"}
+    unhashed = {key: value for key, value in record.items() if key not in ("hash", "digest", "unit_parameters")}
     from adapruner.pruning.plan import PruningPlan
 
     PruningPlan(**unhashed).save(run.folder / "plan.json")
@@ -538,3 +541,95 @@ def test_a_push_comes_last_and_is_told(run: Finished, capsys: pytest.CaptureFixt
     plan = read_plan("run/plan.json").hash
     assert calls == [("check", "me/small", False), (True, "me/small", f"Pruned model, plan {plan}")]
     assert "pushed to there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [("out", "--gguf", "notes.txt"), ("notes.txt", "--format", "gguf"), ("deep/er/out", "--gguf", "notes.txt")]
+)
+def test_a_file_of_others_is_not_overwritten_and_nothing_is_left(run: Finished, arguments: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gguf")
+    for content in ("years of work", "GGUF of others"):
+        Path("notes.txt").write_text(content)
+        with pytest.raises(SystemExit, match=r"^2$"):
+            export("run", *arguments)
+        assert capsys.readouterr().err.startswith("adapruner: error: gguf: expected a new name or an earlier export, got ")
+        assert Path("notes.txt").read_text() == content
+        assert sorted(os.listdir()) == ["notes.txt", "run"]
+
+
+def test_a_refused_export_leaves_no_folder(run: Finished, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found out while it is written: the folders above the target were made for it."""
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise ModelError("weights: expected others, got these; give others")
+
+    monkeypatch.setattr(writing, "rebuild", refused)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        export("run", "deep/er/out")
+    assert capsys.readouterr().err == "adapruner: error: weights: expected others, got these; give others\n"
+    assert os.listdir() == ["run"]
+
+
+def test_a_link_to_a_folder_stays_one(run: Finished) -> None:
+    Path("disk").mkdir()
+    Path("out").symlink_to("disk/models/latest")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        export("run", "out", "--no-verify")
+    Path("disk/models/latest").mkdir(parents=True)
+    for _ in range(2):
+        export("run", "out", "--no-verify")
+        assert Path("out").is_symlink()
+        assert is_export(Path("disk/models/latest"))
+        assert sorted(os.listdir("disk/models")) == ["latest"]
+
+
+def test_an_export_that_was_killed_between_its_two_moves_is_said_and_found(run: Finished) -> None:
+    export("run", "out", "--no-verify")
+    killed = Path(".adapruner-999999999-out.new")
+    (killed / "out").mkdir(parents=True)
+    Path("out").rename(killed / "out.old")
+    with pytest.raises(
+        ModelError, match=r"got no folder at out; its export was ended: what there was is in .*999999999-out\.new, export again"
+    ):
+        load("out")
+    before = (killed / "out.old" / "README.md").stat().st_ino
+    with pytest.raises(SystemExit, match=r"^2$"):
+        export("run", "out", "--checkpoint", "gone.ckpt")
+    assert not Path("out").exists()  # nothing of ours is touched before the export is accepted
+    export("run", "out", "--no-verify")
+    assert load("out").config.model_type == "llama"
+    assert Path("out/README.md").stat().st_ino != before
+    assert sorted(os.listdir()) == ["out", "run"]
+
+
+def test_every_file_of_an_export_has_the_mode_of_a_new_one(run: Finished) -> None:
+    before = os.umask(0o027)
+    try:
+        export("run", "out", "--adapters", "folder", "--max_shard_size", "20KB", "--no-verify")
+    finally:
+        os.umask(before)
+    modes = {str(path): path.stat().st_mode & 0o777 for path in Path("out").rglob("*") if path.is_file()}
+    assert len([name for name in modes if name.endswith(".safetensors")]) > 3
+    assert set(modes.values()) == {0o640}, modes
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "plan.json", "model.safetensors", "tokenizer.json", "SHA256SUMS", "generation_config.json"]
+)
+@pytest.mark.parametrize("way", ["bit", "zeros", "empty", "folder", "link"])
+def test_a_damaged_export_is_one_line(run: Finished, name: str, way: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = run.folder / "model" / name
+    content = bytearray(file.read_bytes())
+    file.unlink()
+    content[len(content) // 2] ^= 1
+    if way == "folder":
+        file.mkdir()
+    elif way == "link":
+        file.symlink_to("nowhere")
+    else:
+        file.write_bytes({"bit": bytes(content), "zeros": bytes(len(content)), "empty": b""}[way])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        export("run/model", "out")
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"adapruner: error: .+: expected .+, got .+; .+\n", said), said
+    assert os.listdir() == ["run"]

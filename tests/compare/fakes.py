@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapruner.compare.cells import LOG_NAME, Cell, claim
+from adapruner.compare.progress import Display, Outcome
 from adapruner.compare.spec import ComparisonSpec, make_spec
 from tests.report.sample import sample_report
 
@@ -62,7 +63,6 @@ class FakeRun:
             return None
         if self.code == 0:
             (self.cell.folder / "report.json").write_text(json.dumps(fake_report(self.cell, self.pruned)))
-            claim_seconds(self.cell)
         else:
             with (self.cell.folder / LOG_NAME).open("a") as log:
                 log.write("adapruner: error: budget: expected less, got more; prune less\nsome chatter\n")
@@ -71,11 +71,6 @@ class FakeRun:
     def end(self) -> None:
         """Killed."""
         self.ended = True
-
-
-def claim_seconds(cell: Cell) -> None:
-    """As a real run does at its end."""
-    claim(cell, ["fit"], seconds=10.0)
 
 
 class Starter:
@@ -96,16 +91,16 @@ class Starter:
         return self.runs[-1]
 
 
-class Silent:
-    """A listener that keeps what it is told."""
+class Silent(Display):
+    """Prints nothing and keeps what it is told."""
 
     def __init__(self) -> None:
-        self.lines: list[tuple[str, str | None, float | None]] = []
+        self.lines: list[tuple[str, str | None]] = []
 
-    def begun(self, cell: Cell, left: float | None) -> None:
+    def begun(self, cell: Cell) -> None:
         """Kept."""
-        self.lines.append(("begun", cell.title, left))
+        self.lines.append(("begun", cell.title))
 
-    def ended(self, outcome: Any, left: float | None) -> None:
+    def ended(self, outcome: Outcome) -> None:
         """Kept."""
-        self.lines.append(("ended", outcome.failure, left))
+        self.lines.append(("ended", outcome.failure))

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from adapruner.compare.cells import CHEAP, check_folder, claim, is_done, lay_out, seconds_of, tidy
+from adapruner.compare.cells import CHEAP, check_folder, claim, is_done, lay_out, tidy
 from adapruner.compare.spec import OWNED
 from adapruner.errors import ConfigurationError
 
-from .fakes import claim_seconds, fake_report, fake_spec
+from .fakes import fake_report, fake_spec
 
 
 def test_cells_go_seed_by_seed_each_in_its_folder(tmp_path: Path) -> None:
@@ -46,12 +46,9 @@ def test_done_is_a_whole_report_of_the_same_arguments(tmp_path: Path) -> None:
     assert not is_done(cell)
     claim(cell, ["fit"])
     assert not is_done(cell)
-    assert seconds_of(cell) is None
     report = cell.folder / "report.json"
     report.write_text(json.dumps(fake_report(cell, 40.0)))
-    claim_seconds(cell)
     assert is_done(cell)
-    assert seconds_of(cell) == 10.0
     whole = report.read_text()
     report.write_text(whole[:100])
     assert not is_done(cell)

@@ -12,7 +12,7 @@ from adapruner.compare import process
 from adapruner.compare.cells import Cell, claim, is_done, lay_out
 from adapruner.compare.command import run_compare
 from adapruner.compare.process import FitProcess, last_error
-from adapruner.compare.schedule import Durations, run_cells
+from adapruner.compare.schedule import run_cells
 from adapruner.errors import ConfigurationError
 from adapruner.files.folder_lock import FolderLock
 
@@ -45,7 +45,7 @@ def test_cells_at_work_end_with_the_comparison(tmp_path: Path) -> None:
     cells, starter = lay_out(fake_spec(tmp_path)), Starter(make=Endless)
 
     class Interrupts(Silent):
-        def begun(self, cell: Cell, left: float | None) -> None:
+        def begun(self, cell: Cell) -> None:
             if len(starter.runs) == 2:
                 raise KeyboardInterrupt
 
@@ -60,7 +60,7 @@ def test_a_failure_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     failures = {c.title: o.failure for c, o in outcomes.items() if o.failure}
     assert failures == {cells[1].title: "budget: expected less, got more; prune less", cells[4].title: "ended by signal 9"}
     assert sum(is_done(c) for c in cells) == 10
-    assert sum(kind == "ended" for kind, _, _ in listener.lines) == 12
+    assert sum(kind == "ended" for kind, _ in listener.lines) == 12
     again = Starter()
     run_cells(cells, again, Silent(), pause=0)
     assert again.started == [cells[1].title, cells[4].title]  # failed ones are tried again
@@ -84,20 +84,6 @@ def test_no_more_cells_at_a_time_than_jobs(tmp_path: Path, jobs: int) -> None:
     assert len(outcomes) == 12
 
 
-def test_time_left_goes_by_method(tmp_path: Path) -> None:
-    cells = lay_out(fake_spec(tmp_path))  # adapruner, l2, adapruner, ...
-    nothing = Durations()
-    assert nothing.left(cells, {}, 1) is None
-    took = Durations([("adapruner", 100.0), ("adapruner", 140.0), ("l2", None)])
-    assert took.expected("adapruner") == 120.0
-    assert took.expected("l2") == 120.0  # nothing better is known
-    took.add("l2", 10.0)
-    assert took.left(cells[:4], {}, 1) == 2 * 120.0 + 2 * 10.0
-    assert took.left(cells[:4], {}, 2) == 130.0
-    assert took.left([], {cells[0]: 50.0, cells[1]: 30.0}, 1) == 70.0  # one is late: it adds nothing
-    assert took.left([], {}, 1) == 0.0
-
-
 def test_the_line_that_says_why_is_of_the_last_attempt(tmp_path: Path) -> None:
     cell = lay_out(fake_spec(tmp_path))[0]
     assert last_error(cell) == "no log"
@@ -118,7 +104,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a script with a shebang")
-def test_a_process_writes_its_log_and_its_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_writes_its_log_and_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = lay_out(fake_spec(tmp_path))[0]
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     stand_in(monkeypatch, tmp_path, "import os, sys\nprint(os.environ['OMP_NUM_THREADS'], *sys.argv[1:4])\nprint('oh', file=sys.stderr)")
@@ -128,7 +114,6 @@ def test_a_process_writes_its_log_and_its_seconds(tmp_path: Path, monkeypatch: p
     lines = (cell.folder / "log.txt").read_text().splitlines()
     assert lines[0].startswith("$ ")
     assert sorted(lines[1:]) == ["3 -m adapruner.cli fit", "oh"]
-    assert '"seconds": null' not in (cell.folder / "cell.json").read_text()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adapruner.callbacks.recovery_checkpoint import find_checkpoint
+from adapruner.recovery.last_checkpoint import find_checkpoint
 from tests.distributed.runs import KILLED_AT, SAMPLES, STEPS, TRIALS
 
 pytestmark = pytest.mark.slow  # processes are started, twice two

@@ -8,6 +8,7 @@ import torch
 from adapruner.errors import ModelError, PlanError
 from adapruner.export.folder import export_model
 from adapruner.export.loading import load
+from adapruner.files.digests import write_sums
 from adapruner.models.families import modeling_adapruner
 
 from .cases import UNEVEN
@@ -38,6 +39,7 @@ def test_runs_no_code_from_the_folder(exported, tmp_path):
     config = json.loads((record.path / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_adapruner.PrunedLlamaForCausalLM", "AutoConfig": "modeling_adapruner.Config"}
     (record.path / "config.json").write_text(json.dumps(config))
+    write_sums(record.path)  # whoever writes the rest writes them, too
     again = load(record.path)
     assert torch.equal(case.logits(again), case.logits())
     assert not (tmp_path / "ran").exists()
@@ -92,6 +94,7 @@ def test_shapes_other_than_the_configuration_says(exported):
     else:
         config["intermediate_size"] += 1
     (record.path / "config.json").write_text(json.dumps(config))
+    write_sums(record.path)  # whoever writes the rest writes them, too
     with pytest.raises(ModelError, match=r"expected the shapes of config\.json, got .* mismatched_keys, first .*mlp"):
         load(record.path)
 
@@ -103,6 +106,7 @@ def test_a_missing_tensor_is_not_made_up(exported):
     tensors = load_file(record.path / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, record.path / "model.safetensors", metadata={"format": "pt"})
+    write_sums(record.path)
     with pytest.raises(ModelError, match=r"got 1 missing_keys, first model\.layers\.1\.mlp\.up_proj\.weight"):
         load(record.path)
 
@@ -138,5 +142,6 @@ def test_a_family_of_a_newer_release(pruned, tmp_path):
     record = export_model(case.model, None, case.structure, case.plan, tmp_path / "out")
     config = json.loads((record.path / "config.json").read_text())
     (record.path / "config.json").write_text(json.dumps({**config, "architectures": ["PrunedGemma9ForCausalLM"]}))
+    write_sums(record.path)
     with pytest.raises(ModelError, match="got 'PrunedGemma9ForCausalLM'; install a newer adapruner"):
         load(record.path)

@@ -13,6 +13,7 @@ from adapruner.errors import ModelError
 from adapruner.export.folder import export_model
 from adapruner.export.loading import load
 from adapruner.export.verification import verify_export
+from adapruner.files.digests import write_sums
 from adapruner.models.tracing import trace_structure
 from adapruner.pruning.masking import masked
 from adapruner.pruning.surgery import prune_model
@@ -91,6 +92,7 @@ def test_the_modelling_file_adds_only_what_the_configuration_says(pruned, tmp_pa
     for name in added:
         del config["pruned_shapes"][name]
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    write_sums(tmp_path / "out")
     with pytest.raises(ModelError, match=r"got 6 unexpected_keys, first model\.layers\.0\.mlp\.down_proj\.bias"):
         load(tmp_path / "out")
 

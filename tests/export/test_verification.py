@@ -1,5 +1,12 @@
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +16,8 @@ from adapruner.export.folder import export_model
 from adapruner.export.verification import verify_export
 
 from .cases import UNEVEN
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -68,3 +77,34 @@ def test_wrong_arguments(export, tmp_path):
         verify_export(folder, case.model, torch.arange(10))
     with pytest.raises(ModelError, match=r"without a readable config\.json"):
         verify_export(tmp_path / "nowhere", case.model, case.input_ids)
+
+
+def test_who_is_killed_meanwhile_leaves_no_folder_and_no_process(export, tmp_path):
+    """SIGKILL: nobody can tidy up but the process that loads the folder."""
+    _, folder = export
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    code = (
+        "import sys; from pathlib import Path; import torch; from adapruner.export import verification\n"
+        'verification._SCRIPT = \'import os, time; print(os.getpid(), file=open(os.environ["SAID"], "w")); time.sleep(60)\'\n'
+        "verification._fresh_logits(Path(sys.argv[1]), torch.ones(1, 2).long(), 60.0)"
+    )
+    said = tmp_path / "said"
+    environment = {**os.environ, "TMPDIR": str(temporary), "SAID": str(said)}
+    parent = subprocess.Popen([sys.executable, "-c", code, str(folder)], env=environment, start_new_session=True, cwd=ROOT)
+    try:
+        assert _within(60, lambda: said.exists() and said.read_text().endswith("\n"))
+        child = int(said.read_text())
+        assert list(temporary.iterdir())
+    finally:
+        os.killpg(parent.pid, signal.SIGKILL)
+        parent.wait()
+    assert _within(10, lambda: not Path(f"/proc/{child}").exists())
+    assert list(temporary.iterdir()) == []
+
+
+def _within(seconds, condition):
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.05)
+    return condition()

@@ -6,6 +6,9 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
+from adapruner.files.digests import opened
 from adapruner.files.value_cache import ValueCache
 
 VALUES = {"a": 1.5, "b": None, "c": 2.5}
@@ -24,16 +27,19 @@ def test_only_what_is_missing_is_measured(tmp_path: Path) -> None:
     assert found == [1.5, math.inf, 2.5]
     assert measured == ["a", "b", "b", "c"]  # what could not be measured is tried again
     assert seen == [(2, "b"), (3, "c")]
-    assert json.loads(file.read_text()) == {"identity": {"model": "f"}, "values": {"trial": {"a": 1.5, "c": 2.5}}}
+    assert opened(json.loads(file.read_text())) == {"identity": {"model": "f"}, "values": {"trial": {"a": 1.5, "c": 2.5}}}
     assert cache.get("other stage", "a") is None
 
 
-def test_another_identity_or_damage_counts_as_empty(tmp_path: Path) -> None:
+def test_another_identity_or_damage_counts_as_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "values.json"
     ValueCache(file, {"model": "f"}).put("trial", "a", 1.5, write=True)
     assert ValueCache(file, {"model": "f"}).get("trial", "a") == 1.5
     assert ValueCache(file, {"model": "g"}).get("trial", "a") is None
-    for damage in ("{torn", "[]", '{"identity": {"model": "f"}, "values": 3}'):
+    assert capsys.readouterr().out == ""
+    changed = file.read_text().replace("1.5", "1.25")
+    for damage in ("{torn", "[]", '{"identity": {"model": "f"}, "values": 3}', changed):
         file.write_text(damage)
         assert ValueCache(file, {"model": "f"}).get("trial", "a") is None
+        assert capsys.readouterr().out.count("values.json is damaged") == 1
     assert ValueCache(None, {}).measure("trial", ["a"], lambda _: 4.0) == [4.0]

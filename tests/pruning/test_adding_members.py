@@ -101,10 +101,6 @@ def test_what_an_own_member_does_not_use_is_refused(own: None) -> None:
         Allocation("last_first", depth_slope=0.2)
     with pytest.raises(ConfigurationError, match="expected neither round_to nor uniform heads with method 'last_first', got one"):
         Allocation("last_first", round_to=8)
-    with pytest.raises(
-        ConfigurationError, match="expected 'list' exactly when attention or ffn lists fractions, got 'last_first' with ffn"
-    ):
-        Allocation("last_first", ffn=[0.1])
     model = build_model("llama")
     structure = trace_structure(model)
     with pytest.raises(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapruner.errors import PlanError
+from adapruner.files.digests import sealed
 from adapruner.models.tracing import trace_structure
 from adapruner.pruning.plan import PruningPlan, read_plan
 from tests.oracles.surgery import plan_of
@@ -178,3 +179,72 @@ def test_any_change_is_refused_or_harmless(key: str, value: Any, biased: bool) -
     assert "\n" not in message
     assert (read.kept, read.units, read.output_bias) == (plan.kept, plan.units, biased)
     assert (read.removed_layers, read.kept_hidden) == ([], None)
+
+
+FULL = replace(
+    PLAN,
+    parameters={"dense": 200, "pruned": 156, "block_dense": 98, "block_pruned": 54},
+    unit_parameters={"0.attention": 6, "0.ffn": 5, "1.attention": 6, "1.ffn": 5},
+    model={**PLAN.model, "weights": "0123"},
+)
+
+
+def falsified(**changes: Any) -> dict[str, Any]:
+    """By somebody who makes a digest of it, too: the numbers still have to be those of the units."""
+    record = json.loads(json.dumps(FULL.to_dict()))
+    for path, value in changes.items():
+        *inside, last = path.split("__")
+        part = record
+        for name in inside:
+            part = part[name]
+        part[last] = value
+    return sealed(record)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parameters__block_pruned": 9}, r"expected parameters that the kept units have \(44 fewer in blocks\), got 89 fewer there"),
+        ({"parameters__pruned": 20}, r"expected parameters that the kept units have .* and 180 in all"),
+        ({"parameters__dense": 400}, r"expected parameters that the kept units have"),
+        ({"parameters__block_dense": 980, "parameters__dense": 1082}, r"expected parameters that the kept units have"),
+        ({"unit_parameters__0.ffn": 50}, r"expected parameters that the kept units have"),
+        ({"unit_parameters": {"0.ffn": 5}}, r"expected unit_parameters and added_biases to be whole numbers"),
+        ({"parameters__added_biases": "many"}, r"expected unit_parameters and added_biases to be whole numbers"),
+        ({"budget__of": 3}, r"and budget\.of a name"),
+    ],
+)
+def test_what_a_plan_says_of_its_size_is_checked_by_its_units(changes: dict[str, Any], message: str) -> None:
+    assert read_plan(FULL.to_dict()) == FULL
+    with pytest.raises(PlanError, match=message):
+        read_plan(falsified(**changes))
+
+
+@pytest.mark.parametrize("name", ["model", "budget", "recipe", "provenance", "unit_parameters"])
+def test_a_plan_that_was_changed_anywhere_is_refused(name: str) -> None:
+    record = FULL.to_dict()
+    record[name] = {**record[name], "name": "other"} if name != "unit_parameters" else {}
+    with pytest.raises(PlanError, match=r"plan: expected .*(the plan that was written, got another|parameters that the kept units have)"):
+        read_plan(record)
+
+
+def test_a_plan_is_checked_against_the_model_itself(tiny_model: Any) -> None:
+    model = tiny_model("llama")
+    structure = trace_structure(model)
+    plan = plan_of(structure, {g.name: list(range(g.units)) for g in structure.groups})
+    facts = {"dense": structure.parameters, "block_dense": structure.block_parameters}
+    sound = replace(
+        plan,
+        model={"name": "m", "model_type": "llama", "fingerprint": "f", "weights": "w"},
+        parameters={**facts, "pruned": structure.parameters, "block_pruned": structure.block_parameters},
+        unit_parameters={g.name: g.parameters_per_unit for g in structure.groups},
+    )
+    sound.check(structure, "f", "w")
+    for wrong, message in (
+        (replace(sound, model={**sound.model, "weights": "v"}), r"expected a plan for the model with weights w, got one for 'm' \(v\)"),
+        (replace(sound, model={**sound.model, "model_type": "opt"}), r"expected model\.model_type llama of this model, got opt"),
+        (replace(sound, parameters={**sound.parameters, "dense": 5}), r"expected parameters\.dense \d+ of this model, got 5"),
+        (replace(sound, unit_parameters={**sound.unit_parameters, "0.ffn": 1}), r"expected unit_parameters others of this model"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            wrong.check(structure, "f", "w")

@@ -8,7 +8,7 @@ import torch
 
 from adapruner.errors import ConfigurationError, PlanError
 from adapruner.models.tracing import trace_structure
-from adapruner.pruning.allocation import Allocation, allocate
+from adapruner.pruning.allocation import ALLOCATIONS, Allocation, AllocationInputs, AllocationMethod, allocate
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.surgery import check_plan, prune_model, trace_for_plan
 from adapruner.pruning.tied_sets import in_slices, slice_units
@@ -53,11 +53,22 @@ def test_every_kv_head_keeps_equally_many(structure: Any, method: Any) -> None:
     assert removed == pytest.approx(0.4 * structure.block_parameters, abs=max(g.parameters_per_unit * g.sets for g in structure.groups))
 
 
+class HalfOfTheFirst(AllocationMethod):
+    """Half of the first layer's attention goes, and nothing else."""
+
+    name = "half of the first"
+
+    def keep(self, inputs: AllocationInputs) -> dict[str, list[int]]:
+        return inputs.keep_highest({"0.attention": inputs.structure.group(0, "attention").units // 2})
+
+
 def test_no_even_choice_of_one_layer_keeps_more(structure: Any) -> None:
-    scores, fractions = random_scores(structure), [0.5, 0.0, 0.0]
+    scores = random_scores(structure)
     group = structure.group(0, "attention")
     asked = 0.5 * group.units * group.parameters_per_unit / structure.block_parameters
-    kept = allocate(scores, structure, Budget(asked), Allocation("list", attention=fractions))["0.attention"]
+    ALLOCATIONS.add(HalfOfTheFirst.name, HalfOfTheFirst())
+    kept = allocate(scores, structure, Budget(asked), Allocation(HalfOfTheFirst.name))["0.attention"]
+    ALLOCATIONS.remove(HalfOfTheFirst.name)
     pairs = [a + tuple(u + 4 for u in b) for a in itertools.combinations(range(4), 2) for b in itertools.combinations(range(4), 2)]
     best = max(pairs, key=lambda units: sum(float(scores["0.attention"][u]) for u in units))
     assert kept == sorted(best)

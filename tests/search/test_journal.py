@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from adapruner.errors import ConfigurationError, StudyError
+from adapruner.files.digests import sealed
 from adapruner.search.journal import FILE, SEAL, check_journal, fail_killed, open_study, seal_of
 from adapruner.search.statistics_cache import read_or_collect
 
@@ -66,6 +67,10 @@ def test_a_trial_that_was_changed_on_disk_is_refused(tmp_path: Path) -> None:
     assert len(open_study(tmp_path, IDENTITY, 1).trials) == 1
     journal = tmp_path / FILE
     journal.write_text(journal.read_text().replace("2.25", "1.25"))
+    with pytest.raises(StudyError, match=r"expected a sound journal in .*, got damage in line 7 \(its digest is of other content"):
+        check_journal(tmp_path, IDENTITY)
+    lines = [sealed(json.loads(line)) for line in journal.read_text().splitlines()]  # each line by itself is sound again
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(StudyError, match=r"expected a sound journal in .*, got damage \(trial 0 was changed\); move it away"):
         open_study(tmp_path, IDENTITY, 1)
 

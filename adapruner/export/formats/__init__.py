@@ -26,7 +26,10 @@ class FormatRecord:
 
 
 class ExportFormat(Protocol):
-    """One way to write a pruned model."""
+    """One way to write a pruned model.
+
+    The command line refuses a target that is there, unless the format has ``is_own(target)`` and that says it may be replaced.
+    """
 
     name: str
     """The name that ``--format`` takes."""

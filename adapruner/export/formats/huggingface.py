@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from adapruner.export.formats import FormatRecord, register_export_format
@@ -25,5 +26,5 @@ class HuggingFaceFolder:
         """Moves the folder."""
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         check_folder(target)
-        replace_folder(folder, target)
+        replace_folder(folder, Path(os.path.realpath(target)))  # a link to a folder stays one
         return FormatRecord(target, f"for transformers, {config['architectures'][0]}")

@@ -46,7 +46,7 @@ class Allocation:
 
     method: str = "gamma"
     """``gamma``: one ranking over the whole model; ``uniform``: every layer loses the same; ``depth``: a share of each layer by its
-    place; ``list``: the fractions given for each layer. Layers that the budget protects lose nothing."""
+    place. Layers that the budget protects lose nothing."""
     gamma: float = 0.0
     """0: raw scores, 1: nearly uniform over groups of one kind. Only for ``gamma``."""
     log_head_multiplier: float = 0.0
@@ -56,20 +56,16 @@ class Allocation:
     that take as much room; ``unit``, the score itself, as FLAP ranks (arXiv 2312.11983). Only for ``gamma``."""
     heads: Literal["per_layer", "uniform"] = "per_layer"
     """Whether layers may keep different numbers of attention units; more serving engines take ``uniform``, which the method
-    ``uniform`` always has. Not for ``list``."""
+    ``uniform`` always has."""
     round_to: int | None = None
     """FFN widths of pruned layers become multiples of this, which hardware multiplies faster; where no such plan is within 0.1 % of
     the budget, it is met within half such a step (``uniform``: refused). Null: :func:`usual_multiple`, or the largest half, quarter,
-    ... of it that meets the budget; 1: any width. Not for ``list``."""
+    ... of it that meets the budget; 1: any width."""
     depth_slope: float = 0.0
     """How much more the last layer loses than the middle one, and the first less: a share of the layer for ``depth``, a
     natural logarithm of a factor on scores for ``gamma``. Negative: the first layers lose more."""
     depth_curve: float = 0.0
     """How much more both ends lose than the middle, in the same terms. Negative: the middle loses more."""
-    attention: list[float] | None = None
-    """Fraction of attention units removed in each layer. Only for ``list``."""
-    ffn: list[float] | None = None
-    """Fraction of FFN channels removed in each layer. Only for ``list``."""
 
     def __post_init__(self) -> None:
         method = ALLOCATIONS.find(self.method, "allocation.method")
@@ -86,23 +82,10 @@ class Allocation:
                 raise ConfigurationError(f"allocation.{name}: expected a number in [-100, 100], got {value}; give 0 for none")
             if value and name not in method.uses:
                 raise ConfigurationError(f"allocation.{name}: expected 0 with method {self.method!r}, got {value}; give method 'depth'")
-        self._check_lists(method)
         if ((self.round_to or 1) > 1 and "round_to" not in method.uses) or (self.heads == "uniform" and "heads" not in method.uses):
             raise ConfigurationError(
-                f"allocation: expected neither round_to nor uniform heads with method {self.method!r}, got one; list such widths"
+                f"allocation: expected neither round_to nor uniform heads with method {self.method!r}, got one; choose another method"
             )
-
-    def _check_lists(self, method: AllocationMethod) -> None:
-        given = [name for name in ("attention", "ffn") if getattr(self, name) is not None]
-        if ("ffn" in method.uses) != bool(given):
-            raise ConfigurationError(
-                f"allocation.method: expected 'list' exactly when attention or ffn lists fractions, got {self.method!r} with "
-                f"{' and '.join(given) or 'neither'}; give both or neither"
-            )
-        for name in given:
-            bad = [value for value in getattr(self, name) if not 0.0 <= value <= 1.0]
-            if bad:
-                raise ConfigurationError(f"allocation.{name}: expected fractions in [0, 1], got {bad[0]}; give 0.2 to remove 20 %")
 
     def profile_at(self, layer: int, layers: int) -> float:
         """How much more a layer loses than others: ``depth_slope * d + depth_curve * (d^2 - 1/3)``.
@@ -156,7 +139,7 @@ class AllocationMethod:
     name = ""
     """What ``allocation.method`` calls it."""
     uses: frozenset[str] = frozenset()
-    """Which of ``depth_slope``, ``depth_curve``, ``heads``, ``round_to``, ``attention`` and ``ffn`` it looks at."""
+    """Which of ``depth_slope``, ``depth_curve``, ``heads`` and ``round_to`` it looks at."""
     takes_any_budget = True
     """Whether it meets every budget within its finest step; else one that it misses by more than 0.1 % is refused."""
 
@@ -180,7 +163,7 @@ def allocate(
 
     Raises:
         BudgetError: if the budget cannot be reached within 0.1 % (or within one unit, where units are coarser than that).
-        ConfigurationError: if a score is not finite, a group has none, or lists do not fit the model.
+        ConfigurationError: if a score is not finite, or a group has none.
     """
     for group in structure.groups:
         values = scores.get(group.name)

@@ -146,6 +146,6 @@ def test_scores_that_are_not_finite() -> None:
     with pytest.raises(ConfigurationError, match=r"expected 160 finite values for group 1\.ffn"):
         allocate(scores, STRUCTURE, Budget(0.2), Allocation())
     with pytest.raises(
-        ConfigurationError, match=r"allocation\.method: expected a known allocation, got 'even'; Known: depth, gamma, list, uniform"
+        ConfigurationError, match=r"allocation\.method: expected a known allocation, got 'even'; Known: depth, gamma, uniform"
     ):
         Allocation("even")

@@ -7,6 +7,7 @@ widths that the architecture of the family cannot express are written for anothe
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,12 @@ from adapruner.export.formats.gguf.folder import ExportedFolder, read_folder
 from adapruner.export.formats.gguf.layout import Layout, read_layout
 from adapruner.export.formats.gguf.tensors import DTYPES, Entry, list_entries
 from adapruner.export.formats.gguf.tokenizer import add_vocabulary, read_vocabulary
+from adapruner.export.loading import check_whole
 from adapruner.export.options import ExportOptions
-from adapruner.files.atomic import temporary_beside
+from adapruner.export.staging import MARK
+from adapruner.files.atomic import replacing, writing
 
+_MARK = "adapruner.plan_hash"
 _SAFETENSORS_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -43,11 +47,16 @@ class Gguf:
     name = "gguf"
 
     def check(self, target: Path, options: ExportOptions) -> None:
-        """Refuses what :func:`check_gguf` refuses."""
+        """Refuses what :func:`check_gguf` refuses, and a file that is there without our mark."""
         check_gguf(target, options.dtype)
+        if os.path.lexists(target) and not is_own(target):
+            raise ConfigurationError(
+                f"gguf: expected a new name or an earlier export, got {target}, which is another's; choose another name"
+            )
 
     def write(self, folder: Path, target: Path, options: ExportOptions) -> GgufRecord:
         """Writes what :func:`write_gguf` writes."""
+        self.check(target, options)
         return write_gguf(folder, target, options.dtype)
 
 
@@ -74,6 +83,7 @@ def write_gguf(folder: str | Path, file: str | Path, dtype: str | None = None) -
     writer = _new_writer(exported, layout, dtype)
     add_vocabulary(writer, vocabulary)
     entries = list_entries(exported, layout, DTYPES[dtype], _tensor_names(layout))
+    check_whole(exported.path)
     _write(writer, entries, file)
     name, notes = layout.architecture.name, (*layout.notes, *vocabulary.notes)
     return GgufRecord(file, f"for llama.cpp, {name} in {dtype}", notes, architecture=name, dtype=dtype)
@@ -90,6 +100,16 @@ def check_gguf(file: str | Path, dtype: str | None = None) -> None:
     if Path(file).is_dir():
         raise ConfigurationError(f"gguf: expected a file, got the folder {file}; add a file name such as model.gguf")
     _library()
+
+
+def is_own(file: Path) -> bool:
+    """Whether a file is a GGUF with our mark, which stands among the first entries."""
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(4096)
+    except OSError:
+        return False
+    return head.startswith(b"GGUF") and _MARK.encode() in head
 
 
 def _library() -> Any:
@@ -111,6 +131,7 @@ def _new_writer(exported: ExportedFolder, layout: Layout, dtype: str) -> Any:
     gguf = _library()
     writer, config = gguf.GGUFWriter(None, layout.architecture.name), exported.config
     writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_string(_MARK, str(exported.config.get(MARK, {}).get("plan_hash", "")))
     writer.add_name(exported.path.resolve().name)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     kinds = gguf.LlamaFileType
@@ -144,17 +165,16 @@ def _write(writer: Any, entries: list[Entry], file: Path) -> None:
     codes = {torch.float32: types.F32, torch.float16: types.F16, torch.bfloat16: types.BF16}
     for entry in entries:
         writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.bytes, raw_dtype=codes[entry.dtype])
+    said = {"argument": "gguf", "remedy": "make room or choose another"}
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_beside(file) as temporary:
+        with writing(file, **said):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file, sum(entry.bytes for entry in entries), **said) as temporary:
             writer.write_header_to_file(temporary)
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for entry in entries:
                 writer.write_tensor_data(entry.values().view(torch.uint8).numpy())
             writer.close()
-            temporary.replace(file)
-    except OSError as error:
-        raise ConfigurationError(f"gguf: expected to write {file}, got {error.strerror or error}; make room or choose another") from error
     finally:
         writer.close()
