@@ -51,7 +51,6 @@ SMALL = {
     "report.compare": "[l2]",
     "report.latency_repeats": "1",
     "report.latency_seq_len": "32",
-    "export.verify": "false",
     "trainer.max_steps": str(STEPS),
     "trainer.default_root_dir": "run",
     "trainer.logger.init_args.save_dir": "run",
@@ -153,8 +152,8 @@ def summarise(record: dict[str, Any]) -> None:
         record[f"by_{key}"] = {n: [sum(r["survived"] for r in runs if r[key] == n), sum(r[key] == n for r in runs)] for n in names}
 
 
-def write(file: Path, record: dict[str, Any]) -> None:
-    summarise(record)
+def write_record(file: Path, record: dict[str, Any]) -> None:
+    """Whole or not at all."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(record, indent=1) + "\n")
     temporary.replace(file)
@@ -184,7 +183,8 @@ def main() -> None:
         started = time.monotonic()
         found = kill_once(index, processes, record["reference"][str(processes)], arguments)
         record["runs"].append(found)
-        write(arguments.json, record)
+        summarise(record)
+        write_record(arguments.json, record)
         said = "survived" if found["survived"] else f"DID NOT SURVIVE, see {found['kept']}"
         print(f"{found['seed']}: {found['signal']} in {found['stage']} at {found['moment']} s: {said} ({time.monotonic() - started:.0f} s)")
     print(f"{record['survived']} of {record['kills']} survived")

@@ -14,6 +14,7 @@ from adapruner.errors import ConfigurationError, ModelError
 from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.export.adapters import export_either
 from adapruner.export.options import ExportOptions
+from adapruner.files.digests import write_sums
 from adapruner.models.tracing import trace_structure
 from adapruner.module import PrunableCausalLM
 from adapruner.pruning.plan import PruningPlan
@@ -173,6 +174,7 @@ def test_an_export_is_opened_without_its_code_and_with_its_adapters(folder: Path
                 parameter.normal_()
     export_either(adapted, word_tokenizer(), structure, plan, tmp_path / "out", ExportOptions(), card={})
     (tmp_path / "out" / "modeling_adapruner.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    write_sums(tmp_path / "out")
     again = PrunableCausalLM(str(tmp_path / "out"), attn_implementation="eager")
     again.configure_model()
     assert again.exported is not None
