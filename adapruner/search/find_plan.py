@@ -101,8 +101,8 @@ def _plan(
         return scored.given, None
     if options.recipe is not None:
         if options.recipe.sequential:
-            windows = scored.data.calibration_windows
-            problem = replace(problem, statistics=collect_in_sequence(scored.model, problem, options.recipe, windows, options.batch_size))
+            windows, batch_size = scored.data.calibration_windows, options.statistics_batch_size
+            problem = replace(problem, statistics=collect_in_sequence(scored.model, problem, options.recipe, windows, batch_size))
         plan = make_plan(problem, options.recipe, {"seed": problem.seed, **scored.identity})
         return meet_latency(scored.model, problem, plan, options.recipe, folder, scored.identity), None
     post_pruning = PostPruning.of_windows(scored.data.calibration_windows, options.reconstruction, recover)
