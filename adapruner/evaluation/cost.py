@@ -136,16 +136,20 @@ def cost_protocol(model: nn.Module, seq_len: int = 128, batch: int = 1, repeats:
 
     ``order`` says which model was timed when.
     """
-    device, dtype = input_device(model), str(next(model.parameters()).dtype).removeprefix("torch.")
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    if device.type == "cpu":
-        where += f" with {_plural(torch.get_num_threads(), 'thread')}"
     return (
-        f"{where}, {dtype}, torch {torch.__version__}: MACs of the matrix products of one forward over {batch} x {seq_len} tokens, "
+        f"{hardware_of(model)}, torch {torch.__version__}: MACs of the matrix products of one forward over {batch} x {seq_len} tokens, "
         f"logits of every position; latency of that forward and of one of the last {decoded_tokens(seq_len)} of {seq_len} tokens decoded "
         f"with a cache at batch 1, {order}, median of {_plural(repeats, 'round')} after {WARM_UP_ROUNDS} of warm-up; "
         "weight memory of distinct tensors"
     )
+
+
+def hardware_of(model: nn.Module) -> str:
+    """Device, threads and the type of the weights, in words."""
+    device, dtype = input_device(model), str(next(model.parameters()).dtype).removeprefix("torch.")
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    threads = f" with {_plural(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
+    return f"{where}{threads}, {dtype}"
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:

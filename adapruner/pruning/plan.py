@@ -167,6 +167,13 @@ class PruningPlan:
                 raise PlanError(f"plan: expected {name} {expected} of this model, got {got}; restore the plan or search again")
 
 
+def plan_of_widths(structure: ModelStructure, kept: Mapping[str, list[int]]) -> PruningPlan:
+    """A plan that keeps these units, and all of groups without an entry: for a measurement, not to be written."""
+    counts = dict.fromkeys(("dense", "pruned", "block_dense", "block_pruned"), structure.parameters)
+    every = {g.name: kept.get(g.name, list(range(g.units))) for g in structure.groups}
+    return PruningPlan({}, every, {g.name: g.units for g in structure.groups}, counts, {})
+
+
 def read_plan(source: str | Path | Mapping[str, Any]) -> PruningPlan:
     """A plan from a JSON file or from a checkpoint's dictionary, checked against its own hash.
 

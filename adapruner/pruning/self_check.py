@@ -11,7 +11,7 @@ from adapruner.models.families import TRIED
 from adapruner.models.forward import evaluation_mode, random_ids
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.masking import masked
-from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.plan import PruningPlan, plan_of_widths
 from adapruner.pruning.surgery import pruned
 
 #: Largest difference of logits, as a part of their standard deviation; rounding in bfloat16 stays below.
@@ -56,5 +56,4 @@ def _every_second(structure: ModelStructure) -> PruningPlan:
     for group in structure.groups:
         length = group.units // group.sets
         kept[group.name] = [s * length + u for s in range(group.sets) for u in range(0, length, 2)]
-    counts = {key: structure.parameters for key in ("dense", "pruned", "block_dense", "block_pruned")}
-    return PruningPlan({}, kept, {g.name: g.units for g in structure.groups}, counts, {})
+    return plan_of_widths(structure, kept)

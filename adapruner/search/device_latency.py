@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from adapruner.errors import BudgetError, ConfigurationError, PlanError
-from adapruner.evaluation.cost import measure_latency
+from adapruner.evaluation.cost import hardware_of, measure_latency
 from adapruner.files.atomic import write_atomically
 from adapruner.files.digests import opened, sealed
 from adapruner.models.units import ModelStructure
@@ -19,7 +19,7 @@ from adapruner.progress import announce
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.costs import UnitCosts
 from adapruner.pruning.costs.latency_table import LatencyTable, correct
-from adapruner.pruning.plan import PruningPlan, read_plan
+from adapruner.pruning.plan import PruningPlan, plan_of_widths, read_plan
 from adapruner.pruning.problem import PruningProblem, make_plan
 from adapruner.pruning.recipe import Recipe
 from adapruner.pruning.surgery import pruned
@@ -27,6 +27,8 @@ from adapruner.pruning.surgery import pruned
 FILE = "latency.json"
 #: Rounds of measuring and correcting; how near the target is near enough, as a fraction of it; timed forwards of each round.
 ROUNDS, WITHIN, REPEATS = 3, 0.03, 9
+#: Where a width makes no difference that could be measured: all units together cost this part of the forward.
+_LEAST_SHARE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,37 @@ def read_or_measure_table(file: Path | None, key: str, measure: Callable[[], Lat
     return table
 
 
+def measure_table(model: nn.Module, structure: ModelStructure, seq_len: int) -> LatencyTable:
+    """Times one forward of the dense model, and of the same with half of every attention, and of every FFN, gone. It is not changed.
+
+    Args:
+        model: dense, on the device and in the type that it will run in.
+        seq_len: tokens of the forward.
+    """
+    whole = _forward_ms(model, seq_len)
+    least, per_unit = _LEAST_SHARE * whole / sum(g.units for g in structure.groups), dict[str, float]()
+    for kind in sorted({g.kind for g in structure.groups}):
+        kept = {g.name: g.even_units(g.units // 2) for g in structure.groups if g.kind == kind}
+        saved = whole * (1 - _part_of_dense(model, structure, plan_of_widths(structure, kept), seq_len))
+        per_unit[kind] = max(saved / max(1, sum(g.units - len(kept[g.name]) for g in structure.groups if g.kind == kind)), least)
+    together = sum(g.units * per_unit[g.kind] for g in structure.groups)
+    if together > whole:  # noise: units cannot take more than everything
+        per_unit = {kind: ms * whole / together for kind, ms in per_unit.items()}
+    return LatencyTable(per_unit, whole, seq_len, 1, hardware_of(model))
+
+
+def _forward_ms(model: nn.Module, seq_len: int) -> float:
+    return float(measure_latency({"model": model}, seq_len, 1, REPEATS)["model"].prefill_ms)
+
+
+def _part_of_dense(model: nn.Module, structure: ModelStructure, plan: PruningPlan, seq_len: int) -> float:
+    """The pruned model's time over the dense one's, which is taken before and after: a machine that slows down slows both."""
+    before = _forward_ms(model, seq_len)
+    with pruned(model, structure, plan):
+        inside = _forward_ms(model, seq_len)
+    return inside / ((before + _forward_ms(model, seq_len)) / 2)
+
+
 def meet_latency(
     model: Any, problem: PruningProblem, plan: PruningPlan, recipe: Recipe, folder: Path | None, identity: dict[str, Any]
 ) -> PruningPlan:
@@ -83,8 +116,6 @@ def meet_latency(
 def meet_on_device(model: nn.Module, problem: PruningProblem, recipe: Recipe, table: LatencyTable) -> MeasuredPlan:
     """The recipe's plan at the measured latency. The model is whole again afterwards.
 
-    A plan's time is taken between two of the dense model, so that a machine that slows down slows both.
-
     Raises:
         BudgetError: if no plan reaches the target even by the table.
     """
@@ -92,15 +123,8 @@ def meet_on_device(model: nn.Module, problem: PruningProblem, recipe: Recipe, ta
     def choose(costs: UnitCosts) -> PruningPlan:
         return make_plan(replace(problem, costs=costs), recipe)
 
-    def forward_ms() -> float:
-        found = measure_latency({"model": model}, table.seq_len, table.batch_size, REPEATS)
-        return float(found["model"].prefill_ms)
-
     def measure(plan: PruningPlan) -> float:
-        before = forward_ms()
-        with pruned(model, problem.structure, replace(plan, output_bias=False)):
-            inside = forward_ms()
-        return table.whole_ms * inside / ((before + forward_ms()) / 2)
+        return table.whole_ms * _part_of_dense(model, problem.structure, replace(plan, output_bias=False), table.seq_len)
 
     return meet_by_rounds(problem.budget, problem.structure, table, choose, measure)
 

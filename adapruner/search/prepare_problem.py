@@ -20,12 +20,12 @@ from adapruner.models.units import ModelStructure
 from adapruner.progress import announce, progress_bar
 from adapruner.pruning.bias_compensation import count_added_biases
 from adapruner.pruning.budget import Budget
-from adapruner.pruning.costs import COSTS, latency_table
+from adapruner.pruning.costs import COSTS
 from adapruner.pruning.costs.latency_table import LatencyTable
 from adapruner.pruning.costs.sizes import measure_sizes
 from adapruner.pruning.problem import PruningProblem
 from adapruner.search.device_latency import FILE as LATENCY_FILE
-from adapruner.search.device_latency import read_or_measure_table
+from adapruner.search.device_latency import measure_table, read_or_measure_table
 from adapruner.search.distributed_statistics import share_grams, share_statistics
 from adapruner.search.statistics_cache import read_or_collect
 
@@ -118,7 +118,7 @@ class ProblemBuilder:
 
         def measure() -> LatencyTable:
             announce("times the dense model and its layers at several widths")
-            return latency_table.measure_latency_table(self.model, self.structure, seq_len=self.budget.seq_len)
+            return measure_table(self.model, self.structure, self.budget.seq_len)
 
         if self._table is None:
             key = f"2:{self.fingerprint}:{self.weights}:{self.budget.seq_len}"

@@ -12,10 +12,10 @@ from torch import nn
 from adapruner.errors import BudgetError, ConfigurationError, DataError, ModelError, PlanError, StudyError
 from adapruner.files.folder_lock import FolderLock
 from adapruner.pruning.budget import Budget
-from adapruner.pruning.costs import latency_table
 from adapruner.pruning.costs.latency_table import LatencyTable
 from adapruner.pruning.plan import read_plan
 from adapruner.pruning.recipe import Recipe
+from adapruner.search import prepare_problem
 from adapruner.search.config import ObjectiveConfig
 from adapruner.search.space import SearchSpace
 from adapruner.search.study import SearchConfig
@@ -193,7 +193,7 @@ def test_a_fixed_recipe_is_applied_without_a_search(tmp_path: Path) -> None:
 def test_a_latency_budget_is_measured_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table is made up, as a model this small takes the same time at any width; the plans are timed."""
     table = LatencyTable({"attention": 0.2, "ffn": 0.002}, 5.0, 16, 1, "made up")
-    monkeypatch.setattr(latency_table, "measure_latency_table", lambda *_, **__: table)
+    monkeypatch.setattr(prepare_problem, "measure_table", lambda *_, **__: table)
     run = fitted(tmp_path, search_callback(budget=Budget(0.1, "latency", seq_len=16), recipe=Recipe({"l2": 1.0})), max_steps=1)
     assert run.search.plan is not None
     facts = run.search.plan.provenance["latency"]

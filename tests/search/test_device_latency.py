@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from adapruner.errors import BudgetError
 from adapruner.models.tracing import trace_structure
@@ -20,9 +22,9 @@ from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.problem import PruningProblem
 from adapruner.pruning.recipe import Recipe
 from adapruner.search import device_latency
-from adapruner.search.device_latency import meet_by_rounds, meet_latency, meet_on_device, read_or_measure_table
+from adapruner.search.device_latency import measure_table, meet_by_rounds, meet_latency, meet_on_device, read_or_measure_table
 from tests.conftest import build_model
-from tests.oracles.surgery import plan_of
+from tests.oracles.surgery import assert_same, plan_of, snapshot
 from tests.pruning.allocation.test_allocation import draw_scores
 
 TABLE = LatencyTable({"attention": 0.5, "ffn": 0.004}, 10.0, 16, 1, "a clock in a test")
@@ -52,6 +54,49 @@ def test_the_plan_meets_what_the_clock_says(model: Any, problem: PruningProblem,
     assert met.provenance["latency"]["measured_ms"] == choice.measured_ms
     for group in problem.structure.groups:
         assert model.get_submodule(group.output.module).weight.shape[1] == group.channels
+
+
+def a_clock(attention: float, ffn: float, whole: float = 40.0) -> Callable[..., Any]:
+    """Milliseconds by a formula of the widths that the model has when it is timed."""
+
+    def clock(models: dict[str, Any], seq_len: int, batch: int, repeats: int) -> Any:
+        layers = models["model"].model.layers
+        heads = sum(4 - layer.self_attn.q_proj.out_features // 8 for layer in layers)
+        channels = sum(160 - layer.mlp.down_proj.in_features for layer in layers)
+        return {"model": SimpleNamespace(prefill_ms=whole - attention * heads - ffn * channels)}
+
+    return clock
+
+
+def test_a_device_of_formulas_is_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_latency, "measure_latency", a_clock(0.75, 0.0625))
+    model = build_model("llama", intermediate_size=160)
+    table = measure_table(model, STRUCTURE, seq_len=16)
+    assert table.per_unit_ms == pytest.approx({"attention": 0.75, "ffn": 0.0625})
+    assert (table.whole_ms, table.seq_len, table.batch_size) == (40.0, 16, 1)
+    assert table.device.endswith("float32")
+
+
+def test_a_width_that_makes_no_difference_still_costs_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_latency, "measure_latency", a_clock(0.0, 0.0))
+    table = measure_table(build_model("llama", intermediate_size=160), STRUCTURE, seq_len=16)
+    assert sum(g.units * table.per_unit_ms[g.kind] for g in STRUCTURE.groups) == pytest.approx(0.001 * table.whole_ms)
+
+
+def test_units_never_take_more_than_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_latency, "measure_latency", a_clock(1.0, 0.15, whole=60.0))
+    table = measure_table(build_model("llama", intermediate_size=160), STRUCTURE, seq_len=16)
+    assert sum(g.units * table.per_unit_ms[g.kind] for g in STRUCTURE.groups) == pytest.approx(table.whole_ms)
+
+
+def test_measuring_on_this_machine_changes_nothing() -> None:
+    model = build_model("llama_gqa_2").train()
+    structure, before, state = trace_structure(model), snapshot(model), torch.get_rng_state()
+    table = measure_table(model, structure, seq_len=8)
+    assert_same(before, snapshot(model))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert set(table.per_unit_ms) == {"attention", "ffn"}
+    assert all(0 < value < math.inf for value in [table.whole_ms, *table.per_unit_ms.values()])
 
 
 def test_a_resumed_search_has_the_same_prices(tmp_path: Path) -> None:

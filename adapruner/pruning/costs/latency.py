@@ -21,7 +21,7 @@ class Latency(CostModel):
         table, groups = inputs.latency, inputs.structure.groups
         if table is None:
             raise ConfigurationError(
-                "latency: expected a measured table for a budget of latency, got none; give measure_latency_table(...)"
+                "latency: expected a measured table for a budget of latency, got none; give search.device_latency.measure_table(...)"
             )
         if table.seq_len != inputs.seq_len:
             raise ConfigurationError(
