@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -21,22 +22,24 @@ from typing import Any
 
 from adapruner.data.from_texts import data_from_texts, evaluation_from_texts, windows_from_texts
 from adapruner.data.run_data import RunData
-from adapruner.errors import ConfigurationError, nearest
+from adapruner.errors import ConfigurationError, PlanError, nearest
 from adapruner.evaluation.perplexity import NLLResult, evaluate_nll
 from adapruner.export.folder import ExportRecord, export_model
 from adapruner.export.saving import pruned_by, save_as_export
 from adapruner.files.folder_lock import held
 from adapruner.models.fingerprint import digest_weights, fingerprint_model
 from adapruner.models.loading import check_language_model, load_language_model, load_tokenizer
+from adapruner.progress import progress_bar
 from adapruner.pruning.budget import Budget
-from adapruner.pruning.depth_and_width import DepthWidthConfig
+from adapruner.pruning.depth_and_width import DepthWidthConfig, DepthWidthCut, apply_depth_and_width
 from adapruner.pruning.plan import PruningPlan, read_plan
+from adapruner.pruning.problem import bias_means
 from adapruner.pruning.recipe import Recipe
-from adapruner.pruning.surgery import prune_model, trace_for_plan
+from adapruner.pruning.surgery import prune_model, trace_for_plan, write_widths
 from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.recovery.lora import check_adapters
+from adapruner.recovery.post_pruning import PostPruning, recipe_of, refit_plan
 from adapruner.recovery.training import RecoveredModel, RecoveryConfig, train_adapters
-from adapruner.search.apply_plan import apply_found_plan
 from adapruner.search.config import SearchConfig
 from adapruner.search.find_plan import FoundPlan, find_plan
 from adapruner.search.options import PruningOptions
@@ -181,10 +184,27 @@ def reconstruct(scored: ScoredModel, found: FoundPlan, *, widths_only: bool = Fa
         scored: what :func:`score` returned; its model is dense.
         found: what :func:`search` returned.
         widths_only: leave the refit out, since a checkpoint will bring its weights.
+
+    Raises:
+        PlanError: if the plan was found for another model; nothing is changed then.
     """
-    seconds = apply_found_plan(scored, found, widths_only=widths_only)
-    save_as_export(scored.model, scored.structure, found.plan)
-    return PrunedModel(scored.model, found.plan, seconds, "pruned" if scored.options.reconstruction is None else "reconstructed")
+    if DepthWidthCut.of(found.plan) != scored.stage.cut:
+        raise PlanError(
+            "plan: expected the layers and hidden channels of the scored model to go, got others; search this scored model again"
+        )
+    model, problem, plan, reconstruction = scored.model, scored.problem, found.remaining, scored.options.reconstruction
+    plan.check(problem.structure, problem.fingerprint)
+    started, refits = time.monotonic(), reconstruction is not None and not widths_only
+    apply_depth_and_width(model, scored.stage.cut)
+    if refits:
+        with progress_bar("reconstruction", problem.structure.layers) as advance:
+            refit_plan(model, problem, plan, PostPruning.of_windows(scored.data.calibration_windows, reconstruction, None), advance)
+        write_widths(model.config, problem.structure, plan)
+    else:
+        prune_model(model, problem.structure, plan, bias_means(problem, recipe_of(plan)))
+    save_as_export(model, scored.structure, found.plan)
+    seconds = time.monotonic() - started if refits else 0.0
+    return PrunedModel(model, found.plan, seconds, "pruned" if reconstruction is None else "reconstructed")
 
 
 def recover(

@@ -24,7 +24,7 @@ def watch(pipe: int) -> None:
     for owner, name, stage in (
         (prepare_problem.ProblemBuilder, "build", "scoring"),
         (find_plan, "run_search", "search"),
-        (pruning_search, "apply_found_plan", "surgery"),
+        (pruning_search, "reconstruct", "surgery"),
         (recovery, "on_train_start", "recovery"),
         (report, "on_pruning_stage", "evaluation"),
         (report, "on_fit_end", "evaluation"),

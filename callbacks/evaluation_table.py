@@ -11,8 +11,10 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from adapruner.evaluation.perplexity import IGNORED, NLLResult, describe_protocol
+from adapruner.report.answer import listed, text_lines
 from adapruner.report.formats import MISSING, nll_text, perplexity_text
 from adapruner.report.run_sections import hardware_in_words, package_versions
+from adapruner.report.sections import DataCard
 from adapruner.report.tables import TextTable, make_table
 
 #: Of each command, the middle of the Trainer's option that leaves batches out.
@@ -91,20 +93,13 @@ def measured_table(rows: list[Measured], model: str, card: list[str]) -> TextTab
 def protocol_card(trainer: Trainer, role: str) -> list[str]:
     """Lines on the text of the measured sets, the leak check, seed, hardware, versions and command."""
     data: Any = getattr(trainer, "datamodule", None)
-    card = data.card() if hasattr(data, "card") else None
-    lines = []
-    if card is not None:
-        for row in card["sets"]:
-            if row["role"] == role:
-                title = f"{row['name'] or row['role']}, window {row['seq_len']:,}"
-                lines.append(f"{title}: {'; '.join(row['sources'])}; {row['documents']:,} documents, hash {row['hash']}")
-        lines += [f"leaks: {card['leaks']}", f"data seed: {card['seed']}"]
-    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
+    record = data.card() if hasattr(data, "card") else None
+    lines = [] if record is None else [*text_lines(DataCard.model_validate(record), role), f"data seed: {record['seed']}"]
     command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
     return [
         *lines,
         f"hardware: {hardware_in_words(trainer.strategy.root_device, trainer.world_size)}",
-        f"versions: {versions}",
+        f"versions: {listed(package_versions())}",
         f"command: {command}",
     ]
 

@@ -16,7 +16,7 @@ from adapruner.report.formats import (
     ratio_text,
 )
 from adapruner.report.schema import OWN_METHOD, SECTIONS, STAGES, Report
-from adapruner.report.sections import Calibration, Cost, Search
+from adapruner.report.sections import Calibration, Cost, DataCard, Search
 
 
 @dataclass(frozen=True)
@@ -175,15 +175,20 @@ def ideal_sentence(cost: Cost) -> str | None:
 
 def provenance_lines(report: Report) -> list[str]:
     """What a table of several runs needs beside its numbers: held-out text with hashes, leak check, hardware, versions."""
-    lines = []
-    if report.data:
-        lines += [
-            f"{held.name}, window {held.seq_len:,}: {'; '.join(held.sources)}; {held.documents:,} documents, hash {held.hash}"
-            for held in report.data.sets
-            if held.role == "evaluation"
-        ]
-        lines.append(f"leaks: {report.data.leaks}")
+    lines = text_lines(report.data, "evaluation") if report.data else []
     return [*lines, f"hardware: {report.hardware}", f"versions: {listed(report.versions)}"]
+
+
+def text_lines(card: DataCard, role: str) -> list[str]:
+    """What the sets of a role hold, with hashes, and the leak check."""
+    held = (row for row in card.sets if row.role == role)
+    return [
+        *(
+            f"{row.name or role}, window {row.seq_len:,}: {'; '.join(row.sources)}; {row.documents:,} documents, hash {row.hash}"
+            for row in held
+        ),
+        f"leaks: {card.leaks}",
+    ]
 
 
 def listed(values: dict[str, str] | dict[str, int]) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from adapruner.errors import BudgetError
 from adapruner.files.value_cache import ValueCache
-from adapruner.recovery.post_pruning import PostPruning
-from adapruner.report.baselines import compare_methods
+from adapruner.pruning.problem import make_plan
+from adapruner.recovery.post_pruning import PostPruning, measure_stages
 from adapruner.search.find_plan import FoundPlan
 from adapruner.search.score import ScoredModel
 
@@ -66,12 +67,21 @@ class MeasuredBefore:
     def compare(
         self, model: nn.Module, problem: Any, recipes: dict[str, Any], post_pruning: PostPruning, measure: Callable[[nn.Module], Values]
     ) -> Iterator[tuple[str, str, Values]]:
-        """:func:`compare_methods`, but a method that an earlier attempt took through all stages is recalled."""
+        """(Method, stage, values) of every recipe through the same stages as they are measured; what earlier attempts measured is recalled.
+
+        The dense model comes back whole after each. A method that cannot meet the budget (uniform widths are coarse on small models) is
+        yielded once with stage ``skipped`` and no values: it must not end a run whose search is done.
+        """
         for name, recipe in recipes.items():
             known = [(stage, self.recall(name, stage)) for stage in post_pruning.stages]
             if all(values is not None for _, values in known):
                 yield from ((name, stage, values or {}) for stage, values in known)
                 continue
-            for method, stage, values in compare_methods(model, problem, {name: recipe}, post_pruning, measure):
-                self.keep(method, stage, values)
-                yield method, stage, values
+            try:
+                plan = make_plan(problem, recipe)
+            except BudgetError:
+                yield name, "skipped", {}
+                continue
+            for stage, values in measure_stages(model, problem, plan, post_pruning, measure):
+                self.keep(name, stage, values)
+                yield name, stage, values

@@ -21,9 +21,10 @@ from adapruner.evaluation.generation import generate_text
 from adapruner.evaluation.perplexity import describe_protocol, evaluate_nll
 from adapruner.importance.metrics import find_metric
 from adapruner.progress import announce, progress_bar
+from adapruner.pruning.allocation import Allocation
 from adapruner.pruning.depth_and_width import depth_and_width_removed
+from adapruner.pruning.recipe import Recipe
 from adapruner.recovery.post_pruning import PostPruning, pruned_only
-from adapruner.report.baselines import baseline_recipes
 from adapruner.report.measured_before import MeasuredBefore, Values
 from adapruner.report.run_sections import (
     EvaluatedText,
@@ -154,7 +155,7 @@ class ReportRecorder:
             with pruned_only(model, problem, found.remaining):
                 self.measure_stage("pruned", model)
         post_pruning = PostPruning.of_windows(self.data.calibration_windows, reconstruction, recover)
-        recipes = baseline_recipes(self.config.compare)
+        recipes = {metric: Recipe({metric: 1.0}, allocation=Allocation("uniform")) for metric in self.config.compare}
         if found.outcome is not None and found.outcome.best_fixed is not None and recipes:
             trial, recipe = found.outcome.best_fixed
             recipes["best fixed"] = recipe

@@ -23,7 +23,6 @@ from adapruner.errors import ConfigurationError
 from adapruner.recovery.last_checkpoint import FILE, find_checkpoint, settings_of
 from adapruner.recovery.lora import LoRAConfig
 from adapruner.report import measured_before
-from adapruner.search import apply_plan
 from tests.callbacks.conftest import ForeignData, ForeignModule, Run, foreign_trainer, search_callback
 from tests.tiny import random_windows
 
@@ -194,8 +193,8 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
     def no_more(*_: Any, **__: Any) -> Any:
         raise AssertionError("it was known")
 
-    monkeypatch.setattr(measured_before, "compare_methods", no_more)
-    monkeypatch.setattr(apply_plan, "refit_plan", no_more)
+    monkeypatch.setattr(measured_before, "measure_stages", no_more)
+    monkeypatch.setattr("adapruner.stages.refit_plan", no_more)
     again = fit(None, tmp_path / FILE)
     rows = {(r["method"], r["stage"]) for r in again.recorder.perplexity}
     stages = {("l2", "pruned"), ("l2", "reconstructed"), ("best fixed", "pruned"), ("best fixed", "reconstructed")}
