@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from adapruner.callbacks.listener import PruningListener, first_of, listeners_of
 from adapruner.errors import ModelError
-from adapruner.recovery.diagnosis import blame_for_gradient, blame_for_loss, first_bad_gradient, gradient_message, loss_message
+from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
 from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora, recover_briefly
 
 
@@ -66,12 +67,8 @@ class LoRARecoveryCallback(PruningListener):
         Raises:
             ModelError: naming the step and, where a sample of the batch shows it alone, the sample and the layer.
         """
-        if bool(torch.isfinite(loss.detach()).all()):
-            return
-        batch, where, tokenizer = self._suspect(trainer, pl_module)
         with trainer.precision_plugin.forward_context():
-            blame = blame_for_loss(getattr(pl_module, self.model_attribute), batch, where, tokenizer)
-        raise ModelError(loss_message(loss, trainer.global_step, blame))
+            check_loss(loss, getattr(pl_module, self.model_attribute), trainer.global_step, partial(self._suspect, trainer, pl_module))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
         """Refuses gradients that are not finite; where losses are scaled (``16-mixed``), the scaler skips such a step by itself.
@@ -79,21 +76,13 @@ class LoRARecoveryCallback(PruningListener):
         Raises:
             ModelError: naming the first parameter, the step and, where a sample of the last batch shows it alone, the sample.
         """
-        bad = (
-            None
-            if getattr(trainer.precision_plugin, "scaler", None) is not None
-            else first_bad_gradient(dict(pl_module.named_parameters()))
-        )
-        if bad is None:
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return
-        (batch, where, tokenizer), model = self._suspect(trainer, pl_module), getattr(pl_module, self.model_attribute, None)
-        blame = ""
-        if model is not None:
-            with trainer.precision_plugin.forward_context():
-                blame = blame_for_gradient(model, batch, pl_module.get_parameter(bad), where, tokenizer)
-        raise ModelError(gradient_message(bad, trainer.global_step, blame))
+        model, suspect = getattr(pl_module, self.model_attribute, None), partial(self._suspect, trainer, pl_module)
+        with trainer.precision_plugin.forward_context():
+            check_gradients(dict(pl_module.named_parameters()), model, trainer.global_step, suspect)
 
-    def _suspect(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Any, str, Any]:
+    def _suspect(self, trainer: Trainer, pl_module: LightningModule) -> Suspect:
         """The running batch, its name and the tokenizer; no batch where a forward is a step of all ranks, and one alone met it."""
         (batch, index), tokenizer = self._batch, None
         with suppress(ModelError):  # a model without one trains all the same

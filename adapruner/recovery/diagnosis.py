@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from adapruner.errors import ModelError
 from adapruner.importance.finiteness import find_bad_gradient, find_bad_loss
 
 #: Tokens of a text that are quoted.
@@ -15,33 +16,52 @@ _QUOTED = 12
 _NAMES = ("input_ids", "labels", "attention_mask")
 
 
-def blame_for_loss(model: nn.Module, batch: Any, where: str, tokenizer: Any = None) -> str:
-    """Where a loss that is not finite comes from: ``, on sample 3 of WHERE ('...'), not finite from LAYER on``.
+Suspect = tuple[Any, str, Any]
+"""A batch of ``input_ids``, ``labels`` and ``attention_mask``, each ``[b, t]`` (of any other nothing is said), what it is called, such as
+``batch 7``, and a tokenizer, which quotes a sample's first words; ``None`` leaves them out."""
+
+
+def check_loss(loss: Tensor, model: nn.Module, steps: int, suspect: Callable[[], Suspect]) -> None:
+    """Refuses a loss that is not finite before it makes every weight so.
 
     Args:
-        batch: ``input_ids``, ``labels`` and ``attention_mask``, each ``[b, t]``; with any other batch nothing is said.
-        where: what the batch is called, such as ``batch 7``.
-        tokenizer: quotes the sample's first words; ``None`` leaves them out.
+        loss: of the running batch.
+        model: that it came from.
+        steps: optimizer steps so far.
+        suspect: gives the running batch.
 
-    Returns:
-        Words to put behind a message; empty where no sample shows it alone.
+    Raises:
+        ModelError: naming the step and, where a sample of the batch shows it alone, the sample and the layer.
     """
-    if not _is_known(batch):
-        return ""
-    found = find_bad_loss(model, batch)
-    if found is None:
-        return ""
-    row, layer = found
-    return f", on {_sample(batch, row, where, tokenizer)}, not finite from {_plain(layer)} on"
+    if bool(torch.isfinite(loss.detach()).all()):
+        return
+    batch, where, tokenizer = suspect()
+    found = find_bad_loss(model, batch) if _is_known(batch) else None
+    blame = "" if found is None else f", on {_sample(batch, found[0], where, tokenizer)}, not finite from {_plain(found[1])} on"
+    raise ModelError(
+        f"recovery: expected a finite loss, got {float(loss.detach())} after {steps} optimizer steps{blame}; "
+        "lower the learning rate, set trainer.gradient_clip_val, or train in bfloat16 or float32"
+    )
 
 
-def blame_for_gradient(model: nn.Module, batch: Any, parameter: nn.Parameter, where: str, tokenizer: Any = None) -> str:
-    """Where a parameter's gradient that is not finite comes from: ``, from sample 3 of WHERE ('...')``; see :func:`blame_for_loss`."""
-    if not _is_known(batch):
-        return ""
-    with torch.enable_grad():
-        row = find_bad_gradient(model, batch, parameter)
-    return "" if row is None else f", from {_sample(batch, row, where, tokenizer)}"
+def check_gradients(parameters: Mapping[str, nn.Parameter], model: nn.Module | None, steps: int, suspect: Callable[[], Suspect]) -> None:
+    """Refuses gradients that are not finite; arguments as of :func:`check_loss`, and the parameters that train, by name.
+
+    Raises:
+        ModelError: naming the first parameter, the step and, where a sample of the last batch shows it alone, the sample.
+    """
+    bad = first_bad_gradient(parameters)
+    if bad is None:
+        return
+    (batch, where, tokenizer), row = suspect(), None
+    if model is not None and _is_known(batch):
+        with torch.enable_grad():
+            row = find_bad_gradient(model, batch, parameters[bad])
+    blame = "" if row is None else f", from {_sample(batch, row, where, tokenizer)}"
+    raise ModelError(
+        f"recovery: expected finite gradients, got inf or nan in {bad} after {steps} optimizer steps{blame}; "
+        "lower the learning rate, or train in bfloat16 or float32"
+    )
 
 
 def first_bad_gradient(parameters: Mapping[str, nn.Parameter]) -> str | None:
@@ -56,22 +76,6 @@ def first_bad_gradient(parameters: Mapping[str, nn.Parameter]) -> str | None:
         return None
     # A norm may overflow where no gradient does.
     return next((name for name, gradient in named if not bool(torch.isfinite(gradient).all())), None)
-
-
-def loss_message(loss: Tensor, steps: int, blame: str) -> str:
-    """The error's line for a loss that is not finite."""
-    return (
-        f"recovery: expected a finite loss, got {float(loss.detach())} after {steps} optimizer steps{blame}; "
-        "lower the learning rate, set trainer.gradient_clip_val, or train in bfloat16 or float32"
-    )
-
-
-def gradient_message(name: str, steps: int, blame: str) -> str:
-    """The error's line for a gradient that is not finite."""
-    return (
-        f"recovery: expected finite gradients, got inf or nan in {name} after {steps} optimizer steps{blame}; "
-        "lower the learning rate, or train in bfloat16 or float32"
-    )
 
 
 def _is_known(batch: Any) -> bool:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from adapruner.data.resumable import training_loader
-from adapruner.errors import ConfigurationError, ModelError
+from adapruner.errors import ConfigurationError
 from adapruner.files.digests import DamagedError
 from adapruner.models.fingerprint import digest_weights
 from adapruner.models.next_token_loss import mean_next_token_loss
 from adapruner.progress import announce, progress_bar
 from adapruner.recovery.checkpoint_contents import read_contents
-from adapruner.recovery.diagnosis import blame_for_gradient, blame_for_loss, first_bad_gradient, gradient_message, loss_message
+from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
 from adapruner.recovery.last_checkpoint import random_state, set_random_state, write_checkpoint
 from adapruner.recovery.lora import LoRAConfig, attach_lora, check_adapters, merge_lora, recover_briefly
 
@@ -155,15 +155,14 @@ def short_recovery(windows: Any, config: RecoveryConfig | None, steps: int) -> C
 
 def _step(adapted: Any, batch: dict[str, Tensor], state: _State, config: RecoveryConfig, tokenizer: Any) -> float:
     loss = mean_next_token_loss(adapted, **{name: value.to(state.device) for name, value in batch.items()})
-    where = f"the batch of step {state.step + 1}"
-    if not bool(torch.isfinite(loss.detach())):
-        raise ModelError(loss_message(loss, state.step, blame_for_loss(adapted, batch, where, tokenizer)))
+
+    def suspect() -> Suspect:
+        return batch, f"the batch of step {state.step + 1}", tokenizer
+
+    check_loss(loss, adapted, state.step, suspect)
     state.optimizer.zero_grad()
     loss.backward()
-    bad = first_bad_gradient(state.trained)
-    if bad is not None:
-        blame = blame_for_gradient(adapted, batch, adapted.get_parameter(bad), where, tokenizer)
-        raise ModelError(gradient_message(bad, state.step, blame))
+    check_gradients(state.trained, adapted, state.step, suspect)
     if config.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(state.parameters, config.clip_norm)
     state.optimizer.step()
