@@ -165,7 +165,7 @@ def _write(writer: Any, entries: list[Entry], file: Path) -> None:
     codes = {torch.float32: types.F32, torch.float16: types.F16, torch.bfloat16: types.BF16}
     for entry in entries:
         writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.bytes, raw_dtype=codes[entry.dtype])
-    said = {"argument": "gguf", "remedy": "make room or choose another"}
+    said: dict[str, Any] = {"argument": "gguf", "remedy": "make room or choose another"}
     try:
         with writing(file, **said):
             file.parent.mkdir(parents=True, exist_ok=True)
