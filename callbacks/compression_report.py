@@ -14,6 +14,7 @@ from adapruner.callbacks.lora_recovery import LoRARecoveryCallback, short_recove
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback
 from adapruner.errors import ConfigurationError
+from adapruner.files.folder_lock import check_there
 from adapruner.progress import announce
 from adapruner.report.measured_before import MeasuredBefore
 from adapruner.report.recorder import ReportConfig, ReportRecorder
@@ -99,6 +100,8 @@ class CompressionReportCallback(PruningListener):
         from adapruner.report.terminal import print_report
 
         folder = Path(self.folder_name or self._pruning.folder)
+        if not self.folder_name:
+            check_there(folder)
         record = self.to_report(trainer, pl_module)
         write_report(record, folder)
         log_report(trainer.loggers, record, trainer.global_step)

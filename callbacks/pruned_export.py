@@ -20,6 +20,7 @@ from adapruner.export.folder import ExportRecord
 from adapruner.export.options import ExportOptions
 from adapruner.export.staging import check_folder, staged
 from adapruner.files.atomic import write_atomically
+from adapruner.files.digests import write_sums
 from adapruner.progress import announce
 
 
@@ -52,13 +53,21 @@ class PrunedExportCallback(PruningListener):
 
     def check_before_search(self, trainer: Trainer) -> None:
         """Refuses what cannot be written, before the hours of work, not after."""
-        check_folder(self._folder(trainer))
+        folder, run = self._folder(trainer), Path(self._pruning(trainer).folder_name or trainer.default_root_dir)
+        check_folder(folder)
+        if run.resolve().is_relative_to(folder.resolve()):
+            raise ConfigurationError(f"export.folder: expected a place beside or inside the run folder, got {folder}; give {run / 'model'}")
         if self.options.adapters == "folder" and first_of(trainer, LoRARecoveryCallback) is None:
             raise ConfigurationError("export.adapters: expected a run with LoRA recovery for a folder of adapters, got none; give merged")
         if self.push is not None and trainer.is_global_zero:
             from adapruner.export.push import check_push
 
             check_push(self.push)
+
+    def bytes_to_write(self, trainer: Trainer, weights: int) -> int:
+        """Bytes that an export of so many weights takes, at least."""
+        own = next(trainer.lightning_module.parameters()).element_size()
+        return weights * (4 if self.options.dtype == "float32" else 2 if self.options.dtype else own)
 
     def before_merge(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """With ``adapters: folder``: writes and checks the folder; called by recovery, which then merges the adapters."""
@@ -77,12 +86,15 @@ class PrunedExportCallback(PruningListener):
             card["adapter"] = ADAPTER_FOLDER
             text = model_card(plan, class_name=record.class_name, stock=record.stock, notes=record.notes, card=card)
             write_atomically(record.path / "README.md", text)
+            write_sums(record.path)
 
     def _export(self, trainer: Trainer, pl_module: LightningModule, card: dict[str, Any]) -> None:
         pruning, folder = self._pruning(trainer), self._folder(trainer)
         scored, plan = pruning.scored, pruning.plan
         if plan is None or scored is None or not trainer.is_global_zero:
             return
+        if pruning.lock is not None:
+            pruning.lock.check()
         model, tokenizer = getattr(pl_module, pruning.model_attribute), getattr(pl_module, "tokenizer", None)
         with staged(folder) as new:
             record = export_either(model, tokenizer, scored.structure, plan, new, self.options, card)

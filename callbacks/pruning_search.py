@@ -123,6 +123,7 @@ class PruningSearchCallback(Callback):
             folder=self.folder,
             compared_metrics=[metric for listener in listeners_of(trainer) for metric in listener.compared_metrics],
             on_accepted=partial(self._accepted, trainer),
+            room=self._bytes_to_write(trainer, model),
         )
         self.options = self.scored.options
         recover = short_recovery(trainer, pl_module, self.options.search.recovery_steps)
@@ -134,6 +135,12 @@ class PruningSearchCallback(Callback):
         pl_module.plan = self.plan  # type: ignore[assignment]
         save_found_plan(self.scored, self.found, getattr(pl_module, "tokenizer", self.tokenizer))
         self._notify(trainer, pl_module, pruned.stage)
+
+    def _bytes_to_write(self, trainer: Trainer, model: Any) -> int:
+        """What the callbacks will write of the pruned model, at least: a disk without that room refuses the run."""
+        left = self.options.weights_left(sum(p.numel() for p in model.parameters()))
+        every: Any = trainer.callbacks  # type: ignore[attr-defined]
+        return sum(callback.bytes_to_write(trainer, left) for callback in every if hasattr(callback, "bytes_to_write"))
 
     def _accepted(self, trainer: Trainer) -> None:
         for listener in listeners_of(trainer):

@@ -47,6 +47,10 @@ class RecoveryCheckpointCallback(Checkpoint):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFileIO()
 
+    def bytes_to_write(self, trainer: Trainer, weights: int) -> int:
+        """Bytes that a checkpoint of so many weights takes, at least."""
+        return 0 if trainer.max_steps == 0 else weights * next(trainer.lightning_module.parameters()).element_size()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Dropout goes on where it was."""
         self._saved = trainer.global_step

@@ -102,7 +102,7 @@ def _plan_hash(exported: Path) -> str | None:
 def _last_checkpoint(run: Path) -> Path | None:
     """The one written last; a sharded one is a folder."""
     found = [path for path in run.rglob("*.ckpt") if not any(part.startswith(".") for part in path.relative_to(run).parts)]
-    return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
+    return max(found, key=lambda path: (path.lstat().st_mtime_ns, path.name), default=None)
 
 
 def _config(run: Path) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def check_room(path: Path, size: int, *, argument: str = "folder", remedy: str =
     """
     free = _free(path)
     if free is not None and free < size:
-        raise ConfigurationError(f"{argument}: expected room for {_mib(size)} in {path}, got {_mib(free)}; {remedy}")
+        raise ConfigurationError(f"{argument}: expected {_mib(size)} of room for {path}, got {_mib(free)}; {remedy}")
 
 
 def _cannot_write(path: Path, error: Exception, argument: str, remedy: str) -> ConfigurationError:

@@ -23,6 +23,7 @@ RUN_FILES = re.compile(
 )
 #: Every folder of it, and what may be a file or a folder.
 RUN_FOLDERS, EITHER = ("checkpoints", "plans", "model"), ("last.ckpt",)
+SHARDED = "meta.pt"  # in a folder that is a checkpoint
 
 
 class FolderLock:
@@ -134,7 +135,7 @@ def check_files(folder: Path) -> None:
             elif path.name in RUN_FOLDERS and place is folder:
                 wanted, sound = "a folder", path.is_dir()
             else:
-                wanted, sound = "a checkpoint", path.name not in EITHER or path.exists()
+                wanted, sound = "a checkpoint", path.name not in EITHER or path.is_file() or (path / SHARDED).is_file()
             if not sound:
                 got = "a folder" if path.is_dir() else "a link that leads nowhere" if path.is_symlink() else "something else"
                 raise ConfigurationError(f"folder: expected {wanted} at {path}, got {got}; move it away")

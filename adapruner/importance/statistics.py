@@ -83,6 +83,14 @@ class UnitStatistics:
         return result
 
 
+def statistics_per_sample(structure: ModelStructure, needs: frozenset[str]) -> int:
+    """How many numbers are kept for each sample."""
+    rows = sum(g.units * len(g.tensors) for g in structure.groups)
+    kinds = len(needs & _FROM_GRADIENTS)
+    inputs = 0 if needs.isdisjoint({"input_sum", "input_square_sum"}) else 2 * sum(g.channels for g in structure.groups)
+    return kinds * rows + inputs
+
+
 def collect_statistics(
     model: nn.Module,
     structure: ModelStructure,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from adapruner.errors import ConfigurationError, ModelError
+from adapruner.files import folder_lock
 from adapruner.files.digests import DamagedError, check_sums, check_zip
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan, read_plan
@@ -19,7 +20,7 @@ from adapruner.recovery.lora import LoRAConfig, attach_lora, describe_lora
 PLAN_KEY = "adapruner_plan"
 LORA_KEY = "adapruner_lora"
 #: Of a sharded checkpoint, the file that holds everything but tensors.
-SHARDED = "meta.pt"
+SHARDED = folder_lock.SHARDED
 #: In a tensor's name, the layer's number; layers that stay are numbered from 0 on.
 _LAYER = re.compile(r"\.(\d+)\.")
 #: What ``ckpt_path`` may be besides a file.

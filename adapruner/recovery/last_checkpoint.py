@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from adapruner.errors import ConfigurationError
 from adapruner.files.atomic import replacing, writing
 from adapruner.files.digests import DamagedError, seal_zip
 from adapruner.progress import announce
@@ -55,13 +56,17 @@ def find_checkpoint(folder: Path, settings: Mapping[str, str], shards: bool = Fa
 
     Args:
         shards: whether the run can go on from one that is a folder.
+
+    Raises:
+        ConfigurationError: if it is one, and the run cannot.
     """
     file = folder / FILE
     if not os.path.lexists(file):
         return None
     if file.is_dir() and not shards:
-        announce(f"recovery starts anew: {file} is of a sharded run; the same trainer.strategy goes on from it")
-        return None
+        raise ConfigurationError(
+            f"checkpoint: expected one file at {file}, got the folder of a sharded run; give the same trainer.strategy, or move it away"
+        )
     try:
         known = _settings_in(read_contents(file, ours=True))
     except (DamagedError, OSError) as error:

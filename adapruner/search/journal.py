@@ -169,19 +169,22 @@ def _sealed_backend(file: Path) -> Any:
         return SealedJournal(str(file))
 
 
-def read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
-    """The sound lines of a journal, without Optuna, and how many are damaged; the end of a line that was being written is neither.
+def read_lines(file: Path) -> tuple[list[dict[str, Any]], int, bool]:
+    """The lines of a journal, without Optuna, that are sound; how many are damaged; and whether lines carry digests, as all of ours do.
+
+    The end of a line that was being written is neither.
 
     Raises:
         OSError: if it cannot be read.
     """
-    found, damaged = [], 0
-    for line in file.read_bytes().splitlines(keepends=True):
+    whole = file.read_bytes().splitlines(keepends=True)
+    ours, found, damaged = any(b'"digest"' in line for line in whole), [], 0
+    for line in whole:
         try:
-            found.append(opened(json.loads(line)))
+            found.append(opened(json.loads(line), may_lack=not ours))
         except ValueError:
             damaged += line.endswith(b"\n")
-    return found, damaged
+    return found, damaged, ours
 
 
 def _mend(journal: Path, write: bool) -> None:

@@ -51,6 +51,13 @@ class PruningOptions:
             raise ConfigurationError(f"pruning.recipe: expected a plan or a recipe, got both ({self.plan.hash}); leave one out")
         check_beside_depth_and_width(self.depth_width, self.budget, self.search.space, self.recipe)
 
+    def weights_left(self, whole: int) -> int:
+        """How many of so many weights the pruned model will have, at least; 0 where only the search will tell."""
+        if self.plan is not None:
+            return self.plan.parameters["pruned"]
+        open_ended = self.budget.absolute or self.budget.of not in ("block", "all") or self.search.space.pruned_fraction
+        return 0 if open_ended else int(whole * (1 - self.budget.pruned_fraction))
+
     @property
     def searches(self) -> bool:
         """Whether neither a plan nor a recipe is given."""

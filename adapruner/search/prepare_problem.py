@@ -15,7 +15,7 @@ from adapruner.calibration.pool import CalibrationGroups, CalibrationPool
 from adapruner.data.run_data import RunData
 from adapruner.distributed import is_rank_zero
 from adapruner.importance.gram import GramMatrices, gram_gib
-from adapruner.importance.statistics import UnitStatistics
+from adapruner.importance.statistics import UnitStatistics, statistics_per_sample
 from adapruner.models.units import ModelStructure
 from adapruner.progress import announce, progress_bar
 from adapruner.pruning.bias_compensation import count_added_biases
@@ -28,6 +28,8 @@ from adapruner.search.device_latency import FILE as LATENCY_FILE
 from adapruner.search.device_latency import measure_table, read_or_measure_table
 from adapruner.search.distributed_statistics import share_grams, share_statistics
 from adapruner.search.statistics_cache import read_or_collect
+
+GRAMS = "grams.safetensors"
 
 
 @dataclass
@@ -84,9 +86,18 @@ class ProblemBuilder:
             grams: whether trials are refitted.
         """
         first = next(iter(pools))
-        statistics = {n: self._statistics(n, needs, n == first) for n in dict.fromkeys([first, *needed_lengths])}
+        statistics = {n: self._statistics(n, needs) for n in dict.fromkeys([first, *needed_lengths])}
         others = {n: (found, pools[n]) for n, found in statistics.items()}
         return self._problem(statistics[first], pools[first], others, self._grams(pools[first]) if grams else None)
+
+    def bytes_to_write(self, needs: frozenset[str] | None, needed_lengths: list[int], grams: bool) -> int:
+        """What :meth:`build` would add to the run folder at least; what is there already is not written again."""
+        if self.folder is None or needs is None:
+            return 0
+        missing = [n for n in dict.fromkeys([next(iter(self.lengths)), *needed_lengths]) if not self._statistics_file(n).exists()]
+        samples = sum(len(self.lengths[n].input_ids) for n in missing)
+        size = 4 * samples * statistics_per_sample(self.structure, needs)
+        return size + (int(self.gram_gib() * 2**30) if grams and not (self.folder / GRAMS).exists() else 0)
 
     def gram_gib(self) -> float:
         """Memory that the Gram matrices of the pool's sources would take."""
@@ -125,9 +136,9 @@ class ProblemBuilder:
             self._table = read_or_measure_table(self._file(LATENCY_FILE), key, measure, write=is_rank_zero())
         return self._table
 
-    def _statistics(self, length: int, needs: frozenset[str], first: bool) -> UnitStatistics:
+    def _statistics(self, length: int, needs: frozenset[str]) -> UnitStatistics:
         windows = self.lengths[length]
-        file = self._file("statistics.safetensors" if first else f"statistics-{length}.safetensors")
+        file = None if self.folder is None else self._statistics_file(length)
         key = f"3:{self.fingerprint}:{self.weights}:{windows.fingerprint}:{','.join(sorted(needs))}"
 
         def collect() -> Any:
@@ -145,7 +156,7 @@ class ProblemBuilder:
                 parts = len(pool.sources.names)
                 return share_grams(self.model, self.structure, windows, pool.sources.index, parts, self.batch_size, advance)
 
-        return GramMatrices.from_tensors(self._kept("Gram matrices", self._file("grams.safetensors"), key, collect))
+        return GramMatrices.from_tensors(self._kept("Gram matrices", self._file(GRAMS), key, collect))
 
     def _kept(self, what: str, file: Path | None, key: str, collect: Callable[[], Any]) -> Any:
         started = time.monotonic()
@@ -154,6 +165,11 @@ class ProblemBuilder:
         if from_file:
             announce(f"takes the {what} of {len(self.data.calibration_windows.input_ids)} calibration samples from {file}")
         return tensors
+
+    def _statistics_file(self, length: int) -> Path:
+        assert self.folder is not None
+        first = length == next(iter(self.lengths))
+        return self.folder / ("statistics.safetensors" if first else f"statistics-{length}.safetensors")
 
     def _file(self, name: str) -> Path | None:
         return None if self.folder is None else self.folder / name

@@ -11,6 +11,7 @@ from adapruner.calibration.pool import CalibrationPool
 from adapruner.data.run_data import RunData
 from adapruner.distributed import Ranks
 from adapruner.errors import check_all
+from adapruner.files.atomic import check_room
 from adapruner.importance.metrics import find_metric
 from adapruner.models.fingerprint import digest_weights, fingerprint_model
 from adapruner.models.tracing import trace_structure
@@ -70,6 +71,7 @@ def score_model(
     folder: Path | None = None,
     compared_metrics: Iterable[str] = (),
     on_accepted: Callable[[], None] | None = None,
+    room: int = 0,
 ) -> ScoredModel:
     """Traces the model, refuses what cannot work, and collects the statistics that the search, the recipe or the plan need.
 
@@ -81,6 +83,7 @@ def score_model(
         folder: where statistics are kept and looked for; ``None``: nowhere.
         compared_metrics: metrics that others will score the units by, beside the search.
         on_accepted: called once nothing is left to refuse, before the first statistic is collected.
+        room: bytes that the caller will write besides statistics; a disk without it is refused.
 
     Raises:
         AdaPrunerError: with everything that does not fit, before the heavy work.
@@ -111,12 +114,14 @@ def score_model(
             Ranks().on_rank_zero(check_journal, folder, identity, options.search.storage)
         elif folder is not None:
             Ranks().on_rank_zero(check_no_other_search, folder, given)
+        needs, grams = _needs(options, compared_metrics), options.searches and refit is not None
+        lengths = lengths_of(options.search, options.recipe, given)
+        if folder is not None:
+            Ranks().on_rank_zero(check_room, folder / "plan.json", room + builder.bytes_to_write(needs, lengths, grams))
         if on_accepted is not None:
             on_accepted()
-        needs = _needs(options, compared_metrics)
         if needs is not None:
-            lengths = lengths_of(options.search, options.recipe, given)
-            problem = builder.build(builder.pools(), needs, lengths, grams=options.searches and refit is not None)
+            problem = builder.build(builder.pools(), needs, lengths, grams=grams)
     seconds = sum(builder.seconds.values())
     return ScoredModel(model, data, options, structure, stage, problem, remaining.given, refit, identity, folder, seconds)
 

@@ -107,7 +107,7 @@ def test_a_disk_without_room_is_refused_before_a_byte_is_written(tmp_path: Path)
     (tmp_path / "a.json").write_text("old")
     with (
         pytest.raises(
-            ConfigurationError, match=r"^folder: expected room for \d+\.\d MiB in .*a\.json, got \d+\.\d MiB; make room, the same"
+            ConfigurationError, match=r"^folder: expected \d+\.\d MiB of room for .*a\.json, got \d+\.\d MiB; make room, the same"
         ),
         replacing(tmp_path / "a.json", 1 << 60),
     ):
