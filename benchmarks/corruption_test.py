@@ -6,8 +6,8 @@ A small but whole run is killed in the search, killed in recovery, and left to i
 in half, emptied, has one bit flipped or 64 KiB zeroed, becomes that of a run with other seeds, a folder, or a link that leads nowhere.
 Then whatever believes the file is run: the same command again, ``export`` and ``inspect``, and of an export ``validate`` and
 :func:`adapruner.load`, too. Right: the plan, the weights and all figures are those of the undamaged run, or the command ends with exit
-code 2 and one line, nothing else changed. Silent: it ends with 0 and something differs. Every try is a fork that has imported everything; started
-again with the same file, the tool goes on.
+code 2 and one line, nothing else changed. Silent: it ends with 0 and something differs. Every try is a fork that has imported
+everything; started again with the same file, the tool goes on.
 """
 
 from __future__ import annotations
