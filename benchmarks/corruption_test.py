@@ -6,7 +6,8 @@ A small but whole run is killed in the search, killed in recovery, and left to i
 in half, emptied, has one bit flipped or 64 KiB zeroed, becomes that of a run with other seeds, a folder, or a link that leads nowhere.
 Then whatever believes the file is run: the same command again, ``export`` and ``inspect``, and of an export ``validate`` and
 :func:`adapruner.load`, too. Right: the plan, the weights and all figures are those of the undamaged run, or the command ends with exit
-code 2 and one line, nothing else changed. Silent: it ends with 0 and something differs. Every try is a fork that has imported everything.
+code 2 and one line, nothing else changed. Silent: it ends with 0 and something differs. Every try is a fork that has imported
+everything; started again with the same file, the tool goes on.
 """
 
 from __future__ import annotations
@@ -396,20 +397,21 @@ def main() -> None:
     _import_all()
 
     arguments.scratch = Path(tempfile.mkdtemp(prefix="corruption-test-", dir=arguments.scratch)).resolve()
-    started, record = time.monotonic(), {"seed": arguments.seed, "tries": []}
+    record = json.loads(arguments.json.read_text()) if arguments.json.exists() else {"seed": arguments.seed, "tries": [], "minutes": 0.0}
+    done, started = {(t["moment"], t["file"], t["way"]) for t in record["tries"]}, time.monotonic() - 60 * record["minutes"]
     tester = Tester(arguments)
     try:
         tester.prepare()
         for moment in MOMENTS:
             for name in tester.files(moment):
                 for way in WAYS:
-                    if not re.search(arguments.only, f"{moment}/{name}/{way}"):
+                    if (moment, name, way) in done or not re.search(arguments.only, f"{moment}/{name}/{way}"):
                         continue
-                    record["tries"].append(tester.attempt(moment, name, way))  # type: ignore[attr-defined]
+                    record["tries"].append(tester.attempt(moment, name, way))
                     summarise(record)
                     record["minutes"] = round((time.monotonic() - started) / 60, 1)
                     write_record(arguments.json, record)
-                    found = record["tries"][-1]  # type: ignore[index]
+                    found = record["tries"][-1]
                     if found["verdict"] != "right":
                         print(f"{moment}: {name}: {way}: {found['verdict']}: {found['said']}", flush=True)
     finally:
