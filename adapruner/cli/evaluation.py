@@ -101,8 +101,8 @@ class EvaluationCommands:
 
     @staticmethod
     def _safe(options: dict[str, Any]) -> dict[str, Any]:
-        """No code in a checkpoint is run, unless asked for by ``--weights_only false``."""
-        return {**options, "weights_only": True if options.get("weights_only") is None else options["weights_only"]}
+        """No code in a checkpoint is run, Lightning's own of a scheduler's included."""
+        return {**options, "weights_only": True}
 
     def _open(self) -> str:
         """Prunes the model where a plan is given without a checkpoint, which would bring its own; says what is measured.

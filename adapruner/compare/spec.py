@@ -154,8 +154,10 @@ def _check_config(file: Path) -> None:
 def _read_yaml(file: Path, argument: str) -> Any:
     import yaml
 
+    from adapruner.files.yaml_text import read_yaml
+
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        return read_yaml(file)
     except OSError as error:
         raise ConfigurationError(f"{argument}: expected a readable file, got {error.strerror} for {file}; correct the path") from None
     except (ValueError, yaml.YAMLError) as error:
