@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adapruner.argument_checks import typed
 from adapruner.data.from_texts import data_from_texts
 from adapruner.data.run_data import RunData
 from adapruner.errors import ConfigurationError
@@ -56,12 +57,14 @@ class PruningResult:
     report: Mapping[str, Any] = field(default_factory=dict)
     """The record that ``report.json`` holds."""
 
+    @typed
     def save(self, folder: str | Path, **options: Any) -> ExportRecord:
         """Writes the folder that transformers, vLLM and llama.cpp load; options as :func:`adapruner.stages.export`."""
         card = card_of_run(str(self.plan.model.get("name")), card_of_report(self.report), dtype=options.get("dtype"))
         return export(self.model, folder, self.tokenizer, **{"card": card, **options})
 
 
+@typed
 def prune(
     model: Any,
     tokenizer: Any = None,

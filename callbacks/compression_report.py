@@ -8,6 +8,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from adapruner.argument_checks import check_call
 from adapruner.callbacks.listener import PruningListener, first_of, listeners_of
 from adapruner.callbacks.loggers import log_report
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback, short_recovery
@@ -35,6 +36,7 @@ class CompressionReportCallback(PruningListener):
 
     def __init__(self, name: str | None = None, folder: str | None = None, **config: Any) -> None:
         super().__init__()
+        check_call(CompressionReportCallback.__init__, {"name": name, "folder": folder}, "report.")
         self.config = ReportConfig(**config)
         self.compared_metrics = self.config.compare
         self.name, self.folder_name = name, folder

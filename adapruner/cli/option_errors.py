@@ -7,7 +7,6 @@ an error, each option that was given on the command line or in a configuration i
 from __future__ import annotations
 
 import difflib
-from argparse import ArgumentError
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import is_dataclass
@@ -118,7 +117,9 @@ class Options:
             yield name
         elif is_dataclass(bases[0]):
             inner = self._of_object(owner, bases[0])
-            options = dict(inner._flat(value, "")) if owner == name and isinstance(value, Mapping) else {name.removeprefix(f"{owner}."): value}
+            options = (
+                dict(inner._flat(value, "")) if owner == name and isinstance(value, Mapping) else {name.removeprefix(f"{owner}."): value}
+            )
             for option, part in options.items():
                 yield from (f"{owner}.{one}" for one in inner._lists(option, part))
 
@@ -290,7 +291,7 @@ def _accepts(hint: Any, value: Any, appends: bool) -> bool:
             parser.parse_args([f"--value{'+' if appends else ''}={value}"])
         else:
             parser.parse_object({"value": deepcopy(value)})  # which it changes in place
-    except ArgumentError:
+    except Exception:  # most, but not all, as ArgumentError
         return False
     return True
 

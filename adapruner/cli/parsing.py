@@ -53,7 +53,7 @@ def parse(
             raise
         except Exception as error:  # the parser raises most, but not all, as ArgumentError
             raise explain(options, given, error) from None
-        own = config[command] if command in config else config
+        own = config.get(command, config)
         faults = [ConfigurationError(text) for text in class_faults(parser, own)]
     if faults:
         raise together(faults)

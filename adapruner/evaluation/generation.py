@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapruner.argument_checks import check_fields, check_seed, got
 from adapruner.errors import ConfigurationError, DataError
 from adapruner.models.forward import evaluation_mode, input_device
 
@@ -33,8 +34,10 @@ class Decoding:
     """For what is drawn; every prompt begins with it, so that a text does not depend on its neighbours."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "generation.")
         if self.max_new_tokens < 1:
             raise ConfigurationError(f"generation.max_new_tokens: expected 1 or more, got {self.max_new_tokens}; give 40")
+        check_seed("generation.seed", self.seed)
         if not 0.0 <= self.temperature < float("inf"):
             raise ConfigurationError(f"generation.temperature: expected 0 or more, got {self.temperature}; give 0 for the likeliest")
 
@@ -89,6 +92,10 @@ def encode_prompt(model: nn.Module, tokenizer: Any, prompt: str, max_new_tokens:
         raise DataError(f"prompts: expected at least one token in each, got none from {prompt!r}; give some text")
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if positions is not None and ids.shape[1] + max_new_tokens > positions:
+        if ids.shape[1] >= positions:
+            raise ConfigurationError(
+                f"prompts: expected fewer than the model's {positions} tokens, got one of {ids.shape[1]}, {got(prompt, 40)}; shorten it"
+            )
         raise ConfigurationError(
             f"max_new_tokens: expected at most {positions - ids.shape[1]} after a prompt of {ids.shape[1]} tokens, got {max_new_tokens}; "
             "shorten the prompt or generate less"

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapruner.argument_checks import typed
 from adapruner.errors import PlanError
 from adapruner.files.atomic import write_atomically
 from adapruner.files.digests import DamagedError, opened, sealed
@@ -167,6 +168,7 @@ class PruningPlan:
                 raise PlanError(f"plan: expected {name} {expected} of this model, got {got}; restore the plan or search again")
 
 
+@typed
 def read_plan(source: str | Path | Mapping[str, Any]) -> PruningPlan:
     """A plan from a JSON file or from a checkpoint's dictionary, checked against its own hash.
 

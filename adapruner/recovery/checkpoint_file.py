@@ -50,7 +50,9 @@ def check_checkpoint(path: Any, argument: str = "ckpt_path") -> None:
         raise ConfigurationError(f"{argument}: expected a checkpoint, got {str(path)!r}, which does not exist; correct the path")
     if file.is_dir():
         if not (file / SHARDED).is_file():
-            raise ConfigurationError(f"{argument}: expected a checkpoint, got the folder {str(path)!r} without {SHARDED}; name the .ckpt file")
+            raise ConfigurationError(
+                f"{argument}: expected a checkpoint, got the folder {str(path)!r} without {SHARDED}; name the .ckpt file"
+            )
         check_shards(file, argument)
 
 

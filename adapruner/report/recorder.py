@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import nn
 
+from adapruner.argument_checks import check_fields
+from adapruner.data.run_data import RunData
 from adapruner.errors import ConfigurationError
 from adapruner.evaluation.generation import generate_text
 from adapruner.evaluation.perplexity import describe_protocol, evaluate_nll
@@ -77,7 +79,8 @@ class ReportConfig:
         return {"report.latency_seq_len": self.latency_seq_len, **({"report.speed_seq_lens": swept} if swept else {})}
 
     def __post_init__(self) -> None:
-        sizes = [("batch_size", self.batch_size, 1), ("latency_seq_len", self.latency_seq_len, 1)]
+        check_fields(self, "report.")
+        sizes = [("batch_size", self.batch_size, 1), ("latency_seq_len", self.latency_seq_len, 2)]
         sizes += [("latency_repeats", self.latency_repeats, 1), *(("speed_batches", b, 1) for b in self.speed_batches)]
         for argument, value, least in (*sizes, *(("speed_seq_lens", n, 2) for n in self.speed_seq_lens)):
             if value < least:
