@@ -83,7 +83,7 @@ def check_fields(record: Any, prefix: str = "", but: Collection[str] = ()) -> No
     Raises:
         ConfigurationError: naming the first such field.
     """
-    hints = _hints(type(record))
+    hints: dict[str, Any] = _hints(type(record))  # type: ignore[arg-type]
     for field in fields(record):
         if field.name not in but:
             check_type(f"{prefix}{field.name}", getattr(record, field.name), hints[field.name])

@@ -115,7 +115,8 @@ def prune(
             check_adapters(model, recovery.lora)
         data = _data(calibration, tokenizer, asked.search.seed, evaluation, _recovery_texts(recovery, recovery_texts, calibration))
         reports = where is not None or evaluation is not None
-        check_model_and_data(model, data, asked.budget, report.sequence_lengths() if reports else {})
+        prompts = [lambda: report.check_prompts(model, tokenizer)] if reports else []
+        check_model_and_data(model, data, asked.budget, report.sequence_lengths() if reports else {}, *prompts)
         scored = score_model(model, data, asked, folder=where, compared_metrics=report.compare)
         recover = short_recovery(data.recovery_windows, recovery, asked.search.recovery_steps)
         found = find_plan(scored, recover=recover)  # the folder is this call's already

@@ -66,6 +66,10 @@ class CompressionReportCallback(PruningListener):
                 f"{type(trainer.lightning_module).__name__}; set trainer.max_steps or compare_recovered: false"
             )
 
+    def check_with_model(self, pl_module: LightningModule, model: Any) -> None:
+        """Prompts that leave no room for what the model writes."""
+        self.config.check_prompts(model, getattr(pl_module, "tokenizer", None) if self.config.prompts else None)
+
     def on_pruning_stage(self, trainer: Trainer, pl_module: LightningModule, stage: str, pruning: PruningSearchCallback) -> None:
         """Measures on the first rank: at ``dense``, with the plan known, and after the surgery."""
         self._pruning = pruning

@@ -19,7 +19,7 @@ from adapruner.evaluation.generation import encode_prompt
 from adapruner.export.rebuilding import read_checkpoint
 from adapruner.files.atomic import replacing
 from adapruner.models.fingerprint import digest_weights, fingerprint_model
-from adapruner.progress import announce
+from adapruner.progress import announce, terminal
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import trace_for_plan
 from adapruner.recovery.checkpoint_contents import PLAN_KEY
@@ -156,9 +156,7 @@ class Continuations:
     """
 
     def __init__(self, file: Path) -> None:
-        from rich.console import Console
-
-        self.file, self.console = file, Console(soft_wrap=True, highlight=False)
+        self.file, self.console = file, terminal(soft_wrap=True, highlight=False)
         self.prompt, self.pieces = "", [""]
         self._beside = ExitStack()
 

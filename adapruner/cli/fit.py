@@ -24,7 +24,7 @@ from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruned_export import PrunedExportCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback, writes_shards
-from adapruner.callbacks.validation import check_callbacks, check_launcher
+from adapruner.callbacks.validation import check_callbacks, check_launcher, check_processes
 from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
 from adapruner.cli.evaluation import EvaluationCommands
 from adapruner.cli.help_page import COMMANDS
@@ -165,8 +165,10 @@ class PruningCLI(EvaluationCommands, LightningCLI):
             options |= {"max_steps": 0, "limit_train_batches": 0}
         if "checkpoint" in self.left_out and not any(isinstance(callback, Checkpoint) for callback in callbacks):
             options["enable_checkpointing"] = False  # else Lightning adds a callback of its own
-        with one_line("trainer", (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)):
-            return super().instantiate_trainer(**options)
+        with one_line("trainer", (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError, LookupError)):
+            trainer = super().instantiate_trainer(**options)
+        check_processes(trainer)
+        return trainer
 
     def fit(self, model: LightningModule, **options: Any) -> None:
         """``Trainer.fit`` in a folder that is this process's alone; an error before the work changes nothing in it and leaves none."""

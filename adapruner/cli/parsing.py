@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from adapruner.argument_checks import check_seed
 from adapruner.cli.class_paths import class_faults, installed_only, set_parser_limits
 from adapruner.cli.option_errors import Text, explain, options_of
+from adapruner.compare.spec import CODE
 from adapruner.errors import AdaPrunerError, ConfigurationError, check_all, together
-from adapruner.files.paths import check_path
+from adapruner.files.paths import check_folder_path, check_path
 from adapruner.files.yaml_text import set_yaml_limits
 
 #: What runs code that comes with a model or a task: only the command line may ask for it, not a configuration.
-_CODE = {"model.trust_remote_code": "true", "zero_shot.task_folder": "FOLDER"}
+_CODE = dict(zip(CODE, ("true", "FOLDER"), strict=True))
+_FOLDERS = ("trainer.default_root_dir", "pruning.folder", "report.folder", "export.folder")
 _PATHS = (
-    "trainer.default_root_dir",
     "model.name_or_path",
     "data.tokenizer",
     "data.prompts",
     "data.calibration.given_set",
     "pruning.plan",
-    "pruning.folder",
     "zero_shot.task_folder",
-    "report.folder",
-    "export.folder",
 )
 
 
@@ -59,7 +61,10 @@ def parse(
         raise together(faults)
     check_all(
         lambda: _check_code(own, given),
-        *(lambda name=name: check_path(name, own.get(name)) for name in _PATHS),  # type: ignore[misc]
+        *(partial(check_path, name, own.get(name)) for name in _PATHS),
+        *(partial(check_folder_path, name, own.get(name)) for name in _FOLDERS),
+        lambda: _check_export_folder(own),
+        lambda: check_seed("seed_everything", own.get("seed_everything")) if type(own.get("seed_everything")) is int else None,
         lambda: _check_weights_only(own),
     )
     return config, given
@@ -78,6 +83,14 @@ def _check_code(config: Namespace, given: Mapping[str, Any]) -> None:
             f"model.attn_implementation: expected one of the library, got {kernel!r:.100}, code from the hub; "
             "give --model.trust_remote_code true to run it"
         )
+
+
+def _check_export_folder(config: Namespace) -> None:
+    """An export is replaced as a whole: not the run folder with it."""
+    folder, run = config.get("export.folder"), config.get("trainer.default_root_dir") or "."
+    place = Path(os.path.realpath(run))
+    if folder and Path(os.path.realpath(folder)) in (place, *place.parents):
+        raise ConfigurationError(f"export.folder: expected a folder of its own, got {folder!r}, which holds the run folder; choose another")
 
 
 def _check_weights_only(config: Namespace) -> None:

@@ -30,6 +30,8 @@ OWNED = {
     "export.folder": "folder",
     "import": "--import of compare",
 }
+#: Options that run code which comes with a model or a task: no file may ask for them.
+CODE = ("model.trust_remote_code", "zero_shot.task_folder")
 """Option of ``fit`` that every cell sets for itself -> the key of the comparison that decides it."""
 
 FindConfig = Callable[[str, str], str]
@@ -81,6 +83,10 @@ def read_spec(file: str) -> dict[str, Any]:
     unknown = [str(key) for key in record if key not in KEYS]
     if unknown:
         raise ConfigurationError(f"--config: expected known keys in {file}, got {unknown[0]!r}; {nearest(unknown[0], KEYS)}")
+    options = record.get("options") or ()
+    for option in options if isinstance(options, Mapping | list) else ():
+        if str(option).split("=")[0].lstrip("-") in CODE:
+            raise ConfigurationError(f"options: expected none that runs code, got {option!r} in {file}; give it behind --, not in a file")
     return dict(record)
 
 

@@ -19,6 +19,8 @@ from adapruner.argument_checks import check_fields, check_seed, got
 from adapruner.errors import ConfigurationError, DataError
 from adapruner.models.forward import evaluation_mode, input_device
 
+#: Of a continuation, where nobody says how many.
+MOST_NEW_TOKENS = 40
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -26,7 +28,7 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 class Decoding:
     """How a prompt is continued."""
 
-    max_new_tokens: int = 40
+    max_new_tokens: int = MOST_NEW_TOKENS
     """At most so many tokens a prompt."""
     temperature: float = 0.0
     """0: always the most likely token. Above: drawn, with logits divided by it."""
@@ -42,7 +44,7 @@ class Decoding:
             raise ConfigurationError(f"generation.temperature: expected 0 or more, got {self.temperature}; give 0 for the likeliest")
 
 
-def generate_text(model: nn.Module, tokenizer: Any, prompts: list[str], max_new_tokens: int = 40) -> list[str]:
+def generate_text(model: nn.Module, tokenizer: Any, prompts: list[str], max_new_tokens: int = MOST_NEW_TOKENS) -> list[str]:
     """The most likely continuation of each prompt, token by token; the prompt itself is not repeated.
 
     Prompts go one by one, without padding, so that a text does not depend on its neighbours. Arguments and errors are those of

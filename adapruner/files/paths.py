@@ -31,6 +31,25 @@ def check_path(argument: str, path: Any) -> None:
         raise ConfigurationError(f"{argument}: expected a local path, got {text!r:.100}; copy it here, or mount it")
     if "\0" in text:
         raise ConfigurationError(f"{argument}: expected a path, got {text!r:.80} with a NUL in it; correct it")
+    _check_names(argument, text)
+
+
+def check_folder_path(argument: str, path: Any) -> None:
+    """Whether a folder can be made at a path, or is there; ``None`` passes.
+
+    Raises:
+        ConfigurationError: as :func:`check_path`, or if a file or a link that leads nowhere is in its way.
+    """
+    check_path(argument, path)
+    if path is None:
+        return
+    for part in (Path(path).absolute(), *Path(path).absolute().parents):
+        if os.path.lexists(part) and not part.is_dir():
+            what = "a file" if part.exists() else "a link that leads nowhere"
+            raise ConfigurationError(f"{argument}: expected a folder, got {what}, {part}, in the way of {str(path)!r}; choose another")
+
+
+def _check_names(argument: str, text: str) -> None:
     longest = max((len(os.fsencode(part)) for part in Path(text).parts), default=0)
     if longest > _MOST_OF_A_NAME or len(os.fsencode(text)) >= _MOST:
         raise ConfigurationError(
