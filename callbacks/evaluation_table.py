@@ -11,7 +11,6 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from adapruner.evaluation.perplexity import IGNORED, NLLResult, describe_protocol
-from adapruner.progress import terminal
 from adapruner.report.formats import MISSING, nll_text, perplexity_text
 from adapruner.report.run_sections import hardware_in_words, package_versions
 from adapruner.report.tables import TextTable, make_table
@@ -58,10 +57,8 @@ class EvaluationTableCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """The table: after the progress bar, which would be drawn over it."""
         if stage in ("validate", "test") and self.rows and trainer.is_global_zero:
-            from rich.console import Console
-
             card = protocol_card(trainer, "evaluation" if stage == "test" else "search")
-            measured_table(self.rows, self.model, card).print(Console(soft_wrap=True))
+            measured_table(self.rows, self.model, card).print(terminal(soft_wrap=True))
 
     def _take(self, command: str, trainer: Trainer, pl_module: LightningModule) -> None:
         measured: dict[int, NLLResult] = getattr(pl_module, "measured", {})

@@ -41,7 +41,7 @@ from adapruner.files.digests import seal_lines
 from adapruner.files.folder_lock import FolderLock, held
 from adapruner.module import PrunableCausalLM
 from adapruner.progress import announce
-from adapruner.recovery.checkpoint_file import check_checkpoint
+from adapruner.recovery.checkpoint_file import check_is_local
 from adapruner.recovery.last_checkpoint import find_checkpoint, settings_of
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the help has them
@@ -118,7 +118,7 @@ class PruningCLI(EvaluationCommands, LightningCLI):
         own = self._subcommand_parsers[self.command]
         self.config, given = parse(lambda words: parser.parse_args([self.command, *words]), own, self.command, self.words, OPTIONAL_STAGES)
         self._leave_out(given)
-        check_checkpoint(self.config[self.command].get("ckpt_path"))
+        check_is_local(self.config[self.command].get("ckpt_path"))
 
     def _leave_out(self, given: Mapping[str, Any]) -> None:
         """Notes the stages that are ``null``; without recovery, or without a step of it, nothing is trained."""
@@ -256,7 +256,7 @@ def check_fit(methods: Mapping[str, Sequence[str]]) -> None:
     for method, (_, *words) in methods.items():
         try:
             config, _ = parse(parser.parse_args, parser, "fit", _nulls_as_configurations(take_imports(words)[1]), OPTIONAL_STAGES)
-            check_checkpoint(config.get("ckpt_path"))
+            check_is_local(config.get("ckpt_path"))
         except ConfigurationError as error:
             raise ConfigurationError(f"methods: expected arguments that fit understands, got for {method}: {error}") from None
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from adapruner.errors import ConfigurationError
+from adapruner.files.digests import DamagedError
 from adapruner.files.paths import check_path
-from adapruner.recovery.checkpoint_contents import SHARDED
 
+#: Of a sharded checkpoint, the file that holds everything but tensors.
+SHARDED = "meta.pt"
 #: Names of Lightning's that stand for a checkpoint, of a registry on the network among them.
 _NAMES = ("last", "best", "hpc")
 #: In a sharded checkpoint, the pickle that says which tensor lies where; torch reads it without any limit.
@@ -34,11 +36,11 @@ _KNOWN = {
 }
 
 
-def check_checkpoint(path: Any, argument: str = "ckpt_path") -> None:
-    """Whether a checkpoint is a local file, or a local folder whose parts say nothing but where tensors lie; ``None`` passes.
+def check_is_local(path: Any, argument: str = "ckpt_path") -> None:
+    """Whether a checkpoint is a local file, or the folder of a sharded one; ``None`` passes.
 
     Raises:
-        ConfigurationError: if it is not there, a name that stands for something else, on the network, or would run code.
+        ConfigurationError: if it is not there, on the network, or a name that stands for something else.
     """
     if path is None:
         return
@@ -48,29 +50,22 @@ def check_checkpoint(path: Any, argument: str = "ckpt_path") -> None:
         raise ConfigurationError(f"{argument}: expected the path of a checkpoint, got {str(path)!r}; name the file")
     if not file.exists():
         raise ConfigurationError(f"{argument}: expected a checkpoint, got {str(path)!r}, which does not exist; correct the path")
-    if file.is_dir():
-        if not (file / SHARDED).is_file():
-            raise ConfigurationError(
-                f"{argument}: expected a checkpoint, got the folder {str(path)!r} without {SHARDED}; name the .ckpt file"
-            )
-        check_shards(file, argument)
+    if file.is_dir() and not (file / SHARDED).is_file():
+        got = f"the folder {str(path)!r} without {SHARDED}"
+        raise ConfigurationError(f"{argument}: expected a checkpoint, got {got}; name the .ckpt file")
 
 
-def check_shards(folder: Path, argument: str = "ckpt_path") -> None:
+def check_index(folder: Path) -> None:
     """Whether the index of a sharded checkpoint is one, before torch unpickles it.
 
     Raises:
-        ConfigurationError: if it is damaged, or names anything but what an index is made of.
+        DamagedError: if it is damaged, or names anything but what an index is made of.
     """
     try:
         with (folder / _INDEX).open("rb") as file:
             _IndexUnpickler(file).load()
     except Exception as error:  # a damaged pickle can fail in any way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise ConfigurationError(
-            f"{argument}: expected a whole Lightning checkpoint of tensors and plain values, got damage in {str(folder)!r} ({reason}); "
-            "take another"
-        ) from None
+        raise DamagedError((str(error).strip().splitlines() or [type(error).__name__])[0][:120]) from None
 
 
 class _IndexUnpickler(pickle.Unpickler):

@@ -17,7 +17,6 @@ from typing import Any
 from torch import nn
 
 from adapruner.argument_checks import check_fields
-from adapruner.data.run_data import RunData
 from adapruner.errors import ConfigurationError
 from adapruner.evaluation.generation import MOST_NEW_TOKENS, encode_prompt, generate_text
 from adapruner.evaluation.perplexity import describe_protocol, evaluate_nll
