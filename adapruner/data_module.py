@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from adapruner.argument_checks import check_type
 from adapruner.data.options import check_size
 from adapruner.data.padding_rows import share_out
 from adapruner.data.prompts import prompt_loader, read_prompts
@@ -85,6 +87,16 @@ class PruningDataModule(LightningDataModule):
         bos: str = "auto",
     ) -> None:
         super().__init__()
+        for argument, value, hint in (
+            ("calibration", calibration, CalibrationData),
+            ("search", search, SearchData),
+            ("recovery", recovery, RecoveryData | None),
+            ("evaluation", evaluation, list[EvaluationSet] | None),
+            ("tokenizer", tokenizer, str | None),
+            ("allow_leak", allow_leak, bool),
+            ("prompts", prompts, str | Path | None),
+        ):
+            check_type(f"data.{argument}", value, hint)
         self.calibration, self.search, self.recovery = calibration, search, recovery
         self.evaluation = list(evaluation or [])
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed

@@ -7,7 +7,11 @@ The command line prints them without a traceback; anything else that escapes is 
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+
+#: Layout of plain text, and what joins letters in some scripts.
+_SHOWN = "\n\t\u200c\u200d"
 
 
 class AdaPrunerError(Exception):
@@ -18,7 +22,18 @@ class AdaPrunerError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
+
+
+def printable(text: str) -> str:
+    """Text as a terminal may show it: what came from a file may hold sequences that a terminal obeys, or hide what it says.
+
+    >>> printable("a\x1b[2Jb\u202ec é 漢 \ud800")
+    'a\\x1b[2Jb\\u202ec é 漢 \\ud800'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in _SHOWN or unicodedata.category(c) == "Zs" else ascii(c)[1:-1] for c in text)
 
 
 class ConfigurationError(AdaPrunerError, ValueError):

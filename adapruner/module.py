@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
+from adapruner.argument_checks import typed_as
 from adapruner.errors import ConfigurationError
 from adapruner.evaluation.generation import Decoding, stream_text
 from adapruner.evaluation.perplexity import NLLResult
@@ -65,6 +66,7 @@ class PrunableCausalLM(PrunedCheckpoints, LightningModule):
     'llama'
     """
 
+    @typed_as("model.")
     def __init__(
         self,
         name_or_path: str = DEMO,

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
 from adapruner.distributed import is_rank_zero
+from adapruner.errors import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.segment import Segment
 
 #: Whether anything is printed at all.
 _SHOWN: ContextVar[bool] = ContextVar("shown", default=True)
@@ -26,36 +33,55 @@ def _silent() -> bool:
     return not _SHOWN.get() or not is_rank_zero()
 
 
+def terminal(**options: Any) -> Console:
+    """Where everything is printed that may hold names or text from a file: printable characters that the output can encode.
+
+    Args:
+        options: as of :class:`rich.console.Console`.
+    """
+    state = random.getstate()
+    from rich.console import Console
+    from rich.segment import Segment
+
+    random.setstate(state)  # which the library's import moves
+
+    class Terminal(Console):
+        def render(self, *renderable: Any, **how: Any) -> Iterator[Segment]:
+            for segment in super().render(*renderable, **how):
+                yield segment if segment.control else Segment(self.shown(segment.text), segment.style)
+
+        def shown(self, text: str) -> str:
+            return printable(text).encode(self.encoding, "replace").decode(self.encoding)
+
+    return Terminal(**options)
+
+
 def announce(message: str) -> None:
     """One plain line."""
-    if _silent():
-        return
-    from rich.console import Console
-
-    Console(soft_wrap=True, highlight=False).print(f"adapruner: {message}", markup=False)
+    if not _silent():
+        terminal(soft_wrap=True, highlight=False).print(f"adapruner: {message}", markup=False)
 
 
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
     """A bar with time left, on a terminal and in a notebook; yields ``advance(done, note="")``. Elsewhere ten plain lines instead."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     if _silent():
         yield lambda done, note="": None
         return
-    console = Console()
+    console = terminal()
     if not console.is_terminal and not console.is_jupyter:
-        yield _lines(title, total)
+        yield _lines(title, total, console)
         return
     columns = (
-        TextColumn("{task.description:<14}"),
+        TextColumn("{task.description:<14}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=total, note="")
@@ -76,7 +102,7 @@ def late_progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
         yield advance
 
 
-def _lines(title: str, total: int) -> Callable[..., None]:
+def _lines(title: str, total: int, console: Console) -> Callable[..., None]:
     shown = -1
 
     def advance(done: int, note: str = "") -> None:
@@ -84,6 +110,7 @@ def _lines(title: str, total: int) -> Callable[..., None]:
         tenth = done * 10 // max(1, total)
         if tenth > shown or done >= total:
             shown = tenth
-            print(f"{title}: {done} of {total} {note}".rstrip(), flush=True)
+            console.print(f"{title}: {done} of {total} {note}".rstrip(), markup=False, highlight=False, soft_wrap=True)
+            console.file.flush()
 
     return advance

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adapruner.argument_checks import typed
 from adapruner.data.from_texts import data_from_texts
 from adapruner.data.run_data import RunData
 from adapruner.errors import ConfigurationError
@@ -56,12 +57,14 @@ class PruningResult:
     report: Mapping[str, Any] = field(default_factory=dict)
     """The record that ``report.json`` holds."""
 
+    @typed
     def save(self, folder: str | Path, **options: Any) -> ExportRecord:
         """Writes the folder that transformers, vLLM and llama.cpp load; options as :func:`adapruner.stages.export`."""
         card = card_of_run(str(self.plan.model.get("name")), card_of_report(self.report), dtype=options.get("dtype"))
         return export(self.model, folder, self.tokenizer, **{"card": card, **options})
 
 
+@typed
 def prune(
     model: Any,
     tokenizer: Any = None,
@@ -112,7 +115,8 @@ def prune(
             check_adapters(model, recovery.lora)
         data = _data(calibration, tokenizer, asked.search.seed, evaluation, _recovery_texts(recovery, recovery_texts, calibration))
         reports = where is not None or evaluation is not None
-        check_model_and_data(model, data, asked.budget, report.sequence_lengths() if reports else {})
+        prompts = [lambda: report.check_prompts(model, tokenizer)] if reports else []
+        check_model_and_data(model, data, asked.budget, report.sequence_lengths() if reports else {}, *prompts)
         scored = score_model(model, data, asked, folder=where, compared_metrics=report.compare)
         recover = short_recovery(data.recovery_windows, recovery, asked.search.recovery_steps)
         found = find_plan(scored, recover=recover)  # the folder is this call's already

@@ -20,6 +20,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from adapruner.argument_checks import check_call, check_type, got, typed
 from adapruner.data.from_texts import data_from_texts, evaluation_from_texts, windows_from_texts
 from adapruner.data.run_data import RunData
 from adapruner.errors import ConfigurationError, PlanError, nearest
@@ -71,12 +74,14 @@ class Evaluation:
         return {key: result.perplexity for key, result in self.results.items()}
 
 
+@typed
 def load_model(model: Any, tokenizer: Any = None) -> tuple[Any, Any]:
     """A causal LM and its tokenizer: as they are given, or loaded by name or folder.
 
     Raises:
         ModelError: if the model cannot be loaded, or is no Hugging Face causal LM.
     """
+    _check_tokenizer(tokenizer)
     source = str(model) if isinstance(model, str | Path) else None
     if source is not None:
         model = load_language_model(source)
@@ -86,6 +91,12 @@ def load_model(model: Any, tokenizer: Any = None) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def _check_tokenizer(tokenizer: Any) -> None:
+    if tokenizer is not None and not isinstance(tokenizer, str | Path) and not callable(tokenizer):
+        raise ConfigurationError(f"tokenizer: expected a tokenizer, its name or its folder, got {got(tokenizer)}; give one")
+
+
+@typed
 def score(
     model: Any,
     tokenizer: Any = None,
@@ -139,6 +150,7 @@ def score(
         return score_model(model, data, options, folder=where, compared_metrics=compared_metrics)
 
 
+@typed
 def search(
     scored: ScoredModel, *, recover: Callable[[Any], Any] | None = None, on_trial: Callable[[Any, Any], None] | None = None
 ) -> FoundPlan:
@@ -156,6 +168,7 @@ def search(
         return find_plan(scored, recover=recover, on_trial=on_trial)
 
 
+@typed
 def apply(model: Any, plan: PruningPlan | FoundPlan | str | Path) -> PrunedModel:
     """Removes the units that the plan does not keep, in place; the kept weights stay as they are.
 
@@ -175,6 +188,7 @@ def apply(model: Any, plan: PruningPlan | FoundPlan | str | Path) -> PrunedModel
     return PrunedModel(model, found)
 
 
+@typed
 def reconstruct(scored: ScoredModel, found: FoundPlan, *, widths_only: bool = False) -> PrunedModel:
     """Removes the units that the plan does not keep, and refits the output projections of what stays; in place, instead of :func:`apply`.
 
@@ -207,6 +221,7 @@ def reconstruct(scored: ScoredModel, found: FoundPlan, *, widths_only: bool = Fa
     return PrunedModel(model, found.plan, seconds, "pruned" if reconstruction is None else "reconstructed")
 
 
+@typed
 def recover(
     model: Any,
     tokenizer: Any = None,
@@ -229,6 +244,7 @@ def recover(
     Raises:
         ModelError: if a loss or a gradient is not finite.
     """
+    _check_tokenizer(tokenizer)
     config = recovery_config(recovery) or RecoveryConfig()
     check_language_model(model, "model")
     check_adapters(model, config.lora)
@@ -239,6 +255,7 @@ def recover(
         return train_adapters(model, windows, config, folder=where, identity=identity, tokenizer=tokenizer)
 
 
+@typed
 def evaluate(model: Any, tokenizer: Any = None, texts: Any = None, *, window: int | list[int] = 128, batch_size: int = 8) -> Evaluation:
     """Perplexity of a model on texts: tokenised once, cut into windows that do not overlap, every token but a window's first predicted.
 
@@ -252,11 +269,14 @@ def evaluate(model: Any, tokenizer: Any = None, texts: Any = None, *, window: in
     Raises:
         DataError: if a text is shorter than a window.
     """
+    _check_tokenizer(tokenizer)
+    check_type("model", model, nn.Module)
     lengths = [window] if isinstance(window, int) else list(window)
     windows = evaluation_from_texts(texts, tokenizer, windows=lengths)
     return Evaluation({key: evaluate_nll(model, found, batch_size) for key, found in windows.items()})
 
 
+@typed
 def export(model: Any, folder: str | Path, tokenizer: Any = None, plan: PruningPlan | None = None, **options: Any) -> ExportRecord:
     """Writes the pruned model as a folder of safetensors that transformers, vLLM and llama.cpp load.
 
@@ -270,6 +290,7 @@ def export(model: Any, folder: str | Path, tokenizer: Any = None, plan: PruningP
     Raises:
         ConfigurationError: if the folder holds something else, or it is not known what the model was pruned by.
     """
+    _check_tokenizer(tokenizer)
     known = pruned_by(model)
     if known is None or (plan is not None and plan.hash != known[1].hash):
         raise ConfigurationError(
@@ -307,11 +328,7 @@ def pruning_options(
     Raises:
         ConfigurationError: if a value is of a type that nothing could be done with, or options exclude each other.
     """
-    _expect("budget", budget, (Budget, float, int), "a Budget or a fraction such as 0.2")
-    _expect("search", search, (SearchConfig, int, type(None)), "a SearchConfig or a number of trials")
-    _expect("recipe", recipe, (Recipe, type(None)), "a Recipe, such as adapruner.Recipe({'l2': 1.0})")
-    _expect("plan", plan, (PruningPlan, str, Path, type(None)), "a PruningPlan or the path of a plan.json")
-    _expect("reconstruction", reconstruction, (ReconstructionConfig, type(None)), "a ReconstructionConfig or None")
+    check_call(pruning_options, locals())
     known = {field.name for field in fields(PruningOptions)}
     for name in units:
         if name not in known:
@@ -333,23 +350,13 @@ def _alone_in(folder: Path | None) -> AbstractContextManager[Any]:
     return nullcontext() if folder is None else held(folder)
 
 
-def _expect(argument: str, value: Any, kinds: tuple[type, ...], words: str) -> None:
-    """One line for a value of a type that nothing could be done with.
-
-    Raises:
-        ConfigurationError: if it is one; ``True`` is no number.
-    """
-    if not isinstance(value, kinds) or isinstance(value, bool):
-        raise ConfigurationError(f"{argument}: expected {words}, got {value!r:.80}; give one")
-
-
+@typed
 def recovery_config(recovery: RecoveryConfig | int | None) -> RecoveryConfig | None:
     """A number of steps as a configuration.
 
     Raises:
         ConfigurationError: if it is neither.
     """
-    _expect("recovery", recovery, (RecoveryConfig, int, type(None)), "a RecoveryConfig or a number of optimizer steps")
     return RecoveryConfig(steps=recovery) if isinstance(recovery, int) else recovery
 
 

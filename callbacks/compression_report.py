@@ -8,6 +8,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from adapruner.argument_checks import check_call
 from adapruner.callbacks.listener import PruningListener, first_of, listeners_of
 from adapruner.callbacks.loggers import log_report
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback, short_recovery
@@ -36,6 +37,7 @@ class CompressionReportCallback(PruningListener):
 
     def __init__(self, name: str | None = None, folder: str | None = None, **config: Any) -> None:
         super().__init__()
+        check_call(CompressionReportCallback.__init__, {"name": name, "folder": folder}, "report.")
         self.config = ReportConfig(**config)
         self.compared_metrics = self.config.compare
         self.name, self.folder_name = name, folder
@@ -64,6 +66,10 @@ class CompressionReportCallback(PruningListener):
                 f"max_steps {trainer.max_steps}, accumulate_grad_batches {trainer.accumulate_grad_batches} and "
                 f"{type(trainer.lightning_module).__name__}; set trainer.max_steps or compare_recovered: false"
             )
+
+    def check_with_model(self, pl_module: LightningModule, model: Any) -> None:
+        """Prompts that leave no room for what the model writes."""
+        self.config.check_prompts(model, getattr(pl_module, "tokenizer", None) if self.config.prompts else None)
 
     def on_pruning_stage(self, trainer: Trainer, pl_module: LightningModule, stage: str, pruning: PruningSearchCallback) -> None:
         """Measures on the first rank: at ``dense``, with the plan known, and after the surgery."""

@@ -59,10 +59,8 @@ class EvaluationTableCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """The table: after the progress bar, which would be drawn over it."""
         if stage in ("validate", "test") and self.rows and trainer.is_global_zero:
-            from rich.console import Console
-
             card = protocol_card(trainer, "evaluation" if stage == "test" else "search")
-            measured_table(self.rows, self.model, card).print(Console(soft_wrap=True))
+            measured_table(self.rows, self.model, card).print(terminal(soft_wrap=True))
 
     def _take(self, command: str, trainer: Trainer, pl_module: LightningModule) -> None:
         measured: dict[int, NLLResult] = getattr(pl_module, "measured", {})

@@ -34,6 +34,9 @@ class PruningListener(Callback):
     def check_before_search(self, trainer: Trainer) -> None:
         """Refuses, before the model is loaded and anything is scored, what could not work after the search."""
 
+    def check_with_model(self, pl_module: LightningModule, model: Any) -> None:
+        """Refuses, before anything is scored, what the loaded model cannot do."""
+
     def on_search_accepted(self, trainer: Trainer) -> None:
         """Nothing is left to refuse and the run folder is this run's: what is to be there of a killed run may be written."""
 

@@ -13,6 +13,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from adapruner.argument_checks import check_seed, typed_as
 from adapruner.callbacks.listener import PruningListener, first_of, listeners_of
 from adapruner.errors import ModelError
 from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
@@ -34,8 +35,10 @@ class LoRARecoveryCallback(PruningListener):
     16
     """
 
+    @typed_as("recovery.")
     def __init__(self, lora: LoRAConfig = LoRAConfig(), seed: int = 0, model_attribute: str = "model") -> None:
         super().__init__()
+        check_seed("recovery.seed", seed)
         self.lora, self.seed, self.model_attribute = lora, seed, model_attribute
         self.history: list[tuple[int, float]] = []
         self.seconds = 0.0

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 
+from adapruner.argument_checks import check_call
 from adapruner.callbacks.compression_report import CompressionReportCallback
 from adapruner.callbacks.listener import PruningListener, first_of
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
@@ -41,6 +42,7 @@ class PrunedExportCallback(PruningListener):
 
     def __init__(self, folder: str | None = None, verify: bool = True, push: str | None = None, **options: Any) -> None:
         super().__init__()
+        check_call(PrunedExportCallback.__init__, {"folder": folder, "verify": verify, "push": push}, "export.")
         self.options = ExportOptions(**options, prefix="export.")
         self.folder_name, self.verify, self.push = folder, verify, push
         self.record: ExportRecord | None = None

@@ -15,6 +15,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from adapruner.argument_checks import check_call
 from adapruner.callbacks.listener import listeners_of
 from adapruner.callbacks.loggers import LateLoggers, log_trial
 from adapruner.callbacks.lora_recovery import short_recovery
@@ -71,6 +72,7 @@ class PruningSearchCallback(Callback):
         **options: Any,
     ) -> None:
         super().__init__()
+        check_call(PruningSearchCallback.__init__, {"plan": plan, "folder": folder, "model_attribute": model_attribute}, "pruning.")
         self.options = pruning_options(budget, search, plan=plan, seed=None, **options)
         self.folder_name, self.model_attribute = folder, model_attribute
         self.calibration, self.tokenizer = calibration, tokenizer

@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from adapruner.argument_checks import typed_as
 from adapruner.errors import ConfigurationError
 from adapruner.files.atomic import marked, replace_folder, writing
 from adapruner.recovery.last_checkpoint import FILE, SETTINGS, random_state, set_random_state, write_checkpoint
@@ -29,6 +30,7 @@ class RecoveryCheckpointCallback(Checkpoint):
         resume: go on from a checkpoint that an earlier run of the same settings left.
     """
 
+    @typed_as("checkpoint.")
     def __init__(self, every_n_steps: int = 50, resume: bool = True) -> None:
         super().__init__()
         if every_n_steps < 1:

@@ -5,6 +5,7 @@ Each check is independent of the others and raises its own error, so that everyt
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
@@ -46,6 +48,7 @@ def check_trainer(trainer: Trainer, folder: Path, checkpoint: str | None, logger
         partial(check_launcher, trainer),
         partial(check_gathers, trainer),
         partial(check_callbacks, trainer.callbacks),  # type: ignore[attr-defined]
+        partial(check_numbers, trainer),
         partial(check_no_export, folder),
         partial(check_log_files, loggers),
         partial(check_checkpoint, checkpoint),
@@ -72,6 +75,7 @@ def check_training(trainer: Trainer, pl_module: LightningModule, model: Any, dat
         lambda: None if recovery is None else check_adapters(model, recovery.lora),
         lambda: check_optimizer(pl_module),
         lambda: check_training_data(trainer, module),
+        *(partial(listener.check_with_model, pl_module, model) for listener in listeners_of(trainer)),
     )
 
 
@@ -97,6 +101,31 @@ def check_launcher(trainer: Trainer) -> None:
         raise ConfigurationError(
             f"trainer.strategy.tensor_parallel_size: expected 1, got {got}; set it to 1, and data_parallel_size to the number of processes"
         )
+
+
+def check_processes(trainer: Trainer) -> None:
+    """As many processes as a machine has cores, or two: more of them would not come to the work for minutes.
+
+    Raises:
+        ConfigurationError: if more are asked for on a CPU.
+    """
+    most = max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > most:
+        raise ConfigurationError(f"trainer.devices: expected at most {most} on this CPU, got {trainer.num_devices}; give 1")
+
+
+def check_numbers(trainer: Trainer) -> None:
+    """Numbers that the Trainer takes and training fails by.
+
+    Raises:
+        ConfigurationError: naming the first.
+    """
+    if trainer.accumulate_grad_batches < 1:
+        got = trainer.accumulate_grad_batches
+        raise ConfigurationError(f"trainer.accumulate_grad_batches: expected 1 or more, got {got}; give 1 to step after every batch")
+    clip = trainer.gradient_clip_val
+    if clip is not None and not 0 <= clip < float("inf"):
+        raise ConfigurationError(f"trainer.gradient_clip_val: expected a number of 0 or more, got {clip}; give 1.0, or null")
 
 
 def check_gathers(trainer: Trainer) -> None:

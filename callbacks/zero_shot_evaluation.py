@@ -8,6 +8,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from adapruner.argument_checks import typed_as
 from adapruner.callbacks.evaluation_table import EvaluationTableCallback
 from adapruner.callbacks.listener import PruningListener, first_of
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
@@ -37,6 +38,7 @@ class ZeroShotEvaluationCallback(PruningListener):
     ['piqa']
     """
 
+    @typed_as("zero_shot.")
     def __init__(
         self,
         tasks: list[str] | None = None,

@@ -170,11 +170,11 @@ def test_with_a_folder_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.
         ({"calibration": ["one text", 3]}, "expected text"),
         ({"search": 0}, r"search\.n_trials: expected 1 or more, got 0"),
         ({"recovery": 0}, r"recovery\.steps: expected a whole number of 1 or more, got 0"),
-        ({"recovery": "5"}, "recovery: expected a RecoveryConfig or a number of optimizer steps, got '5'"),
-        ({"recovery": True}, "recovery: expected a RecoveryConfig or a number of optimizer steps, got True"),
+        ({"recovery": "5"}, "recovery: expected a RecoveryConfig or a whole number or None, got '5'"),
+        ({"recovery": True}, "recovery: expected a RecoveryConfig or a whole number or None, got True"),
         ({"recovery": RecoveryConfig(steps=1, lora=LoRAConfig(target_modules=["nope"]))}, "expected layers of the model, got 'nope'"),
-        ({"budget": "0.3"}, "budget: expected a Budget or a fraction such as 0.2, got '0.3'"),
-        ({"recipe": "l2"}, "recipe: expected a Recipe, .* got 'l2'"),
+        ({"budget": "0.3"}, "budget: expected a Budget or a number, got '0.3'"),
+        ({"recipe": "l2"}, "recipe: expected a Recipe or None, got 'l2'"),
         ({"reconstruction": True}, "reconstruction: expected a ReconstructionConfig or None, got True"),
         ({"n_trials": 5}, "n_trials: expected an option of prune, got an unknown one"),
         ({"calibration": torch.arange(-64, 64).view(8, 16)}, "expected token ids of 0 or more, got -64"),
@@ -236,7 +236,7 @@ def test_a_plan_of_other_weights_is_refused_before_anything_is_cut(tmp_path: Pat
 
 @pytest.mark.parametrize("folder", ["", 5])
 def test_a_folder_that_is_none_is_refused(folder: Any) -> None:
-    with pytest.raises(ConfigurationError, match="folder: expected the path of a run folder, got"):
+    with pytest.raises(ConfigurationError, match=r"folder: expected (the path of a run folder|a path or None), got"):
         prune(folder=folder)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from adapruner.argument_checks import check_fields, check_seed
 from adapruner.errors import ConfigurationError
 
 
@@ -28,6 +29,8 @@ class CalibrationChoice:
     """Which of the pool's lengths in tokens; ``None``: its first."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "recipe.calibration.")
+        check_seed("recipe.calibration.seed", self.seed)
         for argument in ("source_weights", "cluster_weights"):
             weights: Mapping[str, float] | None = getattr(self, argument)
             bad = [f"{n}: {w}" for n, w in (weights or {}).items() if not 0 <= w < math.inf]

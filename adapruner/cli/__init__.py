@@ -7,32 +7,41 @@ work for it: not for ``inspect``, and not for the help of the program, ``compare
 
 from __future__ import annotations
 
-import errno
+import io
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from adapruner.cli.help_page import COMMANDS, help_page
-from adapruner.errors import AdaPrunerError, ConfigurationError, nearest
-
-#: What the operating system says where a file cannot be written.
-_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-_RESUMES = "the same command goes on where it stopped"
+from adapruner.cli.last_resort import GOES_ON, describe
+from adapruner.errors import AdaPrunerError, ConfigurationError, nearest, printable
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one command; an :class:`AdaPrunerError` becomes one line on stderr and exit code 2."""
+    """Runs one command; an :class:`AdaPrunerError`, and whatever else ends it, becomes one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character costs that, not the run
     try:
         _run(sys.argv[1:] if arguments is None else arguments)
     except AdaPrunerError as error:
-        print(f"adapruner: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as error:
-        if error.errno not in _NOT_WRITABLE:
-            raise
-        what = f"{error.strerror}{f' at {error.filename}' if error.filename else ''}"
-        print(f"adapruner: error: folder: expected room and the right to write, got {what}; make room, {_RESUMES}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(str(error), 2)
+    except KeyboardInterrupt:
+        print(f"adapruner: interrupted; {GOES_ON}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (SystemExit, GeneratorExit):
+        raise
+    except BrokenPipeError:  # whoever read the output has read enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # which Python would flush at its end
+        raise SystemExit(141) from None
+    except BaseException as error:
+        _end(describe(error), 2)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    print(f"adapruner: error: {printable(message)}", file=sys.stderr)
+    raise SystemExit(code) from None
 
 
 def _run(arguments: Sequence[str]) -> None:
@@ -75,11 +84,7 @@ def _compare(arguments: list[str], imports: list[str]) -> None:
     from adapruner.cli.shipped_configs import find_config
     from adapruner.compare.command import run_compare
 
-    try:
-        code = run_compare(arguments, find_config, _check_fit, imports=imports)
-    except KeyboardInterrupt:
-        print(f"adapruner: interrupted; {_RESUMES}", file=sys.stderr)
-        raise SystemExit(130) from None
+    code = run_compare(arguments, find_config, _check_fit, imports=imports)
     if code:
         raise SystemExit(code)
 

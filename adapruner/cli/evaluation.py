@@ -19,7 +19,7 @@ from adapruner.evaluation.generation import encode_prompt
 from adapruner.export.rebuilding import read_checkpoint
 from adapruner.files.atomic import replacing
 from adapruner.models.fingerprint import digest_weights, fingerprint_model
-from adapruner.progress import announce
+from adapruner.progress import announce, terminal
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import trace_for_plan
 from adapruner.recovery.checkpoint_contents import PLAN_KEY
@@ -101,8 +101,8 @@ class EvaluationCommands:
 
     @staticmethod
     def _safe(options: dict[str, Any]) -> dict[str, Any]:
-        """No code in a checkpoint is run, unless asked for by ``--weights_only false``."""
-        return {**options, "weights_only": True if options.get("weights_only") is None else options["weights_only"]}
+        """No code in a checkpoint is run, Lightning's own of a scheduler's included."""
+        return {**options, "weights_only": True}
 
     def _open(self) -> str:
         """Prunes the model where a plan is given without a checkpoint, which would bring its own; says what is measured.
@@ -156,9 +156,7 @@ class Continuations:
     """
 
     def __init__(self, file: Path) -> None:
-        from rich.console import Console
-
-        self.file, self.console = file, Console(soft_wrap=True, highlight=False)
+        self.file, self.console = file, terminal(soft_wrap=True, highlight=False)
         self.prompt, self.pieces = "", [""]
         self._beside = ExitStack()
 

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from adapruner.errors import ConfigurationError
 from adapruner.export.options import ExportOptions
+from adapruner.progress import announce
 
 _DESCRIPTION = """\
 Write the pruned model of a run as a Hugging Face folder: safetensors, configuration, tokenizer, plan and model card.
@@ -82,17 +83,17 @@ def run_export(arguments: Sequence[str]) -> None:
 
     quiet_libraries()
     source = find_source(run, given.checkpoint, options.adapters)
-    print(f"adapruner: takes {source.words}", flush=True)
+    announce(f"takes {source.words}")
     record, lines = writing.write_export(source, targets, options, verify=given.verify)
     if _FOLDER in targets:
         lines.insert(0, f"exported {record.class_name} to {given.folder}")
     for line in lines:
-        print(f"adapruner: {line}")
+        announce(line)
     if given.push is not None:
         from adapruner.export.push import push_folder
 
         url = push_folder(given.folder, given.push, f"Pruned model, plan {source.plan.hash}")
-        print(f"adapruner: pushed to {url}")
+        announce(f"pushed to {url}")
 
 
 def _check(given: argparse.Namespace, options: ExportOptions) -> dict[str, Path]:

@@ -7,7 +7,6 @@ one is ``--pruning.search.n_trials 8`` and not a place in a list.
 from __future__ import annotations
 
 import signal
-from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,13 +24,13 @@ from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruned_export import PrunedExportCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback, writes_shards
-from adapruner.callbacks.validation import check_callbacks, check_launcher
+from adapruner.callbacks.validation import check_callbacks, check_launcher, check_processes
 from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
 from adapruner.cli.evaluation import EvaluationCommands
 from adapruner.cli.help_page import COMMANDS
 from adapruner.cli.imports import take_imports
 from adapruner.cli.instantiation import Instantiation, make_plainly, one_line
-from adapruner.cli.option_errors import explain, options_of
+from adapruner.cli.parsing import parse
 from adapruner.cli.shipped_configs import find_configs
 from adapruner.data_module import PruningDataModule
 from adapruner.errors import ConfigurationError
@@ -42,6 +41,7 @@ from adapruner.files.digests import seal_lines
 from adapruner.files.folder_lock import FolderLock, held
 from adapruner.module import PrunableCausalLM
 from adapruner.progress import announce
+from adapruner.recovery.checkpoint_file import check_is_local
 from adapruner.recovery.last_checkpoint import find_checkpoint, settings_of
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the help has them
@@ -115,16 +115,10 @@ class PruningCLI(EvaluationCommands, LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """What is wrong with the options is one line, with the nearest option."""
-        options = options_of(self._subcommand_parsers[self.command], self.command)
-        given = options.read(self.words)
-        for name in ("trainer", "model", "data", "pruning"):
-            if name in given and given[name] is None:
-                raise ConfigurationError(f"{name}: expected options, got null; write some, or leave the section out for its defaults")
-        try:
-            self.config = parser.parse_args([self.command, *self.words])
-        except ArgumentError as error:
-            raise explain(options, given, error) from None
+        own = self._subcommand_parsers[self.command]
+        self.config, given = parse(lambda words: parser.parse_args([self.command, *words]), own, self.command, self.words, OPTIONAL_STAGES)
         self._leave_out(given)
+        check_is_local(self.config[self.command].get("ckpt_path"))
 
     def _leave_out(self, given: Mapping[str, Any]) -> None:
         """Notes the stages that are ``null``; without recovery, or without a step of it, nothing is trained."""
@@ -171,8 +165,10 @@ class PruningCLI(EvaluationCommands, LightningCLI):
             options |= {"max_steps": 0, "limit_train_batches": 0}
         if "checkpoint" in self.left_out and not any(isinstance(callback, Checkpoint) for callback in callbacks):
             options["enable_checkpointing"] = False  # else Lightning adds a callback of its own
-        with one_line("trainer", (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)):
-            return super().instantiate_trainer(**options)
+        with one_line("trainer", (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError, LookupError)):
+            trainer = super().instantiate_trainer(**options)
+        check_processes(trainer)
+        return trainer
 
     def fit(self, model: LightningModule, **options: Any) -> None:
         """``Trainer.fit`` in a folder that is this process's alone; an error before the work changes nothing in it and leaves none."""
@@ -183,7 +179,7 @@ class PruningCLI(EvaluationCommands, LightningCLI):
                 search.lock = self._hold(stack, search)
                 stack.enter_context(search.loggers.put_off(self.trainer))
             stack.enter_context(one_line("trainer", (MisconfigurationException,)))
-            self.trainer.fit(model, **{**options, **self._go_on(options)})
+            self.trainer.fit(model, **self._safe({**options, **self._go_on(options)}))
 
     def _hold(self, stack: ExitStack, search: PruningSearchCallback) -> FolderLock | None:
         """The run folder, on the first rank alone: before Lightning, checkpoints of an earlier attempt included."""
@@ -257,15 +253,12 @@ def check_fit(methods: Mapping[str, Sequence[str]]) -> None:
         ConfigurationError: naming the method whose arguments are wrong.
     """
     parser = make_fit_parser()
-    options = options_of(parser, "fit")
     for method, (_, *words) in methods.items():
-        words = _nulls_as_configurations(take_imports(words)[1])
-        given = options.read(words)
         try:
-            parser.parse_args(words)
-        except ArgumentError as error:
-            reason = explain(options, given, error)
-            raise ConfigurationError(f"methods: expected arguments that fit understands, got for {method}: {reason}") from None
+            config, _ = parse(parser.parse_args, parser, "fit", _nulls_as_configurations(take_imports(words)[1]), OPTIONAL_STAGES)
+            check_is_local(config.get("ckpt_path"))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"methods: expected arguments that fit understands, got for {method}: {error}") from None
 
 
 def _nulls_as_configurations(words: Sequence[str]) -> list[str]:

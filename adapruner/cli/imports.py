@@ -16,6 +16,7 @@ from pathlib import Path
 from adapruner.errors import ConfigurationError
 
 OPTION = "--import"
+_IMPORTED: set[str] = set()
 
 
 def take_imports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -53,6 +54,7 @@ def import_all(names: Sequence[str]) -> None:
         try:
             sys.dont_write_bytecode = True  # as for a script: nothing appears beside the file
             importlib.import_module(module)
+            _IMPORTED.add(module)
         except Exception as error:  # a user's code can fail in any way
             if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
                 wanted = f"expected a Python file or an installed module, got {name!r}"
@@ -60,6 +62,11 @@ def import_all(names: Sequence[str]) -> None:
             raise ConfigurationError(f"{OPTION}: expected {name} to be importable, got {_reason(error, module)}; correct it") from error
         finally:
             sys.dont_write_bytecode = writes
+
+
+def is_imported(module: str) -> bool:
+    """Whether the command line imported a module, or the package that it is in."""
+    return any(f"{module}.".startswith(f"{name}.") for name in _IMPORTED)
 
 
 def _module_of(file: Path) -> str:

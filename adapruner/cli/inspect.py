@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from adapruner.cli.run_contents import gather
 from adapruner.errors import ConfigurationError
+from adapruner.progress import terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,11 +54,9 @@ def run_inspect(arguments: Sequence[str], console: Console | None = None) -> Non
     given = make_parser().parse_args(list(arguments))
     found = gather(Path(given.run))
     if given.json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        print(json.dumps(found, indent=1))
         return
-    from rich.console import Console
-
-    print_inspection(found, console or Console(soft_wrap=True, highlight=False))
+    print_inspection(found, console or terminal(soft_wrap=True, highlight=False))
 
 
 def print_inspection(found: Mapping[str, Any], console: Console) -> None:

@@ -23,7 +23,7 @@ from adapruner.compare.tables import NAME, Result, print_tables, write_tables
 from adapruner.errors import ConfigurationError
 from adapruner.files.atomic import write_atomically
 from adapruner.files.folder_lock import FolderLock
-from adapruner.progress import progress_bar
+from adapruner.progress import announce, progress_bar
 from adapruner.report.answer import provenance_lines
 from adapruner.report.record import read_report
 
@@ -124,7 +124,7 @@ def run_compare(
         write_tables(result, spec.folder)
         drawn = write_plots(result, spec.folder)
     print_tables(result)
-    print(f"adapruner: comparison: {', '.join(str(path) for path in (spec.folder / f'{NAME}.md', *drawn))}")
+    announce(f"comparison: {', '.join(str(path) for path in (spec.folder / f'{NAME}.md', *drawn))}")
     return 1 if result.failures else 0
 
 

@@ -30,6 +30,8 @@ OWNED = {
     "export.folder": "folder",
     "import": "--import of compare",
 }
+#: Options that run code which comes with a model or a task: no file may ask for them.
+CODE = ("model.trust_remote_code", "zero_shot.task_folder")
 """Option of ``fit`` that every cell sets for itself -> the key of the comparison that decides it."""
 
 FindConfig = Callable[[str, str], str]
@@ -81,6 +83,10 @@ def read_spec(file: str) -> dict[str, Any]:
     unknown = [str(key) for key in record if key not in KEYS]
     if unknown:
         raise ConfigurationError(f"--config: expected known keys in {file}, got {unknown[0]!r}; {nearest(unknown[0], KEYS)}")
+    options = record.get("options") or ()
+    for option in options if isinstance(options, Mapping | list) else ():
+        if str(option).split("=")[0].lstrip("-") in CODE:
+            raise ConfigurationError(f"options: expected none that runs code, got {option!r} in {file}; give it behind --, not in a file")
     return dict(record)
 
 
@@ -154,8 +160,10 @@ def _check_config(file: Path) -> None:
 def _read_yaml(file: Path, argument: str) -> Any:
     import yaml
 
+    from adapruner.files.yaml_text import read_yaml
+
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        return read_yaml(file)
     except OSError as error:
         raise ConfigurationError(f"{argument}: expected a readable file, got {error.strerror} for {file}; correct the path") from None
     except (ValueError, yaml.YAMLError) as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapruner.compare.summary import CostRow, Line, Paired, Row, Section, Spread
 from adapruner.files.atomic import write_atomically
+from adapruner.progress import terminal
 from adapruner.report.formats import MISSING, percent_text, perplexity_text
 from adapruner.report.tables import Cell, TextTable
 
@@ -99,10 +100,9 @@ def to_markdown(result: Result) -> str:
 
 def print_tables(result: Result, console: Console | None = None) -> None:
     """Prints the tables on the terminal."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = console or Console()
+    console = console or terminal()
     if not console.is_terminal:  # a file or a log is as wide as the table
         console.width = max(console.width, 120)
     for section in result.sections:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapruner.argument_checks import typed
 from adapruner.data.documents import Document
 from adapruner.data.draw_windows import WindowDrawer
 from adapruner.data.files import in_pieces
@@ -26,6 +27,7 @@ HELD_OUT_FROM = 0.75
 SOURCE_NAME = "texts"
 
 
+@typed
 def data_from_texts(
     calibration: Any,
     tokenizer: Any,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from adapruner.argument_checks import check_seed
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
 from adapruner.data.text_source import TextSource
 from adapruner.errors import ConfigurationError
@@ -21,7 +22,6 @@ def checks_of_sets(
         *(("calibration.other_seq_lens", length, 2) for length in calibration.other_seq_lens),
         ("search.samples", search.samples, max(1, len(search.sources))),
         ("search.seq_len", search.seq_len, 2),
-        ("seed", seed, 0),
     ]
     sources = [*calibration.sources, *search.sources, *(item.source for item in evaluation)]
     if recovery is not None:
@@ -32,6 +32,7 @@ def checks_of_sets(
         sizes.append((f"evaluation.{item.name}.limit", item.limit, 1))
     return [
         *(partial(check_size, f"data.{name}", value, least) for name, value, least in sizes),
+        partial(check_seed, "data.seed", seed),
         partial(_check_calibration, calibration),
         *_checks_of_names(calibration, search, recovery, evaluation),
         partial(_check_streams, recovery, evaluation),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adapruner.argument_checks import check_fields, check_type
 from adapruner.data.text_source import TextSource
 from adapruner.errors import ConfigurationError, nearest
 
@@ -32,6 +33,9 @@ class CalibrationData:
     given_set: str | None = None
     """The calibration set that another run found (a JSON file): its samples are the pool, its weights what the search starts from."""
 
+    def __post_init__(self) -> None:
+        check_fields(self, "data.calibration.")
+
 
 @dataclass(frozen=True)
 class SearchData:
@@ -44,6 +48,9 @@ class SearchData:
     seq_len: int = 256
     """Tokens in a sample."""
 
+    def __post_init__(self) -> None:
+        check_fields(self, "data.search.")
+
 
 @dataclass(frozen=True)
 class RecoveryData:
@@ -55,6 +62,9 @@ class RecoveryData:
     """Windows (instruction rows) in all; null for everything the sources have."""
     seq_len: int = 256
     """Tokens in a sample."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data.recovery.")
 
 
 @dataclass(frozen=True)
@@ -78,10 +88,14 @@ class EvaluationSet:
     """A file or folder with the rows of a known set, instead of the hub."""
 
     def __post_init__(self) -> None:
+        check_type("data.evaluation.source", self.source, TextSource | None)
+        for name, hint in {"name": str, "path": str | None}.items():
+            check_type(f"data.evaluation.{name}", getattr(self, name), hint)
         if self.source is not None and self.path is not None:
             raise ConfigurationError(f"data.evaluation.{self.name}.path: expected none with a source, got {self.path!r}; set source.path")
         if self.source is None:
             object.__setattr__(self, "source", known_source(self.name, self.path))
+        check_fields(self, "data.evaluation.")
 
 
 #: The sets of the literature. WikiText2 and PTB as LLM-Pruner (arXiv 2305.11627) reads them; C4 is the part that GPTQ (arXiv

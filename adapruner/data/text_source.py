@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from itertools import islice
 from typing import Any, ClassVar
 
+from adapruner.argument_checks import check_fields
 from adapruner.data.documents import Document
 from adapruner.data.windows import TextWindows
 from adapruner.errors import DataError, nearest
@@ -115,6 +116,7 @@ class TextSource:
     """With ``kind``: what that kind is told."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "source.", but=("texts",))
         given = [key for key in _SELECTORS if getattr(self, key) is not None]
         if len(given) != 1:
             got = " and ".join(given) or "none"

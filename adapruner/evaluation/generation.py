@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapruner.argument_checks import check_fields, check_seed, got
 from adapruner.errors import ConfigurationError, DataError
 from adapruner.models.forward import evaluation_mode, input_device
 
+#: Of a continuation, where nobody says how many.
+MOST_NEW_TOKENS = 40
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -25,7 +28,7 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 class Decoding:
     """How a prompt is continued."""
 
-    max_new_tokens: int = 40
+    max_new_tokens: int = MOST_NEW_TOKENS
     """At most so many tokens a prompt."""
     temperature: float = 0.0
     """0: always the most likely token. Above: drawn, with logits divided by it."""
@@ -33,13 +36,15 @@ class Decoding:
     """For what is drawn; every prompt begins with it, so that a text does not depend on its neighbours."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "generation.")
         if self.max_new_tokens < 1:
             raise ConfigurationError(f"generation.max_new_tokens: expected 1 or more, got {self.max_new_tokens}; give 40")
+        check_seed("generation.seed", self.seed)
         if not 0.0 <= self.temperature < float("inf"):
             raise ConfigurationError(f"generation.temperature: expected 0 or more, got {self.temperature}; give 0 for the likeliest")
 
 
-def generate_text(model: nn.Module, tokenizer: Any, prompts: list[str], max_new_tokens: int = 40) -> list[str]:
+def generate_text(model: nn.Module, tokenizer: Any, prompts: list[str], max_new_tokens: int = MOST_NEW_TOKENS) -> list[str]:
     """The most likely continuation of each prompt, token by token; the prompt itself is not repeated.
 
     Prompts go one by one, without padding, so that a text does not depend on its neighbours. Arguments and errors are those of
@@ -89,6 +94,10 @@ def encode_prompt(model: nn.Module, tokenizer: Any, prompt: str, max_new_tokens:
         raise DataError(f"prompts: expected at least one token in each, got none from {prompt!r}; give some text")
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if positions is not None and ids.shape[1] + max_new_tokens > positions:
+        if ids.shape[1] >= positions:
+            raise ConfigurationError(
+                f"prompts: expected fewer than the model's {positions} tokens, got one of {ids.shape[1]}, {got(prompt, 40)}; shorten it"
+            )
         raise ConfigurationError(
             f"max_new_tokens: expected at most {positions - ids.shape[1]} after a prompt of {ids.shape[1]} tokens, got {max_new_tokens}; "
             "shorten the prompt or generate less"

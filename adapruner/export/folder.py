@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from adapruner.argument_checks import typed
 from adapruner.errors import ConfigurationError, ModelError, nearest
 from adapruner.export.card import model_card
 from adapruner.export.licence import is_hub_name
-from adapruner.export.options import DTYPES
+from adapruner.export.options import DTYPES, ExportOptions
 from adapruner.export.padding import pad_to_uniform
 from adapruner.export.staging import MARK, check_folder, staged
 from adapruner.export.target import Target, choose_target, has_uneven_experts
@@ -53,6 +54,7 @@ class ExportRecord:
         return {**found, "max_abs_logit_difference": difference}
 
 
+@typed
 def export_model(
     model: Any,
     tokenizer: Any,
@@ -87,6 +89,8 @@ def export_model(
             the family give it, or it does not fit the dtype.
     """
     check_folder(folder)
+    if isinstance(max_shard_size, str):
+        ExportOptions(max_shard_size=max_shard_size)  # refuses what is no size
     if dtype is not None and dtype not in DTYPES:
         raise ConfigurationError(f"dtype: expected the name of a floating point type, got {dtype!r}; {nearest(dtype, DTYPES)}")
     target = _choose(model, structure, plan, pad)

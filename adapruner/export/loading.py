@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapruner.argument_checks import typed
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter
 from adapruner.export.folder import PLAN_FILE
@@ -25,6 +26,7 @@ class ExportedModel:
     plan: PruningPlan
 
 
+@typed
 def load(folder: str | Path, dtype: str = "auto", device_map: Any = None) -> Any:
     """The model of an export, in eval mode.
 

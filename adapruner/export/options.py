@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import InitVar, dataclass
 
+from adapruner.argument_checks import check_fields
 from adapruner.errors import ConfigurationError, nearest
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -35,6 +36,7 @@ class ExportOptions:
     """Put before the argument's name in messages."""
 
     def __post_init__(self, prefix: str) -> None:
+        check_fields(self, prefix)
         if self.dtype is not None and self.dtype not in DTYPES:
             got = f"got {self.dtype!r}; {nearest(self.dtype, DTYPES)}"
             raise ConfigurationError(f"{prefix}dtype: expected float32, bfloat16 or float16, {got}")

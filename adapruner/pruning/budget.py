@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+from adapruner.argument_checks import check_fields
 from adapruner.errors import BudgetError, ConfigurationError
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.costs import COSTS, CostInputs, UnitCosts
@@ -48,6 +49,7 @@ class Budget:
     """Tokens per sequence, for ``macs`` (attention's products grow with it) and ``latency``."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "budget.")
         if not 0.0 <= self.pruned_fraction < 1.0:
             raise ConfigurationError(
                 f"budget.pruned_fraction: expected a number in [0, 1), got {self.pruned_fraction}; give 0.2 to remove 20 %"

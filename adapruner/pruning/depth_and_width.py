@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from adapruner.argument_checks import check_fields
 from adapruner.errors import BudgetError, ConfigurationError
 from adapruner.models.forward import Progress, Windows
 from adapruner.models.units import Member, ModelStructure, UnitGroup
@@ -54,6 +55,7 @@ class DepthWidthConfig:
     """What decides which layers go; see :mod:`adapruner.pruning.layer_scores`."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.remove_layers < 0:
             raise ConfigurationError(f"remove_layers: expected a number of layers, 0 or more, got {self.remove_layers}; give 0 to keep all")
         if not 0.0 <= self.hidden_fraction < 1.0:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapruner.argument_checks import typed
 from adapruner.errors import PlanError
 from adapruner.files.atomic import write_atomically
 from adapruner.files.digests import DamagedError, opened, sealed
@@ -174,6 +175,7 @@ def plan_of_widths(structure: ModelStructure, kept: Mapping[str, list[int]]) -> 
     return PruningPlan({}, every, {g.name: g.units for g in structure.groups}, counts, {})
 
 
+@typed
 def read_plan(source: str | Path | Mapping[str, Any]) -> PruningPlan:
     """A plan from a JSON file or from a checkpoint's dictionary, checked against its own hash.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from adapruner.argument_checks import check_fields
 from adapruner.calibration.choice import CalibrationChoice
 from adapruner.errors import ConfigurationError, nearest
 from adapruner.importance.metrics import find_metric
@@ -65,6 +66,7 @@ class Recipe:
     allocation: Allocation = field(default_factory=Allocation)
 
     def __post_init__(self) -> None:
+        check_fields(self, "recipe.")
         if not self.coefficients or not all(0 <= c < math.inf for c in self.coefficients.values()) or not any(self.coefficients.values()):
             raise ConfigurationError(
                 f"recipe.coefficients: expected metrics with weights of 0 or more, one above 0, got {self.coefficients}; give l2: 1.0"

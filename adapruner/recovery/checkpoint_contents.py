@@ -10,21 +10,17 @@ from typing import Any
 import torch
 
 from adapruner.errors import ConfigurationError, ModelError
-from adapruner.files import folder_lock
 from adapruner.files.digests import DamagedError, check_sums, check_zip
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import prune_model, trace_for_plan
+from adapruner.recovery.checkpoint_file import SHARDED, check_index, check_is_local
 from adapruner.recovery.lora import LoRAConfig, attach_lora, describe_lora
 
 PLAN_KEY = "adapruner_plan"
 LORA_KEY = "adapruner_lora"
-#: Of a sharded checkpoint, the file that holds everything but tensors.
-SHARDED = folder_lock.SHARDED
 #: In a tensor's name, the layer's number; layers that stay are numbered from 0 on.
 _LAYER = re.compile(r"\.(\d+)\.")
-#: What ``ckpt_path`` may be besides a file.
-_LIGHTNING_NAMES = ("last", "best", "hpc")
 
 
 def describe_pruning(model: Any, plan: PruningPlan | None) -> dict[str, Any]:
@@ -86,6 +82,7 @@ def read_contents(path: Path, *, ours: bool = False) -> dict[str, Any]:
     """
     if path.is_dir():
         check_sums(path, ours=ours)
+        check_index(path)
         file = path / SHARDED
     else:
         file = path
@@ -105,13 +102,10 @@ def check_checkpoint(path: str | None) -> None:
     Raises:
         ConfigurationError: if there is no such file, or it is no checkpoint.
     """
-    if path is None or path in _LIGHTNING_NAMES or "://" in path or path.startswith("registry"):
+    check_is_local(path)
+    if path is None:
         return
     file = Path(path)
-    if not file.exists():
-        raise ConfigurationError(f"ckpt_path: expected a checkpoint, got {path!r}, which does not exist; correct the path")
-    if file.is_dir() and not (file / SHARDED).is_file():
-        raise ConfigurationError(f"ckpt_path: expected a checkpoint, got the folder {path!r} without {SHARDED}; name the .ckpt file")
     try:
         read_contents(file)
     except DamagedError as error:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from adapruner.argument_checks import check_fields
 from adapruner.errors import ConfigurationError
 
 Form = Literal["sequential", "local"]
@@ -39,6 +40,7 @@ class ReconstructionConfig:
     """Whether the bias of an output projection that has one is refitted too, without a penalty; else it stays."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "reconstruction.")
         if not _is_strength(self.ridge):
             raise ConfigurationError(f"reconstruction.ridge: expected a positive number, got {self.ridge}; give 0.01")
         if self.batch_size < 1 or (self.samples is not None and self.samples < 1):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapruner.argument_checks import check_fields
 from adapruner.errors import ConfigurationError, nearest
 
 
@@ -32,6 +33,7 @@ class LoRAConfig:
     """Names of the layers that get an adapter; ``all-linear``: every linear layer of the decoder."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "lora.")
         if self.r < 1 or self.alpha < 1:
             raise ConfigurationError(f"lora: expected r and alpha of 1 or more, got {self.r} and {self.alpha}; give 8 and 16")
         if not 0.0 <= self.dropout < 1.0:
@@ -69,6 +71,9 @@ def check_adapters(model: nn.Module, lora: LoRAConfig) -> None:
         ConfigurationError: if no linear layer has such a name.
     """
     layers = [n for n, m in model.named_modules() if next(m.children(), None) is None and getattr(m, "weight", None) is not None]
+    most = max((min(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear)), default=lora.r)
+    if lora.r > most:
+        raise ConfigurationError(f"recovery.lora.r: expected at most {most}, the rank of the model's largest layer, got {lora.r}; give 8")
     targets = lora.target_modules
     if targets == "all-linear":
         return

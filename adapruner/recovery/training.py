@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapruner.argument_checks import check_fields, check_seed
 from adapruner.data.resumable import training_loader
 from adapruner.errors import ConfigurationError
 from adapruner.files.digests import DamagedError
@@ -54,12 +55,12 @@ class RecoveryConfig:
     """Steps between two checkpoints in the run folder: what a kill can cost at most."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "recovery.")
         for name in ("steps", "batch_size", "every_n_steps"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigurationError(f"recovery.{name}: expected a whole number of 1 or more, got {value!r}; give a positive number")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
-            raise ConfigurationError(f"recovery.seed: expected a whole number from 0 to 2**32 - 1, got {self.seed!r}; give 0")
+            if getattr(self, name) < 1:
+                got = getattr(self, name)
+                raise ConfigurationError(f"recovery.{name}: expected a whole number of 1 or more, got {got}; give a positive number")
+        check_seed("recovery.seed", self.seed)
         if self.clip_norm is not None and not 0 < self.clip_norm < float("inf"):
             raise ConfigurationError(f"recovery.clip_norm: expected a positive number or None, got {self.clip_norm}; give 1.0")
         if not 0 < self.learning_rate < float("inf"):

@@ -16,8 +16,9 @@ from typing import Any
 
 from torch import nn
 
+from adapruner.argument_checks import check_fields
 from adapruner.errors import ConfigurationError
-from adapruner.evaluation.generation import generate_text
+from adapruner.evaluation.generation import MOST_NEW_TOKENS, encode_prompt, generate_text
 from adapruner.evaluation.perplexity import describe_protocol, evaluate_nll
 from adapruner.importance.metrics import find_metric
 from adapruner.progress import announce, progress_bar
@@ -77,8 +78,18 @@ class ReportConfig:
         swept = max(self.speed_seq_lens, default=0) if self.speed_batches else 0
         return {"report.latency_seq_len": self.latency_seq_len, **({"report.speed_seq_lens": swept} if swept else {})}
 
+    def check_prompts(self, model: Any, tokenizer: Any) -> None:
+        """Whether the model can continue every prompt.
+
+        Raises:
+            DataError, ConfigurationError: as :func:`adapruner.evaluation.generation.encode_prompt`.
+        """
+        for prompt in self.prompts if tokenizer is not None else ():
+            encode_prompt(model, tokenizer, prompt, MOST_NEW_TOKENS)
+
     def __post_init__(self) -> None:
-        sizes = [("batch_size", self.batch_size, 1), ("latency_seq_len", self.latency_seq_len, 1)]
+        check_fields(self, "report.")
+        sizes = [("batch_size", self.batch_size, 1), ("latency_seq_len", self.latency_seq_len, 2)]
         sizes += [("latency_repeats", self.latency_repeats, 1), *(("speed_batches", b, 1) for b in self.speed_batches)]
         for argument, value, least in (*sizes, *(("speed_seq_lens", n, 2) for n in self.speed_seq_lens)):
             if value < least:

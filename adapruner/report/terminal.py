@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from adapruner.progress import terminal
 from adapruner.report.answer import answer_sentence, calibration_sentences, comparisons, ideal_sentence, left_out
 from adapruner.report.formats import MISSING, nll_text
 from adapruner.report.schema import Report, validate_report
@@ -21,10 +22,9 @@ def print_report(record: Mapping[str, Any] | Report, console: Console | None = N
     Raises:
         ConfigurationError: if the report lacks a key.
     """
-    from rich.console import Console
     from rich.text import Text
 
-    report, console = validate_report(record), console or Console()
+    report, console = validate_report(record), console or terminal()
     console.print()
     console.print(Text(answer_sentence(report), style="bold"))
     for part in _parts(report):

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from adapruner.argument_checks import check_fields, check_seed
 from adapruner.errors import ConfigurationError, nearest
 from adapruner.search.objectives import ObjectiveConfig
 from adapruner.search.samplers import SAMPLERS
@@ -33,6 +34,7 @@ class RerankConfig:
     many trials is partly the luckiest on its windows, the more so the fewer they are: raise ``data.search.samples`` by as many."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "search.rerank.")
         if self.candidates < 1 or self.recovery_steps < 0:
             got = f"{self.candidates} and {self.recovery_steps}"
             raise ConfigurationError(f"search.rerank: expected candidates of 1 or more and steps of 0 or more, got {got}; give 8 and 0")
@@ -92,6 +94,8 @@ class SearchConfig:
         return 0 if self.rerank is None else self.rerank.recovery_steps
 
     def __post_init__(self) -> None:
+        check_fields(self, "search.")
+        check_seed("search.seed", self.seed)
         for name in ("n_trials", "batch_size", "chunks", "max_failures"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"search.{name}: expected 1 or more, got {getattr(self, name)}; give a positive number")

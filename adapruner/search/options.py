@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from adapruner.argument_checks import check_fields
 from adapruner.errors import ConfigurationError
 from adapruner.models.tracing import AttentionUnits, FfnUnits
 from adapruner.pruning.budget import Budget
@@ -45,6 +46,7 @@ class PruningOptions:
     """Calibration samples in one forward and backward pass."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.statistics_batch_size < 1:
             raise ConfigurationError(f"pruning.statistics_batch_size: expected 1 or more, got {self.statistics_batch_size}; give 8")
         if self.plan is not None and self.recipe is not None:

@@ -55,7 +55,7 @@ class OptunaStudy:
             done = sum(KILLED not in t.user_attrs for t in self.study.get_trials(deepcopy=False))
         self.pending = []
         for index in range(done, done + self.seeds.limit(done, count)):
-            seed, startup = self.config.seed * 100003 + index, max(10, len(self.seeds))
+            seed, startup = (self.config.seed * 100003 + index) % 2**32, max(10, len(self.seeds))
             self.study.sampler = make_sampler(self.config.sampler, seed, startup, self.objectives, self._frozen(index, finished))
             name, point = self.seeds.at(index, finished) or (SEARCHED, None)
             if point is not None:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from adapruner.argument_checks import check_between, check_fields
 from adapruner.calibration.choice import CalibrationChoice
 from adapruner.calibration.pool import CalibrationPool
 from adapruner.errors import ConfigurationError, nearest
@@ -30,6 +31,8 @@ _CHOICES = {f"{name}s": name for name in CHOICES}
 _ALLOCATION = ("gamma", "log_head_multiplier", "depth_slope", "depth_curve")
 #: Dimensions that are there only where bounds are given -> their value in seed trials.
 _OPTIONAL = {"log10_ridge": -2.0, "pruned_fraction": 0.0}
+#: Largest bound of a dimension, also as an exponent of e or 10 within what double precision holds.
+_MOST = 100.0
 #: Dimensions of the calibration, by the beginnings of their names; every other dimension is the metric's or the allocation's.
 CALIBRATION_DIMENSIONS = ("source/", "cluster/", "subset_size", "subset_seed", "seq_len")
 
@@ -106,6 +109,7 @@ class SearchSpace:
     """Bounds of log10 of the reconstruction's relative strength; null: the configured strength."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "search.space.")
         if not self.metrics:
             raise ConfigurationError("search.space.metrics: expected at least one metric, got none; name one, such as l2")
         for name in self.metrics:
@@ -125,10 +129,14 @@ class SearchSpace:
         for argument, bounds in ranges.items():
             if len(bounds) != 2 or not -math.inf < bounds[0] <= bounds[1] < math.inf:
                 raise ConfigurationError(f"search.space.{argument}: expected [low, high] with low <= high, got {bounds}; give two numbers")
+            for bound in bounds:
+                check_between(f"search.space.{argument}", bound, -_MOST, _MOST)
         for argument in ("source_logit", "cluster_logit", "coefficient_off"):
             if not 0 <= getattr(self, argument) < math.inf:
                 got = getattr(self, argument)
                 raise ConfigurationError(f"search.space.{argument}: expected a number of 0 or more, got {got}; give 0 to switch it off")
+        for argument in ("source_logit", "cluster_logit", "coefficient_off"):
+            check_between(f"search.space.{argument}", getattr(self, argument), 0, _MOST)
         for argument, values, least in (
             ("subset_sizes", self.subset_sizes, 1),
             ("seq_lens", self.seq_lens, 2),

@@ -157,7 +157,7 @@ def test_what_cannot_be_read_is_one_line(
 def test_options_are_read_in_the_order_of_their_last_value(parser: ArgumentParser, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("search: {trials: 3, refit: {name: b}}\nmodel: null\n")
     (tmp_path / "group.yaml").write_text("trials: 5\n")
-    options: Options = options_of(parser, "fit")
+    options: Options = options_of(parser, "fit", nullable=("model",))
     words = ["--config", str(tmp_path / "a.yaml"), "--model.verbose", "true", f"--search={tmp_path / 'group.yaml'}", "--print_config"]
     expected: dict[str, Any] = {"search.refit": {"name": "b"}, "model": None, "model.verbose": "true", "search.trials": 5}
     assert list(options.read(words).items()) == list(expected.items())

@@ -181,7 +181,7 @@ def test_what_cannot_be_used_is_one_line(tokenizer: Any, given: Any, options: An
             {"search_samples": 1, "samples_per_source": 0},
             r"\(1\) data.calibration.samples_per_source: .* >= 1, got 0.*\(2\) data.search.samples: .* >= 2, got 1",
         ),
-        ({"seed": -1}, "^data.seed: expected a whole number >= 0, got -1"),
+        ({"seed": -1}, "^data.seed: expected a whole number from 0 to 2.*, got -1"),
         ({"tokenizer": None}, "^tokenizer: expected a tokenizer for the texts, got none"),
     ],
 )

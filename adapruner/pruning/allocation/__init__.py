@@ -28,6 +28,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from adapruner.argument_checks import check_fields
 from adapruner.errors import BudgetError, ConfigurationError
 from adapruner.models.units import ModelStructure, UnitGroup
 from adapruner.pruning.budget import Budget
@@ -68,6 +69,7 @@ class Allocation:
     """How much more both ends lose than the middle, in the same terms. Negative: the middle loses more."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "allocation.")
         method = ALLOCATIONS.find(self.method, "allocation.method")
         if self.heads not in ("per_layer", "uniform"):
             raise ConfigurationError(f"allocation.heads: expected 'per_layer' or 'uniform', got {self.heads!r}; name one of them")

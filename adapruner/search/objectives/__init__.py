@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 from torch import nn
 
+from adapruner.argument_checks import check_fields
 from adapruner.errors import ConfigurationError, nearest
 from adapruner.evaluation.perplexity import Windows
 from adapruner.pruning.costs import COSTS
@@ -71,6 +72,7 @@ class ObjectiveConfig:
     """Search measure and cost as two objectives: the front goes into ``pareto.json``, its plans into ``plans/``."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "search.objective.")
         OBJECTIVES.find(self.measure, "search.objective.measure")
         costs = ("parameters", *(name for name in COSTS if not COSTS.find(name).timed))
         for argument, value, known in (("refit", self.refit, ("auto", "always", "never")), ("cost", self.cost, costs)):
