@@ -25,6 +25,7 @@ from adapruner.evaluation.perplexity import NLLResult, evaluate_nll
 from adapruner.export.folder import ExportRecord, export_model
 from adapruner.export.saving import pruned_by, save_as_export
 from adapruner.files.folder_lock import check_folder
+from adapruner.importance.finiteness import check_weights
 from adapruner.models.fingerprint import fingerprint_model
 from adapruner.models.loading import check_language_model, load_language_model, load_tokenizer
 from adapruner.pruning.budget import Budget
@@ -227,7 +228,9 @@ def evaluate(model: Any, tokenizer: Any = None, texts: Any = None, *, window: in
 
     Raises:
         DataError: if a text is shorter than a window.
+        ModelError: if a weight is not finite.
     """
+    check_weights(model)
     lengths = [window] if isinstance(window, int) else list(window)
     windows = evaluation_from_texts(texts, tokenizer, windows=lengths)
     return Evaluation({key: evaluate_nll(model, found, batch_size) for key, found in windows.items()})
