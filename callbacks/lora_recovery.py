@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from adapruner.callbacks.listener import PruningListener, first_of, listeners_of
 from adapruner.errors import ModelError
+from adapruner.models.model_attribute import held_model, hold_model
 from adapruner.recovery.diagnosis import blame_for_gradient, blame_for_loss, first_bad_gradient, gradient_message, loss_message
 from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora, recover_briefly
 
@@ -27,7 +28,7 @@ class LoRARecoveryCallback(PruningListener):
     Args:
         lora: rank, scale, dropout and where adapters go.
         seed: of the adapters' initial values, so that a searched and a given plan start alike.
-        model_attribute: the module's attribute that holds the language model.
+        model_attribute: the module's attribute that holds the language model, such as ``model`` or ``net.lm``.
 
     >>> LoRARecoveryCallback(LoRAConfig(r=16)).lora.r
     16
@@ -49,7 +50,7 @@ class LoRARecoveryCallback(PruningListener):
         pl_module.configure_model()
         with isolate_rng():
             torch.manual_seed(self.seed)
-            setattr(pl_module, self.model_attribute, attach_lora(getattr(pl_module, self.model_attribute), self.lora).train())
+            hold_model(pl_module, self.model_attribute, attach_lora(held_model(pl_module, self.model_attribute), self.lora).train())
         self._attached = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,7 +71,7 @@ class LoRARecoveryCallback(PruningListener):
             return
         batch, where, tokenizer = self._suspect(trainer, pl_module)
         with trainer.precision_plugin.forward_context():
-            blame = blame_for_loss(getattr(pl_module, self.model_attribute), batch, where, tokenizer)
+            blame = blame_for_loss(held_model(pl_module, self.model_attribute), batch, where, tokenizer)
         raise ModelError(loss_message(loss, trainer.global_step, blame))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
@@ -86,7 +87,7 @@ class LoRARecoveryCallback(PruningListener):
         )
         if bad is None:
             return
-        (batch, where, tokenizer), model = self._suspect(trainer, pl_module), getattr(pl_module, self.model_attribute, None)
+        (batch, where, tokenizer), model = self._suspect(trainer, pl_module), held_model(pl_module, self.model_attribute, None)
         blame = ""
         if model is not None:
             with trainer.precision_plugin.forward_context():
@@ -121,13 +122,13 @@ class LoRARecoveryCallback(PruningListener):
             make_whole()
         for listener in listeners_of(trainer):  # a resumed run that had ended has no end of training
             listener.before_merge(trainer, pl_module)
-        setattr(pl_module, self.model_attribute, merge_lora(getattr(pl_module, self.model_attribute)))
+        hold_model(pl_module, self.model_attribute, merge_lora(held_model(pl_module, self.model_attribute)))
         self._attached = False  # another fit of the module trains adapters again
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Merges the adapters that ``test(ckpt_path=...)`` and the like brought, so that the module holds an ordinary model again."""
-        if stage != "fit" and getattr(pl_module, self.model_attribute, None) is not None:
-            setattr(pl_module, self.model_attribute, merge_lora(getattr(pl_module, self.model_attribute)))
+        if stage != "fit" and held_model(pl_module, self.model_attribute, None) is not None:
+            hold_model(pl_module, self.model_attribute, merge_lora(held_model(pl_module, self.model_attribute)))
 
     def report_sections(self, trainer: Trainer) -> dict[str, Any]:
         """Settings and curve of the recovery, and the seed of its adapters."""

@@ -22,6 +22,7 @@ from adapruner.export.licence import base_licence
 from adapruner.export.options import ExportOptions
 from adapruner.export.staging import check_folder, staged
 from adapruner.files.atomic import write_atomically
+from adapruner.models.model_attribute import held_model
 from adapruner.progress import announce
 
 
@@ -86,7 +87,7 @@ class PrunedExportCallback(PruningListener):
         pruning = self._pruning(trainer)
         if self.adapters != "folder" or pruning.plan is None or pruning.scored is None or not trainer.is_global_zero:
             return
-        model, folder = getattr(pl_module, pruning.model_attribute), self._folder(trainer)
+        model, folder = held_model(pl_module, pruning.model_attribute), self._folder(trainer)
         sizes = {"dtype": self.dtype, "max_shard_size": self.max_shard_size}
         with staged(Path(os.path.abspath(folder))) as new:
             plain, record = export_either(
@@ -105,7 +106,7 @@ class PrunedExportCallback(PruningListener):
         pruning = self._pruning(trainer)
         if pruning.plan is None or pruning.scored is None or not trainer.is_global_zero:
             return
-        model: Any = getattr(pl_module, pruning.model_attribute)
+        model: Any = held_model(pl_module, pruning.model_attribute)
         folder, card = self._folder(trainer), self._card(trainer, pl_module)
         if self.record is not None and self.adapters == "folder":
             known, card = self.record, {**card, "adapter": ADAPTER_FOLDER}

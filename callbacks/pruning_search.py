@@ -28,6 +28,7 @@ from adapruner.export.staging import check_no_export
 from adapruner.files.atomic import clear_leftovers
 from adapruner.files.folder_lock import FolderLock, check_folder
 from adapruner.models.loading import check_language_model
+from adapruner.models.model_attribute import held_model
 from adapruner.models.tracing import AttentionUnits, FfnUnits
 from adapruner.progress import announce
 from adapruner.pruned_module import carry_pruning
@@ -61,7 +62,7 @@ class PruningSearchCallback(Callback):
         recipe: a fixed recipe to prune by instead of searching: a published method, or what a search found elsewhere.
         folder: where ``plan.json``, ``trials.csv`` and the study go; the Trainer's ``default_root_dir`` when empty.
         statistics_batch_size: calibration samples in one forward and backward pass.
-        model_attribute: the module's attribute that holds the language model.
+        model_attribute: the module's attribute that holds the language model, such as ``model`` or ``net.lm``.
         attention_units: ``kv_group`` removes a KV head with all its query heads, ``query_head`` single query heads, equally
             many of each KV head. Only where there are several query heads for each KV head does it make a difference.
         ffn_units: ``channel`` removes single channels, in a mixture of experts equally many of each; ``expert`` removes whole experts
@@ -218,7 +219,7 @@ class PruningSearchCallback(Callback):
             ModelError: if the attribute is missing, is not a causal LM, or holds one that is sharded already.
         """
         pl_module.configure_model()
-        model = getattr(pl_module, self.model_attribute, None)
+        model = held_model(pl_module, self.model_attribute, None)
         check_language_model(model, f"{type(pl_module).__name__}.{self.model_attribute}")
         return model
 
