@@ -33,6 +33,7 @@ from adapruner.cli.option_errors import explain, options_of
 from adapruner.cli.shipped_configs import find_configs
 from adapruner.data_module import PruningDataModule
 from adapruner.errors import ConfigurationError
+from adapruner.export.base_model import place_of_model
 from adapruner.export.loading import check_can_be_pruned
 from adapruner.files.atomic import clear_leftovers, write_atomically
 from adapruner.files.folder_lock import check_folder
@@ -69,7 +70,8 @@ class SaveRunConfig(SaveConfigCallback, PruningListener):
         folder = Path(trainer.default_root_dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "config.yaml", self.parser.dump(self.config, skip_unset=False))
+            place = place_of_model(str(getattr(trainer.lightning_module, "name_or_path", "")), folder)
+            write_atomically(folder / "config.yaml", place + self.parser.dump(self.config, skip_unset=False))
         except OSError as error:
             raise ConfigurationError(
                 f"trainer.default_root_dir: expected a folder that can be written, got {str(folder)!r} ({error.strerror}); choose another"
