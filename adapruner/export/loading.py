@@ -10,6 +10,7 @@ from typing import Any
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter
 from adapruner.export.folder import PLAN_FILE
+from adapruner.export.saving import ExportingSave
 from adapruner.export.staging import MARK, is_export
 from adapruner.export.target import has_uneven_experts
 from adapruner.pruning.plan import PruningPlan, read_plan
@@ -25,7 +26,7 @@ class ExportedModel:
 
 
 def load(folder: str | Path, dtype: str = "auto", device_map: Any = None) -> Any:
-    """The model of an export, in eval mode.
+    """The model of an export, in eval mode; its ``save_pretrained`` writes an export again.
 
     Layers of different widths are built by the class installed with adapruner, never by the file in the folder, and
     weights come from safetensors only.
@@ -54,7 +55,9 @@ def load(folder: str | Path, dtype: str = "auto", device_map: Any = None) -> Any
         raise ModelError(f"folder: expected the plan {config[MARK].get('plan_hash')}, got {plan.hash} in {folder}; export again")
     for file in weight_files(folder):
         read_header(file)
-    return _from_pretrained(folder, _class(config), dtype, device_map)
+    model = _from_pretrained(folder, _class(config), dtype, device_map)
+    model.save_pretrained = ExportingSave(model, plan)
+    return model
 
 
 def open_export(
