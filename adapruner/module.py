@@ -15,6 +15,7 @@ from adapruner.errors import ConfigurationError
 from adapruner.evaluation.generation import Decoding, stream_text
 from adapruner.evaluation.perplexity import NLLResult
 from adapruner.export.loading import ExportedModel, open_export
+from adapruner.importance.finiteness import check_weights
 from adapruner.models.loading import DEMO, check_dtype, load_language_model, load_tokenizer, model_source
 from adapruner.models.next_token_loss import mean_next_token_loss
 from adapruner.models.units import ModelStructure
@@ -221,6 +222,23 @@ class PrunableCausalLM(PrunedCheckpoints, LightningModule):
         metric.update(self(batch["input_ids"], batch.get("attention_mask")), batch["labels"])
         total, tokens = metric.last
         self.log(name, (total / max(1, tokens)).float(), batch_size=max(1, tokens), prog_bar=True, sync_dist=True)
+
+    def on_validation_start(self) -> None:
+        """Refuses weights that are no numbers, also a checkpoint's; inside ``fit`` the loss tells of them.
+
+        Raises:
+            ModelError: naming the first.
+        """
+        if self.trainer.state.fn != "fit":
+            check_weights(self.model)
+
+    def on_test_start(self) -> None:
+        """As :meth:`on_validation_start`."""
+        self.on_validation_start()
+
+    def on_predict_start(self) -> None:
+        """As :meth:`on_validation_start`."""
+        self.on_validation_start()
 
     def on_validation_epoch_start(self) -> None:
         """Starts the sums over."""

@@ -10,13 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from adapruner.export.saving import save_as_export
+from adapruner.models.model_attribute import held_model, hold_model
 from adapruner.recovery.checkpoint_contents import describe_pruning, fit_to_checkpoint
 
 
 class PrunedCheckpoints:
     """Mixin for a LightningModule, to stand before it among the bases: its checkpoints say how it was pruned, and loading one prunes.
 
-    ``model_attribute`` names the attribute that holds the language model, which ``__init__`` or ``configure_model`` builds dense.
+    ``model_attribute`` names the attribute that holds the language model, such as ``model`` or ``net.lm``, which ``__init__`` or
+    ``configure_model`` builds dense.
 
     >>> from lightning import LightningModule
     >>> class MyModule(PrunedCheckpoints, LightningModule):
@@ -29,7 +31,7 @@ class PrunedCheckpoints:
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The plan and the adapters' form go into the checkpoint, as JSON types."""
         super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
-        checkpoint.update(describe_pruning(getattr(self, self.model_attribute), self.plan))
+        checkpoint.update(describe_pruning(held_model(self, self.model_attribute), self.plan))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Prunes a still dense model by the checkpoint's plan and attaches its adapters, so that the weights fit.
@@ -39,8 +41,8 @@ class PrunedCheckpoints:
         """
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
         self.configure_model()  # type: ignore[attr-defined]
-        model, self.plan = fit_to_checkpoint(getattr(self, self.model_attribute), checkpoint, self.plan, save_as_export)
-        setattr(self, self.model_attribute, model)
+        model, self.plan = fit_to_checkpoint(held_model(self, self.model_attribute), checkpoint, self.plan, save_as_export)
+        hold_model(self, self.model_attribute, model)
 
 
 def carry_pruning(pl_module: Any, model_attribute: str) -> None:
@@ -54,13 +56,15 @@ def carry_pruning(pl_module: Any, model_attribute: str) -> None:
 
     def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:
         save(checkpoint)
-        checkpoint.update(describe_pruning(getattr(pl_module, model_attribute), getattr(pl_module, "plan", None)))
+        checkpoint.update(describe_pruning(held_model(pl_module, model_attribute), getattr(pl_module, "plan", None)))
 
     def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
         load(checkpoint)
         pl_module.configure_model()
-        model, plan = fit_to_checkpoint(getattr(pl_module, model_attribute), checkpoint, getattr(pl_module, "plan", None), save_as_export)
-        setattr(pl_module, model_attribute, model)
+        model, plan = fit_to_checkpoint(
+            held_model(pl_module, model_attribute), checkpoint, getattr(pl_module, "plan", None), save_as_export
+        )
+        hold_model(pl_module, model_attribute, model)
         pl_module.plan = plan
 
     for hook in (on_save_checkpoint, on_load_checkpoint):

@@ -30,6 +30,7 @@ from adapruner.evaluation.perplexity import NLLResult, evaluate_nll
 from adapruner.export.folder import ExportRecord, export_model
 from adapruner.export.saving import pruned_by, save_as_export
 from adapruner.files.folder_lock import held
+from adapruner.importance.finiteness import check_weights
 from adapruner.models.fingerprint import digest_weights, fingerprint_model
 from adapruner.models.loading import check_language_model, load_language_model, load_tokenizer
 from adapruner.progress import progress_bar
@@ -268,9 +269,11 @@ def evaluate(model: Any, tokenizer: Any = None, texts: Any = None, *, window: in
 
     Raises:
         DataError: if a text is shorter than a window.
+        ModelError: if a weight is not finite.
     """
     _check_tokenizer(tokenizer)
     check_type("model", model, nn.Module)
+    check_weights(model)
     lengths = [window] if isinstance(window, int) else list(window)
     windows = evaluation_from_texts(texts, tokenizer, windows=lengths)
     return Evaluation({key: evaluate_nll(model, found, batch_size) for key, found in windows.items()})

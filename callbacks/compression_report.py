@@ -16,6 +16,7 @@ from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback
 from adapruner.errors import ConfigurationError
 from adapruner.files.folder_lock import check_there
+from adapruner.models.model_attribute import held_model
 from adapruner.progress import announce
 from adapruner.report.measured_before import MeasuredBefore
 from adapruner.report.recorder import ReportConfig, ReportRecorder
@@ -95,7 +96,7 @@ class CompressionReportCallback(PruningListener):
             return
         with isolate_rng():
             recovered = first_of(trainer, LoRARecoveryCallback) is not None
-            self.recorder.measure_final(getattr(pl_module, self._pruning.model_attribute), recovered)
+            self.recorder.measure_final(held_model(pl_module, self._pruning.model_attribute), recovered)
         self._complete = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -124,7 +125,7 @@ class CompressionReportCallback(PruningListener):
         assert self.recorder is not None
         return self.recorder.to_report(
             name=self.name or Path(trainer.default_root_dir).name,
-            model=getattr(pl_module, self._pruning.model_attribute),
+            model=held_model(pl_module, self._pruning.model_attribute),
             processes=trainer.world_size,
             reconstruction_seconds=self._pruning.reconstruction_seconds,
             **sections,

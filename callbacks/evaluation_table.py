@@ -11,6 +11,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from adapruner.evaluation.perplexity import IGNORED, NLLResult, describe_protocol
+from adapruner.progress import terminal
 from adapruner.report.answer import listed, text_lines
 from adapruner.report.formats import MISSING, nll_text, perplexity_text
 from adapruner.report.run_sections import hardware_in_words, package_versions

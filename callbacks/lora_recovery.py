@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from adapruner.argument_checks import check_seed, typed_as
 from adapruner.callbacks.listener import PruningListener, first_of, listeners_of
 from adapruner.errors import ModelError
+from adapruner.models.model_attribute import held_model, hold_model
 from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
 from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora, recover_briefly
 
@@ -29,7 +30,7 @@ class LoRARecoveryCallback(PruningListener):
     Args:
         lora: rank, scale, dropout and where adapters go.
         seed: of the adapters' initial values, so that a searched and a given plan start alike.
-        model_attribute: the module's attribute that holds the language model.
+        model_attribute: the module's attribute that holds the language model, such as ``model`` or ``net.lm``.
 
     >>> LoRARecoveryCallback(LoRAConfig(r=16)).lora.r
     16
@@ -53,7 +54,7 @@ class LoRARecoveryCallback(PruningListener):
         pl_module.configure_model()
         with isolate_rng():
             torch.manual_seed(self.seed)
-            setattr(pl_module, self.model_attribute, attach_lora(getattr(pl_module, self.model_attribute), self.lora).train())
+            hold_model(pl_module, self.model_attribute, attach_lora(held_model(pl_module, self.model_attribute), self.lora).train())
         self._attached = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -71,7 +72,7 @@ class LoRARecoveryCallback(PruningListener):
             ModelError: naming the step and, where a sample of the batch shows it alone, the sample and the layer.
         """
         with trainer.precision_plugin.forward_context():
-            check_loss(loss, getattr(pl_module, self.model_attribute), trainer.global_step, partial(self._suspect, trainer, pl_module))
+            check_loss(loss, held_model(pl_module, self.model_attribute), trainer.global_step, partial(self._suspect, trainer, pl_module))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
         """Refuses gradients that are not finite; where losses are scaled (``16-mixed``), the scaler skips such a step by itself.
@@ -81,7 +82,7 @@ class LoRARecoveryCallback(PruningListener):
         """
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return
-        model, suspect = getattr(pl_module, self.model_attribute, None), partial(self._suspect, trainer, pl_module)
+        model, suspect = held_model(pl_module, self.model_attribute, None), partial(self._suspect, trainer, pl_module)
         with trainer.precision_plugin.forward_context():
             check_gradients(dict(pl_module.named_parameters()), model, trainer.global_step, suspect)
 
@@ -113,13 +114,13 @@ class LoRARecoveryCallback(PruningListener):
             make_whole()
         for listener in listeners_of(trainer):  # a resumed run that had ended has no end of training
             listener.before_merge(trainer, pl_module)
-        setattr(pl_module, self.model_attribute, merge_lora(getattr(pl_module, self.model_attribute)))
+        hold_model(pl_module, self.model_attribute, merge_lora(held_model(pl_module, self.model_attribute)))
         self._attached = False  # another fit of the module trains adapters again
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Merges the adapters that ``test(ckpt_path=...)`` and the like brought, so that the module holds an ordinary model again."""
-        if stage != "fit" and getattr(pl_module, self.model_attribute, None) is not None:
-            setattr(pl_module, self.model_attribute, merge_lora(getattr(pl_module, self.model_attribute)))
+        if stage != "fit" and held_model(pl_module, self.model_attribute, None) is not None:
+            hold_model(pl_module, self.model_attribute, merge_lora(held_model(pl_module, self.model_attribute)))
 
     def report_sections(self, trainer: Trainer) -> dict[str, Any]:
         """Settings and curve of the recovery, and the seed of its adapters."""

@@ -22,6 +22,7 @@ from adapruner.export.options import ExportOptions
 from adapruner.export.staging import check_folder, staged
 from adapruner.files.atomic import write_atomically
 from adapruner.files.digests import write_sums
+from adapruner.models.model_attribute import held_model
 from adapruner.progress import announce
 
 
@@ -97,7 +98,7 @@ class PrunedExportCallback(PruningListener):
             return
         if pruning.lock is not None:
             pruning.lock.check()
-        model, tokenizer = getattr(pl_module, pruning.model_attribute), getattr(pl_module, "tokenizer", None)
+        model, tokenizer = held_model(pl_module, pruning.model_attribute), getattr(pl_module, "tokenizer", None)
         with staged(folder) as new:
             record = export_either(model, tokenizer, scored.structure, plan, new, self.options, card)
         self.record = replace(record, path=folder)

@@ -26,6 +26,7 @@ from adapruner.distributed import Ranks
 from adapruner.errors import ConfigurationError
 from adapruner.files.folder_lock import FolderLock, held, no_empty_folders
 from adapruner.models.loading import check_language_model
+from adapruner.models.model_attribute import held_model
 from adapruner.pruned_module import carry_pruning
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
@@ -50,7 +51,7 @@ class PruningSearchCallback(Callback):
         search: how to search.
         plan: a plan file to apply instead of searching.
         folder: where ``plan.json``, ``trials.csv`` and the study go; the Trainer's ``default_root_dir`` when empty.
-        model_attribute: the module's attribute that holds the language model.
+        model_attribute: the module's attribute that holds the language model, such as ``model`` or ``net.lm``.
         calibration: where there is no data module: texts, a mapping of source names to texts, a ``datasets.Dataset`` or token
             windows, as :func:`adapruner.prune` takes them.
         tokenizer: for ``calibration``; the module's ``tokenizer`` when empty.
@@ -167,7 +168,7 @@ class PruningSearchCallback(Callback):
             ModelError: if the attribute is missing, is not a causal LM, or holds one that is sharded already.
         """
         pl_module.configure_model()
-        model = getattr(pl_module, self.model_attribute, None)
+        model = held_model(pl_module, self.model_attribute, None)
         check_language_model(model, f"{type(pl_module).__name__}.{self.model_attribute}")
         return model
 

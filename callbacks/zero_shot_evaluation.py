@@ -15,6 +15,7 @@ from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.errors import ConfigurationError
 from adapruner.evaluation.zero_shot import TaskScore, ZeroShotTasks, describe_zero_shot, load_tasks, score_tasks
+from adapruner.models.model_attribute import held_model
 from adapruner.progress import announce
 
 
@@ -32,7 +33,7 @@ class ZeroShotEvaluationCallback(PruningListener):
         batch_size: requests in one forward pass.
         task_folder: a folder with task files (YAML) of one's own.
         dense: score the dense model too.
-        model_attribute: the module's attribute that holds the language model.
+        model_attribute: the module's attribute that holds the language model, such as ``model`` or ``net.lm``.
 
     >>> ZeroShotEvaluationCallback(["piqa"], limit=100).tasks
     ['piqa']
@@ -116,7 +117,7 @@ class ZeroShotEvaluationCallback(PruningListener):
         """Scores the module's model, which ``words`` name, and says what came of it."""
         assert self._loaded is not None
         announce(f"scores {words} on {', '.join(self.tasks)}")
-        model = getattr(pl_module, attribute, None)
+        model = held_model(pl_module, attribute, None)
         if model is None:
             got = type(pl_module).__name__
             raise ConfigurationError(f"zero_shot.model_attribute: expected the language model in {got}.{attribute}, got none; name it")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.spoilt import (
+    adapter_folder,
     config,
     cut,
     file_in_place_of_the_run_folder,
@@ -25,6 +26,8 @@ from tests.spoilt import (
     overflowing,
     overflowing_in_float16,
     plan_of_other_weights,
+    shard_index,
+    state_space_model,
     tensors,
     text,
     too_large_for_float16,
@@ -50,6 +53,7 @@ class BadInput:
 
 _ONE_SOURCE = "[{name: books, path: texts/rows.jsonl}]"
 _PLAN = ("--pruning.plan=plan.json",)
+_EVALUATED = ("--config=base.yaml", "--data.prompts=texts/test.txt")
 _EXPORT = "export"
 _COMPARE = "compare"
 
@@ -156,6 +160,37 @@ ROWS: dict[str, tuple[BadInput, ...]] = {
         BadInput("activations that overflow", r"expected finite activations, .*model\.layers\.1\.mlp\S* on, on calibration sample 0 in float32", spoil=tensors(overflowing)),
         BadInput("an unknown attention implementation", r"model\.name_or_path: expected a model to load .*attn_implementation", ("--model.attn_implementation=flash_attention_9",)),
     ),
+    "Folders of models": (
+        BadInput("weights of more layers", r"expected every tensor of LlamaForCausalLM in 'model', got also model\.layers\.2\.\S+ and 8 more, which config\.json has no place for", spoil=json_field("model/config.json", "num_hidden_layers", 2)),
+        *(
+            BadInput(f"weights of more layers, {command}", r"got also model\.layers\.2\.", _EVALUATED, json_field("model/config.json", "num_hidden_layers", 2), command)
+            for command in ("validate", "test", "predict")
+        ),
+        BadInput("weights of other widths", r"expected shape \(24, 32\) for model\.layers\.0\.self_attn\.k_proj\.weight in 'model', got \(16, 32\)", spoil=json_field("model/config.json", "num_key_value_heads", 4, head_dim=6)),
+        *(
+            BadInput(f"a weight that is not a number, {command}", r"model: expected finite weights, got nan in model\.layers\.1\.mlp\.up_proj\.weight", _EVALUATED, tensors(with_nan), command)
+            for command in ("validate", "test", "predict")
+        ),
+        BadInput("a width that no heads divide", r"expected a \w+ to load .*hidden size \(33\) is not a multiple", spoil=json_field("model/config.json", "hidden_size", 33)),
+        *(
+            BadInput(f"{key} of {value!r}", rf"expected {key} of 1 or more in 'model/config\.json', got {value!r}", spoil=json_field("model/config.json", key, value))
+            for key, value in (("num_attention_heads", 0), ("num_hidden_layers", 0), ("num_hidden_layers", "8"), ("num_key_value_heads", -1), ("vocab_size", 2.5), ("hidden_size", True))
+        ),
+        BadInput("a model's configuration that is a list", r"expected a JSON object in 'model/config\.json', got list", spoil=text("model/config.json", "[1]")),
+        BadInput("a state-space model", r"model: expected a decoder whose layers have attention and an FFN, got MambaForCausalLM", spoil=state_space_model),
+        *(
+            BadInput(f"an index of shards with {name}", message, spoil=shard_index(content))
+            for name, content, message in (
+                ("damage", '{"weight_map": {"mod', r"expected a JSON object in 'model/model\.safetensors\.index\.json', got damage"),
+                ("deep nesting", "[" * 100_000, r"expected a JSON object in 'model/model\.safetensors\.index\.json', got damage"),
+                ("nothing in it", '{"weight_map": null}', r"expected weight_map with a file for each tensor"),
+                ("numbers for files", '{"weight_map": {"lm_head.weight": 3}}', r"expected weight_map with a file for each tensor"),
+                ("a shard that is not there", '{"weight_map": {"lm_head.weight": "gone.safetensors"}}', r"expected the file 'gone\.safetensors' that model\.safetensors\.index\.json names"),
+                ("a shard elsewhere", '{"weight_map": {"lm_head.weight": "../elsewhere.safetensors"}}', r"expected the file '\.\./elsewhere\.safetensors'"),
+            )
+        ),
+        BadInput("adapters in place of a model", r"model\.name_or_path: expected a model, got adapters of 'model' in 'adapter'", ("--model.name_or_path=adapter",), adapter_folder),
+    ),
     "Text and tokenizer": (
         BadInput("text that is not there", r"source 'books': path: expected a file or a folder, got 'texts/gone\.txt'", spoil=config("texts/calibration", "texts/gone")),
         BadInput(
@@ -172,6 +207,10 @@ ROWS: dict[str, tuple[BadInput, ...]] = {
         BadInput("a missing column", r"source 'books': expected a column 'text' in 'rows\.jsonl', got the columns body", (f"--data.calibration.sources={_ONE_SOURCE}",), text("texts/rows.jsonl", '{"body": "w1"}\n')),
         BadInput("a number for text", r"expected text in column 'text', got int in row 0", (f"--data.calibration.sources={_ONE_SOURCE}",), text("texts/rows.jsonl", '{"text": 3}\n')),
         BadInput("damaged rows", r"expected one JSON object a line, got .* line 2", (f"--data.calibration.sources={_ONE_SOURCE}",), text("texts/rows.jsonl", '{"text": "w1"}\n{"tex\n')),
+        BadInput("rows nested too deep", r"expected one JSON object a line, got 'maximum recursion depth .* in 'rows\.jsonl' line 1", (f"--data.calibration.sources={_ONE_SOURCE}",), text("texts/rows.jsonl", "[" * 100_000)),
+        BadInput("a number of 5000 digits", r"expected one JSON object a line, got 'Exceeds the limit .* in 'rows\.jsonl' line 1", (f"--data.calibration.sources={_ONE_SOURCE}",), text("texts/rows.jsonl", '{"text": ' + "1" * 5000 + "}")),
+        BadInput("half of a character", r"source 'books': row 0 of 'rows\.jsonl': expected whole characters, got the lone surrogate '\\ud83d'", (f"--data.calibration.sources={_ONE_SOURCE}",), text("texts/rows.jsonl", '{"text": "half \\ud83d"}')),
+        BadInput("a split that a folder does not have", r"source 'books': path: expected files of the split 'validation' in 'texts', got the splits test; name one of them", ("--data.calibration.sources=[{name: books, path: texts, split: validation}]",)),
         BadInput("an unknown source of the demo", r"expected a demo source, got 'stdlb'; did you mean 'stdlib'", spoil=config("path: texts/search.txt", "demo: stdlb, split: search")),
         BadInput("a source in two places at once", r"expected exactly one of hub, path, demo, texts and kind, got path and demo", spoil=config("path: texts/search.txt", "path: texts/search.txt, demo: stdlib")),
         BadInput("an unknown kind of source", r"source 'search', kind: expected a known kind of data source, got 'files'; .* path, texts", spoil=config("path: texts/search.txt", "kind: files")),

@@ -105,12 +105,12 @@ def cut(path: str) -> Callable[[Path], None]:
     return spoil
 
 
-def json_field(path: str, key: str, value: Any) -> Callable[[Path], None]:
-    """Changes one field of a JSON file."""
+def json_field(path: str, key: str, value: Any, **more: Any) -> Callable[[Path], None]:
+    """Changes one field of a JSON file, or several."""
 
     def spoil(folder: Path) -> None:
         record = json.loads((folder / path).read_text())
-        record[key] = value
+        record.update({key: value, **more})
         (folder / path).write_text(json.dumps(record))
 
     return spoil
@@ -150,6 +150,28 @@ def overflowing(weights: dict[str, Any]) -> None:
 
 def without_a_tensor(weights: dict[str, Any]) -> None:
     del weights["model.layers.1.mlp.up_proj.weight"]
+
+
+def shard_index(content: str) -> Callable[[Path], None]:
+    """The weights in a shard, with this for an index."""
+
+    def spoil(folder: Path) -> None:
+        (folder / "model" / "model.safetensors").rename(folder / "model" / "model-00001-of-00001.safetensors")
+        (folder / "model" / "model.safetensors.index.json").write_text(content)
+
+    return spoil
+
+
+def state_space_model(folder: Path) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4)
+    MambaForCausalLM(config).save_pretrained(folder / "model")
+
+
+def adapter_folder(folder: Path) -> None:
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "model"}))
 
 
 def larger_vocabulary(folder: Path) -> None:

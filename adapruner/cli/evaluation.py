@@ -18,6 +18,7 @@ from adapruner.errors import ConfigurationError
 from adapruner.evaluation.generation import encode_prompt
 from adapruner.export.rebuilding import read_checkpoint
 from adapruner.files.atomic import replacing
+from adapruner.importance.finiteness import check_weights
 from adapruner.models.fingerprint import digest_weights, fingerprint_model
 from adapruner.progress import announce, terminal
 from adapruner.pruning.plan import PruningPlan, read_plan
@@ -110,17 +111,18 @@ class EvaluationCommands:
         Raises:
             ConfigurationError: if plan and checkpoint are of different plans.
             PlanError: if the plan is for another model.
-            ModelError: if the checkpoint cannot be read.
+            ModelError: if the checkpoint cannot be read, or a weight is not finite.
         """
         given = next((c.options.plan for c in self.trainer.callbacks if isinstance(c, PruningSearchCallback)), None)
         checkpoint = self.config[self.command].get("ckpt_path")
         if checkpoint is not None and not Path(checkpoint).is_dir():
             return self._describe_checkpoint(Path(checkpoint), given)
         name = self.model.name_or_path
+        self.model.configure_model()
+        check_weights(self.model.model)  # before a file is begun; a checkpoint's are looked at when they are there
         if given is not None and self._prune(given):
             zero = ", its output biases zero" if given.output_bias else ""
             return f"{name} pruned by the plan {given.hash}, neither reconstructed nor recovered{zero}"
-        self.model.configure_model()
         exported = self.model.exported
         return f"the dense model {name}" if exported is None else f"the export {name} (plan {exported.plan.hash})"
 
@@ -135,7 +137,6 @@ class EvaluationCommands:
 
     def _prune(self, plan: PruningPlan) -> bool:
         """Whether there was anything to do: the export of this plan is pruned already."""
-        self.model.configure_model()
         if self.model.exported is not None:
             if self.model.exported.plan.hash != plan.hash:
                 raise ConfigurationError(

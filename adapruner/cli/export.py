@@ -58,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--gguf", metavar="FILE", type=Path, help="write the model for llama.cpp, too")
     add("--push", metavar="REPO_ID", help="upload DIR to the hub, as user/name; a new repository is private")
     add("--checkpoint", metavar="FILE", type=Path, help="the Lightning checkpoint to take (default: the last one of the run)")
+    add("--model", metavar="PATH", help="the base model, a folder or a hub name (default: where the run found it)")
     add("--import", metavar="FILE", help="export formats and the like of your own; may be repeated")
     add("--verify", action=argparse.BooleanOptionalAction, default=True, help="load DIR in a fresh process and compare logits (default)")
     return parser
@@ -82,7 +83,9 @@ def run_export(arguments: Sequence[str]) -> None:
     from adapruner.export.run_folder import find_source
 
     quiet_libraries()
-    source = find_source(run, given.checkpoint, options.adapters)
+    source = find_source(run, given.checkpoint, options.adapters, given.model)
+    if given.model is not None and source.base is None:
+        raise ConfigurationError(f"model: expected a run whose base model is needed, got {source.words}; leave it out")
     announce(f"takes {source.words}")
     record, lines = writing.write_export(source, targets, options, verify=given.verify)
     if _FOLDER in targets:

@@ -34,6 +34,7 @@ from adapruner.cli.parsing import parse
 from adapruner.cli.shipped_configs import find_configs
 from adapruner.data_module import PruningDataModule
 from adapruner.errors import ConfigurationError
+from adapruner.export.base_model import place_of_model
 from adapruner.export.loading import check_can_be_pruned
 from adapruner.export.run_folder import CONFIG_FILE, CONFIG_NOTE
 from adapruner.files.atomic import write_atomically
@@ -73,8 +74,10 @@ class SaveRunConfig(SaveConfigCallback, PruningListener):
         """Before the search's work, so that a killed run has its configuration; the first rank writes."""
         if not trainer.is_global_zero:
             return
-        text = self.parser.dump(self.config, skip_unset=False)
-        write_atomically(Path(trainer.default_root_dir) / CONFIG_FILE, seal_lines(text, CONFIG_NOTE))
+        folder = Path(trainer.default_root_dir)
+        place = place_of_model(str(getattr(trainer.lightning_module, "name_or_path", "")), folder)
+        text = place + self.parser.dump(self.config, skip_unset=False)
+        write_atomically(folder / CONFIG_FILE, seal_lines(text, CONFIG_NOTE))
 
 
 class PruningCLI(EvaluationCommands, LightningCLI):

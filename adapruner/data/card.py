@@ -54,7 +54,8 @@ def _source_in_words(source: TextSource) -> str:
     reader = source.reader
     details = [reader.where]
     details += [] if source.config is None else [source.config]
-    details += [f"split {source.split}"] if "split" in reader.fields else []
+    files_alone = source.path is not None and source.split == "train"
+    details += [f"split {source.split}"] if "split" in reader.fields and not files_alone else []
     details += [] if source.revision is None else [f"revision {source.revision}"]
     details += [part_in_words(source)[2:]] if part_in_words(source) else []
     details += [] if source.documents is None else [f"first {source.documents:,} documents"]

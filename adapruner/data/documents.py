@@ -47,6 +47,18 @@ def hash_text(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def check_characters(text: str, where: str) -> None:
+    """Refuses half of a character, which JSON can write and no tokenizer takes.
+
+    Raises:
+        DataError: if there is one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: expected whole characters, got the lone surrogate {text[error.start]!a}; mend or drop the row") from None
+
+
 def draw_documents(documents: Iterable[Document], characters: int, seed: int) -> list[Document]:
     """All documents when together they are short enough, else a random sample of at least so many characters.
 
@@ -93,5 +105,6 @@ def row_documents(
             if not isinstance(value, str):
                 got = f"{type(value).__name__} in row {number} of {label!r}"
                 raise DataError(f"source {source!r}: expected text in column {name!r}, got {got}; convert it")
+            check_characters(value, f"source {source!r}: row {number} of {label!r}")
         prompt, text = render(strings) if instruction else ("", strings[column])
         yield Document(source, f"{label}#{number}", text, prompt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +14,8 @@ from adapruner.errors import DataError
 TEXT_SUFFIXES = (".txt", ".md")
 ROW_SUFFIXES = (".jsonl", ".json", ".parquet")
 SUFFIXES = (*TEXT_SUFFIXES, *ROW_SUFFIXES, *(f"{s}.gz" for s in (*TEXT_SUFFIXES, ".jsonl", ".json")))
+
+_DAMAGE = (UnicodeDecodeError, EOFError, OSError, zlib.error)
 
 #: A text file is cut at the first blank line after so many characters, or at any line end after twice as many.
 PIECE_CHARACTERS = 2000
@@ -58,7 +61,7 @@ def read_text_pieces(file: Path) -> Iterator[str]:
     try:
         with _open(file) as stream:
             yield from in_pieces(stream)
-    except (UnicodeDecodeError, EOFError, OSError) as error:
+    except _DAMAGE as error:
         raise _damaged(file, error) from None
 
 
@@ -92,7 +95,7 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise DataError(f"path: expected rows that are JSON objects, got {type(row).__name__} in row {number} of {file.name!r}")
             yield row
-    except (UnicodeDecodeError, EOFError, OSError) as error:
+    except _DAMAGE as error:
         raise _damaged(file, error) from None
 
 
@@ -109,9 +112,9 @@ def _jsonl_rows(file: Path) -> Iterator[Any]:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # a number of 5000 digits is no JSONDecodeError
                 raise DataError(
-                    f"path: expected one JSON object a line, got {error.msg!r} in {file.name!r} line {number}; mend it"
+                    f"path: expected one JSON object a line, got {_reason(error)!r} in {file.name!r} line {number}; mend it"
                 ) from None
             yield row
 
@@ -123,6 +126,10 @@ def _json_rows(file: Path) -> Iterator[Any]:
         except json.JSONDecodeError as error:
             remedy = "name it .jsonl if it has one object a line" if error.msg == "Extra data" else "mend it"
             raise DataError(f"path: expected a JSON array, got {error.msg!r} in {file.name!r} line {error.lineno}; {remedy}") from None
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"path: expected a JSON array, got {_reason(error)!r} in {file.name!r}; mend it") from None
     if not isinstance(rows, list):
         raise DataError(f"path: expected a JSON array of objects, got {type(rows).__name__} in {file.name!r}; put the rows in an array")
     yield from rows
@@ -142,8 +149,12 @@ def _parquet_rows(file: Path) -> Iterator[Any]:
 
 def _open(file: Path) -> IO[str]:
     if file.name.lower().endswith(".gz"):
-        return gzip.open(file, "rt", encoding="utf-8")
-    return file.open(encoding="utf-8")
+        return gzip.open(file, "rt", encoding="utf-8-sig")
+    return file.open(encoding="utf-8-sig")
+
+
+def _reason(error: Exception) -> str:
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]
 
 
 def _damaged(file: Path, error: Exception) -> DataError:

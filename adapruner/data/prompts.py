@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
+from adapruner.data.documents import check_characters
 from adapruner.data.files import read_rows, suffix_of
 from adapruner.errors import DataError
 
@@ -26,7 +27,7 @@ def read_prompts(file: str | Path) -> list[str]:
         prompts = [_prompt_of(row, number, path) for number, row in enumerate(read_rows(path), start=1)]
     else:
         try:
-            prompts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            prompts = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"data.prompts: expected readable UTF-8 text, got {error} in {path.name!r}; convert the file") from None
     if not prompts:
@@ -45,4 +46,5 @@ def _prompt_of(row: dict[str, object], number: int, path: Path) -> str:
         raise DataError(
             f"data.prompts: expected the key 'prompt' with text in every row, got {prompt!r} in row {number} of {path.name!r}; mend the row"
         )
+    check_characters(prompt, f"data.prompts: row {number} of {path.name!r}")
     return prompt

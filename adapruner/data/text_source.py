@@ -91,11 +91,13 @@ class TextSource:
     """Hub only: the data set's configuration, such as ``wikitext-2-raw-v1``."""
     split: str = "train"
     """Hub: the split to read. Demo: ``calibration``, ``search``, ``recovery``, ``test``, or ``train`` (what the demo model
-    was trained on). Files have no splits; see ``part``."""
+    was trained on). A folder whose files name their splits, as one cloned from the hub or written by ``save_to_disk``: the files to
+    read. A single file has no splits; see ``part``."""
     revision: str | None = None
     """Hub only: branch, tag or commit; ``refs/convert/parquet`` for data sets that still rest on a loading script."""
     path: str | None = None
-    """A file, or a folder of files: .txt, .md, .jsonl, .json (an array), .parquet; all but the last also with .gz."""
+    """A file, or a folder of files: .txt, .md, .jsonl, .json (an array), .parquet; all but the last also with .gz. Cards and licences
+    of a folder (``README.md``) are left out. A folder that ``datasets`` wrote by ``save_to_disk`` is read as such."""
     demo: str | None = None
     """A source of the built-in corpus, or ``all``."""
     column: str = "text"

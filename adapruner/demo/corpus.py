@@ -21,8 +21,8 @@ import json
 import os
 import platform
 import sysconfig
+import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -155,18 +155,30 @@ def _docstrings(file: Path) -> Iterator[str]:
 def _cache_file() -> Path:
     versions = [platform.python_version(), *(importlib.metadata.version(package) for package, _ in PACKAGES.values())]
     recipe = json.dumps([versions, PACKAGES, SPLITS, sorted(_SKIPPED_FOLDERS), _MINIMUM_CHARACTERS])
-    folder = Path(os.environ.get("ADAPRUNER_CACHE", Path.home() / ".cache" / "adapruner"))
+    given = os.environ.get("ADAPRUNER_CACHE")
+    try:
+        folder = Path(given) if given else Path.home() / ".cache" / "adapruner"
+    except RuntimeError:  # a user without a home
+        folder = Path(os.devnull)
     return folder / f"demo-corpus-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.jsonl.gz"
 
 
+_IN_MEMORY: dict[Path, list[Document]] = {}
+"""What no file could keep."""
+
+
 def _read_cache(file: Path) -> list[Document]:
+    if file in _IN_MEMORY:
+        return _IN_MEMORY[file]
     try:
         with gzip.open(file, "rt", encoding="utf-8") as lines:
             return [Document(**json.loads(line)) for line in lines]
-    except (OSError, EOFError, ValueError, TypeError):
+    except (OSError, EOFError, ValueError, TypeError, zlib.error):
         documents = build_corpus()
-    with suppress(OSError, ConfigurationError):  # a cache that cannot be written costs 20 s next time, no more
+    try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary, gzip.open(temporary, "wt", encoding="utf-8") as out:
             out.writelines(json.dumps(asdict(d)) + "\n" for d in documents)
+    except (OSError, ConfigurationError):  # the home folder cannot be written: 20 s next time, but once in this process
+        _IN_MEMORY[file] = documents
     return documents

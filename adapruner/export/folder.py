@@ -34,6 +34,10 @@ _TOKENIZER_SUFFIXES = (".json", ".txt", ".jinja", ".tiktoken", ".spm")
 _TOKENIZER_NAMES = ("tokenizer.model", "sentencepiece.bpe.model")
 
 
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Generation settings without effect unless ``do_sample`` is true."""
+
+
 @dataclass(frozen=True)
 class ExportRecord:
     """What was written."""
@@ -169,20 +173,23 @@ def _without_path(plan: PruningPlan) -> PruningPlan:
 
 
 def _carry_generation_config(model: Any, target: Any) -> list[str]:
-    """Copies the generation settings. Some released ones contradict themselves and could not be saved again."""
+    """Copies the generation settings. Some released ones contradict themselves and could not be saved again: a greedy model's
+    sampling settings have no effect, and are left out so that it stays greedy."""
     target.generation_config = settings = copy.deepcopy(model.generation_config)
     try:
         settings.validate(strict=True)
         return []
     except ValueError:
-        settings.do_sample = True  # the usual contradiction: a temperature without sampling
+        stray = [name for name in _SAMPLING if getattr(settings, name, None) is not None] if not settings.do_sample else []
+        for name in stray:
+            setattr(settings, name, None)
     try:
         settings.validate(strict=True)
     except ValueError as error:
         raise ConfigurationError(
             f"generation_config: expected settings that can be saved, got {error}; mend model.generation_config"
         ) from None
-    return ["generation_config: do_sample set to true, as the sampling settings of the base model ask for"]
+    return [f"generation_config: {', '.join(stray)} left out, which has no effect on a model that does not sample"]
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> list[str]:

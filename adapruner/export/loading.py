@@ -11,6 +11,7 @@ from adapruner.argument_checks import typed
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter
 from adapruner.export.folder import PLAN_FILE
+from adapruner.export.saving import ExportingSave
 from adapruner.export.staging import MARK, is_export
 from adapruner.export.target import has_uneven_experts
 from adapruner.files.digests import SUMS, DamagedError, check_sums
@@ -28,7 +29,7 @@ class ExportedModel:
 
 @typed
 def load(folder: str | Path, dtype: str = "auto", device_map: Any = None) -> Any:
-    """The model of an export, in eval mode.
+    """The model of an export, in eval mode; its ``save_pretrained`` writes an export again.
 
     Layers of different widths are built by the class installed with adapruner, never by the file in the folder, and
     weights come from safetensors only.
@@ -60,7 +61,9 @@ def load(folder: str | Path, dtype: str = "auto", device_map: Any = None) -> Any
     for file in weight_files(folder):
         read_header(file)
     check_whole(folder)
-    return _from_pretrained(folder, _class(config), dtype, device_map)
+    model = _from_pretrained(folder, _class(config), dtype, device_map)
+    model.save_pretrained = ExportingSave(model, plan)
+    return model
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def is_stock(folder: Path) -> bool:
 
 
 def _as_it_is(exported: ExportedModel, source: Path, folder: Path, options: ExportOptions, card: dict[str, Any]) -> ExportRecord:
-    exported.model.save_pretrained(folder, max_shard_size=options.max_shard_size)
+    type(exported.model).save_pretrained(exported.model, folder, max_shard_size=options.max_shard_size)
     exported.plan.save(folder / PLAN_FILE)
     copy_tokenizer(source, folder)
     adapters, apart = source / ADAPTER_FOLDER, options.adapters == "folder"

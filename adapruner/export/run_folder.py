@@ -10,6 +10,7 @@ from typing import Any
 
 from adapruner.errors import ConfigurationError, ModelError, PlanError
 from adapruner.export.adapters import ADAPTER_FOLDER
+from adapruner.export.base_model import find_base_model
 from adapruner.export.card import card_of_report
 from adapruner.export.folder import PLAN_FILE
 from adapruner.export.rebuilding import read_checkpoint
@@ -40,16 +41,17 @@ class Source:
     """``name_or_path``, ``dtype``, ``revision`` of the base model."""
 
 
-def find_source(run: Path, checkpoint: Path | None, adapters: str) -> Source:
+def find_source(run: Path, checkpoint: Path | None, adapters: str, model: str | None = None) -> Source:
     """What to export: the given checkpoint; else the last one; else, or where it is older than the run's end, ``model/``.
 
     Args:
         run: the folder of a run, or an export.
         checkpoint: a file, or None.
         adapters: ``folder`` asks for weights with the adapters still apart.
+        model: the base model's folder or name, in place of what the run says.
 
     Raises:
-        ConfigurationError: if there is no such folder, or nothing in it to export.
+        ConfigurationError: if there is no such folder, or nothing in it to export, or its base model is gone.
         PlanError: if the plan is missing or was changed.
         ModelError: if the checkpoint is damaged or of another plan.
     """
@@ -80,7 +82,7 @@ def find_source(run: Path, checkpoint: Path | None, adapters: str) -> Source:
     if checkpoint is None and behind and finished and (adapters == "merged" or (exported / ADAPTER_FOLDER).is_dir()):
         return _of_export(exported, plan, _card(config, report), adapters)
     words = f"the weights of step {record.get('global_step', 'unknown')} from {file}"
-    return Source(plan, words, _card(config, {} if behind else report), record=record, base=_base(config, run))
+    return Source(plan, words, _card(config, {} if behind else report), record=record, base=_base(config, run, model))
 
 
 def _of_export(exported: Path, plan: PruningPlan, card: dict[str, Any], adapters: str) -> Source:
@@ -129,14 +131,17 @@ def _config(run: Path) -> dict[str, Any]:
     return record
 
 
-def _base(config: dict[str, Any], run: Path) -> dict[str, Any]:
+def _base(config: dict[str, Any], run: Path, given: str | None) -> dict[str, Any]:
     """How the run loaded its model. Code that comes with a model is not run, whatever the file says."""
     model = config.get("model")
+    if given is not None:
+        model = {**(model if isinstance(model, dict) else {}), "name_or_path": given}
     if not isinstance(model, dict) or not isinstance(model.get("name_or_path"), str):
         raise ConfigurationError(
-            f"run: expected the model's name in {run / CONFIG_FILE}, got none; restore the file, or export the run's {MODEL_FOLDER} folder"
+            f"run: expected the model's name in {run / CONFIG_FILE}, got none; restore the file, or give the model by --model"
         )
-    return {"name_or_path": model["name_or_path"], "dtype": str(model.get("dtype") or "auto"), "revision": model.get("revision")}
+    name = given or find_base_model(model["name_or_path"], (run / CONFIG_FILE).read_text(encoding="utf-8"), run)
+    return {"name_or_path": name, "dtype": str(model.get("dtype") or "auto"), "revision": model.get("revision")}
 
 
 def _card(config: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 from adapruner.errors import ConfigurationError
 from adapruner.export.adapters import ADAPTER_FOLDER
-from adapruner.export.folder import export_model
+from adapruner.export.card import model_card
+from adapruner.export.folder import PLAN_FILE, ExportRecord, export_model, list_files
 from adapruner.export.staging import is_export, scratch_beside
-from adapruner.files.digests import SUMS
+from adapruner.files.digests import SUMS, write_sums
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 
@@ -24,22 +26,22 @@ _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\
 """Names of the files that hold weights, or say which do."""
 
 
-def save_as_export(model: Any, structure: ModelStructure, plan: PruningPlan) -> None:
-    """From here on ``model.save_pretrained(folder)`` writes what :func:`adapruner.export.folder.export_model` writes.
-
-    The configuration of a pruned model does not say how wide each layer is, so transformers' own ``save_pretrained`` would write a
-    folder that does not load. Ours writes configuration, weights, ``plan.json`` and the model card, without a tokenizer
-    (``tokenizer.save_pretrained(folder)`` adds it). Files of others in the folder stay. A copy of the model saves the copy; adapters
-    of ``peft`` are saved by their own ``save_pretrained``, and the model under them again once they are merged.
+class ExportingSave:
+    """``save_pretrained`` of a pruned model. An object that holds the model: a pickle or a copy holds its own.
 
     Args:
-        model: a Hugging Face causal LM, pruned by ``plan``; changed in place.
-        structure: of the dense model.
+        model: whose it is.
         plan: what the model was pruned by.
+        structure: of the dense model; ``None`` where the model comes from an export, and is written as it was loaded.
     """
 
-    def save_pretrained(
-        self: Any, save_directory: str | Path, is_main_process: bool = True, *, max_shard_size: str | int = "5GB", **options: Any
+    __name__ = "save_pretrained"
+
+    def __init__(self, model: Any, plan: PruningPlan, structure: ModelStructure | None = None) -> None:
+        self.model, self.plan, self.structure = model, plan, structure
+
+    def __call__(
+        self, save_directory: str | Path, is_main_process: bool = True, *, max_shard_size: str | int = "5GB", **options: Any
     ) -> None:
         """Writes the pruned model; see :func:`adapruner.export.saving.save_as_export`.
 
@@ -54,10 +56,35 @@ def save_as_export(model: Any, structure: ModelStructure, plan: PruningPlan) -> 
                 "leave it out"
             )
         if is_main_process:
-            _save(self, structure, plan, Path(save_directory), max_shard_size)
+            _save(self._write, Path(save_directory), max_shard_size)
 
-    # A bound method: copy.deepcopy binds it to the copy. The closure, and so the structure and the plan, is shared.
-    model.save_pretrained = MethodType(save_pretrained, model)
+    def _write(self, folder: Path, max_shard_size: str | int) -> ExportRecord:
+        if self.structure is not None:
+            return export_model(self.model, None, self.structure, self.plan, folder, max_shard_size=max_shard_size)
+        model, name = self.model, type(self.model).__name__
+        folder.mkdir(parents=True, exist_ok=True)
+        type(model).save_pretrained(model, folder, max_shard_size=max_shard_size)
+        self.plan.save(folder / PLAN_FILE)
+        stock = "auto_map" not in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / "README.md").write_text(model_card(self.plan, class_name=name, stock=stock, notes=[]), encoding="utf-8")
+        write_sums(folder)
+        return ExportRecord(folder, name, stock, [], list_files(folder))
+
+
+def save_as_export(model: Any, structure: ModelStructure, plan: PruningPlan) -> None:
+    """From here on ``model.save_pretrained(folder)`` writes what :func:`adapruner.export.folder.export_model` writes.
+
+    The configuration of a pruned model does not say how wide each layer is, so transformers' own ``save_pretrained`` would write a
+    folder that does not load. Ours writes configuration, weights, ``plan.json`` and the model card, without a tokenizer
+    (``tokenizer.save_pretrained(folder)`` adds it). Files of others in the folder stay. A copy or a pickle of the model saves that one;
+    adapters of ``peft`` are saved by their own ``save_pretrained``, and the model under them again once they are merged.
+
+    Args:
+        model: a Hugging Face causal LM, pruned by ``plan``; changed in place.
+        structure: of the dense model.
+        plan: what the model was pruned by.
+    """
+    model.save_pretrained = ExportingSave(model, plan, structure)
     model._pruned_by = (structure, plan)
 
 
@@ -67,13 +94,13 @@ def pruned_by(model: Any) -> tuple[ModelStructure, PruningPlan] | None:
     return found
 
 
-def _save(model: Any, structure: ModelStructure, plan: PruningPlan, folder: Path, max_shard_size: str | int) -> None:
+def _save(write: Callable[[Path, str | int], ExportRecord], folder: Path, max_shard_size: str | int) -> None:
     """Writes the export inside the folder, then moves its files up over an earlier save; what is no longer used goes last.
 
     A kill in between leaves old files, new files, or both, never none; the next save clears up.
     """
     with scratch_beside(folder / "save", folder.resolve().name) as scratch:
-        record = export_model(model, None, structure, plan, scratch, max_shard_size=max_shard_size)
+        record = write(scratch, max_shard_size)
         earlier = is_export(folder)
         for name in sorted(record.files, key=SUMS.__eq__):  # the list of them last: what is mixed does not fit it
             if name != "README.md" or earlier or not (folder / name).exists():  # a card that somebody wrote stays

@@ -100,11 +100,18 @@ def find_decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
 
 def _one_layer_copy(model: Any) -> nn.Module:
     config = copy.deepcopy(model.config)
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:1]
-    config.num_hidden_layers = 1
-    with torch.device("meta"):
-        one_layer: nn.Module = type(model)._from_config(config, attn_implementation="eager")  # type: ignore[attr-defined]
+    kinds = getattr(config, "layer_types", None)
+    try:
+        if kinds:
+            config.layer_types = kinds[:1]
+        config.num_hidden_layers = 1
+        with torch.device("meta"):
+            one_layer: nn.Module = type(model)._from_config(config, attn_implementation="eager")  # type: ignore[attr-defined]
+    except Exception as error:  # a state-space model's configuration, say, whose kinds of layers cannot be set
+        got = f"layers of {', '.join(sorted(set(map(str, kinds))))}" if kinds else f"{str(error).strip()[:120]!r}"
+        raise ModelError(
+            f"model: expected a decoder whose layers have attention and an FFN, got {type(model).__name__} with {got}; {_TO_DO}"
+        ) from error
     return one_layer.float()
 
 

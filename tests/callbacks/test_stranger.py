@@ -48,9 +48,17 @@ class Stranger(LightningModule):
 
 
 class Prunable(PrunedCheckpoints, Stranger):
-    """The one line that makes ``load_from_checkpoint`` work in any process."""
+    """The one line that makes ``load_from_checkpoint`` work in any process; this one holds its model inside another module."""
 
-    model_attribute = "lm"
+    model_attribute = "net.lm"
+
+    def __init__(self, rate: float = 1e-3) -> None:
+        super().__init__(rate)
+        self.net = torch.nn.Module()
+        self.net.lm = self._modules.pop("lm")
+
+    def __getattr__(self, name: str) -> Any:
+        return self.net.lm if name == "lm" else super().__getattr__(name)
 
 
 def loader(seed: int, count: int = 8) -> DataLoader[Any]:
@@ -58,11 +66,11 @@ def loader(seed: int, count: int = 8) -> DataLoader[Any]:
     return DataLoader(rows, batch_size=4)
 
 
-def our_callbacks(recovery: bool = True) -> list[Any]:
+def our_callbacks(recovery: bool = True, attribute: str = "lm") -> list[Any]:
     search = SearchConfig(n_trials=4, chunks=2, random_sets=0, rerank=None, space=SearchSpace(metrics=["l2", "gate_fisher"]))
     windows = random_windows(8, 16, seed=1, sources=("books", "code"))
-    found: list[Any] = [PruningSearchCallback(0.3, search=search, model_attribute="lm", calibration=windows)]  # type: ignore[arg-type]
-    return [*found, *([LoRARecoveryCallback(LoRAConfig(r=2, alpha=4, dropout=0.0), model_attribute="lm")] if recovery else [])]
+    found: list[Any] = [PruningSearchCallback(0.3, search=search, model_attribute=attribute, calibration=windows)]  # type: ignore[arg-type]
+    return [*found, *([LoRARecoveryCallback(LoRAConfig(r=2, alpha=4, dropout=0.0), model_attribute=attribute)] if recovery else [])]
 
 
 def trainer(folder: Path, callbacks: list[Any], **options: Any) -> Trainer:
@@ -75,7 +83,7 @@ def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """``fit(module, dataloader)`` without a data module, with checkpoints, early stopping, accumulation and clipping."""
     folder, module = tmp_path_factory.mktemp("stranger"), request.param()
     best = ModelCheckpoint(folder / "best", monitor="val_loss", save_top_k=1)
-    callbacks = [*our_callbacks(), best, EarlyStopping("val_loss", patience=5)]
+    callbacks = [*our_callbacks(attribute=getattr(module, "model_attribute", "lm")), best, EarlyStopping("val_loss", patience=5)]
     run = trainer(folder, callbacks, accumulate_grad_batches=2, gradient_clip_val=1.0)
     run.fit(module, loader(4), loader(5))
     return run, module, best
@@ -109,7 +117,8 @@ def test_a_fresh_module_takes_the_checkpoint_with_the_callbacks(fitted: Any, tmp
     run, module, best = fitted
     expected = run.test(module, loader(6), ckpt_path=best.best_model_path, verbose=False)[0]["test_loss"]
     fresh = type(module)()
-    found = trainer(tmp_path, our_callbacks()).test(fresh, loader(6), ckpt_path=best.best_model_path, verbose=False)[0]["test_loss"]
+    callbacks = our_callbacks(attribute=getattr(module, "model_attribute", "lm"))
+    found = trainer(tmp_path, callbacks).test(fresh, loader(6), ckpt_path=best.best_model_path, verbose=False)[0]["test_loss"]
     assert found == pytest.approx(expected, rel=1e-6)
     assert fresh.plan.hash == module.plan.hash
 

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from adapruner.cli import main
 from adapruner.errors import ModelError
 from adapruner.export import reexport, writing
+from adapruner.export.base_model import place_of_model
 from adapruner.export.formats import FORMATS, FormatRecord
 from adapruner.export.loading import load
 from adapruner.export.options import ExportOptions
@@ -129,6 +130,49 @@ def test_the_checkpoint_gives_the_model_that_the_run_ended_with(run: Finished, c
         "### Cost",
     ):
         assert part in card
+
+
+@pytest.mark.parametrize(
+    ("moved", "arguments", "message"),
+    [
+        ((), (), ""),
+        (("run",), (), ""),
+        (("run", "base"), (), ""),
+        (("base",), (), r"model: expected the base model of the run, got nothing at \S+/base; give its folder by --model"),
+        (("base",), ("--model", "../else/base"), ""),
+    ],
+    ids=["from another folder", "run moved", "both moved", "base gone", "base named"],
+)
+def test_a_local_base_model_is_found_again(
+    finished: Finished,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    moved: tuple[str, ...],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    """The run was started in ``first`` with ``--model.name_or_path base``."""
+    first, other = tmp_path / "first", tmp_path / "else"
+    for folder in (first, other):
+        folder.mkdir()
+    shutil.copytree(finished.folder, first / "run", ignore=shutil.ignore_patterns("model"))
+    shutil.copytree(finished.base, first / "base")
+    monkeypatch.chdir(first)
+    text = yaml.safe_dump({"model": {"name_or_path": "base", "dtype": "auto", "revision": None}})
+    (first / "run" / "config.yaml").write_text(place_of_model("base", Path("run")) + text)
+    for name in moved:
+        (first / name).rename(other / name)
+    (tmp_path / "third").mkdir()
+    monkeypatch.chdir(tmp_path / "third")
+    run = (other if "run" in moved else first) / "run"
+    if message:
+        with pytest.raises(SystemExit, match=r"^2$"):
+            export(run, "out", *arguments)
+        assert re.search(message, capsys.readouterr().err)
+        return
+    export(run, "out", "--no-verify", *arguments)
+    torch.testing.assert_close(logits_of(load("out")), finished.logits, rtol=0, atol=1e-5)
 
 
 def test_it_is_what_the_callback_wrote(run: Finished) -> None:

@@ -24,6 +24,8 @@ from adapruner.errors import ConfigurationError, DataError
 
 ROWS = [{"text": f"row {i}", "label": i} for i in range(5)] + [{"text": "", "label": 5}]
 TEXTS = [row["text"] for row in ROWS]
+_WHOLE = gzip.compress(b"".join(f"word {i * 7919 % 10007} ".encode() for i in range(9999)), mtime=0)
+FLIPPED = _WHOLE[:600] + bytes([_WHOLE[600] ^ 0xFF]) + _WHOLE[601:]
 
 
 def write(path: Path, content: str) -> Path:
@@ -79,6 +81,73 @@ def test_a_folder_gives_its_readable_files_in_order(tmp_path: Path) -> None:
     write(tmp_path / ".hidden" / "d.txt", "unread")
     documents = list(read_documents(TextSource("own", path=str(tmp_path))))
     assert [(d.name, d.text) for d in documents] == [("a.md#0", "first"), ("b.txt#0", "second"), ("sub/c.txt#0", "third")]
+
+
+CLONED = (
+    "README.md",
+    "LICENSE.txt",
+    "dataset_infos.json",
+    "data/train-00000-of-00002.parquet",
+    "data/train-00001-of-00002.parquet",
+    "data/test-00000-of-00001.parquet",
+)
+FOLDERS: list[tuple[tuple[str, ...], str, tuple[str, ...] | str]] = [  # files, split, those that are read or the refusal
+    (CLONED, "train", CLONED[3:5]),
+    (CLONED, "test", CLONED[5:]),
+    (CLONED, "validation", r"expected files of the split 'validation' in .*, got the splits test, train; name one of them"),
+    (("train.txt", "dev.txt", "notes.txt"), "train", ("train.txt",)),
+    (("train.txt", "dev.txt", "notes.txt"), "validation", ("dev.txt",)),
+    (("wiki.test.txt", "a.txt", "contest.txt"), "train", ("a.txt", "contest.txt")),
+    (("test-00000-of-00001.jsonl", "README.md"), "train", ("test-00000-of-00001.jsonl",)),
+    (("train/a.txt", "valid/b.txt"), "dev", ("valid/b.txt",)),
+    (("train_sft-00000-of-00001.jsonl", "test_sft-00000-of-00001.jsonl"), "train_sft", ("train_sft-00000-of-00001.jsonl",)),
+    (("train_sft-00000-of-00001.jsonl", "test_sft-00000-of-00001.jsonl"), "train", r"got the splits test_sft, train_sft; name one"),
+    (("The test of time.txt", "Train to Pakistan.txt"), "train", ("The test of time.txt", "Train to Pakistan.txt")),
+    (("a.txt",), "test", r"got names that tell no split; leave split out"),
+    (("README.md", "LICENSE.md"), "train", r"got only LICENSE\.md; put text there"),
+]
+
+
+@pytest.mark.parametrize(("files", "split", "expected"), FOLDERS)
+def test_of_a_folder_one_split_is_read_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: tuple[str, ...], split: str, expected: tuple[str, ...] | str
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        rows = [{"text": name}]
+        _ = write(tmp_path / name, name) if name.endswith((".txt", ".md")) else write_rows(tmp_path / name, rows)
+    source = TextSource("own", path=str(tmp_path), split=split)
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            read_documents(source)
+        return
+    assert [document.text for document in read_documents(source)] == sorted(expected)
+    said = capsys.readouterr().out
+    assert said.startswith(f"adapruner: source 'own': reads {sorted(expected)[0]}")
+    assert ("left out: " in said) == (len(expected) < len(files))
+
+
+def test_a_folder_of_save_to_disk_is_read_by_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import datasets
+
+    parts = {name: datasets.Dataset.from_dict({"text": [f"{name} {i}" for i in range(3)]}) for name in ("train", "test")}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "all"))
+    parts["test"].save_to_disk(str(tmp_path / "one"))
+    assert texts(path=str(tmp_path / "all")) == [f"train {i}" for i in range(3)]
+    assert "reads the split train of" in (said := capsys.readouterr().out)
+    assert "left out: test" in said
+    assert texts(path=str(tmp_path / "all"), split="test") == texts(path=str(tmp_path / "one")) == [f"test {i}" for i in range(3)]
+    with pytest.raises(DataError, match=r"source 'own': expected the split 'dev' in .*, got train, test; name one of them"):
+        texts(path=str(tmp_path / "all"), split="dev")
+    (tmp_path / "one" / "state.json").write_text("{")
+    with pytest.raises(DataError, match=r"source 'own': expected a folder of save_to_disk, got .*; write it again"):
+        texts(path=str(tmp_path / "one"))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.txt.gz", "a.jsonl.gz"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
+    content = {"txt": "one", "jsonl": '{"text": "one"}', "json": '[{"text": "one"}]'}[name.split(".")[1]]
+    assert texts(path=str(write(tmp_path / name, "\ufeff" + content))) == ["one"]
 
 
 def test_disjoint_parts_of_one_file_cover_it(tmp_path: Path) -> None:
@@ -179,7 +248,7 @@ def test_a_loading_script_is_answered_with_the_parquet_revision(monkeypatch: pyt
     [
         ({}, "expected exactly one of hub, path, demo, texts and kind, got none"),
         ({"path": "a", "hub": "b"}, "expected exactly one of hub, path, demo, texts and kind, got hub and path"),
-        ({"path": "a", "split": "test"}, "expected no split with path, got 'test'; leave it out and choose documents with part"),
+        ({"texts": ["a"], "split": "test"}, "expected no split with texts, got 'test'; leave it out and choose documents with part"),
         ({"path": "a", "streaming": True}, "expected no streaming with path"),
         ({"demo": "all", "column": "body"}, "expected no column with demo"),
         ({"demo": "all", "instruction": True}, "expected no instruction with demo"),
@@ -256,6 +325,9 @@ def test_files_are_checked_at_once(tmp_path: Path) -> None:
         read_documents(TextSource("own", path=str(tmp_path / "none.txt")))
     with pytest.raises(DataError, match=r"expected one of .txt, .*, got 'a.docx'"):
         read_documents(TextSource("own", path=str(write(tmp_path / "a.docx", "x"))))
+    with pytest.raises(DataError, match="expected no split with a file, got 'test'; leave it out and choose documents with part"):
+        read_documents(TextSource("own", path=str(write(tmp_path / "b.txt", "x")), split="test"))
+    (tmp_path / "b.txt").unlink()
     with pytest.raises(DataError, match="got none of them in"):
         read_documents(TextSource("own", path=str(tmp_path)))
     with pytest.raises(DataError, match=r"expected files with columns for instruction, got 'a.txt'"):
@@ -286,6 +358,19 @@ def test_a_missing_column_names_the_columns_there_are(tmp_path: Path, name: str)
         ("a.parquet", b"no parquet", "expected a readable UTF-8 or parquet"),
         ("a.txt", b" \n\n ", "expected documents with text"),
         ("a.jsonl", b'{"text": " "}', "got only blank ones"),
+        ("a.txt.gz", FLIPPED, r"expected a readable UTF-8 .* in 'a\.txt\.gz'"),
+        ("a.jsonl.gz", FLIPPED, r"expected a readable UTF-8 .* in 'a\.jsonl\.gz'"),
+        ("a.json.gz", FLIPPED, r"expected a readable UTF-8 .* in 'a\.json\.gz'"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"text": "half \\ud83d"}\n',
+            r"row 1 of 'a\.jsonl': expected whole characters, got the lone surrogate '\\ud83d'",
+        ),
+        ("a.json", b'[{"text": "half \\ud83d"}]', r"row 0 of 'a\.json': expected whole characters"),
+        ("a.jsonl", b"\n" + b"[" * 100_000, r"maximum recursion depth .* in 'a\.jsonl' line 2; mend it"),
+        ("a.json", b"[" * 100_000, r"maximum recursion depth .* in 'a\.json'; mend it"),
+        ("a.jsonl", b'{"text": "x", "n": ' + b"1" * 5000 + b"}", r"Exceeds the limit \(4300 digits\) .* in 'a\.jsonl' line 1; mend it"),
+        ("a.json", b'[{"text": "x", "n": ' + b"1" * 5000 + b"}]", r"Exceeds the limit \(4300 digits\) .* in 'a\.json'; mend it"),
     ],
 )
 def test_damaged_and_empty_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from pathlib import Path
 
 import pytest
 
+from adapruner.demo import corpus
 from adapruner.demo.corpus import SOURCES, SPLITS, Document, load_demo_corpus, split_of
 from adapruner.errors import ConfigurationError
 
@@ -49,3 +52,22 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         load_demo_corpus("tset")
     with pytest.raises(ConfigurationError, match=r"source: expected .* got 'panda'; did you mean 'pandas'"):
         load_demo_corpus("test", "panda")
+
+
+def test_a_corpus_that_no_file_can_keep_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    monkeypatch.setattr(corpus, "_IN_MEMORY", {})
+    monkeypatch.setattr(corpus, "build_corpus", lambda: built.append(1) or [Document("topics", "a", "train", "text")])
+    (tmp_path / "file").write_text("no folder")
+    for split in ("train", "test", "train"):
+        load_demo_corpus(split, cache=tmp_path / "file" / "cache.gz")
+    assert built == [1]
+
+
+def test_a_user_without_a_home_has_a_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("ADAPRUNER_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert str(corpus._cache_file()).startswith(os.devnull)

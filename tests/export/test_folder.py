@@ -130,8 +130,10 @@ def test_what_lies_in_the_folder(pruned, tokenizer, tmp_path):
     assert len([name for name in record.files if name.endswith(".safetensors")]) > 1
     assert not [name for name in record.files if name.endswith((".bin", ".pt", ".pkl"))]
     assert AutoTokenizer.from_pretrained(folder)("the lazy dog")["input_ids"] == [3, 4, 5]
-    assert json.loads((folder / "generation_config.json").read_text())["do_sample"] is True
-    assert any("do_sample" in note for note in record.notes)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    assert not settings.get("do_sample")  # greedy as before
+    assert "temperature" not in settings
+    assert "generation_config: temperature left out, which has no effect on a model that does not sample" in record.notes
     assert read_plan(folder / "plan.json") == case.plan
     text = (folder / "README.md").read_text()
     for part in (

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -15,7 +19,7 @@ from adapruner.export.verification import verify_export
 from adapruner.models.tracing import trace_structure
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.depth_and_width import DepthWidthCut, lift_plan
-from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import prune_model
 from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora
 
@@ -72,15 +76,35 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
     assert f"- {note}\n" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_a_copy_saves_the_copy(tmp_path: Path) -> None:
-    model, _, _ = pruned_model("irregular")
-    twin = copy.deepcopy(model)
+def _by_torch(model: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def _by_load(model: Any) -> Any:
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return adapruner.load(folder)
+
+
+COPIES: list[Callable[[Any], Any]] = [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), _by_torch, _by_load]
+
+
+@pytest.mark.parametrize("copied", [*COPIES, lambda model: copy.deepcopy(_by_load(model))])
+@pytest.mark.parametrize("shape", ["uniform", "irregular", "without a layer"])
+def test_a_copy_saves_the_copy(tmp_path: Path, copied: Callable[[Any], Any], shape: str) -> None:
+    model, _, plan = pruned_model(shape)
+    twin = copied(model)
     with torch.no_grad():
         twin.lm_head.weight.mul_(2.0)
     assert not torch.equal(logits(twin), logits(model))
     for name, one in (("copy", twin), ("original", model)):
         one.save_pretrained(tmp_path / name)
         torch.testing.assert_close(logits(adapruner.load(tmp_path / name)), logits(one), rtol=0, atol=1e-5)
+        assert read_plan(tmp_path / name / "plan.json").hash == plan.hash
+        assert plan.hash in (tmp_path / name / "README.md").read_text()
 
 
 def test_adapters_are_saved_by_peft_and_the_merged_model_as_an_export(tmp_path: Path) -> None:

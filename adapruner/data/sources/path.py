@@ -1,10 +1,12 @@
-"""A local file, or a folder of files."""
+"""A local file, a folder of files, or a folder that ``datasets`` wrote by ``save_to_disk``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from adapruner.data.data_folder import ChosenFiles, choose_files, names_of, say_once, split_name
 from adapruner.data.documents import Document, row_documents
 from adapruner.data.files import is_text, list_files, read_rows, read_text_pieces
 from adapruner.data.text_source import SOURCE_KINDS, SourceKind
@@ -15,21 +17,27 @@ from adapruner.errors import DataError
 class FileSource(SourceKind):
     """Text files give pieces cut at blank lines, files with rows one document a row."""
 
-    fields = ("column", "instruction")
+    fields = ("split", "column", "instruction")
 
     @property
     def _root(self) -> Path:
         return Path(str(self.source.path)).expanduser()
 
     def check(self) -> None:
-        """Missing files, unknown suffixes, and text files where a column is named.
+        """Missing files, unknown suffixes, splits that are not there, and text files where a column is named.
 
         Raises:
             DataError: naming what is wrong.
         """
         source = self.source
+        if source.split != "train" and self._root.is_file():
+            raise DataError(
+                f"source {source.name!r}: expected no split with a file, got {source.split!r}; leave it out and choose documents with part"
+            )
+        if is_saved_to_disk(self._root):
+            return
         try:
-            files = list_files(self._root)
+            files = self._files().read
         except DataError as error:
             raise DataError(f"source {source.name!r}: {error}") from None
         without = next((f.name for f in files if is_text(f)), None)
@@ -44,9 +52,58 @@ class FileSource(SourceKind):
             DataError: if a file is damaged, or a row lacks its column.
         """
         source, root = self.source, self._root
-        for file in list_files(root):
+        if is_saved_to_disk(root):
+            rows, label = saved_rows(root, source.split, source.name)
+            yield from row_documents(source.name, label, rows, source.column, source.instruction)
+            return
+        files = self._files()
+        if root.is_dir():
+            of = f" of the split {files.split}" if files.split else ""
+            out = f"; left out: {names_of(files.left_out, root)}" if files.left_out else ""
+            say_once(f"source {source.name!r}: reads {names_of(files.read, root)}{of} in {root}{out}")
+        for file in files.read:
             label = file.name if file == root else file.relative_to(root).as_posix()
             if is_text(file):
                 yield from (Document(source.name, f"{label}#{i}", text) for i, text in enumerate(read_text_pieces(file)))
             else:
                 yield from row_documents(source.name, label, read_rows(file), source.column, source.instruction)
+
+    def _files(self) -> ChosenFiles:
+        files = list_files(self._root)
+        return ChosenFiles(files, [], None) if self._root.is_file() else choose_files(self._root, files, self.source.split)
+
+
+def is_saved_to_disk(folder: Path) -> bool:
+    """Whether ``datasets`` wrote the folder by ``save_to_disk``: a data set, or several splits of one."""
+    return (folder / "dataset_dict.json").is_file() or ((folder / "state.json").is_file() and (folder / "dataset_info.json").is_file())
+
+
+def saved_rows(folder: Path, split: str, name: str) -> tuple[Iterator[Any], str]:
+    """Rows of one split of a ``save_to_disk`` folder, from disk as they are asked for, and what to call them.
+
+    Args:
+        name: of the source, for messages.
+
+    Raises:
+        DataError: if the folder is damaged, or has no such split.
+    """
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except Exception as error:  # pyarrow, json and datasets each have their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"source {name!r}: expected a folder of save_to_disk, got {reason} in {str(folder)!r}; write it again") from None
+    if isinstance(found, datasets.DatasetDict):
+        names = {split_name(str(key)): key for key in found}
+        key = names.get(split_name(split), next(iter(found)) if len(found) == 1 and split == "train" else None)
+        if key is None:
+            raise DataError(
+                f"source {name!r}: expected the split {split!r} in {str(folder)!r}, got {', '.join(map(str, found))}; name one of them"
+            )
+        others = ", ".join(str(other) for other in found if other != key)
+        say_once(f"source {name!r}: reads the split {key} of {folder}{f'; left out: {others}' if others else ''}")
+        return iter(found[key]), str(key)
+    if split != "train" and str(found.split) != split:
+        raise DataError(f"source {name!r}: expected the split {split!r} in {str(folder)!r}, got {found.split}; leave split out")
+    return iter(found), folder.name

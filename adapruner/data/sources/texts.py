@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from adapruner.data.documents import Document
+from adapruner.data.documents import Document, check_characters
 from adapruner.data.text_source import SOURCE_KINDS, SourceKind
 from adapruner.errors import DataError
 
@@ -28,6 +28,7 @@ class TextsSource(SourceKind):
             if not isinstance(text, str):
                 got = f"{type(text).__name__} at position {position}"
                 raise DataError(f"source {self.source.name!r}: expected texts as strings, got {got}; convert it")
+            check_characters(text, f"source {self.source.name!r}: position {position}")
 
     def read(self) -> Iterator[Document]:
         """In their order."""
