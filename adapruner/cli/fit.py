@@ -34,7 +34,6 @@ from adapruner.cli.shipped_configs import find_configs
 from adapruner.data_module import PruningDataModule
 from adapruner.errors import ConfigurationError
 from adapruner.export.base_model import place_of_model
-from adapruner.export.loading import check_can_be_pruned
 from adapruner.files.atomic import clear_leftovers, write_atomically
 from adapruner.files.folder_lock import check_folder
 from adapruner.module import PrunableCausalLM
@@ -177,7 +176,6 @@ class PruningCLI(EvaluationCommands, LightningCLI):
 
     def fit(self, model: LightningModule, **options: Any) -> None:
         """``Trainer.fit``; an error before the work leaves no folder behind."""
-        check_can_be_pruned(getattr(model, "source", ""))
         folder = Path(self.trainer.default_root_dir)
         with no_empty_folders(folder), one_line("trainer", (MisconfigurationException,)):
             check_folder(folder)  # loggers are about to make theirs in it
