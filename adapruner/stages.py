@@ -28,11 +28,12 @@ from adapruner.data.run_data import RunData
 from adapruner.errors import ConfigurationError, PlanError, nearest
 from adapruner.evaluation.perplexity import NLLResult, evaluate_nll
 from adapruner.export.folder import ExportRecord, export_model
+from adapruner.export.loading import open_export
 from adapruner.export.saving import pruned_by, save_as_export
 from adapruner.files.folder_lock import held
 from adapruner.importance.finiteness import check_weights
 from adapruner.models.fingerprint import digest_weights, fingerprint_model
-from adapruner.models.loading import check_language_model, load_language_model, load_tokenizer
+from adapruner.models.loading import check_language_model, load_language_model, load_tokenizer, model_source
 from adapruner.progress import progress_bar
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.depth_and_width import DepthWidthConfig, DepthWidthCut, apply_depth_and_width
@@ -85,7 +86,8 @@ def load_model(model: Any, tokenizer: Any = None) -> tuple[Any, Any]:
     _check_tokenizer(tokenizer)
     source = str(model) if isinstance(model, str | Path) else None
     if source is not None:
-        model = load_language_model(source)
+        exported = open_export(model_source(source))
+        model = load_language_model(source) if exported is None else exported.model
     if isinstance(tokenizer, str | Path) or (tokenizer is None and source is not None):
         tokenizer = load_tokenizer(str(tokenizer or source))
     check_language_model(model, "model")

@@ -35,7 +35,6 @@ from adapruner.cli.shipped_configs import find_configs
 from adapruner.data_module import PruningDataModule
 from adapruner.errors import ConfigurationError
 from adapruner.export.base_model import place_of_model
-from adapruner.export.loading import check_can_be_pruned
 from adapruner.export.run_folder import CONFIG_FILE, CONFIG_NOTE
 from adapruner.files.atomic import write_atomically
 from adapruner.files.digests import seal_lines
@@ -175,7 +174,6 @@ class PruningCLI(EvaluationCommands, LightningCLI):
 
     def fit(self, model: LightningModule, **options: Any) -> None:
         """``Trainer.fit`` in a folder that is this process's alone; an error before the work changes nothing in it and leaves none."""
-        check_can_be_pruned(getattr(model, "source", ""))
         with ExitStack() as stack:
             search = first_of(self.trainer, PruningSearchCallback)
             if search is not None:

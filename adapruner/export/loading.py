@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapruner.argument_checks import typed
-from adapruner.errors import ConfigurationError, ModelError
+from adapruner.errors import ModelError
 from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter
 from adapruner.export.folder import PLAN_FILE
 from adapruner.export.saving import ExportingSave
@@ -130,22 +130,6 @@ def open_export(
     if merge and (folder / ADAPTER_FOLDER).is_dir():
         model = merge_lora(attach_adapter(model, folder / ADAPTER_FOLDER)).eval()
     return ExportedModel(model, read_plan(folder / PLAN_FILE))
-
-
-def check_can_be_pruned(source: str | Path) -> None:
-    """Refuses an export whose layers have widths of their own: the structure of one layer would not be that of the others.
-
-    Raises:
-        ConfigurationError: if it is one.
-    """
-    folder = Path(source)
-    if not folder.is_dir() or not is_export(folder):
-        return
-    if "pruned_shapes" in read_config(folder):
-        raise ConfigurationError(
-            f"model.name_or_path: expected a model with equally wide layers to prune, got the export {folder} with layers of different "
-            "widths; give the dense model, or export with --pad"
-        )
 
 
 def weight_files(folder: Path) -> list[Path]:

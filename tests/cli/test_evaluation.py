@@ -276,7 +276,6 @@ def test_predict_hears_every_token_as_it_comes(place: SimpleNamespace) -> None:
         (["test", "--ckpt_path", "none.ckpt"], "ckpt_path: expected a file, got none at none.ckpt"),
         (["test", "--data.evaluation", "null"], "data.evaluation: expected one held-out set or more"),
         (["test", "--model.name_or_path", "irregular", "--pruning.plan", "other.json"], "pruning.plan: expected a dense model to prune"),
-        (["fit", "--model.name_or_path", "irregular"], "model.name_or_path: expected a model with equally wide layers to prune"),
         (["test", "--ckpt_path", "last.ckpt", "--pruning.plan", "other.json"], "ckpt_path: expected a checkpoint of the plan"),
     ],
 )
