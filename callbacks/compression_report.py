@@ -57,6 +57,10 @@ class CompressionReportCallback(PruningListener):
         """The timed sequences."""
         return self.config.sequence_lengths()
 
+    def bytes_to_write(self, trainer: Trainer, weights: int) -> int:
+        """Bytes of the page, at least: it holds what draws its charts."""
+        return 900_000
+
     def check_before_search(self, trainer: Trainer) -> None:
         """What a comparison after recovery needs."""
         if not self.config.compare_recovered or first_of(trainer, LoRARecoveryCallback) is None:

@@ -50,8 +50,9 @@ class RecoveryCheckpointCallback(Checkpoint):
             trainer.strategy.checkpoint_io = WholeFileIO()
 
     def bytes_to_write(self, trainer: Trainer, weights: int) -> int:
-        """Bytes that a checkpoint of so many weights takes, at least."""
-        return 0 if trainer.max_steps == 0 else weights * next(trainer.lightning_module.parameters()).element_size()
+        """Bytes that checkpoints of so many weights take, at least; a later one is written beside the one before."""
+        at_once = 0 if trainer.max_steps == 0 else 1 if 0 < trainer.max_steps <= self.every_n_steps else 2
+        return at_once * weights * next(trainer.lightning_module.parameters()).element_size()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Dropout goes on where it was."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,9 @@ import adapruner
 from adapruner import stages
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.data.from_texts import data_from_texts
-from adapruner.errors import AdaPrunerError, ConfigurationError
+from adapruner.errors import AdaPrunerError, ConfigurationError, PlanError, StudyError
+from adapruner.files.folder_lock import FolderLock
+from adapruner.models.fingerprint import fingerprint_model
 from adapruner.recovery import training
 from adapruner.recovery.lora import LoRAConfig
 from adapruner.recovery.training import RecoveryConfig
@@ -189,7 +192,7 @@ def test_what_cannot_work_is_one_line_and_leaves_nothing(options: dict[str, Any]
     with pytest.raises(AdaPrunerError, match=message) as caught:
         prune(**options, folder=tmp_path / "run")
     assert "\n" not in str(caught.value)
-    assert not list(tmp_path.rglob("*.*"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_recovery_of_other_weights_starts_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -321,3 +324,54 @@ def test_a_model_is_not_left_half_pruned_by_a_refused_call(tiny_model: Callable[
         prune(model, budget=0.99)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_a_stage_with_a_folder_is_there_alone(tmp_path: Path) -> None:
+    """Two processes would write into one study; afterwards the folder is free."""
+    model, windows, recipe = tiny_llama(intermediate_size=FFN), random_windows(8, 32, seed=1), adapruner.Recipe({"l2": 1.0})
+    scored = stages.score(model, None, windows, 0.3, recipe=recipe, folder=tmp_path)
+    other = FolderLock()
+    other.take(tmp_path)
+    for work in (
+        lambda: stages.score(model, None, windows, 0.3, recipe=recipe, folder=tmp_path),
+        lambda: stages.search(scored),
+        lambda: stages.recover(model, None, windows, 1, folder=tmp_path),
+        lambda: prune(folder=tmp_path),
+    ):
+        with pytest.raises(ConfigurationError, match=r"^folder: expected no other run at work in .*, got one; wait for it"):
+            work()
+    other.release()
+    assert stages.search(scored).plan.pruned_fraction > 0.2
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_weights_that_differ_where_nobody_looked_are_another_model(tmp_path: Path) -> None:
+    """A fingerprint looks at 64 values of a tensor, a digest at all: plan, study and statistics are of the very weights."""
+    options: dict[str, Any] = {"search": quick(), "folder": tmp_path}
+    model, windows = tiny_llama(intermediate_size=FFN), random_windows(8, 32, seed=1)
+    found = stages.search(stages.score(model, None, windows, 0.3, **options))
+    changed = tiny_llama(intermediate_size=FFN)
+    with torch.no_grad():
+        changed.model.layers[0].mlp.up_proj.weight[3, 5] += 1.0
+    assert fingerprint_model(changed) == fingerprint_model(model)
+    with pytest.raises(PlanError, match=r"expected a plan for the model with weights [0-9a-f]{32}, got one for"):
+        stages.apply(changed, found)
+    with pytest.raises(StudyError, match=r"to have the same weights \([0-9a-f]{32}\), got [0-9a-f]{32}; choose another run folder"):
+        stages.score(changed, None, windows, 0.3, **options)
+
+
+def test_damage_is_said_and_computed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options: dict[str, Any] = {"folder": tmp_path, "recovery": RecoveryConfig(steps=2), "evaluation": texts(20, seed=9), "progress": True}
+    first = prune(**options)
+    capsys.readouterr()
+    believed = ("statistics.safetensors", "grams.safetensors", "report_measurements.json", "checkpoints/recovery.pt")
+    for name in believed:
+        content = bytearray((tmp_path / name).read_bytes())
+        content[len(content) * 2 // 3] ^= 1
+        (tmp_path / name).write_bytes(content)
+    again = prune(**options)
+    said = capsys.readouterr().out
+    assert all(re.search(rf"{name} is damaged \(.*\)", said) for name in believed), said
+    assert again.plan.hash == first.plan.hash
+    assert all(torch.equal(value, again.model.state_dict()[name]) for name, value in first.model.state_dict().items())
+    assert again.perplexity == first.perplexity

@@ -20,7 +20,7 @@ from adapruner.files.digests import write_sums
 #: ``.tmp`` is being written, ``.new`` a folder with the new NAME and what it replaces (``NAME.old``) inside. Nobody else names files so.
 _LEFT = re.compile(r"\.adapruner-(?P<pid>[0-9]+)-(?P<name>.+)\.(?P<kind>tmp|new|old)")
 #: How the libraries that write tensors say that a write failed, who raise errors of their own.
-_FULL = re.compile(r"SafetensorError: |RuntimeError: .*(inline_container|PytorchStreamWriter|failed writing)", re.DOTALL)
+_FULL = re.compile(r"SafetensorError: |RuntimeError: .*(inline_container|PytorchStreamWriter|failed writing|iostream error)", re.DOTALL)
 GOES_ON = "the same command goes on where it stopped"
 
 
@@ -108,7 +108,7 @@ def _cannot_write(path: Path, error: Exception, argument: str, remedy: str) -> C
 def _free(path: Path) -> int | None:
     """Bytes that the file system of a path has for its user; ``None`` where it does not say."""
     try:
-        return shutil.disk_usage(next(p for p in path.absolute().parents if p.is_dir())).free
+        return shutil.disk_usage(next(p for p in (path.absolute(), *path.absolute().parents) if p.is_dir())).free
     except (OSError, StopIteration):
         return None
 

@@ -33,9 +33,16 @@ def write_checkpoint(record: Any, file: Path, **words: Any) -> None:
     """
     with writing(file.parent, **words):
         file.parent.mkdir(exist_ok=True)
-    with replacing(file, **words) as temporary:
+    with replacing(file, _tensor_bytes(record), **words) as temporary:
         torch.save(record, temporary)
         seal_zip(temporary)
+
+
+def _tensor_bytes(record: Any) -> int:
+    if isinstance(record, torch.Tensor):
+        return record.nbytes
+    parts = record.values() if isinstance(record, Mapping) else record if isinstance(record, list | tuple) else ()
+    return sum(map(_tensor_bytes, parts))
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, str]:

@@ -117,7 +117,7 @@ def score_model(
         needs, grams = _needs(options, compared_metrics), options.searches and refit is not None
         lengths = lengths_of(options.search, options.recipe, given)
         if folder is not None:
-            Ranks().on_rank_zero(check_room, folder / "plan.json", room + builder.bytes_to_write(needs, lengths, grams))
+            Ranks().on_rank_zero(check_room, folder, room + builder.bytes_to_write(needs, lengths, grams))
         if on_accepted is not None:
             on_accepted()
         if needs is not None:
