@@ -136,11 +136,6 @@ ROWS: dict[str, tuple[BadInput, ...]] = {
         BadInput("an absolute budget that no plan reaches", r"budget\.parameters_left: expected a target from \d+ to \d+ parameters", ("--pruning.budget.parameters_left=10",)),
         BadInput("more protected layers than there are", r"budget\.protect_first: expected at most the model's 3 layers, got 7", ("--pruning.budget.protect_first=7",)),
         BadInput("all layers protected", r"budget\.protect_first, budget\.protect_last: expected one of the model's 3 layers", ("--pruning.budget.protect_first=2", "--pruning.budget.protect_last=1")),
-        BadInput(
-            "a list for another number of layers",
-            r"allocation\.ffn: expected 3 fractions, one for each layer, got 2",
-            ("--pruning.recipe={coefficients: {l2: 1.0}, allocation: {method: list, ffn: [0.3, 0.3]}}",),
-        ),
         BadInput("a search for more than can go", r"budget\.pruned_fraction: expected at most 0\.\d+", ("--pruning.search.space.pruned_fraction=[0.2, 0.99]",)),
         BadInput("adapters on a layer that is not there", r"recovery\.lora\.target_modules: .* got 'v_porj'; did you mean 'v_proj'", ("--recovery.lora.target_modules=[q_proj, v_porj]",)),
         BadInput("a model that is not there", r"model\.name_or_path: expected a folder or a hub name, got './no-model', which is not there", ("--model.name_or_path=./no-model",)),
