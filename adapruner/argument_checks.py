@@ -133,7 +133,7 @@ def got(value: Any, most: int = 80) -> str:
     try:
         text = repr(value)
     except Exception:  # a number of too many digits, or an object that cannot be shown
-        text = f"a {type(value).__name__} that cannot be shown"
+        text = f"a value of {type(value).__name__} that cannot be shown"
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 

@@ -104,7 +104,7 @@ class PruningDataModule(LightningDataModule):
         self.tokenizer_object: Any = None
         self.prompts = None if prompts is None else read_prompts(prompts)
         self.sets = TextSets(calibration, search, recovery, self.evaluation, seed, allow_leak, bos)
-        self.sets.check(partial(check_size, "data.batch_size", batch_size, 1), partial(check_size, "data.num_workers", num_workers, 0))
+        self.sets.check(partial(check_size, "data.batch_size", batch_size, 1), partial(check_size, "data.num_workers", num_workers, 0, 256))
 
     def card(self) -> dict[str, Any] | None:
         """What text every set holds, with hashes (:attr:`adapruner.data.run_data.RunData.card`); ``None`` before ``setup``."""

@@ -5,6 +5,7 @@ Each check is independent of the others and raises its own error, so that everyt
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections import Counter
@@ -33,6 +34,8 @@ from adapruner.recovery.checkpoint_contents import check_checkpoint
 from adapruner.recovery.lora import check_adapters
 from adapruner.search.validation import check_model_and_data
 
+#: Most steps that are tried of an optimizer and its scheduler.
+_TRIED = 2000
 _REFUSED_LAUNCHERS = ("spawn", "fork", "forkserver")
 #: Of two callbacks the first comes first.
 _ORDER = (("PruningSearchCallback", "LoRARecoveryCallback"), ("LoRARecoveryCallback", "PrunedExportCallback"))
@@ -73,7 +76,7 @@ def check_training(trainer: Trainer, pl_module: LightningModule, model: Any, dat
         lengths,
         lambda: check_tokenizer(pl_module, module),
         lambda: None if recovery is None else check_adapters(model, recovery.lora),
-        lambda: check_optimizer(pl_module),
+        lambda: check_optimizer(pl_module, trainer.max_steps),
         lambda: check_training_data(trainer, module),
         *(partial(listener.check_with_model, pl_module, model) for listener in listeners_of(trainer)),
     )
@@ -181,8 +184,11 @@ def check_tokenizer(pl_module: Any, data: Any) -> None:
         raise DataError(f"data.tokenizer: expected the model's vocabulary, got another in {given!r}; leave data.tokenizer out")
 
 
-def check_optimizer(pl_module: Any) -> None:
+def check_optimizer(pl_module: Any, steps: int = 2) -> None:
     """Optimizer and scheduler are built after the search: their options are tried on a parameter of no use.
+
+    Args:
+        steps: optimizer steps of the training; a scheduler may be made for fewer.
 
     Raises:
         ConfigurationError: if they refuse them.
@@ -193,10 +199,22 @@ def check_optimizer(pl_module: Any) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            build([nn.Parameter(torch.zeros(1))])
-    except (ValueError, TypeError) as error:
+            optimizer, scheduler = build([nn.Parameter(torch.zeros(1))])
+            _try_steps(optimizer, scheduler, max(2, min(_TRIED, steps)))
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise ConfigurationError(f"model.optimizer, model.scheduler: expected options they take, got: {reason}; correct them") from None
+
+
+def _try_steps(optimizer: torch.optim.Optimizer, scheduler: Any, steps: int) -> None:
+    (parameter,) = optimizer.param_groups[0]["params"]
+    parameter.grad = torch.zeros_like(parameter)
+    if not all(math.isfinite(group["lr"]) for group in optimizer.param_groups):
+        raise ValueError(f"a learning rate of {optimizer.param_groups[0]['lr']}")
+    for _ in range(steps):
+        optimizer.step(lambda: torch.zeros(()))  # type: ignore[arg-type,return-value]  # LBFGS asks for the loss
+        if scheduler is not None:
+            scheduler.step()
 
 
 def check_training_data(trainer: Trainer, data: Any) -> None:

@@ -6,6 +6,7 @@ them, ``tests/write_errors_page.py`` makes ``docs/errors.md`` of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from tests.spoilt import (
     adapter_folder,
     config,
+    content,
     cut,
     file_in_place_of_the_run_folder,
     foreign_export_folder,
@@ -27,6 +29,7 @@ from tests.spoilt import (
     overflowing_in_float16,
     plan_of_other_weights,
     shard_index,
+    sharded_checkpoint_that_runs_code,
     state_space_model,
     tensors,
     text,
@@ -56,6 +59,41 @@ _PLAN = ("--pruning.plan=plan.json",)
 _EVALUATED = ("--config=base.yaml", "--data.prompts=texts/test.txt")
 _EXPORT = "export"
 _COMPARE = "compare"
+
+#: Options of a section, what stands in their place, and its text: a group of every kind, at every depth.
+SECTIONS = (
+    ("pruning", "null", "null"),
+    ("pruning", "a list", "[1, 2]"),
+    ("model", "a list", "[]"),
+    ("trainer", "a number", "3"),
+    ("data", "null", "null"),
+    ("report", "a list", "[1]"),
+    ("export", "a number", "3"),
+    ("recovery", "a number", "3"),
+    ("pruning.budget", "null", "null"),
+    ("pruning.search.space", "a list", "[1]"),
+    ("recovery.lora", "a number", "1"),
+    ("data.calibration", "null", "null"),
+    ("model.generation", "null", "null"),
+)
+SEEDS = (
+    ("a seed below 0", "pruning.search.seed", "search.seed", -1),
+    ("a seed of the search above 64 bits", "pruning.search.seed", "search.seed", 2**64),
+    ("a seed of recovery above 64 bits", "recovery.seed", "recovery.seed", 2**70),
+    ("a seed of the data above 64 bits", "data.seed", "data.seed", 2**70),
+    ("a seed of everything below 0", "seed_everything", "seed_everything", -1),
+    ("a seed of what is written below 0", "model.generation.seed", "generation.seed", -1),
+)
+ALIASES = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+def nested(section: str, value: str) -> str:
+    """``pruning: {budget: null}`` of ``pruning.budget`` and ``null``."""
+    first, _, rest = section.partition(".")
+    return f"{first}: {{{nested(rest, value)}}}" if rest else f"{first}: {value}"
+
 
 ROWS: dict[str, tuple[BadInput, ...]] = {
     "The command line and the configuration": (
@@ -244,7 +282,7 @@ ROWS: dict[str, tuple[BadInput, ...]] = {
         BadInput("a checkpoint that is not there", r"ckpt_path: expected a checkpoint, got 'gone\.ckpt', which does not exist", ("--ckpt_path=gone.ckpt",)),
         BadInput("a damaged checkpoint", r"ckpt_path: expected a whole Lightning checkpoint .*, got damage in 'bad\.ckpt'", ("--ckpt_path=bad.ckpt",), text("bad.ckpt", "PK half")),
         BadInput("a folder that is no checkpoint", r"ckpt_path: expected a checkpoint, got the folder '\.' without meta\.pt", ("--ckpt_path=.",)),
-        BadInput("a file where the run folder should be", r"folder: expected a folder that can be written, got run ", spoil=file_in_place_of_the_run_folder),
+        BadInput("a file where the run folder should be", r"trainer\.default_root_dir: expected a folder, got a file", spoil=file_in_place_of_the_run_folder),
         BadInput("an export over other files", r"expected .*mine", ("--export.folder=mine",), foreign_export_folder),
     ),
     "The other commands": (
@@ -261,6 +299,81 @@ ROWS: dict[str, tuple[BadInput, ...]] = {
             ("--base", "base.yaml", "--methods", "adapruner", "--budgets", "0.2", "--seeds", "0", "--folder", "all", "--", "--pruning.search.n_trails=3"),
             command=_COMPARE,
         ),
+    ),
+    "Nothing that a configuration names is run": (
+        BadInput("a function as the optimizer", r"model\.optimizer: expected a subclass of Optimizer, got 'os\.system'", spoil=config("dtype: float32", "optimizer: {class_path: os.system, init_args: {command: touch PWNED}}")),
+        BadInput("a function as the optimizer, by its name", r"model\.optimizer: expected a subclass of Optimizer, got 'os\.system'", ("--model.optimizer=os.system",)),
+        BadInput("another class as the optimizer", r"model\.optimizer: expected a subclass of Optimizer, got 'subprocess\.Popen'", spoil=config("dtype: float32", "optimizer: {class_path: subprocess.Popen, init_args: {args: [touch, PWNED]}}")),
+        BadInput("a function as the scheduler", r"model\.scheduler: expected a subclass of LRScheduler", spoil=config("dtype: float32", "scheduler: {class_path: subprocess.getoutput, init_args: {cmd: touch PWNED}}")),
+        BadInput("a function inside the scheduler", r"model\.scheduler\.lr_lambda: ", spoil=config("dtype: float32", "scheduler: {class_path: torch.optim.lr_scheduler.LambdaLR, init_args: {lr_lambda: fsspec.open}}")),
+        BadInput("a function as a logger", r"trainer\.logger: expected a subclass of Logger, got 'os\.system'", ("--trainer.logger={class_path: os.system, init_args: {command: touch PWNED}}",)),
+        BadInput("a function in a list of loggers", r"trainer\.logger: expected a Logger", ("--trainer.logger=[{class_path: os.system, init_args: {command: touch PWNED}}]",)),
+        BadInput("a function as a callback", r"trainer\.callbacks: expected a subclass of Callback, got 'os\.system'", ("--trainer.callbacks+={class_path: os.system, init_args: {command: touch PWNED}}",)),
+        BadInput("a function inside a callback", r"trainer\.callbacks\.setup: ", ("--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.LambdaCallback, init_args: {setup: {class_path: fsspec.open, init_args: {urlpath: PWNED, mode: w}}}}]",)),
+        BadInput("the name of a function inside a callback", r"trainer\.callbacks\.setup: expected no function, got 'fsspec\.", ("--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.LambdaCallback, init_args: {setup: fsspec.open}}]",)),
+        BadInput("a function as the strategy", r"trainer\.strategy: expected a subclass of Strategy", ("--config={trainer: {strategy: {class_path: os.system, init_args: {command: touch PWNED}}}}",)),
+        BadInput("a function as the profiler", r"trainer\.profiler: expected a subclass of Profiler", ("--config={trainer: {profiler: {class_path: os.system, init_args: {command: touch PWNED}}}}",)),
+        BadInput("a function among the plugins", r"trainer\.plugins: expected a subclass of Precision or ClusterEnvironment", ("--trainer.plugins=[{class_path: os.system, init_args: {command: touch PWNED}}]",)),
+        BadInput("a function inside a plugin", r"trainer\.plugins\.checkpoint_io: expected a subclass of CheckpointIO", ("--trainer.plugins={class_path: lightning.pytorch.plugins.io.AsyncCheckpointIO, init_args: {checkpoint_io: {class_path: os.system, init_args: {command: touch PWNED}}}}",)),
+        BadInput("a function as a source", r"data\.search\.sources: expected a subclass of TextSource", ("--data.search.sources=[{class_path: os.system, init_args: {command: touch PWNED}}]",)),
+        BadInput("a class of a module that lies beside the configuration", r"trainer\.callbacks: expected the path of a class, .* got 'beside\.Mine'", ("--trainer.callbacks=[{class_path: beside.Mine}]",), text("beside.py", "open('PWNED', 'w').close()\nfrom lightning import Callback\nclass Mine(Callback): pass\n")),
+        BadInput("a function in a group's own file", r"model\.optimizer: expected a subclass of Optimizer", ("--model=evil.yaml",), text("evil.yaml", "optimizer: {class_path: os.system, init_args: {command: touch PWNED}}")),
+        BadInput("a function in a compared method", r"methods: .* for evil: model\.optimizer: expected a subclass of Optimizer", ("--base", "base.yaml", "--methods", "evil.yaml", "--budgets", "0.2", "--seeds", "0", "--folder", "all"), text("evil.yaml", "model: {optimizer: {class_path: os.system, init_args: {command: touch PWNED}}}"), _COMPARE),
+        BadInput("a function in the options of a comparison", r"methods: .* model\.optimizer: expected a subclass of Optimizer", ("--config", "all.yaml"), text("all.yaml", "{base: base.yaml, methods: [adapruner], budgets: [0.2], seeds: [0], folder: all, options: {model.optimizer: os.system}}"), _COMPARE),
+        BadInput("a model's code in a configuration", r"model\.trust_remote_code: expected on the command line alone", spoil=config("dtype: float32", "trust_remote_code: true")),
+        BadInput("a model's code in the options of a comparison", r"options: expected none that runs code, got 'model\.trust_remote_code'", ("--config", "all.yaml"), text("all.yaml", "{base: base.yaml, methods: [adapruner], budgets: [0.2], options: {model.trust_remote_code: true}}"), _COMPARE),
+        BadInput("a folder of tasks in a configuration", r"zero_shot\.task_folder: expected on the command line alone", spoil=config("report:", "zero_shot: {task_folder: tasks, tasks: [mine]}\nreport:")),
+        BadInput("a kernel from the hub", r"model\.attn_implementation: expected one of the library, got 'somebody/kernel'", ("--model.attn_implementation=somebody/kernel",)),
+        BadInput("a checkpoint's code", r"weights_only: expected true, got false", ("--weights_only=false",)),
+        *(
+            BadInput(f"a checkpoint {what}", r"ckpt_path: expected (a local path|the path of a checkpoint), got", (f"--ckpt_path={path}",))
+            for what, path in {"on a web server": "http://host/evil.ckpt", "in a bucket": "s3://bucket/evil.ckpt", "in memory": "memory://evil.ckpt", "of a registry": "registry:somebody/model", "of a scheduler": "hpc", "by the name of the best": "best", "without a name": ""}.items()
+        ),
+        BadInput("a checkpoint on a web server, to test", r"ckpt_path: expected a local path, got 'http://host/evil\.ckpt'", ("test", "--config", "base.yaml", "--ckpt_path", "http://host/evil.ckpt"), command=""),
+        BadInput("a checkpoint in a bucket, in a configuration to validate", r"ckpt_path: expected a local path, got 's3://b/c'", ("validate", "--config", "base.yaml", "--config", "{ckpt_path: 's3://b/c'}"), command=""),
+        BadInput("a sharded checkpoint whose index runs code", r"ckpt_path: expected a whole Lightning checkpoint .*system, which no checkpoint needs", ("--ckpt_path=shards",), sharded_checkpoint_that_runs_code),
+    ),
+    "Files of options": (
+        *(BadInput(f"{what} for {section}", rf"^{section}: expected options, got {re.escape(value)}; write some", (f"--config={{{nested(section, value)}}}",)) for section, what, value in SECTIONS),
+        BadInput("a file in latin-1", r"--config: expected a file that can be read, got bytes that are not UTF-8 at base\.yaml", spoil=content("base.yaml", "name: \u00e4".encode("latin-1"))),
+        BadInput("a file in UTF-16", r"--config: expected a file that can be read, got bytes that are not UTF-8", spoil=content("base.yaml", "model: {}".encode("utf-16"))),
+        BadInput("a binary file", r"--config: expected (a file that can be read|options in YAML), got ", spoil=content("base.yaml", bytes(range(256)))),
+        BadInput("a file with a NUL", r"--config: expected options in YAML, got .*control characters", spoil=content("base.yaml", b"model: a\0b")),
+        BadInput("a whole number of 5000 digits in a file", r"--config: expected options in YAML, got a whole number of 5000 digits, in line 1 in base\.yaml", spoil=text("base.yaml", "seed_everything: " + "9" * 5000)),
+        BadInput("a whole number of 5000 digits", r"pruning\.search\.seed: expected a value, got a whole number of 5000 digits", ("--pruning.search.seed=" + "9" * 5000,)),
+        BadInput("aliases of aliases", r"--config: expected options in YAML, got more than 10,000 entries, aliases followed", spoil=text("base.yaml", ALIASES)),
+        BadInput("an alias of itself", r"--config: expected options in YAML, got an alias of what it stands in, in line 1", spoil=text("base.yaml", "model: &a {b: *a}")),
+        BadInput("deep nesting", r"--config: expected options in YAML, got more than 64 levels of nesting", spoil=text("base.yaml", "model: " + "[" * 100_000)),
+        BadInput("deep nesting inside a text", r"--config: expected options in YAML, got more than 64 levels of nesting", spoil=text("base.yaml", "model: '" + "[" * 100_000 + "'")),
+        BadInput("a key twice", r"--config: expected options in YAML, got the key 'pruning' twice, in line 3", spoil=text("base.yaml", "pruning: {search: {n_trials: 2}}\nmodel: {dtype: float32}\npruning: {}\n")),
+        BadInput("a key twice in a method of a comparison", r"methods: expected YAML in .*twice\.yaml, got damage \(the key 'recovery' twice", ("--base", "base.yaml", "--methods", "twice.yaml", "--budgets", "0.2"), text("twice.yaml", "recovery: null\nrecovery: {}"), _COMPARE),
+        BadInput("a name that is too long for a file", r"--config: expected a file, or the name of a shipped configuration, got 'xxx", ("fit", "--config", "x" * 300), command=""),
+    ),
+    "Numbers and places that fail late": (
+        *(BadInput(f"{what}", rf"{argument}: expected a whole number from 0 to 2\*\*32 - 1, got {re.escape(str(value))}", (f"--{option}={value}",)) for what, option, argument, value in SEEDS),
+        BadInput("steps over no batches", r"trainer\.accumulate_grad_batches: expected 1 or more, got 0", ("--trainer.accumulate_grad_batches=0",)),
+        BadInput("a clipping norm that is no number", r"trainer\.gradient_clip_val: expected a number of 0 or more, got nan", ("--trainer.gradient_clip_val=.nan",)),
+        BadInput("bounds that overflow", r"search\.space\.gamma: expected a number from -100 to 100, got -1e\+308", ("--pruning.search.space.gamma=[-1.0e+308, 1.0e+308]",)),
+        BadInput("exponents that overflow", r"search\.space\.log10_ridge: expected a number from -100 to 100, got 400", ("--pruning.search.space.log10_ridge=[400, 500]",)),
+        BadInput("a latency of one token", r"report\.latency_seq_len: expected 2 or more, got 1", ("--report.latency_seq_len=1",)),
+        BadInput("a prompt longer than the model", r"prompts: expected fewer than the model's 256 tokens, got one of 400", ("--report.prompts=['" + "w1 " * 400 + "']",)),
+        BadInput("a prompt to predict that is longer than the model", r"prompts: expected fewer than the model's 256 tokens, got one of 400", ("predict", "--config", "base.yaml", "--data.prompts", "prompts.txt"), text("prompts.txt", "w1 " * 400), ""),
+        BadInput("adapters of a rank above the model's", r"recovery\.lora\.r: expected at most 32, .* got 1000000", ("--recovery.lora.r=1000000",)),
+        BadInput("more processes than a CPU has cores", r"trainer\.devices: expected at most \d+ on this CPU, got 9999", ("--trainer.devices=9999",)),
+        BadInput("an optimizer that adapters have no use for", r"model\.optimizer, model\.scheduler: .*SparseAdam does not support dense gradients", ("--model.optimizer=torch.optim.SparseAdam",)),
+        BadInput("a schedule that ends before the training", r"model\.optimizer, model\.scheduler: .*Tried to step", ("--trainer.max_steps=5", "--model.scheduler=torch.optim.lr_scheduler.OneCycleLR", "--model.scheduler.max_lr=1", "--model.scheduler.total_steps=3")),
+        BadInput("a learning rate that is no number", r"model\.optimizer, model\.scheduler: .*learning rate of nan", ("--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=.nan")),
+        BadInput("an export below a file", r"export\.folder: expected a folder, got a file", ("--export.folder=base.yaml/out",)),
+        BadInput("an export in place of a link that leads nowhere", r"export\.folder: expected a folder, got a link that leads nowhere", ("--export.folder=link",), lambda folder: (folder / "link").symlink_to("gone")),
+        BadInput("an export in place of a link to itself", r"export\.folder: expected a folder, got a link that leads nowhere", ("--export.folder=link",), lambda folder: (folder / "link").symlink_to("link")),
+        BadInput("an export over the run folder", r"export\.folder: expected a folder of its own, got 'run', which holds the run folder", ("--export.folder=run",)),
+        BadInput("a report below a file", r"report\.folder: expected a folder, got a file", ("--report.folder=base.yaml/out",)),
+        BadInput("a run folder in a bucket", r"trainer\.default_root_dir: expected a local path, got 's3://bucket/run'", ("--trainer.default_root_dir=s3://bucket/run",)),
+        BadInput("a run folder with too long a name", r"trainer\.default_root_dir: expected a path that a file system takes, got one of 300 characters", ("--trainer.default_root_dir=" + "x" * 300,)),
+        BadInput("a run folder on too long a path", r"trainer\.default_root_dir: expected a path that a file system takes, got one of 6000 characters", ("--trainer.default_root_dir=" + "x/" * 3000,)),
+        BadInput("a model with too long a name", r"model\.name_or_path: expected a path that a file system takes, got one of 5000 characters", ("--model.name_or_path=" + "x" * 5000,)),
+        BadInput("a run folder with a NUL", r"trainer\.default_root_dir: expected a path, got .* with a NUL in it", ('--config={trainer: {default_root_dir: "a\\0b"}}',)),
+        BadInput("a source with too long a name", r"expected paths that a file system takes, got File name too long", ("--data.search.sources=[{name: search, path: " + "x" * 300 + "}]",)),
     ),
 }  # fmt: skip
 

@@ -74,6 +74,11 @@ def text(path: str, content: str) -> Callable[[Path], None]:
     return spoil
 
 
+def content(path: str, given: bytes) -> Callable[[Path], None]:
+    """Puts these bytes there."""
+    return lambda folder: (folder / path).write_bytes(given) and None
+
+
 def replaced(path: str, old: str, new: str) -> Callable[[Path], None]:
     """Changes a part of a text file."""
 
@@ -214,3 +219,18 @@ def file_in_place_of_the_run_folder(folder: Path) -> None:
 def foreign_export_folder(folder: Path) -> None:
     (folder / "mine").mkdir()
     (folder / "mine" / "thesis.txt").write_text("years of work")
+
+
+def sharded_checkpoint_that_runs_code(folder: Path) -> None:
+    import os
+    import pickle
+
+    import torch
+
+    class Runs:
+        def __reduce__(self) -> Any:
+            return os.system, ("touch PWNED",)
+
+    (folder / "shards").mkdir()
+    torch.save({}, folder / "shards" / "meta.pt")
+    (folder / "shards" / ".metadata").write_bytes(pickle.dumps(Runs()))

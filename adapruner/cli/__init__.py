@@ -46,6 +46,8 @@ def _end(message: str, code: int) -> NoReturn:
 
 def _run(arguments: Sequence[str]) -> None:
     """Finds the command, and imports what the command line asks for before anything is read with it."""
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # of whatever is read, by whichever library, and in processes started from here
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     command = arguments[0] if arguments else ""
     if command in ("-h", "--help"):
         print(help_page())

@@ -125,7 +125,7 @@ def _value_faults(name: str, value: Any, hint: Any, default: Any = None) -> Iter
 def _mapping_faults(name: str, value: dict[str, Any], hint: Any) -> Iterator[str]:
     bases, path = classes_in(hint), value.get("class_path")
     if isinstance(path, str):
-        if not bases and get_origin(hint) is not Callable and hint is not Callable:
+        if not bases and not _may_be_called(hint):
             return  # where any value may stand it stays a mapping
         kind = find_class(path, bases)
         if isinstance(kind, str):
@@ -138,6 +138,10 @@ def _mapping_faults(name: str, value: dict[str, Any], hint: Any) -> Iterator[str
     else:
         for item in value.values():
             yield from _value_faults(name, item, hint)
+
+
+def _may_be_called(hint: Any) -> bool:
+    return Callable in (hint, get_origin(hint)) or any(_may_be_called(part) for part in get_args(hint))
 
 
 def _subclasses(base: type) -> Iterator[type]:

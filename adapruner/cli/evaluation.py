@@ -23,7 +23,7 @@ from adapruner.models.fingerprint import digest_weights, fingerprint_model
 from adapruner.progress import announce, terminal
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.surgery import trace_for_plan
-from adapruner.recovery.checkpoint_contents import PLAN_KEY
+from adapruner.recovery.checkpoint_contents import PLAN_KEY, check_checkpoint
 
 COMMANDS = ("validate", "test", "predict")
 PREDICTIONS = "predictions.jsonl"
@@ -117,6 +117,7 @@ class EvaluationCommands:
         checkpoint = self.config[self.command].get("ckpt_path")
         if checkpoint is not None and not Path(checkpoint).is_dir():
             return self._describe_checkpoint(Path(checkpoint), given)
+        check_checkpoint(checkpoint)
         name = self.model.name_or_path
         self.model.configure_model()
         check_weights(self.model.model)  # before a file is begun; a checkpoint's are looked at when they are there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from adapruner.errors import ConfigurationError, nearest
@@ -22,7 +23,7 @@ def find_config(name: str, argument: str = "--config") -> str:
     Raises:
         ConfigurationError: if there is neither; it names ``argument``.
     """
-    if "{" in name or "\n" in name or Path(name).exists():  # YAML itself, or a file
+    if "{" in name or "\n" in name or os.path.exists(name):  # YAML itself, or a file
         return name
     shipped = shipped_configs()
     if name in shipped:

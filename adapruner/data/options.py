@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from adapruner.argument_checks import check_seed
+from adapruner.argument_checks import check_seed, got
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
 from adapruner.data.text_source import TextSource
 from adapruner.errors import ConfigurationError
@@ -79,10 +79,12 @@ def _check_streams(recovery: RecoveryData | None, evaluation: Sequence[Evaluatio
             raise ConfigurationError(f"data.{role}: expected a limit for the streamed source {source.name!r}, got none; {remedy}")
 
 
-def check_size(argument: str, value: int | None, least: int) -> None:
-    """Refuses what is no whole number of ``least`` or more; ``None`` passes."""
+def check_size(argument: str, value: int | None, least: int, most: int = 2**40) -> None:
+    """Refuses what is no whole number of ``least`` or more, or more than anything could hold; ``None`` passes."""
     if value is not None and (type(value) is not int or value < least):
-        raise ConfigurationError(f"{argument}: expected a whole number >= {least}, got {value!r}; correct it")
+        raise ConfigurationError(f"{argument}: expected a whole number >= {least}, got {got(value)}; correct it")
+    if value is not None and value > most:
+        raise ConfigurationError(f"{argument}: expected a whole number <= {most}, got {got(value)}; correct it")
 
 
 def _check_names(argument: str, names: list[str]) -> None:
