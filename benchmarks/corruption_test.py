@@ -252,10 +252,14 @@ def judge(made: Command, ended: Ended, folder: Path, reference: Any) -> tuple[st
         found = made.essence(folder, ended)
     except (OSError, ValueError, KeyError) as error:
         return "silent", f"{type(error).__name__}: {error}"
-    notes = [line for line in ended.out.splitlines() if "damaged" in line or "not as fit wrote it" in line or "starts anew" in line]
+    notes = [
+        line
+        for line in ended.out.splitlines()
+        if "damaged" in line or "not as fit wrote it" in line or "starts anew" in line or "leaves seeds out" in line
+    ]
     if found == reference:
         return "right", (notes or ["the same result"])[0]
-    if made.name == "inspect" and json.loads(ended.out)["remarks"]:
+    if made.name.startswith("inspect") and json.loads(ended.out)["remarks"]:
         return "right", json.loads(ended.out)["remarks"][0]
     if made.name == "export" and notes and found[:2] == reference[:2]:  # the model card lacks what is damaged, and that is said
         return "right", notes[0]

@@ -14,6 +14,7 @@ from adapruner.compare.spec import ComparisonSpec, Method
 from adapruner.errors import ConfigurationError
 from adapruner.files import folder_lock
 from adapruner.files.atomic import write_atomically
+from adapruner.files.digests import opened, sealed
 from adapruner.report.formats import percent_text
 from adapruner.report.record import RECORD_NAME, read_report
 
@@ -91,7 +92,7 @@ def claim(cell: Cell, command: Sequence[str]) -> None:
     cell.folder.mkdir(parents=True, exist_ok=True)
     (cell.folder / RECORD_NAME).unlink(missing_ok=True)
     record = {"method": cell.method, "identity": cell.identity, "command": list(command)}
-    write_atomically(cell.folder / CELL_NAME, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(cell.folder / CELL_NAME, json.dumps(sealed(record), indent=1, ensure_ascii=False) + "\n")
 
 
 def tidy(cell: Cell) -> None:
@@ -141,7 +142,6 @@ def _digest(file: Path) -> str:
 
 def _recorded(file: Path) -> dict[str, Any]:
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return opened(json.loads(file.read_text(encoding="utf-8")), may_lack=True)
+    except (OSError, ValueError):  # DamagedError is one
         return {}
-    return record if isinstance(record, dict) else {}

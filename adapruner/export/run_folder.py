@@ -64,7 +64,8 @@ def find_source(run: Path, checkpoint: Path | None, adapters: str, model: str | 
     if not (run / PLAN_FILE).is_file():
         raise ConfigurationError(f"run: expected a run with {PLAN_FILE}, got {run} without it; give the folder that fit wrote into")
     plan = read_plan(run / PLAN_FILE)
-    config, report, exported, file = _config(run), _report(run, plan), run / MODEL_FOLDER, checkpoint or _last_checkpoint(run)
+    report, exported, file = _report(run, plan), run / MODEL_FOLDER, checkpoint or _last_checkpoint(run)
+    config = _of_this_run(_config(run), report, run / CONFIG_FILE)
     finished = is_export(exported) and _plan_hash(exported) == plan.hash  # else damaged, or of an earlier run in the same folder
     if file is None and not finished:
         raise ConfigurationError(
@@ -150,11 +151,29 @@ def _card(config: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
         card = card_of_report(report)
     except (KeyError, TypeError, AttributeError, ValueError):
         card = {}
-    seeds = {"everything": config.get("seed_everything")}
-    for name, path in (("data", ["data"]), ("search", ["pruning", "search"]), ("recovery", ["recovery"])):
-        seeds[name] = _inside(config, *path, "seed")
-    given = {name: seed for name, seed in seeds.items() if seed is not None}
-    return {**card, "seeds": given} if given else card
+    seeds = _seeds(config)
+    return {**card, "seeds": seeds} if seeds else card
+
+
+def _seeds(config: dict[str, Any]) -> dict[str, Any]:
+    """What the configuration says, by the part of the run that draws from it."""
+    paths = {
+        "everything": ("seed_everything",),
+        "data": ("data", "seed"),
+        "search": ("pruning", "search", "seed"),
+        "recovery": ("recovery", "seed"),
+    }
+    found = {name: _inside(config, *path) for name, path in paths.items()}
+    return {name: seed for name, seed in found.items() if seed is not None}
+
+
+def _of_this_run(config: dict[str, Any], report: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The configuration, without its seeds where the report of this very plan has others: then it is that of another run."""
+    told = report.get("seeds") or {}
+    if all(told.get(name, seed) == seed for name, seed in _seeds(config).items()):
+        return config
+    announce(f"leaves seeds out of the model card: {file} is not that of this run, whose report has other seeds")
+    return {name: value for name, value in config.items() if name == "model"}
 
 
 def _report(run: Path, plan: PruningPlan) -> dict[str, Any]:

@@ -7,16 +7,16 @@ import os
 import re
 from collections.abc import Mapping
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from adapruner.errors import ConfigurationError
 from adapruner.files.atomic import replacing, writing
 from adapruner.files.digests import DamagedError, seal_zip
 from adapruner.progress import announce
-from adapruner.recovery.checkpoint_contents import read_contents
+from adapruner.recovery.checkpoint_contents import SHARDED, read_contents
 
 FILE = Path("checkpoints") / "last.ckpt"
 #: The callback that writes it, as Lightning's checkpoints name it, and what it keeps in it.
@@ -33,6 +33,10 @@ def write_checkpoint(record: Any, file: Path, **words: Any) -> None:
     """
     with writing(file.parent, **words):
         file.parent.mkdir(exist_ok=True)
+    if (file / SHARDED).is_file():
+        kept = next(path for n in count(1) if not os.path.lexists(path := file.with_name(f"{file.stem}-sharded-{n}{file.suffix}")))
+        announce(f"keeps {file}, of a sharded run, as {kept.name}")
+        file.replace(kept)
     with replacing(file, _tensor_bytes(record), **words) as temporary:
         torch.save(record, temporary)
         seal_zip(temporary)
@@ -63,17 +67,13 @@ def find_checkpoint(folder: Path, settings: Mapping[str, str], shards: bool = Fa
 
     Args:
         shards: whether the run can go on from one that is a folder.
-
-    Raises:
-        ConfigurationError: if it is one, and the run cannot.
     """
     file = folder / FILE
     if not os.path.lexists(file):
         return None
     if file.is_dir() and not shards:
-        raise ConfigurationError(
-            f"checkpoint: expected one file at {file}, got the folder of a sharded run; give the same trainer.strategy, or move it away"
-        )
+        announce(f"recovery starts anew: {file} is of a sharded run; the same trainer.strategy goes on from it")
+        return None
     try:
         known = _settings_in(read_contents(file, ours=True))
     except (DamagedError, OSError) as error:

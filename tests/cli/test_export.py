@@ -677,3 +677,16 @@ def test_a_damaged_export_is_one_line(run: Finished, name: str, way: str, capsys
     said = capsys.readouterr().err
     assert re.fullmatch(r"adapruner: error: .+: expected .+, got .+; .+\n", said), said
     assert os.listdir() == ["run"]
+
+
+def test_the_configuration_of_another_run_gives_no_seeds(run: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    config["pruning"] = {"search": {"seed": 7}}
+    for text, said in (
+        (seal_lines(yaml.safe_dump(config), CONFIG_NOTE), "is not that of this run, whose report has other seeds"),
+        (yaml.safe_dump(config), "is not as fit wrote it"),
+    ):
+        Path("run/config.yaml").write_text(text)
+        export("run", "out", "--no-verify")
+        assert said in capsys.readouterr().out
+        assert re.findall("seeds: .*", Path("out/README.md").read_text()) == ["seeds: search 0"]  # the report's own
