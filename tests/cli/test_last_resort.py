@@ -87,9 +87,10 @@ def test_a_traceback_that_cannot_be_written_is_said_in_the_line(monkeypatch: pyt
 def test_an_interrupt_and_a_reader_that_has_read_enough(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for error, code in ((KeyboardInterrupt(), "130"), (BrokenPipeError(), "141"), (SystemExit(7), "7")):
         monkeypatch.setattr(cli, "_run", lambda arguments, error=error: (_ for _ in ()).throw(error))
-        with monkeypatch.context() as kept, pytest.raises(SystemExit, match=f"^{code}$"):
+        with monkeypatch.context() as kept:
             kept.setattr(sys, "stdout", sys.stdout)
-            main([])
+            with pytest.raises(SystemExit, match=f"^{code}$"):
+                main([])
     assert capsys.readouterr().err == "adapruner: interrupted; the same command goes on where it stopped\n"
 
 
