@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -93,7 +94,7 @@ SYSTEM = {"class_path": "os.system", "init_args": {"command": "true"}}
         ({"call": Engine(3)}, ""),
         ({"anything": SYSTEM}, ""),  # it stays a mapping: nothing is made of it
     ],
-    ids=str,
+    ids=lambda given: re.sub(r" at 0x\w+", "", str(given)),
 )
 def test_faults_of_a_configuration(value: dict[str, Any], fault: str) -> None:
     lines = list(class_faults(parser_of(Engine), Namespace(value)))
