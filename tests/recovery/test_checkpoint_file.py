@@ -61,6 +61,6 @@ def test_any_other_index_is_damage_and_runs_nothing(how: str, tmp_path: Path) ->
         content = b"\x80\x04\x8c'torch.distributed.checkpoint.metadata\x94\x8c\tos.system\x94\x93\x8c\x04true\x85R."
     if how != "gone":
         index.write_bytes({"half": content[:10], "empty": b""}.get(how, content))
-    with pytest.raises(DamagedError, match="."):
+    with pytest.raises(DamagedError, match=r"no checkpoint needs|truncated|Ran out of input|No such file|exhausted"):
         check_index(tmp_path)
     assert not ran.exists()
