@@ -22,7 +22,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from adapruner.cli.imports import is_imported
 
-_PLAIN = (int, float, bool, str, bytes, complex, NoneType, list, dict, tuple, set, frozenset, type, object)
+_PLAIN = (int, float, bool, str, bytes, complex, NoneType, list, dict, tuple, set, frozenset, type, object, Any, Callable)
 
 
 def set_parser_limits() -> None:

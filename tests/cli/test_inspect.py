@@ -184,3 +184,26 @@ def test_nothing_heavy_is_loaded(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "loaded"
+
+
+NAMES = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202etxt.exe"
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_names_from_a_file_reach_the_terminal_as_printable_text(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a plan, a report, a model, a study and a folder."""
+    write_run(tmp_path / "run")
+    sample_plan(model={"name": NAMES, "model_type": NAMES, "fingerprint": "f00d"}, recipe={"coefficients": {NAMES: 1.0}}).save(
+        tmp_path / "run" / "plan.json"
+    )
+    record = json.loads((tmp_path / "run" / "report.json").read_text())
+    record["model"]["name"] = record["name"] = NAMES
+    (tmp_path / "run" / "report.json").write_text(json.dumps(record))
+    write_export(tmp_path / "run" / "model", architectures=[NAMES], dtype=NAMES)
+    (tmp_path / "run" / "\x1b[1m.ckpt").write_text("")
+    main(["inspect", str(tmp_path / "run"), *words])
+    out = capsys.readouterr().out
+    assert "owned" in out
+    assert all(c.isprintable() or c == "\n" for c in out)

@@ -128,25 +128,27 @@ def test_an_output_that_lacks_characters_ends_nothing(encoding: str, monkeypatch
     assert "\\x1b[2J" in out.read()
 
 
+_LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))"
+_RENAMED = """
+import os
+import adapruner.search.find_plan as find
+import adapruner.callbacks.pruning_search as callback
+own = find.save_found_plan
+def save(*arguments):
+    os.rename("run", "away")
+    own(*arguments)
+callback.save_found_plan = save
+"""
+
+
 @pytest.mark.slow  # a process that loads everything
-@pytest.mark.parametrize("limit", ["RLIMIT_FSIZE", "renamed"])
+@pytest.mark.parametrize("limit", [_LIMITED, _RENAMED], ids=["a file may not grow", "the run folder is renamed"])
 def test_limits_of_the_system_are_one_line(limit: str, tmp_path: Path) -> None:
-    """A file that may not grow; a run folder that is gone while the run writes into it."""
     make_workspace(tmp_path)
-    code = (
-        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000));"
-        if limit == "RLIMIT_FSIZE"
-        else (
-            "import os, adapruner.search.find_plan as f; own = f.save_found_plan\n"
-            "def save(scored, *rest):\n    os.rename('run', 'away'); own(scored, *rest)\n"
-            "import adapruner.callbacks.pruning_search as p; p.save_found_plan = save\n"
-        )
-    )
     words = ["fit", "--config", "base.yaml", "--pruning.recipe={coefficients: {l2: 1.0}}", "--pruning.reconstruction=null"]
-    code += f"\nfrom adapruner.cli import main; main({words!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True, timeout=300
-    )
+    code = f"{limit}\nfrom adapruner.cli import main\nmain({words!r})"
+    environment = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "PATH": ""}  # a limit would cut bytecode short, too
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stderr
-    assert [line for line in done.stderr.splitlines() if "Traceback" in line] == []
+    assert "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("adapruner: error: ")]) == 1, done.stderr

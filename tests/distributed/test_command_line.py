@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.processes import ROOT, clean_environment
+from tests.distributed.processes import ROOT, clean_environment, free_port
 from tests.spoilt import make_workspace
 
 pytestmark = pytest.mark.slow  # four processes are started
@@ -42,3 +43,35 @@ def test_two_processes_come_to_the_end_and_do_nothing_twice(tmp_path: Path) -> N
     again = json.loads((run / "report.json").read_text())
     assert again["perplexity"] == first["perplexity"]
     assert again["model"] == first["model"]
+
+
+def test_one_of_two_is_killed_and_the_other_says_so_in_one_line(tmp_path: Path) -> None:
+    make_workspace(tmp_path)
+    environment = {**clean_environment(), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    environment |= {"LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", "base.yaml", *TWO, "--pruning.search.n_trials", "500"]
+    started = [
+        subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=(tmp_path / f"{rank}.txt").open("w"),
+            start_new_session=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        end = time.monotonic() + 200
+        while not (tmp_path / "run" / "study.journal").exists() and time.monotonic() < end:
+            time.sleep(0.2)
+        time.sleep(1)
+        started[1].kill()
+        assert started[0].wait(timeout=60) == 2
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    said = (tmp_path / "0.txt").read_text()
+    assert "Traceback" not in said
+    assert "adapruner: error: processes: expected all of them to go on, got one that ended" in said
