@@ -88,6 +88,8 @@ def _check_code(config: Namespace, given: Mapping[str, Any]) -> None:
 def _check_export_folder(config: Namespace) -> None:
     """An export is replaced as a whole: not the run folder with it."""
     folder, run = config.get("export.folder"), config.get("trainer.default_root_dir") or "."
+    if "\0" in f"{folder}{run}":  # refused as a path
+        return
     place = Path(os.path.realpath(run))
     if folder and Path(os.path.realpath(folder)) in (place, *place.parents):
         raise ConfigurationError(f"export.folder: expected a folder of its own, got {folder!r}, which holds the run folder; choose another")

@@ -185,7 +185,10 @@ def _report(run: Path, plan: PruningPlan) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         announce(f"leaves the measurements out of the model card: {run / REPORT_FILE} is damaged ({' '.join(str(error).split()):.80})")
         return {}
-    return report if _inside(report, "model", "plan_hash") == plan.hash else {}
+    if _inside(report, "model", "plan_hash") == plan.hash:
+        return report
+    announce(f"leaves the measurements out of the model card: {run / REPORT_FILE} is of another plan")
+    return {}
 
 
 def _steps(report: dict[str, Any]) -> int | None:
