@@ -26,7 +26,7 @@ class AdaPrunerError(Exception):
 
 
 def printable(text: str) -> str:
-    """Text as a terminal may show it: what came from a file may hold sequences that a terminal obeys, or hide what it says.
+    r"""Text as a terminal may show it: what came from a file may hold sequences that a terminal obeys, or hide what it says.
 
     >>> printable("a\x1b[2Jb\u202ec é 漢 \ud800")
     'a\\x1b[2Jb\\u202ec é 漢 \\ud800'
