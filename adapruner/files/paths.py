@@ -43,7 +43,7 @@ def check_folder_path(argument: str, path: Any) -> None:
     check_path(argument, path)
     if path is None:
         return
-    for part in (Path(path).absolute(), *Path(path).absolute().parents):
+    for part in (Path(path), *Path(path).parents, *Path(path).absolute().parents):
         if os.path.lexists(part) and not part.is_dir():
             what = "a file" if part.exists() else "a link that leads nowhere"
             raise ConfigurationError(f"{argument}: expected a folder, got {what}, {part}, in the way of {str(path)!r}; choose another")
