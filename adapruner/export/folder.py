@@ -154,8 +154,6 @@ def _choose(model: Any, structure: ModelStructure, plan: PruningPlan, pad: bool)
         structure = remaining_structure(structure, plan)
         plan = restrict_plan(plan, structure)
     check_widths(model, structure, plan)
-    if pad and structure.is_uneven:
-        raise ModelError("pad: expected a model that was pruned once, got one whose layers differed before; export without pad")
     padded, wide = pad_to_uniform(model, structure, plan) if pad else (model, plan)
     target = choose_target(padded, structure, wide)
     if wide.kept != plan.kept:

@@ -9,7 +9,6 @@ import torch
 
 from adapruner.errors import ModelError
 from adapruner.models.families import LayerShape, family_of
-from adapruner.models.families.modeling_adapruner import resize_tensors
 from adapruner.models.shapes import layer_shape
 from adapruner.models.units import ModelStructure
 
@@ -59,39 +58,12 @@ def dense_on_meta(model: Any, structure: ModelStructure, *, linear: bool) -> Any
         linear: put it into the linear form of its family.
     """
     family = family_of(structure.model_type)
-    if structure.is_uneven:  # pruned before: no single width is that of all layers, and the configuration's will do
-        dense = build_on_meta(make_config(model, structure.model_type, _whole_heads(model.config)))
-    else:
-        groups = {g.kind: g for g in structure.of_layer(structure.groups[0].layer)}
-        shape = layer_shape(groups, {kind: list(range(g.units)) for kind, g in groups.items()})
-        dense = build_on_meta(make_config(model, structure.model_type, named_widths(model.config, structure, shape, family.head_counts)))
+    groups = {g.kind: g for g in structure.of_layer(structure.groups[0].layer)}
+    shape = layer_shape(groups, {kind: list(range(g.units)) for kind, g in groups.items()})
+    dense = build_on_meta(make_config(model, structure.model_type, named_widths(model.config, structure, shape, family.head_counts)))
     if linear:
         family.linear_form(dense)
-        if structure.is_uneven:
-            resize_tensors(dense, _own_shapes(dense, structure))
     return dense
-
-
-def _whole_heads(config: Any) -> dict[str, int]:
-    """As many heads as fill the hidden width: stock classes may refuse the number that was left of them."""
-    now, head_dim = getattr(config, "num_attention_heads", 0), getattr(config, "head_dim", None)
-    if not now or not head_dim or config.hidden_size % now == 0 or config.hidden_size % head_dim:
-        return {}
-    heads, groups = config.hidden_size // head_dim, getattr(config, "num_key_value_heads", None)
-    return {"num_attention_heads": heads, **({} if groups is None else {"num_key_value_heads": max(1, heads * groups // now)})}
-
-
-def _own_shapes(model: Any, structure: ModelStructure) -> dict[str, list[int]]:
-    """Tensor -> the shape that it has in the structure's model, for every coupled one."""
-    shapes: dict[str, list[int]] = {}
-    for group in structure.groups:
-        for module, dim in group.tensors:
-            linear = model.get_submodule(module)
-            shape = shapes.setdefault(f"{module}.weight", list(linear.weight.shape))
-            shape[dim] = 1 + max(int(m.index.max()) for m in (*group.members, *group.staying) if m.module == module)
-            if dim == 0 and linear.bias is not None:
-                shapes[f"{module}.bias"] = [shape[0]]
-    return shapes
 
 
 def named_widths(config: Any, structure: ModelStructure, shape: LayerShape, head_dim: bool = False) -> dict[str, int]:

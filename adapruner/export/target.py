@@ -122,15 +122,11 @@ def _own_file(
 def _pruned_attributes(model: Any, structure: ModelStructure, plan: PruningPlan) -> dict[str, dict[str, Any]]:
     """Module -> attribute -> value, for every layer that lost something."""
     path, _ = find_decoder_layers(model)
-    found: dict[str, dict[str, Any]] = {}
+    found = {}
     for layer in range(structure.layers):
-        if structure.is_uneven or any(not plan.keeps_all(group) for group in structure.of_layer(layer)):
+        if any(not plan.keeps_all(group) for group in structure.of_layer(layer)):
             for inside, values in layer_attributes(model.config, structure, layer, plan.kept).items():
                 found[f"{path}.{layer}.{inside}"] = values
-        if structure.is_uneven:  # what an earlier pruning of single query heads left: KV heads with fewer of them
-            for inside, module in model.get_submodule(f"{path}.{layer}").named_modules():
-                if isinstance(getattr(module, "num_key_value_groups", None), int):
-                    found.setdefault(f"{path}.{layer}.{inside}", {})["num_key_value_groups"] = module.num_key_value_groups
     return found
 
 

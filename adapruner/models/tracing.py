@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -22,7 +22,6 @@ from adapruner.errors import ConfigurationError, ModelError
 from adapruner.models.families import Family, family_of
 from adapruner.models.families.wide_experts import LinearRouter
 from adapruner.models.outputs import find_outputs, unprunable_kinds
-from adapruner.models.uneven_layers import is_uneven, put_layer, shapes_of, stock_config, write_counts
 from adapruner.models.units import KINDS, Kind, Member, ModelStructure, UnitGroup, count_parameters
 
 AttentionUnits = Literal["kv_group", "query_head"]
@@ -35,7 +34,7 @@ _TO_DO = "write a file for its family (docs/add-a-family.md)"
 
 
 def trace_structure(model: Any, attention_units: AttentionUnits = "kv_group", ffn_units: FfnUnits = "channel") -> ModelStructure:
-    """The prunable units of a Hugging Face causal LM: a dense one, or an export, whose layers may have widths of their own.
+    """The prunable units of a dense Hugging Face causal LM.
 
     A model of unusual modules (GPT-2's ``Conv1D``) is first put into its linear form, in place: it computes the same.
 
@@ -59,44 +58,10 @@ def trace_structure(model: Any, attention_units: AttentionUnits = "kv_group", ff
     family = family_of(str(model.config.model_type))
     family.linear_form(model)
     path, layers = find_decoder_layers(model)
-    uneven = is_uneven(model)
-    traced: dict[Any, _TracedLayer] = {}  # by the widths of a layer: those of a model that was never pruned are alike
-    groups = []
-    for number, layer in enumerate(layers):
-        key = shapes_of(layer) if uneven else ()
-        if key not in traced:
-            traced[key] = _trace_layer(model, family, path, layer if uneven else None, attention_units, ffn_units)
-        one = traced[key]
-        groups += [_transfer(model, one.groups[kind], one.model, path, number) for kind in KINDS if kind in one.groups]
-    return ModelStructure(
-        groups=tuple(groups),
-        model_type=str(model.config.model_type),
-        layers=len(layers),
-        parameters=count_parameters(model),
-        block_parameters=sum(g.units * g.parameters_per_unit for g in groups),
-        left_whole=next(iter(traced.values())).left_whole,
-    )
-
-
-@dataclass(frozen=True)
-class _TracedLayer:
-    """A one-layer copy and its groups."""
-
-    model: nn.Module
-    groups: dict[Kind, UnitGroup]
-    left_whole: tuple[tuple[Kind, str], ...]
-
-
-def _trace_layer(model: Any, family: Family, path: str, layer: Any, attention_units: AttentionUnits, ffn_units: FfnUnits) -> _TracedLayer:
-    """The groups of a one-layer copy: of the stock class, or of this layer, which has widths of its own."""
     one_layer = _one_layer_copy(model)
     family.linear_form(one_layer)
-    if layer is not None:
-        put_layer(one_layer, layer, path)
     _, traced_layers = find_decoder_layers(one_layer)
     roots = find_outputs(traced_layers[0], family)
-    if layer is not None:
-        write_counts(one_layer, family, roots)
     whole = unprunable_kinds(one_layer, family)
     if roots.keys() <= whole.keys():
         raise ModelError(f"model: expected something to remove in {type(model).__name__}, got none: {'; '.join(whole.values())}")
@@ -105,7 +70,15 @@ def _trace_layer(model: Any, family: Family, path: str, layer: Any, attention_un
         maps["attention"] = single_query_heads(maps["attention"], one_layer)
     if ffn_units == "expert":
         maps["ffn"] = whole_experts(maps.get("ffn"), one_layer)
-    return _TracedLayer(one_layer, maps, tuple((kind, reason) for kind, reason in whole.items() if kind in roots))
+    groups = [_transfer(model, maps[kind], one_layer, path, layer) for layer in range(len(layers)) for kind in KINDS if kind in maps]
+    return ModelStructure(
+        groups=tuple(groups),
+        model_type=str(model.config.model_type),
+        layers=len(layers),
+        parameters=count_parameters(model),
+        block_parameters=sum(g.units * g.parameters_per_unit for g in groups),
+        left_whole=tuple((kind, reason) for kind, reason in whole.items() if kind in roots),
+    )
 
 
 def find_decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
@@ -126,7 +99,7 @@ def find_decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
 
 
 def _one_layer_copy(model: Any) -> nn.Module:
-    config = stock_config(model.config) if is_uneven(model) else copy.deepcopy(model.config)
+    config = copy.deepcopy(model.config)
     kinds = getattr(config, "layer_types", None)
     try:
         if kinds:

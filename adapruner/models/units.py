@@ -138,11 +138,6 @@ class ModelStructure:
         """The group of one layer; raises ``KeyError`` where the layer has none of this kind."""
         return self._by_key[layer, kind]
 
-    @property
-    def is_uneven(self) -> bool:
-        """Whether layers have different numbers of units: those of a model that was pruned before."""
-        return any(len({(g.units, g.channels) for g in self.groups if g.kind == kind}) > 1 for kind in KINDS)
-
     def of_layer(self, layer: int) -> list[UnitGroup]:
         """The groups of one layer, attention before FFN."""
         return [self._by_key[layer, kind] for kind in KINDS if (layer, kind) in self._by_key]
