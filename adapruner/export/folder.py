@@ -24,7 +24,8 @@ from adapruner.export.target import Target, choose_target, has_uneven_experts
 from adapruner.export.widths import check_widths
 from adapruner.models.families import family_of
 from adapruner.models.gguf_input import QUANTISED_BASE
-from adapruner.models.units import ModelStructure
+from adapruner.models.tracing import trace_structure
+from adapruner.models.units import ModelStructure, count_parameters
 from adapruner.pruning.depth_and_width import remaining_structure, restrict_plan
 from adapruner.pruning.plan import PruningPlan
 
@@ -62,7 +63,7 @@ class ExportRecord:
 def export_model(
     model: Any,
     tokenizer: Any,
-    structure: ModelStructure,
+    structure: ModelStructure | None,
     plan: PruningPlan,
     folder: str | Path,
     *,
@@ -78,7 +79,7 @@ def export_model(
     Args:
         model: a Hugging Face causal LM, already pruned by ``plan``, adapters merged.
         tokenizer: saved along; of a folder, as a ``Path``, its files are copied; None leaves it out, and notes and card say so.
-        structure: of the dense model.
+        structure: of the model before pruning; ``None`` where it is not known, of an export that was loaded: its widths are believed.
         plan: what the model was pruned by.
         folder: where to; new, empty, or an earlier export.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None keeps the model's.
@@ -146,18 +147,24 @@ def copy_tokenizer(source: Path, folder: Path) -> list[str]:
     return copied
 
 
-def _choose(model: Any, structure: ModelStructure, plan: PruningPlan, pad: bool) -> Target:
+def _choose(model: Any, structure: ModelStructure | None, plan: PruningPlan, pad: bool) -> Target:
     """The class that will hold the pruned model's tensors, after a check that it has the plan's widths."""
-    family_of(structure.model_type).linear_form(model)
-    plan.check(structure)
-    if plan.cuts_depth_or_width:  # from here on layers are numbered as in the pruned model
-        structure = remaining_structure(structure, plan)
-        plan = restrict_plan(plan, structure)
-    check_widths(model, structure, plan)
-    padded, wide = pad_to_uniform(model, structure, plan) if pad else (model, plan)
-    target = choose_target(padded, structure, wide)
-    if wide.kept != plan.kept:
-        zeros = sum((len(wide.kept[g.name]) - len(plan.kept[g.name])) * g.parameters_per_unit for g in structure.groups)
+    if structure is None:
+        left = trace_structure(model)
+    else:
+        family_of(structure.model_type).linear_form(model)
+        plan.check(structure)
+        units = plan
+        if plan.cuts_depth_or_width:  # from here on layers are numbered as in the pruned model
+            structure = remaining_structure(structure, plan)
+            units = restrict_plan(plan, structure)
+        check_widths(model, structure, units)
+        left = structure.after(units.kept)
+    output_bias = plan.output_bias or all(group.added_bias for group in left.groups)
+    padded, left = pad_to_uniform(model, left, output_bias) if pad else (model, left)
+    target = choose_target(padded, left, output_bias)
+    zeros = count_parameters(padded) - count_parameters(model)
+    if zeros:
         target.notes.append(f"padded with zeros to the widest layer: {zeros} parameters of the file are zeros")
     if has_uneven_experts(target.model.config):
         target.notes.append(

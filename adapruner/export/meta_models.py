@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from adapruner.errors import ModelError
 from adapruner.models.families import LayerShape, family_of
-from adapruner.models.shapes import layer_shape
 from adapruner.models.units import ModelStructure
 
 _NOT_CARRIED = (
@@ -51,19 +51,40 @@ def build_on_meta(config: Any, model_class: Any = None) -> Any:
         return (model_class or known[type(config)])(config)
 
 
-def dense_on_meta(model: Any, structure: ModelStructure, *, linear: bool) -> Any:
-    """The stock class at the widths before pruning, which are read off the structure: surgery may have changed the configuration.
+def dense_on_meta(model: Any, structure: ModelStructure) -> Any:
+    """The stock class at the widths that the configuration gave every layer before pruning: surgery may have changed them there."""
+    family, shape = family_of(structure.model_type), structure.configured
+    return build_on_meta(make_config(model, structure.model_type, named_widths(model.config, structure, shape, family.head_counts)))
+
+
+def at_widths(model: Any, structure: ModelStructure, output_bias: bool = False) -> Any:
+    """The model that a structure describes, in the linear form of its family: every coupled tensor has the structure's size.
 
     Args:
-        linear: put it into the linear form of its family.
+        model: whose configuration says the rest.
+        structure: dense or pruned.
+        output_bias: every output projection has a bias, not only those that the structure knows of.
     """
-    family = family_of(structure.model_type)
-    groups = {g.kind: g for g in structure.of_layer(structure.groups[0].layer)}
-    shape = layer_shape(groups, {kind: list(range(g.units)) for kind, g in groups.items()})
-    dense = build_on_meta(make_config(model, structure.model_type, named_widths(model.config, structure, shape, family.head_counts)))
-    if linear:
-        family.linear_form(dense)
-    return dense
+    found = dense_on_meta(model, structure)
+    family_of(structure.model_type).linear_form(found)
+    for group in structure.groups:
+        for module, dim in group.tensors:
+            _resize(found.get_submodule(module), dim, group.size(module))
+        output = found.get_submodule(group.output.module)
+        if output.bias is None and (output_bias or group.added_bias):
+            output.bias = nn.Parameter(output.weight.new_zeros(output.weight.shape[0]))
+        if group.kind == "ffn" and group.sets > 1:
+            _resize(found.get_submodule(f"{group.output.module.rpartition('.experts.')[0]}.gate.router"), 0, group.sets)
+    return found
+
+
+def _resize(linear: Any, dim: int, size: int) -> None:
+    shape = list(linear.weight.shape)
+    shape[dim] = size
+    linear.weight = nn.Parameter(linear.weight.new_zeros(shape))
+    linear.out_features, linear.in_features = shape
+    if dim == 0 and linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias.new_zeros(size))
 
 
 def named_widths(config: Any, structure: ModelStructure, shape: LayerShape, head_dim: bool = False) -> dict[str, int]:

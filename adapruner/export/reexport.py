@@ -6,16 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from adapruner.errors import ModelError
 from adapruner.export.adapters import ADAPTER_FILES, ADAPTER_FOLDER
 from adapruner.export.card import card_of_run, model_card, written_in
 from adapruner.export.folder import PLAN_FILE, ExportRecord, cast_weights, copy_tokenizer, export_model, list_files
 from adapruner.export.loading import ExportedModel, check_whole, open_export, read_config
-from adapruner.export.meta_models import build_on_meta, make_config
 from adapruner.export.options import ExportOptions
-from adapruner.models.units import ModelStructure
-from adapruner.pruning.plan import PruningPlan
-from adapruner.pruning.surgery import trace_for_plan
 
 
 def reexport(source: Path, folder: Path, options: ExportOptions, card: dict[str, Any]) -> tuple[Any, ExportRecord]:
@@ -69,18 +64,6 @@ def _as_it_is(exported: ExportedModel, source: Path, folder: Path, options: Expo
 
 
 def _padded(exported: ExportedModel, source: Path, folder: Path, options: ExportOptions, card: dict[str, Any]) -> ExportRecord:
-    structure = _dense_structure(exported.model, exported.plan)
     card = card_of_run(str(source), card, dtype=options.dtype)
     sizes = options.max_shard_size
-    return export_model(exported.model, source, structure, exported.plan, folder, max_shard_size=sizes, card=card, pad=True)
-
-
-def _dense_structure(model: Any, plan: PruningPlan) -> ModelStructure:
-    """What the model was made of before pruning: an export whose layers differ keeps the dense widths in its configuration.
-
-    Raises:
-        ModelError: if layers or hidden channels were removed: the folder does not say how many there were.
-    """
-    if plan.cuts_depth_or_width:
-        raise ModelError("pad: expected an export that has all its layers and hidden channels, got one without some; export from the run")
-    return trace_for_plan(build_on_meta(make_config(model, model.config.model_type)), plan)
+    return export_model(exported.model, source, None, exported.plan, folder, max_shard_size=sizes, card=card, pad=True)

@@ -15,11 +15,9 @@ from torch import Tensor
 from adapruner.errors import ModelError
 from adapruner.export.meta_models import build_on_meta, dense_on_meta, make_config, named_widths
 from adapruner.models.families import LayerShape, family_of, modeling_adapruner
-from adapruner.models.shapes import layer_attributes
+from adapruner.models.shapes import layer_attributes, whole_shape
 from adapruner.models.tracing import find_decoder_layers
 from adapruner.models.units import ModelStructure
-from adapruner.pruning.plan import PruningPlan
-from adapruner.pruning.surgery import plan_shape
 
 
 @dataclass
@@ -35,39 +33,41 @@ class Target:
     """What a reader of the export should know."""
 
 
-def choose_target(model: Any, structure: ModelStructure, plan: PruningPlan) -> Target:
+def choose_target(model: Any, structure: ModelStructure, output_bias: bool = False) -> Target:
     """In order: the family's own class, an equivalent one, our modelling file, in which each layer has widths of its own.
 
     Args:
-        model: pruned by ``plan``, in the linear form of its family.
+        model: the pruned model, in the linear form of its family.
+        structure: of the pruned model.
+        output_bias: whether every output projection has a bias that makes up for removed units.
 
     Raises:
         ModelError: if none of them can hold the tensors.
     """
     state = dict(family_of(structure.model_type).stock_state(model.state_dict(), model.config))
-    notes = ["output projections have biases that make up for removed units on average (FLAP, arXiv 2312.11983)"] * plan.output_bias
-    shapes = [plan_shape(structure, plan, layer) for layer in range(structure.layers)]
+    notes = ["output projections have biases that make up for removed units on average (FLAP, arXiv 2312.11983)"] * output_bias
+    shapes = [whole_shape(structure, layer) for layer in range(structure.layers)]
     reason = "layers have widths of their own"
     if len({(s.query_heads, s.key_value_heads, s.ffn, s.experts) for s in shapes}) == 1:
-        target, reason = _own_class(model, structure, plan, state, shapes[0], notes)
-        target = target or _equivalent(model, structure, plan, state, shapes[0], [*notes, reason])
+        target, reason = _own_class(model, structure, output_bias, state, shapes[0], notes)
+        target = target or _equivalent(model, structure, output_bias, state, shapes[0], [*notes, reason])
         if target is not None:
             return target
     notes.append(f"{reason}: loading needs trust_remote_code=True, or adapruner.load")
-    return _own_file(model, structure, plan, state, shapes, notes)
+    return _own_file(model, structure, state, shapes, notes)
 
 
 def _own_class(
-    model: Any, structure: ModelStructure, plan: PruningPlan, state: dict[str, Tensor], shape: LayerShape, notes: list[str]
+    model: Any, structure: ModelStructure, output_bias: bool, state: dict[str, Tensor], shape: LayerShape, notes: list[str]
 ) -> tuple[Target | None, str]:
     """The family's stock class, or why it does not do."""
     from huggingface_hub.errors import StrictDataclassError
 
     family = family_of(structure.model_type)
     known, roles = dict(family.output_bias_switches), {group.output.role for group in structure.groups}
-    if plan.output_bias and not roles <= known.keys():
+    if output_bias and not roles <= known.keys():
         return None, f"the stock class of {structure.model_type} has no biases there"
-    switches = {known[group.output.role]: True for group in structure.groups} if plan.output_bias else {}
+    switches = {known[group.output.role]: True for group in structure.groups} if output_bias else {}
     try:
         widths = named_widths(model.config, structure, shape, family.head_counts)
         target = build_on_meta(make_config(model, structure.model_type, {**widths, **switches}))
@@ -76,7 +76,7 @@ def _own_class(
             None,
             f"the {structure.model_type} configuration refuses {shape.query_heads} heads ({str(error).strip().splitlines()[-1].strip()})",
         )
-    full = {**state, **(_zero_biases(model, structure, target.state_dict()) if plan.output_bias else {})}
+    full = {**state, **(_zero_biases(model, structure, target.state_dict()) if output_bias else {})}
     if _differ(target, full):
         return None, f"the stock class of {structure.model_type} has no configuration for these widths"
     if not all(getattr(model.config, switch, False) for switch in switches):
@@ -85,11 +85,11 @@ def _own_class(
 
 
 def _equivalent(
-    model: Any, structure: ModelStructure, plan: PruningPlan, state: dict[str, Tensor], shape: LayerShape, notes: list[str]
+    model: Any, structure: ModelStructure, output_bias: bool, state: dict[str, Tensor], shape: LayerShape, notes: list[str]
 ) -> Target | None:
     """A class of another family that has the same tensors and computes the same."""
     family = family_of(structure.model_type)
-    if plan.output_bias or family.equivalent is None or any(getattr(model.config, switch, False) for switch in family.equivalent_lacks):
+    if output_bias or family.equivalent is None or any(getattr(model.config, switch, False) for switch in family.equivalent_lacks):
         return None
     values = {**named_widths(model.config, structure, shape, head_dim=True), **dict(family.equivalent_changes)}
     target = build_on_meta(make_config(model, family.equivalent, values, family.equivalent_lacks))
@@ -99,10 +99,10 @@ def _equivalent(
 
 
 def _own_file(
-    model: Any, structure: ModelStructure, plan: PruningPlan, state: dict[str, Tensor], shapes: list[LayerShape], notes: list[str]
+    model: Any, structure: ModelStructure, state: dict[str, Tensor], shapes: list[LayerShape], notes: list[str]
 ) -> Target:
     """The class of our modelling file; the configuration lists every tensor whose shape is not the dense model's."""
-    dense = dense_on_meta(model, structure, linear=False)
+    dense = dense_on_meta(model, structure)
     target_class = getattr(modeling_adapruner, f"{modeling_adapruner.PREFIX}{type(dense).__name__}", None)
     if target_class is None:
         raise ModelError(
@@ -111,7 +111,7 @@ def _own_file(
         )
     config, before = dense.config, {name: tuple(tensor.shape) for name, tensor in dense.state_dict().items()}
     config.pruned_shapes = {name: list(t.shape) for name, t in state.items() if before.get(name) != tuple(t.shape)}
-    config.pruned_attributes = _pruned_attributes(model, structure, plan)
+    config.pruned_attributes = _pruned_attributes(model, structure, shapes)
     widths = [named_widths(model.config, structure, shape) for shape in shapes]
     if family_of(structure.model_type).head_counts and len(widths[0]) > 1:  # the names that transformers itself gives to such widths
         config.allow_global_per_layer_attribute_access = True
@@ -119,13 +119,14 @@ def _own_file(
     return Target(build_on_meta(config, target_class), state, False, notes)
 
 
-def _pruned_attributes(model: Any, structure: ModelStructure, plan: PruningPlan) -> dict[str, dict[str, Any]]:
-    """Module -> attribute -> value, for every layer that lost something."""
+def _pruned_attributes(model: Any, structure: ModelStructure, shapes: list[LayerShape]) -> dict[str, dict[str, Any]]:
+    """Module -> attribute -> value, for every layer that has other widths than the configuration says."""
     path, _ = find_decoder_layers(model)
+    kept = {group.name: list(range(group.units)) for group in structure.groups}
     found = {}
-    for layer in range(structure.layers):
-        if any(not plan.keeps_all(group) for group in structure.of_layer(layer)):
-            for inside, values in layer_attributes(model.config, structure, layer, plan.kept).items():
+    for layer, shape in enumerate(shapes):
+        if shape != structure.configured:
+            for inside, values in layer_attributes(model.config, structure, layer, kept).items():
                 found[f"{path}.{layer}.{inside}"] = values
     return found
 

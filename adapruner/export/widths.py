@@ -5,24 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from adapruner.errors import ModelError
-from adapruner.export.meta_models import dense_on_meta
+from adapruner.export.meta_models import at_widths
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
-from adapruner.pruning.surgery import prune_model
+from adapruner.pruning.surgery import check_plan
 
 
 def check_widths(model: Any, structure: ModelStructure, plan: PruningPlan) -> None:
-    """Compares a model tensor by tensor with the dense one, pruned by the plan on the meta device.
+    """Compares a model tensor by tensor with what the plan leaves of the one it is for, on the meta device.
 
     Args:
         model: in the linear form of its family.
+        structure: of the model before pruning.
 
     Raises:
         PlanError: if the plan is for other groups, or empties one.
         ModelError: if a tensor is missing, has another size, or is not one that surgery leaves.
     """
-    pruned = dense_on_meta(model, structure, linear=True)
-    prune_model(pruned, structure, plan)
+    check_plan(structure, plan)
+    pruned = at_widths(model, structure.after(plan.kept), plan.output_bias)
     wanted, got = ({name: list(tensor.shape) for name, tensor in one.state_dict().items()} for one in (pruned, model))
     biases = {f"{group.output.module}.bias": group.output.module for group in structure.groups}
     for name in [*(n for n in got if n not in wanted), *(n for n in wanted if got.get(n) != wanted[n])]:

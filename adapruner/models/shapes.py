@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapruner.models.families import LayerShape, family_of
+from adapruner.models.families.modeling_adapruner import PrunedLayers
 from adapruner.models.units import Kind, ModelStructure, UnitGroup
 
 
@@ -16,10 +17,17 @@ def layer_shape(groups: Mapping[Kind, UnitGroup], kept: Mapping[Kind, list[int]]
     key_value_heads = 0
     if attention is not None:
         heads = [int(c) // attention.head_dim for c in attention.channels_of(kept["attention"])[:: attention.head_dim]]
+        heads = [attention.head_numbers[h] for h in heads] if attention.head_numbers else heads
         key_value_heads = attention.key_value_heads if attention.query_head_units else len(kept["attention"])
     channels, experts = (0, 0) if ffn is None else _ffn_widths(ffn, len(kept["ffn"]))
     head_dim = 0 if attention is None else attention.head_dim
     return LayerShape(len(heads), key_value_heads, head_dim, channels, tuple(heads), experts)
+
+
+def whole_shape(structure: ModelStructure, layer: int) -> LayerShape:
+    """The shape of a layer that keeps all its units."""
+    groups: dict[Kind, UnitGroup] = {g.kind: g for g in structure.of_layer(layer)}
+    return layer_shape(groups, {kind: list(range(g.units)) for kind, g in groups.items()})
 
 
 def _ffn_widths(ffn: UnitGroup, kept: int) -> tuple[int, int]:
@@ -32,7 +40,7 @@ def _ffn_widths(ffn: UnitGroup, kept: int) -> tuple[int, int]:
 def layer_attributes(config: Any, structure: ModelStructure, layer: int, kept: Mapping[str, list[int]]) -> dict[str, dict[str, Any]]:
     """Module inside the layer -> attribute -> value, for a layer that keeps ``kept`` (group name -> units).
 
-    ``num_key_value_groups``, which the attention of most families repeats keys by, is given where single query heads go.
+    ``num_key_value_groups``, which the attention of most families repeats keys by, is given where single query heads go or are gone.
     """
     groups: dict[Kind, UnitGroup] = {g.kind: g for g in structure.of_layer(layer)}
     shape = layer_shape(groups, {kind: kept[g.name] for kind, g in groups.items()})
@@ -40,7 +48,20 @@ def layer_attributes(config: Any, structure: ModelStructure, layer: int, kept: M
     found = {name: dict(values) for name, values in family_of(structure.model_type).attributes(config, shape).items()}
     if attention is None:
         return {name: values for name, values in found.items() if not name.startswith(("attn", "self_attn", "self_attention"))}
-    if attention.query_head_units:
+    whole = structure.configured
+    if attention.query_head_units or shape.query_heads * whole.key_value_heads != whole.query_heads * shape.key_value_heads:
         module = attention.output.module.split(f".{layer}.", 1)[1].rpartition(".")[0]
         found.setdefault(module, {})["num_key_value_groups"] = shape.query_heads // shape.key_value_heads
     return found
+
+
+def stock_class(model_class: Any) -> Any:
+    """The class of transformers behind one of ours, also where a folder's own copy of this file made it; any other is itself."""
+    return next(c for c in model_class.__mro__ if not any(base.__name__ == PrunedLayers.__name__ for base in c.__mro__))
+
+
+def clear_layer_widths(config: Any) -> None:
+    """Takes out of a configuration, in place, what it says of single layers: what is left is what the stock class builds."""
+    for name in ("pruned_shapes", "pruned_attributes"):
+        config.__dict__.pop(name, None)
+    config.per_layer_config = None

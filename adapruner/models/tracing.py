@@ -2,7 +2,10 @@
 
 The trace runs on a one-layer copy of the model on the meta device (no memory, no weights, eager attention) and its
 index maps are transferred to every layer. Each map is checked before it is believed, and the shapes of every real
-layer are checked against the copy: a structure that is returned is one that surgery can cut by.
+layer are checked against it: a structure that is returned is one that surgery can cut by.
+
+Layers of a model that was pruned before may be narrower than the configuration says. Surgery keeps rows and columns in their order,
+so a layer with k units left looks as if the first k had been kept: the traced map is narrowed to these.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from adapruner.errors import ConfigurationError, ModelError
 from adapruner.models.families import Family, family_of
 from adapruner.models.families.wide_experts import LinearRouter
 from adapruner.models.outputs import find_outputs, unprunable_kinds
+from adapruner.models.shapes import clear_layer_widths, layer_shape, stock_class
 from adapruner.models.units import KINDS, Kind, Member, ModelStructure, UnitGroup, count_parameters
 
 AttentionUnits = Literal["kv_group", "query_head"]
@@ -34,12 +38,12 @@ _TO_DO = "write a file for its family (docs/add-a-family.md)"
 
 
 def trace_structure(model: Any, attention_units: AttentionUnits = "kv_group", ffn_units: FfnUnits = "channel") -> ModelStructure:
-    """The prunable units of a dense Hugging Face causal LM.
+    """The prunable units of a Hugging Face causal LM: dense, or pruned before, whatever the widths of its layers are now.
 
     A model of unusual modules (GPT-2's ``Conv1D``) is first put into its linear form, in place: it computes the same.
 
     Args:
-        model: dense.
+        model: the causal LM.
         attention_units: ``kv_group``: a KV head with all its query heads goes as one. ``query_head``: single query heads go,
             equally many of each KV head; KV heads stay.
         ffn_units: ``channel``: single channels go, in a mixture of experts equally many of each. ``expert``: whole experts go,
@@ -48,8 +52,8 @@ def trace_structure(model: Any, attention_units: AttentionUnits = "kv_group", ff
     Raises:
         ConfigurationError: if ``attention_units`` or ``ffn_units`` is none of these, or the model has no experts for them.
         ModelError: if the decoder layers or their output projections are not found, if the model does not trace, if
-            the traced index maps are not sound, if a layer is built differently from the traced one, or if nothing of the
-            family can be removed exactly.
+            the traced index maps are not sound, if a layer is none that surgery leaves of the traced one, or if nothing of
+            the family can be removed exactly.
     """
     if attention_units not in ("kv_group", "query_head"):
         raise ConfigurationError(f"attention_units: expected 'kv_group' or 'query_head', got {attention_units!r}; name one of them")
@@ -66,11 +70,15 @@ def trace_structure(model: Any, attention_units: AttentionUnits = "kv_group", ff
     if roots.keys() <= whole.keys():
         raise ModelError(f"model: expected something to remove in {type(model).__name__}, got none: {'; '.join(whole.values())}")
     maps = {kind: _map_group(one_layer, root, kind, family, path) for kind, root in roots.items() if kind not in whole}
-    if attention_units == "query_head" and "attention" in maps:
-        maps["attention"] = single_query_heads(maps["attention"], one_layer)
-    if ffn_units == "expert":
-        maps["ffn"] = whole_experts(maps.get("ffn"), one_layer)
-    groups = [_transfer(model, maps[kind], one_layer, path, layer) for layer in range(len(layers)) for kind in KINDS if kind in maps]
+    groups = []
+    for layer in range(len(layers)):
+        for kind in KINDS:
+            if kind in maps:
+                group = _transfer(model, maps[kind], one_layer, path, layer)
+                single = kind == "attention" and attention_units == "query_head"
+                groups.append(single_query_heads(group, model) if single else group)
+        if ffn_units == "expert":
+            groups[-1:] = [whole_experts(groups[-1] if "ffn" in maps else None, model, f"{path}.{layer}.")]
     return ModelStructure(
         groups=tuple(groups),
         model_type=str(model.config.model_type),
@@ -78,6 +86,7 @@ def trace_structure(model: Any, attention_units: AttentionUnits = "kv_group", ff
         parameters=count_parameters(model),
         block_parameters=sum(g.units * g.parameters_per_unit for g in groups),
         left_whole=tuple((kind, reason) for kind, reason in whole.items() if kind in roots),
+        configured=layer_shape(maps, {kind: list(range(group.units)) for kind, group in maps.items()}),
     )
 
 
@@ -100,13 +109,14 @@ def find_decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
 
 def _one_layer_copy(model: Any) -> nn.Module:
     config = copy.deepcopy(model.config)
+    clear_layer_widths(config)
     kinds = getattr(config, "layer_types", None)
     try:
         if kinds:
             config.layer_types = kinds[:1]
         config.num_hidden_layers = 1
         with torch.device("meta"):
-            one_layer: nn.Module = type(model)._from_config(config, attn_implementation="eager")  # type: ignore[attr-defined]
+            one_layer: nn.Module = stock_class(type(model))._from_config(config, attn_implementation="eager")
     except Exception as error:  # a state-space model's configuration, say, whose kinds of layers cannot be set
         got = f"layers of {', '.join(sorted(set(map(str, kinds))))}" if kinds else f"{str(error).strip()[:120]!r}"
         raise ModelError(
@@ -157,10 +167,10 @@ def _checked_group(one_layer: nn.Module, kind: Kind, members: list[Member], chan
     key_value_heads = units if kind == "attention" else 0
     group = UnitGroup(0, kind, units, channels // units, tuple(members), 0, sets, head_dim, key_value_heads)
     _check_maps(group, one_layer)
-    return replace(group, parameters_per_unit=sum(_parameters_of_unit(one_layer, m, group) for m in members))
+    return group
 
 
-def single_query_heads(group: UnitGroup, one_layer: nn.Module) -> UnitGroup:
+def single_query_heads(group: UnitGroup, model: nn.Module) -> UnitGroup:
     """The same attention with single query heads as units: keys and values stay, so only q and the output are coupled."""
     if group.channels_per_unit == group.head_dim:  # one query head for each KV head: it is its own group
         return group
@@ -168,27 +178,30 @@ def single_query_heads(group: UnitGroup, one_layer: nn.Module) -> UnitGroup:
     kept = tuple(m for m in group.members if m not in shared)
     heads = group.channels // group.head_dim
     single = replace(group, units=heads, channels_per_unit=group.head_dim, members=kept, sets=group.key_value_heads, staying=shared)
-    return replace(single, parameters_per_unit=sum(_parameters_of_unit(one_layer, m, single) for m in kept))
+    return _counted(model, single)
 
 
-def whole_experts(group: UnitGroup | None, one_layer: nn.Module) -> UnitGroup:
+def whole_experts(group: UnitGroup | None, model: nn.Module, layer: str) -> UnitGroup:
     """The same mixture with whole experts as units; a token's choice has to stay possible.
+
+    Args:
+        layer: what the names of the layer's modules begin with.
 
     Raises:
         ConfigurationError: if there is no mixture.
     """
-    routers = [(name, module) for name, module in one_layer.named_modules() if isinstance(module, LinearRouter)]
+    routers = [(name, m) for name, m in model.named_modules() if name.startswith(layer) and isinstance(m, LinearRouter)]
     if group is None or len(routers) != 1:
         raise ConfigurationError(
-            f"ffn_units: expected 'channel' for {type(one_layer).__name__}, got 'expert'; it has no experts, name 'channel'"
+            f"ffn_units: expected 'channel' for {type(model).__name__}, got 'expert'; it has no experts, name 'channel'"
         )
     name, chooser = routers[0]
     length = group.units // group.sets
     router = Member("router", f"{name}.router", 0, torch.arange(group.channels) // length)
     members = (*group.members[:-1], router, group.output)
     whole = replace(group, units=group.sets, channels_per_unit=length, members=members, sets=1, at_least=chooser.top_k)
-    _check_maps(whole, one_layer)
-    return replace(whole, parameters_per_unit=sum(_parameters_of_unit(one_layer, m, whole) for m in members))
+    _check_maps(whole, model)
+    return _counted(model, whole)
 
 
 def _position(root: nn.Module, member: Member) -> int:
@@ -231,9 +244,9 @@ def _dependency_graph(one_layer: nn.Module) -> Any:
     return graph
 
 
-def _check_maps(group: UnitGroup, one_layer: nn.Module) -> None:
+def _check_maps(group: UnitGroup, model: nn.Module) -> None:
     """Every channel mapped, the root by identity, every row covered, and no row shared by two units or two fused parts."""
-    modules: dict[str, Any] = dict(one_layer.named_modules())
+    modules: dict[str, Any] = {name: model.get_submodule(name) for name, _ in group.tensors}
     unit_of_channel = torch.arange(group.channels) // group.channels_per_unit
     sound = group.units * group.channels_per_unit == group.channels and len(group.members) > 1
     sound &= torch.equal(group.output.index, torch.arange(group.channels))
@@ -251,38 +264,76 @@ def _check_maps(group: UnitGroup, one_layer: nn.Module) -> None:
         sound &= bool((owner >= 0).all())
     if not sound:
         raise ModelError(
-            f"model: expected every {group.kind} unit of {type(one_layer).__name__} to own rows of its own in each coupled tensor, "
+            f"model: expected every {group.kind} unit of {type(model).__name__} to own rows of its own in each coupled tensor, "
             f"got an index map that mixes them; {_TO_DO}"
         )
 
 
-def _parameters_of_unit(one_layer: nn.Module, member: Member, group: UnitGroup) -> int:
-    module = dict(one_layer.named_modules())[member.module]
-    positions = len(member.positions(group.channels_of([0])))
-    across = module.weight.shape[1 - member.dim]
-    return positions * (across + (1 if member.dim == 0 and module.bias is not None else 0))
+def _counted(model: nn.Module, group: UnitGroup) -> UnitGroup:
+    """The group with the parameters that one of its units has in the model, biases included."""
+    channels, parameters = group.channels_of([0]), 0
+    for member in group.members:
+        module: Any = model.get_submodule(member.module)
+        across = module.weight.shape[1 - member.dim] + (1 if member.dim == 0 and module.bias is not None else 0)
+        parameters += len(member.positions(channels)) * across
+    return replace(group, parameters_per_unit=parameters)
 
 
 def _transfer(model: nn.Module, traced: UnitGroup, one_layer: nn.Module, path: str, layer: int) -> UnitGroup:
-    """The same group in a real layer, after a check that its tensors have the traced shapes."""
-    modules, traced_modules = dict(model.named_modules()), dict(one_layer.named_modules())
-    members = []
-    for member in traced.members:
-        name = member.module.replace(f"{path}.0.", f"{path}.{layer}.", 1)
-        module, expected = modules.get(name), traced_modules[member.module].weight.shape
+    """The same group in a real layer, at the widths that it has there, after a check of every coupled tensor."""
+    members = tuple(replace(m, module=m.module.replace(f"{path}.0.", f"{path}.{layer}.", 1)) for m in traced.members)
+    group = replace(traced, layer=layer, members=members)
+    shapes = {now.module: one_layer.get_submodule(m.module) for now, m in zip(members, traced.members, strict=True)}
+    misfits = {candidate: _misfit(model, candidate, shapes) for candidate in _narrowings(model, group)}
+    fitting = next((candidate for candidate, misfit in misfits.items() if not misfit), None)
+    if fitting is None:
+        raise ModelError(
+            f"model: expected {next(iter(misfits.values()))}; give the dense model, or one whose layers keep whole heads and channels of it"
+        )
+    output: Any = model.get_submodule(fitting.output.module)
+    traced_output: Any = shapes[fitting.output.module]
+    holder: Any = model.get_submodule(fitting.output.module.rpartition(".")[0])
+    numbers = tuple(getattr(holder, "alibi_heads", None) or ()) if traced.kind == "attention" else ()
+    fitting = replace(fitting, head_numbers=numbers, added_bias=output.bias is not None and traced_output.bias is None)
+    return _counted(model, fitting)
+
+
+def _narrowings(model: nn.Module, group: UnitGroup) -> Iterator[UnitGroup]:
+    """The group itself, and what it is with as many channels as the layer has, in every way that they may be shared out.
+
+    Over fewer KV heads, each with fewer query heads; over fewer experts, each with fewer channels.
+    """
+    output: Any = model.get_submodule(group.output.module)
+    channels = output.weight.shape[1] if isinstance(output, nn.Linear) else 0
+    yield group
+    runs, length = (group.units, group.channels_per_unit) if group.kind == "attention" else (group.sets, group.channels // group.sets)
+    grain = max(1, group.head_dim)
+    for kept in range(1, runs + 1):
+        width = channels // kept
+        if channels == group.channels or width * kept != channels or width > length or width % grain or not width:
+            continue
+        if group.kind == "ffn" and kept != getattr(output, "sets", 1):
+            continue
+        inside = (torch.arange(kept)[:, None] * length + torch.arange(width)).flatten()
+        yield group.narrowed(inside, *((kept, 1) if group.kind == "attention" else (channels, kept)))
+
+
+def _misfit(model: nn.Module, group: UnitGroup, built: dict[str, Any]) -> str:
+    """What does not fit of a group's tensors, in words; empty if all do.
+
+    Args:
+        built: module of the group -> the traced one, of the configuration's widths.
+    """
+    for name, dim in group.tensors:
+        expected = list(built[name].weight.shape)
+        expected[dim] = group.size(name)
+        module: Any = model.get_submodule(name)
         shape = tuple(module.weight.shape) if isinstance(module, nn.Linear) else None
         if shape != tuple(expected):
-            raise ModelError(
-                f"model: expected {name} to be a linear layer of shape {tuple(expected)} as in layer 0, got {shape}; "
-                "give the dense model, or one whose layers are alike"
-            )
-        if (module.bias is None) != (traced_modules[member.module].bias is None):  # type: ignore[union-attr]
-            raise ModelError(
-                f"model: expected {name} to have a bias exactly if layer 0 has one, got another; give one whose layers are alike"
-            )
-        members.append(replace(member, module=name))
-    staying = tuple(replace(m, module=m.module.replace(f"{path}.0.", f"{path}.{layer}.", 1)) for m in traced.staying)
-    return replace(traced, layer=layer, members=tuple(members), staying=staying)
+            return f"{name} to be a linear layer of shape {tuple(expected)} as its layer's output projection wants, got {shape}"
+        if dim == 0 and (module.bias is None) != (built[name].bias is None):
+            return f"{name} to have a bias exactly if layer 0 has one, got another"
+    return ""
 
 
 @contextmanager

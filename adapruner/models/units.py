@@ -9,13 +9,15 @@ Every coupled tensor is a *member* of the group and says at which of its rows or
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from adapruner.models.families.family import LayerShape
 from adapruner.models.kinds import KINDS, Kind
 
 __all__ = ["KINDS", "Kind", "Member", "ModelStructure", "UnitGroup", "count_parameters"]
@@ -71,6 +73,10 @@ class UnitGroup:
     """Parts fused with a coupled one whose rows all stay: keys and values where single query heads go."""
     at_least: int = 1
     """Fewest units that have to stay: as many experts as a token chooses."""
+    head_numbers: tuple[int, ...] = ()
+    """Of each query head, its number in the model that the configuration builds; empty where that is its place here."""
+    added_bias: bool = False
+    """Whether the output projection has a bias that the class does not build from the configuration."""
 
     @property
     def channels(self) -> int:
@@ -91,6 +97,37 @@ class UnitGroup:
         """Sorted, unique rows or columns that the given channels ``[k]`` have in one coupled weight, over all fused parts."""
         rows = [m.index[channels] for m in self.members if m.module == module]
         return torch.unique(torch.cat([*rows, *(m.index for m in self.staying if m.module == module)]))
+
+    def size(self, module: str) -> int:
+        """Rows or columns that all channels have in one coupled weight, over all fused parts."""
+        return 1 + max(int(m.index.max()) for m in (*self.members, *self.staying) if m.module == module)
+
+    def narrowed(self, channels: Tensor, units: int, sets: int = 1) -> UnitGroup:
+        """The group of a layer that has only some of the channels, its rows and columns counted anew.
+
+        Args:
+            channels: ``[k]`` sorted, whole heads for attention.
+            units: that they make.
+            sets: that the units come in.
+        """
+
+        def counted_anew(members: tuple[Member, ...]) -> tuple[Member, ...]:
+            return tuple(replace(m, index=torch.searchsorted(self.positions(m.module, channels), m.index[channels])) for m in members)
+
+        heads: tuple[int, ...] = ()
+        if self.head_dim:
+            heads = tuple(int(c) // self.head_dim for c in channels[:: self.head_dim])
+            heads = tuple(self.head_numbers[h] for h in heads) if self.head_numbers else heads
+        return replace(
+            self,
+            units=units,
+            channels_per_unit=len(channels) // units,
+            members=counted_anew(self.members),
+            staying=counted_anew(self.staying),
+            sets=sets,
+            key_value_heads=self.key_value_heads if self.query_head_units else units * bool(self.head_dim),
+            head_numbers=() if heads == tuple(range(len(heads))) else heads,
+        )
 
     def even_units(self, count: int) -> list[int]:
         """The first units of each set, ``count`` in all, rounded down to equally many in each and at least as many as have to stay."""
@@ -131,6 +168,8 @@ class ModelStructure:
     """Distinct parameters of the whole model (tied tensors counted once)."""
     block_parameters: int
     """Parameters that could be removed if every unit of every group went: the coupled tensors of all groups."""
+    configured: LayerShape
+    """The widths that the configuration gives every layer; layers of a model that was pruned before may be narrower."""
     left_whole: tuple[tuple[Kind, str], ...] = ()
     """Kinds that are not pruned in this family, and why."""
 
@@ -141,6 +180,13 @@ class ModelStructure:
     def of_layer(self, layer: int) -> list[UnitGroup]:
         """The groups of one layer, attention before FFN."""
         return [self._by_key[layer, kind] for kind in KINDS if (layer, kind) in self._by_key]
+
+    def after(self, kept: Mapping[str, list[int]]) -> ModelStructure:
+        """The structure of the model that keeps these units (group name -> units, equally many of each set) and no others."""
+        groups = tuple(g.narrowed(g.channels_of(kept[g.name]), len(kept[g.name]), g.sets) for g in self.groups)
+        removed = sum((g.units - len(kept[g.name])) * g.parameters_per_unit for g in self.groups)
+        parameters, block = self.parameters - removed, self.block_parameters - removed
+        return replace(self, groups=groups, parameters=parameters, block_parameters=block)
 
     @cached_property
     def _by_key(self) -> dict[tuple[int, str], UnitGroup]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from adapruner.errors import ModelError, PlanError
 from adapruner.models.families import LayerShape, family_of
 from adapruner.models.families.modeling_adapruner import set_attributes
-from adapruner.models.shapes import layer_attributes, layer_shape
+from adapruner.models.shapes import clear_layer_widths, layer_attributes, layer_shape
 from adapruner.models.tracing import AttentionUnits, FfnUnits, find_decoder_layers, trace_structure
 from adapruner.models.units import ModelStructure, UnitGroup
 from adapruner.pruning.bias_compensation import add_output_bias, check_means
@@ -181,7 +181,7 @@ def _dense_linear(model: nn.Module, group: UnitGroup, module: str, dim: int) -> 
     if not isinstance(linear, nn.Linear):
         raise ModelError(f"model: expected {module} to be a linear layer, got {type(linear).__name__}; prune before adapters are attached")
     if max(int(m.index.max()) for m in group.members if m.module == module) >= linear.weight.shape[dim]:
-        raise ModelError(f"model: expected {module} to be dense, got shape {tuple(linear.weight.shape)}; it is already pruned")
+        raise ModelError(f"model: expected {module} to be whole, got shape {tuple(linear.weight.shape)}; it is already pruned")
     return linear
 
 
@@ -206,7 +206,11 @@ def _cut_parameter(parameter: Tensor, positions: Tensor, dim: int) -> nn.Paramet
 
 
 def write_widths(config: Any, structure: ModelStructure, plan: PruningPlan) -> None:
-    """Uniform widths go into the configuration where the family has names for them; irregular ones are the export's matter."""
+    """Uniform widths go into the configuration where the family has names for them; irregular ones are the export's matter.
+
+    What an earlier export said there of single layers is no longer so.
+    """
+    clear_layer_widths(config)
     family = family_of(structure.model_type)
     shapes = [plan_shape(structure, plan, layer) for layer in range(structure.layers) if layer not in plan.removed_layers]
     first = shapes[0]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from adapruner.models.families import LayerShape
 from adapruner.models.units import Member, ModelStructure, UnitGroup, count_parameters
 from adapruner.pruning.plan import PruningPlan
 
@@ -121,7 +122,10 @@ def structure_by_hand(model: Any) -> ModelStructure:
             heads = {"head_dim": head_dim, "key_value_heads": units} if kind == "attention" else {}
             groups.append(UnitGroup(index, kind, count, size, members, parameters_per_unit=1, **heads))
     total = count_parameters(model)
-    return ModelStructure(tuple(groups), model.config.model_type, len(model.model.layers), total, total // 2)
+    heads = model.model.layers[0].self_attn
+    query_heads, kv_heads = (linear.out_features // heads.head_dim for linear in (heads.q_proj, heads.k_proj))
+    whole = LayerShape(query_heads, kv_heads, heads.head_dim, model.model.layers[0].mlp.down_proj.in_features, tuple(range(query_heads)))
+    return ModelStructure(tuple(groups), model.config.model_type, len(model.model.layers), total, total // 2, whole)
 
 
 def slice_model(model: Any, kept: dict[str, list[int]]) -> None:

@@ -113,11 +113,32 @@ def test_half_precision_and_fused_attention_trace_alike(tiny_model: Builder) -> 
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_a_pruned_model_is_refused(tiny_model: Builder) -> None:
+def narrow(layer: nn.Module, **widths: int) -> None:
+    """Gives linear layers of an MLP other widths."""
+    for name, width in widths.items():
+        sizes = (width, 32) if name == "down_proj" else (32, width)
+        setattr(layer.mlp, name, nn.Linear(*sizes, bias=False))
+
+
+def test_a_narrower_layer_is_traced_at_its_own_width(tiny_model: Builder) -> None:
     model = tiny_model("llama")
-    for name in ("gate_proj", "up_proj"):
-        setattr(model.model.layers[2].mlp, name, nn.Linear(32, 20, bias=False))
-    model.model.layers[2].mlp.down_proj = nn.Linear(20, 32, bias=False)
+    narrow(model.model.layers[2], gate_proj=20, up_proj=20, down_proj=20)
+
+    structure = trace_structure(model)
+
+    units = {layer: structure.group(layer, "ffn").units for layer in range(structure.layers)}
+    assert units == {0: model.config.intermediate_size, 1: model.config.intermediate_size, 2: 20}
+    assert structure.configured.ffn == model.config.intermediate_size
+    assert structure.parameters == sum(p.numel() for p in model.parameters())
+    assert structure.block_parameters == structure.parameters - sum(
+        p.numel() for n, p in model.named_parameters() if "norm" in n or "embed" in n or "lm_head" in n
+    )
+
+
+@pytest.mark.parametrize("widths", [{"up_proj": 20}, {"gate_proj": 20, "down_proj": 20}, {"gate_proj": 999, "up_proj": 999, "down_proj": 999}])
+def test_a_layer_that_no_surgery_leaves_is_refused(tiny_model: Builder, widths: dict[str, int]) -> None:
+    model = tiny_model("llama")
+    narrow(model.model.layers[2], **widths)
 
     with pytest.raises(
         ModelError, match=r"expected model\.layers\.2\.mlp\.\w+ to be a linear layer of shape .* got .*give the dense model"
