@@ -68,7 +68,7 @@ def at_widths(model: Any, structure: ModelStructure, output_bias: bool = False) 
     found = dense_on_meta(model, structure)
     family_of(structure.model_type).linear_form(found)
     for group in structure.groups:
-        for module, dim in group.tensors:
+        for module, dim in dict.fromkeys((m.module, m.dim) for m in (*group.members, *group.staying)):
             _resize(found.get_submodule(module), dim, group.size(module))
         output = found.get_submodule(group.output.module)
         if output.bias is None and (output_bias or group.added_bias):

@@ -134,7 +134,7 @@ def _map_group(one_layer: nn.Module, root: tuple[str, Any], kind: Kind, family: 
         members.append(Member(name.rsplit(".", 1)[-1], f"{path}.0.{name}", 1, torch.arange(module.in_features)))
     else:
         members = _trace_members(one_layer, module, kind)
-    return _checked_group(one_layer, kind, members, module.in_features, getattr(module, "sets", 1))
+    return _checked_group(one_layer, kind, members, module.in_features, _sets(one_layer, members[-1].module))
 
 
 def _trace_members(one_layer: nn.Module, root: Any, kind: Kind) -> list[Member]:
@@ -312,10 +312,15 @@ def _narrowings(model: nn.Module, group: UnitGroup) -> Iterator[UnitGroup]:
         width = channels // kept
         if channels == group.channels or width * kept != channels or width > length or width % grain or not width:
             continue
-        if group.kind == "ffn" and kept != getattr(output, "sets", 1):
+        if group.kind == "ffn" and kept != _sets(model, group.output.module):
             continue
         inside = (torch.arange(kept)[:, None] * length + torch.arange(width)).flatten()
         yield group.narrowed(inside, *((kept, 1) if group.kind == "attention" else (channels, kept)))
+
+
+def _sets(model: nn.Module, output: str) -> int:
+    """Experts whose channels an output projection takes; 1 where there is no mixture."""
+    return int(getattr(model.get_submodule(output.rpartition(".")[0]), "sets", 1))
 
 
 def _misfit(model: nn.Module, group: UnitGroup, built: dict[str, Any]) -> str:

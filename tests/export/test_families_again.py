@@ -59,11 +59,11 @@ def plan_of(structure: Any, widths: Any, seed: int) -> Any:
 @pytest.mark.parametrize(("name", "first", "second"), ROUNDS)
 def test_an_irregular_export_is_pruned_again(tmp_path: Path, name: str, first: Any, second: Any) -> None:
     expected = first_round(name, tmp_path / "once", first)
-    model = load(tmp_path / "once", "float32").double()
-    dense, left = conformance.logits(model), count_parameters(model)
-    torch.testing.assert_close(dense.float(), expected, rtol=0, atol=1e-4)
+    model = load(tmp_path / "once", "float32")
     structure = trace_structure(model, *second)
-    assert structure.parameters == left
+    dense = conformance.logits(model.double())
+    torch.testing.assert_close(dense.float(), expected, rtol=0, atol=1e-4)
+    assert structure.parameters == count_parameters(model)
     plan = plan_of(structure, "irregular", seed=3)
     with masked(model, structure, plan):
         masks = conformance.logits(model)
@@ -75,3 +75,83 @@ def test_an_irregular_export_is_pruned_again(tmp_path: Path, name: str, first: A
     assert count_parameters(model) == structure.after(plan.kept).parameters
     export_model(model.float(), None, structure, plan, tmp_path / "twice")
     torch.testing.assert_close(conformance.logits(load(tmp_path / "twice")), masks.float(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["Llama 3, TinyLlama", "Phi-3, Phi-4", "OPT", "BLOOM", "Mixtral"])
+@pytest.mark.parametrize("widths", ["irregular", "uniform"])
+def test_padding_is_left_out_again(tmp_path: Path, name: str, widths: str) -> None:
+    units = ("query_head", "channel") if name == "Llama 3, TinyLlama" else ("kv_group", "channel")
+    expected = first_round(name, tmp_path / "plain", units, widths)
+    first_round(name, tmp_path / "padded", units, widths, pad=True)
+    plain, padded = load(tmp_path / "plain"), load(tmp_path / "padded")
+    zeros = count_parameters(padded) - count_parameters(plain)
+    assert (zeros > 0) == (widths == "irregular")
+    assert remove_padding(padded) == zeros
+    assert remove_padding(padded) == 0
+    torch.testing.assert_close(conformance.logits(padded), expected, rtol=0, atol=1e-4)
+    structures = [trace_structure(model) for model in (plain, padded)]
+    assert [g.units for g in structures[0].groups] == [g.units for g in structures[1].groups]
+    plan = conformance.plan_for(structures[1], "irregular", seed=4)
+    prune_model(padded, structures[1], plan)
+    export_model(padded, None, structures[1], plan, tmp_path / "again", pad=True)
+    torch.testing.assert_close(conformance.logits(load(tmp_path / "again")), conformance.logits(padded), rtol=0, atol=1e-4)
+
+
+def test_a_model_that_is_no_export_keeps_its_zeros() -> None:
+    model = build(BY_NAME["Llama 3, TinyLlama"])
+    for linear in (model.model.layers[0].mlp.gate_proj, model.model.layers[0].mlp.up_proj):
+        torch.nn.init.zeros_(linear.weight)
+    torch.nn.init.zeros_(model.model.layers[0].mlp.down_proj.weight)
+    assert remove_padding(model) == 0
+
+
+def test_of_a_group_that_is_all_zeros_one_unit_stays(tmp_path: Path) -> None:
+    first_round("Llama 3, TinyLlama", tmp_path / "out")
+    model = load(tmp_path / "out")
+    for linear in (model.model.layers[0].mlp.gate_proj, model.model.layers[0].mlp.up_proj, model.model.layers[0].mlp.down_proj):
+        torch.nn.init.zeros_(linear.weight)
+    assert remove_padding(model) > 0
+    assert model.model.layers[0].mlp.down_proj.in_features == 1
+
+
+@pytest.mark.parametrize("widths", ["irregular", "uniform"])
+@pytest.mark.parametrize("biased_again", [False, True])
+def test_added_biases_stay(tmp_path: Path, widths: str, biased_again: bool) -> None:
+    expected = first_round("Qwen2", tmp_path / "once", widths=widths, output_bias=True)
+    model = load(tmp_path / "once")
+    structure = trace_structure(model)
+    assert all(group.added_bias for group in structure.groups)
+    torch.testing.assert_close(conformance.logits(model), expected, rtol=0, atol=1e-4)
+    plan = replace(conformance.plan_for(structure, "irregular", seed=3), output_bias=biased_again)
+    prune_model(model, structure, plan)
+    export_model(model, None, structure, plan, tmp_path / "twice")
+    torch.testing.assert_close(conformance.logits(load(tmp_path / "twice")), conformance.logits(model), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("pad", [False, True])
+def test_adapters_train_what_is_there_and_merge(tmp_path: Path, pad: bool) -> None:
+    first_round("Qwen3", tmp_path / "once", pad=pad)
+    model = load(tmp_path / "once")
+    remove_padding(model)
+    structure = trace_structure(model)
+    plan = conformance.plan_for(structure, "irregular", seed=3)
+    prune_model(model, structure, plan)
+    adapted = attach_lora(model, LoRAConfig(r=2, alpha=4, dropout=0.0))
+    ids, optimizer = conformance.token_ids(), torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        adapted(ids, labels=ids).loss.backward()
+        optimizer.step()
+    merged = merge_lora(adapted)
+    assert count_parameters(merged) == structure.after(plan.kept).parameters
+    export_model(merged, None, structure, plan, tmp_path / "twice")
+    torch.testing.assert_close(conformance.logits(load(tmp_path / "twice")), conformance.logits(merged), rtol=0, atol=1e-4)
+
+
+def test_a_router_is_not_padded(tmp_path: Path) -> None:
+    model = build(BY_NAME["Mixtral"])
+    structure = trace_structure(model, "kv_group", "expert")
+    kept = {g.name: list(range(g.units if g.kind == "attention" else g.at_least + (g.layer == 0))) for g in structure.groups}
+    plan = replace(conformance.plan_for(structure, "uniform"), kept=kept)
+    prune_model(model, structure, plan)
+    with pytest.raises(ModelError, match=r"pad: expected equally many experts in all layers, got 3 and 2"):
+        export_model(model, None, structure, plan, tmp_path / "out", pad=True)

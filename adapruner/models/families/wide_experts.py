@@ -66,7 +66,11 @@ class WideExperts(nn.Module):
         self.wide_gate = _linear(_copy(gate).view(experts * width, hidden), trained)
         self.wide_up = _linear(_copy(up).view(experts * width, hidden), trained)
         self.wide_down = _linear(_copy(down.transpose(0, 1)).view(hidden, experts * width), down.requires_grad)
-        self.wide_down.sets = experts  # type: ignore[assignment]  # read by the tracer: equally many channels of each expert stay
+
+    @property
+    def sets(self) -> int:
+        """Number of experts, for the tracer: equally many channels of each stay."""
+        return int(self._router[0].router.out_features)
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """``[tokens, hidden]``.
@@ -76,7 +80,7 @@ class WideExperts(nn.Module):
             top_k_index: ``[tokens, chosen]`` int64, the experts of each token.
             top_k_weights: ``[tokens, chosen]``, their routing weights.
         """
-        experts = self._router[0].router.out_features
+        experts = self.sets
         routing = hidden_states.new_zeros(len(hidden_states), experts)
         routing = routing.scatter(1, top_k_index, top_k_weights.to(routing.dtype))
         up = self.wide_up(hidden_states).unflatten(1, (experts, -1))
