@@ -20,8 +20,9 @@ from adapruner.models.loading import DEMO, check_dtype, load_language_model, loa
 from adapruner.models.next_token_loss import mean_next_token_loss
 from adapruner.models.units import ModelStructure
 from adapruner.pruned_module import PrunedCheckpoints
+from adapruner.pruning.before_pruning import trace_for_plan
 from adapruner.pruning.plan import PruningPlan
-from adapruner.pruning.surgery import prune_model, trace_for_plan
+from adapruner.pruning.surgery import prune_model
 from adapruner.recovery.checkpoint_contents import fit_to_checkpoint
 from adapruner.recovery.sharding import FlatlyShardedModel, ShardedModel, token_share
 

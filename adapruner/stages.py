@@ -35,12 +35,13 @@ from adapruner.importance.finiteness import check_weights
 from adapruner.models.fingerprint import digest_weights, fingerprint_model
 from adapruner.models.loading import check_language_model, load_language_model, load_tokenizer, model_source
 from adapruner.progress import progress_bar
+from adapruner.pruning.before_pruning import remove_padding, trace_for_plan
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.depth_and_width import DepthWidthConfig, DepthWidthCut, apply_depth_and_width
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.problem import bias_means
 from adapruner.pruning.recipe import Recipe
-from adapruner.pruning.surgery import prune_model, trace_for_plan, write_widths
+from adapruner.pruning.surgery import prune_model, write_widths
 from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.recovery.lora import check_adapters
 from adapruner.recovery.post_pruning import PostPruning, recipe_of, refit_plan
@@ -251,6 +252,7 @@ def recover(
     config = recovery_config(recovery) or RecoveryConfig()
     check_language_model(model, "model")
     check_adapters(model, config.lora)
+    remove_padding(model)
     windows = windows_from_texts(texts, tokenizer, role="recovery", seq_len=seq_len, seed=config.seed)
     where = None if folder is None else Path(folder)
     identity = {"text": windows.fingerprint, "plan": _plan_hash(model)}

@@ -21,8 +21,8 @@ from adapruner.files.atomic import replacing
 from adapruner.importance.finiteness import check_weights
 from adapruner.models.fingerprint import digest_weights, fingerprint_model
 from adapruner.progress import announce, terminal
+from adapruner.pruning.before_pruning import trace_for_plan
 from adapruner.pruning.plan import PruningPlan, read_plan
-from adapruner.pruning.surgery import trace_for_plan
 from adapruner.recovery.checkpoint_contents import PLAN_KEY, check_checkpoint
 
 COMMANDS = ("validate", "test", "predict")

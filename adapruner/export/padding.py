@@ -2,7 +2,7 @@
 
 Every layer gets the width of the widest one of its kind: units that were removed come back, with zeros for weights, so that they
 add nothing. The folder loads anywhere and computes the same; it saves only what the widest layer saves.
-:func:`adapruner.pruning.padding.remove_padding` takes the zeros out again where such a folder is pruned or trained.
+:func:`adapruner.pruning.before_pruning.remove_padding` takes the zeros out again where such a folder is pruned or trained.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from adapruner.files.digests import DamagedError
 from adapruner.models.fingerprint import digest_weights, fingerprint_model
 from adapruner.models.loading import load_language_model, model_source
 from adapruner.models.units import ModelStructure
+from adapruner.pruning.before_pruning import trace_for_plan
 from adapruner.pruning.plan import PruningPlan
-from adapruner.pruning.surgery import trace_for_plan
 from adapruner.recovery.checkpoint_contents import PLAN_KEY, fit_to_checkpoint, read_contents
 
 _PREFIX = "model."

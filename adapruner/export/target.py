@@ -98,9 +98,7 @@ def _equivalent(
     return Target(target, state, True, [*notes, f"written as {family.equivalent}, which has the same tensors and computes the same"])
 
 
-def _own_file(
-    model: Any, structure: ModelStructure, state: dict[str, Tensor], shapes: list[LayerShape], notes: list[str]
-) -> Target:
+def _own_file(model: Any, structure: ModelStructure, state: dict[str, Tensor], shapes: list[LayerShape], notes: list[str]) -> Target:
     """The class of our modelling file; the configuration lists every tensor whose shape is not the dense model's."""
     dense = dense_on_meta(model, structure)
     target_class = getattr(modeling_adapruner, f"{modeling_adapruner.PREFIX}{type(dense).__name__}", None)

@@ -18,33 +18,11 @@ from adapruner.errors import ModelError, PlanError
 from adapruner.models.families import LayerShape, family_of
 from adapruner.models.families.modeling_adapruner import set_attributes
 from adapruner.models.shapes import clear_layer_widths, layer_attributes, layer_shape
-from adapruner.models.tracing import AttentionUnits, FfnUnits, find_decoder_layers, trace_structure
+from adapruner.models.tracing import find_decoder_layers
 from adapruner.models.units import ModelStructure, UnitGroup
 from adapruner.pruning.bias_compensation import add_output_bias, check_means
 from adapruner.pruning.depth_and_width import DepthWidthCut, apply_depth_and_width, check_depth_and_width, depth_and_width_removed
 from adapruner.pruning.plan import PruningPlan
-
-
-def trace_for_plan(model: Any, plan: PruningPlan) -> ModelStructure:
-    """The structure whose units a plan is about: KV groups, or single query heads; channels, or whole experts.
-
-    Raises:
-        PlanError: if it fits none.
-        ModelError: as :func:`adapruner.models.tracing.trace_structure`.
-    """
-    structure = trace_structure(model)
-    others: list[tuple[AttentionUnits, FfnUnits]] = [("query_head", "channel")]
-    if any(group.sets > 1 for group in structure.groups):
-        others += [("kv_group", "expert"), ("query_head", "expert")]
-    for units in others if plan.units != _unit_counts(structure) else ():
-        if plan.units == _unit_counts(other := trace_structure(model, *units)):
-            return other
-    plan.check(structure)
-    return structure
-
-
-def _unit_counts(structure: ModelStructure) -> dict[str, int]:
-    return {group.name: group.units for group in structure.groups}
 
 
 def prune_model(model: nn.Module, structure: ModelStructure, plan: PruningPlan, means: Mapping[str, Tensor] | None = None) -> None:

@@ -12,8 +12,9 @@ import torch
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.files.digests import DamagedError, check_sums, check_zip
 from adapruner.models.units import ModelStructure
+from adapruner.pruning.before_pruning import trace_for_plan
 from adapruner.pruning.plan import PruningPlan, read_plan
-from adapruner.pruning.surgery import prune_model, trace_for_plan
+from adapruner.pruning.surgery import prune_model
 from adapruner.recovery.checkpoint_file import SHARDED, check_index, check_is_local
 from adapruner.recovery.lora import LoRAConfig, attach_lora, describe_lora
 

@@ -14,14 +14,13 @@ from adapruner.errors import check_all
 from adapruner.files.atomic import check_room
 from adapruner.importance.metrics import find_metric
 from adapruner.models.fingerprint import digest_weights, fingerprint_model
-from adapruner.models.tracing import trace_structure
 from adapruner.models.units import ModelStructure
 from adapruner.progress import announce
+from adapruner.pruning.before_pruning import trace_for_plan, trace_without_padding
 from adapruner.pruning.bias_compensation import NEEDS as BIAS_NEEDS
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.problem import PruningProblem
 from adapruner.pruning.self_check import check_family
-from adapruner.pruning.surgery import trace_for_plan
 from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.recovery.reconstruction import fitting_form
 from adapruner.search.depth_and_width import DepthWidthStage, RemainingModel, prune_depth_and_width
@@ -89,7 +88,7 @@ def score_model(
         AdaPrunerError: with everything that does not fit, before the heavy work.
     """
     given = options.plan
-    structure = trace_for_plan(model, given) if given else trace_structure(model, options.attention_units, options.ffn_units)
+    structure = trace_for_plan(model, given) if given else trace_without_padding(model, options.attention_units, options.ffn_units)
     for kind, reason in structure.left_whole:
         announce(f"{kind} stays whole: {reason}")
     check_family(model, structure)

@@ -135,7 +135,9 @@ def test_a_narrower_layer_is_traced_at_its_own_width(tiny_model: Builder) -> Non
     )
 
 
-@pytest.mark.parametrize("widths", [{"up_proj": 20}, {"gate_proj": 20, "down_proj": 20}, {"gate_proj": 999, "up_proj": 999, "down_proj": 999}])
+@pytest.mark.parametrize(
+    "widths", [{"up_proj": 20}, {"gate_proj": 20, "down_proj": 20}, {"gate_proj": 999, "up_proj": 999, "down_proj": 999}]
+)
 def test_a_layer_that_no_surgery_leaves_is_refused(tiny_model: Builder, widths: dict[str, int]) -> None:
     model = tiny_model("llama")
     narrow(model.model.layers[2], **widths)

@@ -12,6 +12,7 @@ from adapruner.errors import BudgetError, ConfigurationError, ModelError
 from adapruner.models.tracing import trace_structure
 from adapruner.models.units import ModelStructure, count_parameters
 from adapruner.pruning.allocation import Allocation, allocate
+from adapruner.pruning.before_pruning import trace_for_plan
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.costs.memory import GIB
 from adapruner.pruning.costs.sizes import measure_sizes
@@ -30,7 +31,7 @@ from adapruner.pruning.depth_and_width import (
 from adapruner.pruning.hidden_width import hidden_scores
 from adapruner.pruning.layer_scores.block_influence import BlockInfluence
 from adapruner.pruning.plan import PruningPlan, read_plan
-from adapruner.pruning.surgery import prune_model, trace_for_plan
+from adapruner.pruning.surgery import prune_model
 from tests.oracles.surgery import assert_same, plan_of, random_plan, snapshot
 
 KEPT = tuple(range(0, 28))

@@ -9,8 +9,9 @@ import torch
 from adapruner.errors import ConfigurationError, PlanError
 from adapruner.models.tracing import trace_structure
 from adapruner.pruning.allocation import ALLOCATIONS, Allocation, AllocationInputs, AllocationMethod, allocate
+from adapruner.pruning.before_pruning import trace_for_plan
 from adapruner.pruning.budget import Budget
-from adapruner.pruning.surgery import check_plan, prune_model, trace_for_plan
+from adapruner.pruning.surgery import check_plan, prune_model
 from adapruner.pruning.tied_sets import in_slices, slice_units
 from tests.models.families.conformance import plan_for
 

@@ -65,7 +65,8 @@ def test_search_surgery_and_recovery_in_what_is_left(narrowed_run: tuple[Run, St
 
 def test_the_plan_is_applied_to_the_dense_model_from_scratch(narrowed_run: tuple[Run, Stages], tmp_path: Path) -> None:
     """As a given plan, without and with the refit; and after a checkpoint that was made in the middle of recovery."""
-    from adapruner.pruning.surgery import prune_model, trace_for_plan
+    from adapruner.pruning.before_pruning import trace_for_plan
+    from adapruner.pruning.surgery import prune_model
 
     run, _ = narrowed_run
     plan = read_plan(run.folder / "plan.json")

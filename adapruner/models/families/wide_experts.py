@@ -37,6 +37,10 @@ class LinearRouter(nn.Module):
             scores = scores / scores.sum(dim=-1, keepdim=True)
         return logits, scores.to(logits.dtype), indices if self._kept is None else self._kept.to(indices.device)[indices]
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Its class is made on the spot: a pickle could not find it by name."""
+        return _empty_router, (type(self).__bases__[1],), self.__dict__
+
     @contextmanager
     def choosing_among(self, kept: list[int]) -> Iterator[None]:
         """Inside the block the other experts are never chosen and have no part in the softmax, as if they were not there."""
@@ -128,6 +132,11 @@ def stack_experts(state: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
 def _router_class(stock: type[nn.Module]) -> Any:
     """Also a ``stock``: ``output_router_logits`` finds routers by their class."""
     return type(f"Linear{stock.__name__}", (LinearRouter, stock), {"__module__": __name__, "__doc__": LinearRouter.__doc__})
+
+
+def _empty_router(stock: type[nn.Module]) -> Any:
+    made = _router_class(stock)  # type: ignore[arg-type]  # classes hash
+    return made.__new__(made)
 
 
 def _copy(tensor: Tensor) -> Tensor:

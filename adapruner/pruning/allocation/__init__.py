@@ -125,6 +125,10 @@ class AllocationInputs:
         """The groups of one kind that may lose units."""
         return [g for g in self.groups if g.kind == kind]
 
+    def wider(self, group: UnitGroup) -> int:
+        """Units that a group has more than the narrowest of its kind: 0 in a model whose layers are equally wide."""
+        return group.units - min(g.units for g in self.of_kind(group.kind))
+
     def missing(self, counts: Mapping[str, float]) -> float:
         """What has still to go where ``counts`` units of each group are removed; negative where too much went."""
         return self.costs.remove - sum(counts[g.name] * self.costs.per_unit[g.name] for g in self.groups)

@@ -56,7 +56,9 @@ def _real_counts(inputs: AllocationInputs, shares: Mapping[int, float]) -> dict[
         due[g.layer] += shares[g.layer] * g.units * per_unit[g.name]
     counts: dict[str, float] = {}
     for g in inputs.of_kind("attention"):
-        counts[g.name] = float(min(round((mean if uniform_heads else shares[g.layer]) * g.units), most[g.name]))
+        wider = inputs.wider(g) if uniform_heads else 0
+        share = mean if uniform_heads else shares[g.layer]
+        counts[g.name] = float(min(wider + round(share * (g.units - wider)), most[g.name]))
         due[g.layer] -= counts[g.name] * per_unit[g.name]
     for g in inputs.of_kind("ffn"):
         counts[g.name] = min(max(due[g.layer] / per_unit[g.name], 0.0), float(most[g.name]))

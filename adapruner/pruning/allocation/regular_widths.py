@@ -36,8 +36,8 @@ def make_regular(counts: Mapping[str, int], priorities: Mapping[str, Tensor], in
     """
     counts, steps = dict(counts), _Steps(priorities, inputs)
     if steps.uniform_heads and steps.attention:
-        mean = round(sum(counts[g.name] for g in steps.attention) / len(steps.attention))
-        counts |= {g.name: min(mean, inputs.most[g.name]) for g in steps.attention}
+        mean = max(0, round(sum(counts[g.name] - inputs.wider(g) for g in steps.attention) / len(steps.attention)))
+        counts |= {g.name: min(mean + inputs.wider(g), inputs.most[g.name]) for g in steps.attention}
     for g in steps.ffn:
         counts[g.name] = nearest_count(g, counts[g.name], inputs.most[g.name], steps.round_to)
     steps.meet_target(counts)

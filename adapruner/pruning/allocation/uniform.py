@@ -1,4 +1,7 @@
-"""Every unprotected layer loses the same number of heads and of FFN channels, so that the result is uniform."""
+"""Every unprotected layer loses the same number of heads and of FFN channels, so that the result is uniform.
+
+Layers of a model that was pruned before may differ: there every layer is brought to the width of the narrowest first.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +23,25 @@ class Uniform(AllocationMethod):
 
     def keep(self, inputs: AllocationInputs) -> dict[str, list[int]]:
         costs, most, attention, ffn = inputs.costs, inputs.most, inputs.of_kind("attention"), inputs.of_kind("ffn")
-        whole = sum(g.units * costs.per_unit[g.name] for g in inputs.groups)
-        limit = min((most[g.name] for g in attention), default=0)
-        fraction = costs.remove / whole if whole else 0.0
-        first = min(round(attention[0].units * fraction), limit) if attention else 0
+        wider = {g.name: inputs.wider(g) for g in inputs.groups}
+        remove = inputs.missing(wider)
+        whole = sum((g.units - wider[g.name]) * costs.per_unit[g.name] for g in inputs.groups)
+        limit = max(0, min((most[g.name] - wider[g.name] for g in attention), default=0))
+        fraction = remove / whole if whole else 0.0
+        first = min(max(0, round((attention[0].units - wider[attention[0].name]) * fraction)), limit) if attention else 0
         per_head, per_channel = (sum(costs.per_unit[g.name] for g in part) for part in (attention, ffn))
 
         def channels(heads: int) -> int:
-            wanted = (costs.remove - heads * per_head) / per_channel if ffn else 0.0
-            return min((nearest_count(g, wanted, most[g.name], inputs.round_to) for g in ffn), default=0)
+            wanted = (remove - heads * per_head) / per_channel if ffn else 0.0
+            narrow = [g for g in ffn if not wider[g.name]]
+            return min((nearest_count(g, wanted, most[g.name], inputs.round_to) for g in narrow), default=0)
 
         def miss(heads: int) -> float:
-            return abs(costs.remove - heads * per_head - channels(heads) * per_channel)
+            return abs(remove - heads * per_head - channels(heads) * per_channel)
 
         near = sorted(range(limit + 1), key=lambda heads: (abs(heads - first), miss(heads)))
         heads = next((heads for heads in near if miss(heads) <= costs.slack), None)
         if heads is None:
             heads = min(near, key=miss)
         counts = {"attention": heads, "ffn": channels(heads)}
-        return inputs.keep_highest({g.name: counts[g.kind] for g in inputs.groups})
+        return inputs.keep_highest({g.name: wider[g.name] + counts[g.kind] for g in inputs.groups})

@@ -22,10 +22,11 @@ from adapruner.models.families import family_of
 from adapruner.models.families.wide_experts import LinearRouter, WideExperts
 from adapruner.models.tracing import trace_structure
 from adapruner.models.units import ModelStructure
+from adapruner.pruning.before_pruning import trace_for_plan
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.masking import masked
 from adapruner.pruning.plan import PruningPlan
-from adapruner.pruning.surgery import prune_model, pruned, trace_for_plan
+from adapruner.pruning.surgery import prune_model, pruned
 from adapruner.recovery.lora import LoRAConfig, attach_lora
 from tests.models.families import conformance
 from tests.models.families.conformance import logits, token_ids

@@ -1,4 +1,4 @@
-"""Zeros that ``--pad`` widened an export with, taken out again: they are not counted, not pruned and not trained."""
+"""The units of a model that is about to be pruned or trained: what an export was padded with is no part of it, and goes first."""
 
 from __future__ import annotations
 
@@ -8,14 +8,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapruner.models.tracing import AttentionUnits, trace_structure
+from adapruner.models.tracing import AttentionUnits, FfnUnits, trace_structure
 from adapruner.models.units import ModelStructure, UnitGroup, count_parameters
 from adapruner.progress import announce
-from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.plan import PruningPlan, plan_of_widths
 from adapruner.pruning.surgery import prune_model
 
 _MARK = "adapruner"
 """Key of an export's configuration."""
+
+
+def trace_without_padding(model: Any, attention_units: AttentionUnits = "kv_group", ffn_units: FfnUnits = "channel") -> ModelStructure:
+    """:func:`adapruner.models.tracing.trace_structure` of the model that :func:`remove_padding` leaves."""
+    remove_padding(model)
+    return trace_structure(model, attention_units, ffn_units)
+
+
+def trace_for_plan(model: Any, plan: PruningPlan) -> ModelStructure:
+    """The structure whose units a plan is about: KV groups, or single query heads; channels, or whole experts.
+
+    Raises:
+        PlanError: if it fits none.
+        ModelError: as :func:`adapruner.models.tracing.trace_structure`.
+    """
+    structure = trace_without_padding(model)
+    others: list[tuple[AttentionUnits, FfnUnits]] = [("query_head", "channel")]
+    if any(group.sets > 1 for group in structure.groups):
+        others += [("kv_group", "expert"), ("query_head", "expert")]
+    for units in others if plan.units != _unit_counts(structure) else ():
+        if plan.units == _unit_counts(other := trace_structure(model, *units)):
+            return other
+    plan.check(structure)
+    return structure
+
+
+def _unit_counts(structure: ModelStructure) -> dict[str, int]:
+    return {group.name: group.units for group in structure.groups}
 
 
 def remove_padding(model: Any) -> int:
@@ -37,7 +65,7 @@ def remove_padding(model: Any) -> int:
         structure = trace_structure(model, units)
         kept = {group.name: _units_in_use(model, group) for group in structure.groups}
         if any(len(kept[group.name]) < group.units for group in structure.groups):
-            prune_model(model, structure, _plan(structure, kept))
+            prune_model(model, structure, plan_of_widths(structure, kept))
     removed = before - count_parameters(model)
     if removed:
         announce(f"leaves out {removed:,} zeros that the export was padded with")
@@ -64,8 +92,3 @@ def _units_in_use(model: Any, group: UnitGroup) -> list[int]:
 def _zero_rows(weight: Tensor, dim: int) -> Tensor:
     """``[size along dim]`` bool."""
     return (weight.detach() == 0).all(1 - dim).cpu()
-
-
-def _plan(structure: ModelStructure, kept: dict[str, list[int]]) -> PruningPlan:
-    counts = {key: structure.parameters for key in ("dense", "pruned", "block_dense", "block_pruned")}
-    return PruningPlan({}, kept, {g.name: g.units for g in structure.groups}, counts, {})
