@@ -23,7 +23,7 @@ from adapruner.pruned_module import PrunedCheckpoints
 from adapruner.pruning.before_pruning import trace_for_plan
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import prune_model
-from adapruner.recovery.checkpoint_contents import fit_to_checkpoint
+from adapruner.recovery.checkpoint_contents import PLAN_KEY, fit_to_checkpoint
 from adapruner.recovery.sharding import FlatlyShardedModel, ShardedModel, token_share
 
 
@@ -289,13 +289,17 @@ class PrunableCausalLM(PrunedCheckpoints, LightningModule):
         return optimizer, scheduler
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Prunes a still dense model by the checkpoint's plan and attaches its adapters, so that the weights fit.
+        """Prunes the model by the checkpoint's plan, unless it is pruned by it, and attaches its adapters, so that the weights fit.
+
+        An export counts as pruned by its own plan, and as the model to be pruned by any other.
 
         Raises:
             ModelError: if the model was pruned by another plan already.
+            PlanError: if the checkpoint's plan is for another model.
         """
         self.configure_model()
-        if self.exported is None:
+        own = None if self.exported is None else self.exported.plan
+        if self.plan is None and own is not None and own.hash == checkpoint.get(PLAN_KEY, own.to_dict()).get("hash"):
+            self.model, _ = fit_to_checkpoint(self.model, checkpoint, own)  # pruned before: no plan of this module's
+        else:
             super().on_load_checkpoint(checkpoint)
-        else:  # pruned before, and no plan of this module's
-            self.model, _ = fit_to_checkpoint(self.model, checkpoint, self.exported.plan)

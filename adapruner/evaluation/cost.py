@@ -30,6 +30,8 @@ from adapruner.evaluation.timing import (
     time_prefill,
 )
 from adapruner.models.forward import evaluation_mode, input_device, random_ids
+from adapruner.models.shapes import clear_layer_widths, narrow_to, whole_shape
+from adapruner.models.units import ModelStructure
 
 GIB = 2**30
 
@@ -112,7 +114,9 @@ def measure_latency(models: dict[str, nn.Module], seq_len: int, batch: int = 1, 
     return {name: latency for name, latency in found.items() if latency is not None}
 
 
-def random_dense_model(config: Any, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> nn.Module:
+def random_dense_model(
+    config: Any, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", structure: ModelStructure | None = None
+) -> nn.Module:
     """A model of the same shapes with random weights, to time what surgery in place has changed.
 
     The random state of the process is left as it was.
@@ -121,13 +125,18 @@ def random_dense_model(config: Any, dtype: torch.dtype = torch.float32, device: 
         config: Hugging Face configuration of the dense model, taken before the surgery; it is not changed.
         dtype: of the weights; give the pruned model's.
         device: give the pruned model's.
+        structure: of the model before the surgery, whose layers may be narrower than the configuration says; ``None``: they are not.
     """
     from transformers import AutoModelForCausalLM
 
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         build: Any = AutoModelForCausalLM.from_config
-        model: nn.Module = build(copy.deepcopy(config), dtype=dtype)
+        config = copy.deepcopy(config)
+        clear_layer_widths(config)
+        model: nn.Module = build(config, dtype=dtype)
+    if structure is not None and any(whole_shape(structure, layer) != structure.configured for layer in range(structure.layers)):
+        narrow_to(model, structure)
     return model.eval()
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from adapruner.evaluation.cost import random_dense_model
 from adapruner.evaluation.cost_table import COST_ROWS, measure_costs, measure_sizes_alone
 from adapruner.evaluation.speed import SpeedPoint, measure_speed, within_memory
+from adapruner.models.units import ModelStructure
 
 ONE_BY_ONE = "one model after the other, as the device's memory does not hold both"
 
@@ -25,16 +26,18 @@ class PairOfModels:
 
     Args:
         dense_config: the dense model's configuration.
+        structure: of the model before pruning, where that may have been pruned before.
         pruned: on one device; it is back there after every measurement, parameters and tied tensors the same objects.
     """
 
-    def __init__(self, dense_config: Any, pruned: nn.Module) -> None:
+    def __init__(self, dense_config: Any, pruned: nn.Module, structure: ModelStructure | None = None) -> None:
         parameter = next(pruned.parameters())
         self.device = parameter.device
-        dense: nn.Module | None = within_memory(lambda: random_dense_model(dense_config, parameter.dtype, self.device))
+        dense: nn.Module | None = within_memory(lambda: random_dense_model(dense_config, parameter.dtype, self.device, structure))
         self.together = dense is not None
         """Whether both have been on the device so far."""
-        self.models = {"dense": random_dense_model(dense_config, parameter.dtype) if dense is None else dense, "pruned": pruned}
+        alone = random_dense_model(dense_config, parameter.dtype, "cpu", structure) if dense is None else dense
+        self.models = {"dense": alone, "pruned": pruned}
 
     def costs(self, seq_len: int, repeats: int) -> dict[str, dict[str, Any]]:
         """By model: the rows of :data:`adapruner.evaluation.cost_table.COST_ROWS`."""

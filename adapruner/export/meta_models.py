@@ -10,6 +10,7 @@ from torch import nn
 
 from adapruner.errors import ModelError
 from adapruner.models.families import LayerShape, family_of
+from adapruner.models.shapes import narrow_to
 from adapruner.models.units import ModelStructure
 
 _NOT_CARRIED = (
@@ -66,25 +67,12 @@ def at_widths(model: Any, structure: ModelStructure, output_bias: bool = False) 
         output_bias: every output projection has a bias, not only those that the structure knows of.
     """
     found = dense_on_meta(model, structure)
-    family_of(structure.model_type).linear_form(found)
-    for group in structure.groups:
-        for module, dim in dict.fromkeys((m.module, m.dim) for m in (*group.members, *group.staying)):
-            _resize(found.get_submodule(module), dim, group.size(module))
+    narrow_to(found, structure)
+    for group in structure.groups if output_bias else ():
         output = found.get_submodule(group.output.module)
-        if output.bias is None and (output_bias or group.added_bias):
+        if output.bias is None:
             output.bias = nn.Parameter(output.weight.new_zeros(output.weight.shape[0]))
-        if group.kind == "ffn" and group.sets > 1:
-            _resize(found.get_submodule(f"{group.output.module.rpartition('.experts.')[0]}.gate.router"), 0, group.sets)
     return found
-
-
-def _resize(linear: Any, dim: int, size: int) -> None:
-    shape = list(linear.weight.shape)
-    shape[dim] = size
-    linear.weight = nn.Parameter(linear.weight.new_zeros(shape))
-    linear.out_features, linear.in_features = shape
-    if dim == 0 and linear.bias is not None:
-        linear.bias = nn.Parameter(linear.bias.new_zeros(size))
 
 
 def named_widths(config: Any, structure: ModelStructure, shape: LayerShape, head_dim: bool = False) -> dict[str, int]:

@@ -1,12 +1,14 @@
-"""The widths of one layer that keeps certain units, and the attributes that its forward reads beside its tensors."""
+"""The widths of layers that keep certain units, the attributes that their forwards read beside their tensors, models at such widths."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from adapruner.models.families import LayerShape, family_of
-from adapruner.models.families.modeling_adapruner import PrunedLayers
+from adapruner.models.families.modeling_adapruner import PrunedLayers, set_attributes
 from adapruner.models.units import Kind, ModelStructure, UnitGroup
 
 
@@ -53,6 +55,41 @@ def layer_attributes(config: Any, structure: ModelStructure, layer: int, kept: M
         module = attention.output.module.split(f".{layer}.", 1)[1].rpartition(".")[0]
         found.setdefault(module, {})["num_key_value_groups"] = shape.query_heads // shape.key_value_heads
     return found
+
+
+def narrow_to(model: Any, structure: ModelStructure) -> None:
+    """Cuts a model of the configuration's widths, in place, to those of a structure: the first rows and columns of each tensor stay.
+
+    The model is put into the linear form of its family. Biases that the structure's output projections have besides are zero.
+
+    Args:
+        model: as the configuration builds it, on any device, the meta device included.
+        structure: with names of the model's modules.
+    """
+    family_of(structure.model_type).linear_form(model)
+    for group in structure.groups:
+        for module, dim in dict.fromkeys((m.module, m.dim) for m in (*group.members, *group.staying)):
+            _keep_first(model.get_submodule(module), dim, group.size(module))
+        output = model.get_submodule(group.output.module)
+        if output.bias is None and group.added_bias:
+            output.bias = nn.Parameter(output.weight.new_zeros(output.weight.shape[0]))
+        if group.kind == "ffn" and group.sets > 1:
+            _keep_first(model.get_submodule(f"{group.output.module.rpartition('.experts.')[0]}.gate.router"), 0, group.sets)
+    whole = {group.name: list(range(group.units)) for group in structure.groups}
+    for layer in range(structure.layers):
+        if whole_shape(structure, layer) != structure.configured:
+            path = structure.of_layer(layer)[0].output.module.split(f".{layer}.", 1)[0]
+            found = layer_attributes(model.config, structure, layer, whole)
+            set_attributes(model, {f"{path}.{layer}.{inside}": values for inside, values in found.items()})
+
+
+def _keep_first(linear: Any, dim: int, size: int) -> None:
+    if linear.weight.shape[dim] == size:
+        return
+    linear.weight = nn.Parameter(linear.weight.detach().narrow(dim, 0, size).clone())
+    linear.out_features, linear.in_features = linear.weight.shape
+    if dim == 0 and linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias.detach()[:size].clone())
 
 
 def stock_class(model_class: Any) -> Any:

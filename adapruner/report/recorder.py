@@ -154,7 +154,8 @@ class ReportRecorder:
         announce("times the dense and the pruned model in turns")
         config = self.config
         lengths = config.speed_seq_lens or [config.latency_seq_len]
-        self.cost = cost_section(self.dense_config, model, config.latency_seq_len, config.latency_repeats, config.speed_batches, lengths)
+        timed = config.latency_seq_len, config.latency_repeats, config.speed_batches, lengths
+        self.cost = cost_section(self.dense_config, model, *timed, self.scored.structure)
 
     def knows_stage(self, stage: str) -> bool:
         """Whether an earlier attempt measured the plan at this stage, so that the model need not be brought there again."""

@@ -14,6 +14,7 @@ from torch import nn
 from adapruner._version import __version__
 from adapruner.calibration.choice import CalibrationChoice
 from adapruner.data.calibration_set import effective_samples
+from adapruner.models.units import ModelStructure
 from adapruner.pruning.budget import Budget
 from adapruner.recovery.post_pruning import recipe_of
 from adapruner.search.chosen_samples import CALIBRATION_SET, heaviest_samples
@@ -131,7 +132,13 @@ def calibration_section(scored: ScoredModel, found: FoundPlan) -> dict[str, Any]
 
 
 def cost_section(
-    dense_config: Any, model: nn.Module, seq_len: int, repeats: int, batches: Sequence[int] = (), seq_lens: Sequence[int] = ()
+    dense_config: Any,
+    model: nn.Module,
+    seq_len: int,
+    repeats: int,
+    batches: Sequence[int] = (),
+    seq_lens: Sequence[int] = (),
+    structure: ModelStructure | None = None,
 ) -> dict[str, Any]:
     """What the dense and the pruned model cost, measured now and side by side, the dense one with random weights.
 
@@ -145,13 +152,14 @@ def cost_section(
         repeats: timed rounds.
         batches: sizes for the sweep over batch and length; empty for none.
         seq_lens: lengths for it.
+        structure: of the model before pruning, where that may have been pruned before.
     """
     from adapruner.evaluation.cost import cost_protocol
     from adapruner.evaluation.limited_memory import ONE_BY_ONE, PairOfModels
     from adapruner.evaluation.speed import speed_protocol, speed_rows
 
     turns = "models in turns"
-    pair = PairOfModels(dense_config, model)
+    pair = PairOfModels(dense_config, model, structure)
     section: dict[str, Any] = pair.costs(seq_len, repeats)
     order = turns if pair.together else ONE_BY_ONE
     untimed = [f"the {name} model" for name in pair.models if section[name]["latency_ms"] is None]

@@ -275,7 +275,7 @@ def test_predict_hears_every_token_as_it_comes(place: SimpleNamespace) -> None:
         (["predict", "--model.generation.max_new_tokens", "0"], "generation.max_new_tokens: expected 1 or more, got 0"),
         (["test", "--ckpt_path", "none.ckpt"], "ckpt_path: expected a checkpoint, got 'none.ckpt', which does not exist"),
         (["test", "--data.evaluation", "null"], "data.evaluation: expected one held-out set or more"),
-        (["test", "--model.name_or_path", "irregular", "--pruning.plan", "other.json"], "pruning.plan: expected a dense model to prune"),
+        (["test", "--model.name_or_path", "irregular", "--pruning.plan", "other.json"], "plan: expected units"),
         (["test", "--ckpt_path", "last.ckpt", "--pruning.plan", "other.json"], "ckpt_path: expected a checkpoint of the plan"),
     ],
 )
