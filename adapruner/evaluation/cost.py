@@ -30,7 +30,7 @@ from adapruner.evaluation.timing import (
     time_prefill,
 )
 from adapruner.models.forward import evaluation_mode, input_device, random_ids
-from adapruner.models.shapes import clear_layer_widths, narrow_to, whole_shape
+from adapruner.models.shapes import clear_layer_widths, is_narrower, narrow_to
 from adapruner.models.units import ModelStructure
 
 GIB = 2**30
@@ -135,7 +135,7 @@ def random_dense_model(
         config = copy.deepcopy(config)
         clear_layer_widths(config)
         model: nn.Module = build(config, dtype=dtype)
-    if structure is not None and any(whole_shape(structure, layer) != structure.configured for layer in range(structure.layers)):
+    if structure is not None and is_narrower(structure):
         narrow_to(model, structure)
     return model.eval()
 

@@ -38,7 +38,7 @@ class ExportingSave:
     __name__ = "save_pretrained"
 
     def __init__(self, model: Any, plan: PruningPlan, structure: ModelStructure | None = None) -> None:
-        self.model, self.plan, self.structure = model, plan, structure
+        self.model, self.plan, self.structure, self.shapes = model, plan, structure, _shapes(model)
 
     def __call__(
         self, save_directory: str | Path, is_main_process: bool = True, *, max_shard_size: str | int = "5GB", **options: Any
@@ -59,7 +59,7 @@ class ExportingSave:
             _save(self._write, Path(save_directory), max_shard_size)
 
     def _write(self, folder: Path, max_shard_size: str | int) -> ExportRecord:
-        if self.structure is not None:
+        if self.structure is not None or self.shapes != _shapes(self.model):  # loaded, and its padding was taken out
             return export_model(self.model, None, self.structure, self.plan, folder, max_shard_size=max_shard_size)
         model, name = self.model, type(self.model).__name__
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,6 +69,10 @@ class ExportingSave:
         (folder / "README.md").write_text(model_card(self.plan, class_name=name, stock=stock, notes=[]), encoding="utf-8")
         write_sums(folder)
         return ExportRecord(folder, name, stock, [], list_files(folder))
+
+
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def save_as_export(model: Any, structure: ModelStructure, plan: PruningPlan) -> None:

@@ -57,6 +57,11 @@ def layer_attributes(config: Any, structure: ModelStructure, layer: int, kept: M
     return found
 
 
+def is_narrower(structure: ModelStructure) -> bool:
+    """Whether some layer has other widths than the configuration says."""
+    return any(whole_shape(structure, layer) != structure.configured for layer in range(structure.layers))
+
+
 def narrow_to(model: Any, structure: ModelStructure) -> None:
     """Cuts a model of the configuration's widths, in place, to those of a structure: the first rows and columns of each tensor stay.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from adapruner.errors import ModelError
 from adapruner.export.folder import export_model
 from adapruner.export.loading import load
+from adapruner.export.saving import save_as_export
 from adapruner.models.tracing import trace_structure
 from adapruner.models.units import count_parameters
 from adapruner.pruning.before_pruning import remove_padding
@@ -155,3 +157,28 @@ def test_a_router_is_not_padded(tmp_path: Path) -> None:
     prune_model(model, structure, plan)
     with pytest.raises(ModelError, match=r"pad: expected equally many experts in all layers, got 2 and 3"):
         export_model(model, None, structure, plan, tmp_path / "out", pad=True)
+
+
+@pytest.mark.parametrize("name", ["Phi-3, Phi-4", "BLOOM", "GPT-2", "Mixtral", "Qwen2-MoE"])
+def test_a_pickle_and_a_loaded_export_are_saved_as_exports(tmp_path: Path, name: str) -> None:
+    """Views of the configuration, hooks and routers whose class is made on the spot are pickled, too."""
+    model = build(BY_NAME[name])
+    structure = trace_structure(model)
+    plan = conformance.plan_for(structure, "irregular")
+    prune_model(model, structure, plan)
+    save_as_export(model, structure, plan)
+    expected = conformance.logits(model)
+    pickle.loads(pickle.dumps(model)).save_pretrained(tmp_path / "pickled")
+    loaded = load(tmp_path / "pickled")
+    torch.testing.assert_close(conformance.logits(loaded), expected, rtol=0, atol=1e-5)
+    loaded.save_pretrained(tmp_path / "again")
+    torch.testing.assert_close(conformance.logits(load(tmp_path / "again")), expected, rtol=0, atol=1e-5)
+
+
+def test_a_loaded_export_without_its_padding_is_saved_at_its_widths(tmp_path: Path) -> None:
+    expected = first_round("Llama 3, TinyLlama", tmp_path / "padded", pad=True)
+    model = load(tmp_path / "padded")
+    remove_padding(model)
+    model.save_pretrained(tmp_path / "again")
+    assert count_parameters(load(tmp_path / "again")) == count_parameters(model) < count_parameters(load(tmp_path / "padded"))
+    torch.testing.assert_close(conformance.logits(load(tmp_path / "again")), expected, rtol=0, atol=1e-5)
