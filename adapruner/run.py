@@ -82,7 +82,8 @@ def prune(
     """Makes a causal LM smaller: searches which units matter least, removes them, refits and recovers what stays.
 
     Args:
-        model: a Hugging Face causal LM, changed in place, or a name or folder to load one from.
+        model: a Hugging Face causal LM, changed in place, or a name or folder to load one from. Where the call is interrupted in the
+            refit, a model that was given is half changed: load it again.
         tokenizer: of the model; loaded beside a model that is loaded by name.
         calibration: texts that decide which units matter: a list, a mapping of source names to lists, a ``datasets.Dataset`` with a
             column ``text``, or token windows ``[n, seq_len]``.

@@ -196,7 +196,8 @@ def apply(model: Any, plan: PruningPlan | FoundPlan | str | Path) -> PrunedModel
 def reconstruct(scored: ScoredModel, found: FoundPlan, *, widths_only: bool = False) -> PrunedModel:
     """Removes the units that the plan does not keep, and refits the output projections of what stays; in place, instead of :func:`apply`.
 
-    (The refit needs the dense model's outputs, layer by layer, so that it removes the units itself.)
+    (The refit needs the dense model's outputs, layer by layer, so that it removes the units itself.) Interrupted, it leaves some layers
+    pruned and others not: load the dense model again.
 
     Args:
         scored: what :func:`score` returned; its model is dense.
@@ -235,7 +236,7 @@ def recover(
     seq_len: int = 256,
     folder: str | Path | None = None,
 ) -> RecoveredModel:
-    """Trains low-rank adapters on the pruned model and merges them; the model's widths stay.
+    """Trains low-rank adapters on the pruned model and merges them; the model's widths stay. Interrupted, it leaves the model as it was.
 
     Args:
         model: the pruned model, on the device where it is to be trained; changed in place.

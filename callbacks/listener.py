@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightning import Callback, LightningModule, Trainer
 
+from adapruner.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from adapruner.callbacks.pruning_search import PruningSearchCallback
 
 Kind = TypeVar("Kind")
+#: Of two callbacks the first comes first.
+_ORDER = (("PruningSearchCallback", "LoRARecoveryCallback"), ("LoRARecoveryCallback", "PrunedExportCallback"))
 
 
 class PruningListener(Callback):
@@ -65,3 +71,43 @@ def first_of(trainer: Trainer, kind: type[Kind]) -> Kind | None:
     """The first of the Trainer's callbacks of one class, or ``None``."""
     every: Any = trainer.callbacks  # type: ignore[attr-defined]
     return next((callback for callback in every if isinstance(callback, kind)), None)
+
+
+def check_callbacks(callbacks: Sequence[Any]) -> None:
+    """Two searches would prune twice, two recoveries train adapters of adapters; the order decides what each of them sees.
+
+    Raises:
+        ConfigurationError: if one of this package's callbacks stands twice in the list, stands before one that it has to follow, or
+            two of them name different models.
+    """
+    own = [(next((k for k in type(c).__mro__ if k.__module__.startswith("adapruner.callbacks.")), None), c) for c in callbacks]
+    names = [kind.__name__ for kind, _ in own if kind is not None and kind is not PruningListener]
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ConfigurationError(
+                f"trainer.callbacks: expected one {name}, got {times}; leave the others out (the command line adds its own)"
+            )
+    for first, second in _ORDER:
+        if first in names and second in names[: names.index(first)]:
+            raise ConfigurationError(f"trainer.callbacks: expected {second} after {first}, got it before; move it behind")
+    search, recovery = (next((c for kind, c in own if kind is not None and kind.__name__ == name), None) for name in _ORDER[0])
+    if search is not None and recovery is not None and search.model_attribute != recovery.model_attribute:
+        raise ConfigurationError(
+            f"recovery.model_attribute: expected {search.model_attribute!r}, as the search has it, got {recovery.model_attribute!r}; "
+            "name the attribute that holds the language model in both"
+        )
+
+
+def requested_checkpoint(trainer: Trainer) -> str | None:
+    """The checkpoint that ``fit(ckpt_path=...)`` resumes from, or ``None``.
+
+    Its weights come after ``setup`` and fit only a model that was pruned by its plan. Lightning 2.6 keeps the path, with ``best`` and
+    ``last`` resolved, in an argument of ``Trainer._run`` alone until then.
+    """
+    frame: Any = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "_run" and frame.f_locals.get("self") is trainer:
+            found = frame.f_locals.get("ckpt_path")
+            return None if found is None else str(found)
+        frame = frame.f_back
+    return None

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from adapruner.argument_checks import check_seed, typed_as
-from adapruner.callbacks.listener import PruningListener, first_of, listeners_of
+from adapruner.callbacks.listener import PruningListener, check_callbacks, first_of, listeners_of
 from adapruner.errors import ModelError
 from adapruner.models.model_attribute import held_model, hold_model
 from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
@@ -48,9 +48,14 @@ class LoRARecoveryCallback(PruningListener):
         self._batch: tuple[Any, int] = (None, 0)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Attaches the adapters, once, at the start of ``fit``."""
+        """Attaches the adapters, once, at the start of ``fit``.
+
+        Raises:
+            ConfigurationError: if callbacks are in an order that cannot work; the model is as it was.
+        """
         if stage != "fit" or self._attached:
             return
+        check_callbacks(trainer.callbacks)  # type: ignore[attr-defined]
         pl_module.configure_model()
         with isolate_rng():
             torch.manual_seed(self.seed)

@@ -16,7 +16,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from adapruner.argument_checks import check_call
-from adapruner.callbacks.listener import listeners_of
+from adapruner.callbacks.listener import listeners_of, requested_checkpoint
 from adapruner.callbacks.loggers import LateLoggers, log_trial
 from adapruner.callbacks.lora_recovery import short_recovery
 from adapruner.callbacks.validation import check_optimized, check_trainer, check_training
@@ -77,7 +77,7 @@ class PruningSearchCallback(Callback):
         self.options = pruning_options(budget, search, plan=plan, seed=None, **options)
         self.folder_name, self.model_attribute = folder, model_attribute
         self.calibration, self.tokenizer = calibration, tokenizer
-        self.checkpoint: str | None = None  # set by the command line when it resumes
+        self.checkpoint: str | None = None  # set by the command line when it resumes, else what fit(ckpt_path=...) asks for
         self.weights_follow = False  # likewise, where it goes on from the run's own checkpoint
         self.plan: PruningPlan | None = None
         """For the dense model, once it is found."""
@@ -99,6 +99,7 @@ class PruningSearchCallback(Callback):
         if stage != "fit" or self.plan is not None:
             return
         self.folder = Path(self.folder_name or trainer.default_root_dir)
+        self.checkpoint = self.checkpoint or requested_checkpoint(trainer)
         check_trainer(trainer, self.folder, self.checkpoint, self.loggers.waiting or trainer.loggers)
         with no_empty_folders(self.folder):  # it makes the folder: not where anything else is refused
             Ranks().on_rank_zero(self._hold, self.folder)

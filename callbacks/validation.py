@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
-from adapruner.callbacks.listener import PruningListener, first_of, listeners_of
+from adapruner.callbacks.listener import check_callbacks, first_of, listeners_of
 from adapruner.callbacks.loggers import check_log_files
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.data.calibration_set import fingerprint_tokenizer
@@ -37,8 +36,6 @@ from adapruner.search.validation import check_model_and_data
 #: Most steps that are tried of an optimizer and its scheduler.
 _TRIED = 2000
 _REFUSED_LAUNCHERS = ("spawn", "fork", "forkserver")
-#: Of two callbacks the first comes first.
-_ORDER = (("PruningSearchCallback", "LoRARecoveryCallback"), ("LoRARecoveryCallback", "PrunedExportCallback"))
 
 
 def check_trainer(trainer: Trainer, folder: Path, checkpoint: str | None, loggers: Iterable[Logger]) -> None:
@@ -141,31 +138,6 @@ def check_gathers(trainer: Trainer) -> None:
         raise ConfigurationError(
             f"trainer.strategy: expected a module with make_whole under fsdp, got {type(trainer.lightning_module).__name__} without one; "
             "choose ddp, or give it one (adapruner.recovery.sharding.FlatlyShardedModel)"
-        )
-
-
-def check_callbacks(callbacks: Sequence[Any]) -> None:
-    """Two searches would prune twice, two recoveries train adapters of adapters; the order decides what each of them sees.
-
-    Raises:
-        ConfigurationError: if one of this package's callbacks stands twice in the list, stands before one that it has to follow, or
-            two of them name different models.
-    """
-    own = [(next((k for k in type(c).__mro__ if k.__module__.startswith("adapruner.callbacks.")), None), c) for c in callbacks]
-    names = [kind.__name__ for kind, _ in own if kind is not None and kind is not PruningListener]
-    for name, times in Counter(names).items():
-        if times > 1:
-            raise ConfigurationError(
-                f"trainer.callbacks: expected one {name}, got {times}; leave the others out (the command line adds its own)"
-            )
-    for first, second in _ORDER:
-        if first in names and second in names[: names.index(first)]:
-            raise ConfigurationError(f"trainer.callbacks: expected {second} after {first}, got it before; move it behind")
-    search, recovery = (next((c for kind, c in own if kind is not None and kind.__name__ == name), None) for name in _ORDER[0])
-    if search is not None and recovery is not None and search.model_attribute != recovery.model_attribute:
-        raise ConfigurationError(
-            f"recovery.model_attribute: expected {search.model_attribute!r}, as the search has it, got {recovery.model_attribute!r}; "
-            "name the attribute that holds the language model in both"
         )
 
 

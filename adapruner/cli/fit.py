@@ -19,12 +19,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from adapruner.callbacks.compression_report import CompressionReportCallback
-from adapruner.callbacks.listener import PruningListener, first_of
+from adapruner.callbacks.listener import PruningListener, check_callbacks, first_of
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruned_export import PrunedExportCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback, writes_shards
-from adapruner.callbacks.validation import check_callbacks, check_launcher, check_processes
+from adapruner.callbacks.validation import check_launcher, check_processes
 from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
 from adapruner.cli.evaluation import EvaluationCommands
 from adapruner.cli.help_page import COMMANDS

@@ -129,7 +129,8 @@ def check_language_model(model: Any, where: str) -> None:
         where: the attribute or argument that holds it, for the message: ``MyModule.model``.
 
     Raises:
-        ModelError: if it lacks ``config`` or ``get_input_embeddings``, or some parameter is spread over ranks.
+        ModelError: if it lacks ``config`` or ``get_input_embeddings``, is compiled, or some parameter has no value or is spread over
+            ranks.
     """
     if model is None or not hasattr(model, "config") or not hasattr(model, "get_input_embeddings"):
         raise ModelError(
@@ -143,6 +144,11 @@ def check_language_model(model: Any, where: str) -> None:
         )
     if hasattr(model, "peft_config"):
         raise ModelError(f"model_attribute: expected a model without adapters in {where}, got {type(model).__name__}; merge them first")
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise ModelError(f"model_attribute: expected a model that is not compiled in {where}, got one; compile it after pruning")
+    empty = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+    if empty is not None:
+        raise ModelError(f"model_attribute: expected a model with weights in {where}, got {empty} on the meta device; load its weights")
     if is_sharded(model):
         raise ModelError(
             "configure_model: expected it to build the whole model, got one that is sharded before the surgery; shard it in the "

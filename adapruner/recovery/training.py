@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,8 @@ def train_adapters(
 ) -> RecoveredModel:
     """Trains low-rank adapters on the pruned model and merges them; its mode, and which parameters train, are as before.
 
+    A training that is interrupted or fails leaves the model as it was.
+
     Args:
         model: the pruned model on its device; changed in place.
         windows: training text, with ``input_ids``, ``labels``, ``attention_mask``, each int64 ``[n, seq_len]``.
@@ -119,9 +122,10 @@ def train_adapters(
     loader: Any = training_loader(windows, config.batch_size, config.seed)
     identity = {**asdict(config), **(identity or {}), "weights": digest_weights(model), "steps": None}
     mode, trains = model.training, {name: p.requires_grad for name, p in model.named_parameters()}
-    with torch.random.fork_rng(), torch.enable_grad():
+    with ExitStack() as undone, torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(config.seed)
         adapted = attach_lora(model, config.lora).train()
+        undone.callback(_take_off, adapted, mode, trains)  # where the training does not come to its end
         state = _State(adapted, loader, config, folder, identity)
         state.resume()
         with progress_bar("recovery", config.steps) as advance:
@@ -132,10 +136,23 @@ def train_adapters(
                 if state.step >= config.steps:
                     break
         state.save()
+        undone.pop_all()
     merged = merge_lora(adapted).train(mode)
-    for name, parameter in merged.named_parameters():
-        parameter.requires_grad_(trains.get(name, True))
+    _set_trained(merged, trains)
     return RecoveredModel(merged, state.history, state.seconds, config)
+
+
+def _take_off(adapted: Any, mode: bool, trains: dict[str, bool]) -> None:
+    """Leaves the model as it was before adapters were put on it: its own weights were not trained."""
+    model = adapted.unload()
+    if hasattr(model, "peft_config"):
+        del model.peft_config  # else save_pretrained looks for adapters
+    _set_trained(model.train(mode), trains)
+
+
+def _set_trained(model: nn.Module, trains: dict[str, bool]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trains.get(name, True))
 
 
 def short_recovery(windows: Any, config: RecoveryConfig | None, steps: int) -> Callable[[nn.Module], nn.Module] | None:
