@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from adapruner.callbacks import LoRARecoveryCallback, PrunedExportCallback, PruningListener, PruningSearchCallback
-from adapruner.errors import ConfigurationError, DataError
+from adapruner.errors import ConfigurationError, DataError, PlanError
+from adapruner.models.model_attribute import hold_model
 from adapruner.pruned_module import PrunedCheckpoints
+from adapruner.pruning.budget import Budget
 from adapruner.recovery.lora import LoRAConfig
 from adapruner.search.config import SearchConfig
 from adapruner.search.space import SearchSpace
@@ -218,7 +221,38 @@ def test_orders_that_cannot_work_are_refused_before_any_work(tmp_path: Path) -> 
     with pytest.raises(ConfigurationError, match="expected PrunedExportCallback after LoRARecoveryCallback"):
         trainer(tmp_path / "a", [PrunedExportCallback(verify=False), search, recovery], max_steps=1).fit(Stranger(), loader(4))
     search, recovery = our_callbacks()
+    stranger = Stranger()
+    with pytest.raises(
+        ConfigurationError, match="expected LoRARecoveryCallback after PruningSearchCallback, got it before; move it behind"
+    ):
+        trainer(tmp_path / "c", [recovery, search], max_steps=1).fit(stranger, loader(4))
+    assert type(stranger.lm) is type(tiny_llama())  # without adapters
+    assert not any("lora" in name for name, _ in stranger.named_parameters())
+    search, recovery = our_callbacks()
     recovery.model_attribute = "modl"
     with pytest.raises(ConfigurationError, match=r"recovery\.model_attribute: expected 'lm', as the search has it, got 'modl'"):
         trainer(tmp_path / "b", [search, recovery], max_steps=1).fit(Stranger(), loader(4))
     assert not list(tmp_path.rglob("study.journal"))
+
+
+def test_fit_from_a_checkpoint_takes_its_plan_and_searches_nothing(fitted: Any, tmp_path: Path) -> None:
+    """Also where the callback asks for another budget: the weights fit no other plan."""
+    _, module, best = fitted
+    callbacks = our_callbacks(attribute=getattr(module, "model_attribute", "lm"))
+    callbacks[0].options = replace(callbacks[0].options, budget=Budget(0.5))
+    fresh = type(module)()
+    run = trainer(tmp_path, callbacks, accumulate_grad_batches=2, gradient_clip_val=1.0, max_epochs=4)
+    run.fit(fresh, loader(4), loader(5), ckpt_path=best.best_model_path)
+    assert fresh.plan.hash == module.plan.hash
+    assert not (tmp_path / "study.journal").exists()
+    assert run.global_step > 0
+
+
+def test_a_checkpoint_of_another_model_is_refused_before_the_search(fitted: Any, tmp_path: Path) -> None:
+    _, module, best = fitted
+    attribute = getattr(module, "model_attribute", "lm")
+    fresh = type(module)()
+    hold_model(fresh, attribute, tiny_llama(intermediate_size=FFN + 1))
+    with pytest.raises(PlanError, match=r"plan: expected units 481 in group '\d\.ffn' of this model, got 480"):
+        trainer(tmp_path, our_callbacks(attribute=attribute)).fit(fresh, loader(4), loader(5), ckpt_path=best.best_model_path)
+    assert not (tmp_path / "study.journal").exists()

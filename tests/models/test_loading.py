@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from adapruner import stages
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.models.loading import check_language_model, load_language_model, load_tokenizer, model_source
 from tests.tiny import save_tiny, tiny_llama
@@ -87,3 +88,25 @@ def test_a_model_that_is_sharded_already_is_refused() -> None:
     model.lm_head.weight = Spread(model.lm_head.weight.detach())
     with pytest.raises(ModelError, match=r"configure_model: expected it to build the whole model, got one that is sharded before"):
         check_language_model(model, "Mine.model")
+
+
+def _compiled_in_place(model: Any) -> Any:
+    model.compile()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (torch.compile, "expected a model that is not compiled in model, got one; compile it after pruning"),
+        (_compiled_in_place, "expected a model that is not compiled in model, got one; compile it after pruning"),
+        (lambda model: model.to("meta"), r"expected a model with weights in model, got model\.embed_tokens\.weight on the meta device"),
+    ],
+)
+def test_a_compiled_or_empty_model_is_refused_from_python_too(change: Any, message: str) -> None:
+    import adapruner
+
+    windows = torch.arange(32).view(8, 4)
+    for call in (adapruner.prune, stages.score, stages.recover):
+        with pytest.raises(ModelError, match=message):
+            call(change(tiny_llama()), None, windows)
