@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightning import Callback, LightningModule, Trainer
@@ -99,7 +100,7 @@ def check_callbacks(callbacks: Sequence[Any]) -> None:
 
 
 def requested_checkpoint(trainer: Trainer) -> str | None:
-    """The checkpoint that ``fit(ckpt_path=...)`` resumes from, or ``None``.
+    """The local checkpoint that ``fit(ckpt_path=...)`` resumes from, or ``None``.
 
     Its weights come after ``setup`` and fit only a model that was pruned by its plan. Lightning 2.6 keeps the path, with ``best`` and
     ``last`` resolved, in an argument of ``Trainer._run`` alone until then.
@@ -108,6 +109,6 @@ def requested_checkpoint(trainer: Trainer) -> str | None:
     while frame is not None:
         if frame.f_code.co_name == "_run" and frame.f_locals.get("self") is trainer:
             found = frame.f_locals.get("ckpt_path")
-            return None if found is None else str(found)
+            return str(found) if found is not None and Path(found).exists() else None
         frame = frame.f_back
     return None

@@ -33,6 +33,7 @@ from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.checkpoint_contents import check_contents, plan_of_checkpoint
 from adapruner.search.config import SearchConfig
 from adapruner.search.find_plan import FoundPlan, find_plan, save_found_plan
+from adapruner.search.journal import FILE as JOURNAL
 from adapruner.search.score import ScoredModel, score_model
 from adapruner.stages import pruning_options, reconstruct
 
@@ -43,8 +44,8 @@ class PruningSearchCallback(Callback):
     The module must hold a Hugging Face causal LM under ``model_attribute``. The text comes from ``calibration``, or from a data
     module that offers :class:`adapruner.data.run_data.PruningData` (:class:`adapruner.PruningDataModule` does).
 
-    A plan is taken from, in this order: the checkpoint that training resumes from, ``plan``, and at last the search, which itself
-    goes on from the study of a run that was killed.
+    A plan is taken from, in this order: the checkpoint that training resumes from (of ``fit(ckpt_path=...)`` where the folder holds no
+    study), ``plan``, and at last the search, which itself goes on from the study of a run that was killed.
 
     Args:
         budget: how much to remove; a number is a fraction of the block parameters.
@@ -99,7 +100,8 @@ class PruningSearchCallback(Callback):
         if stage != "fit" or self.plan is not None:
             return
         self.folder = Path(self.folder_name or trainer.default_root_dir)
-        self.checkpoint = self.checkpoint or requested_checkpoint(trainer)
+        if self.checkpoint is None and not (self.folder / JOURNAL).exists():  # else the run's own search says the plan
+            self.checkpoint = requested_checkpoint(trainer)
         check_trainer(trainer, self.folder, self.checkpoint, self.loggers.waiting or trainer.loggers)
         with no_empty_folders(self.folder):  # it makes the folder: not where anything else is refused
             Ranks().on_rank_zero(self._hold, self.folder)
