@@ -27,7 +27,7 @@ from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.lora import check_adapters
 from adapruner.recovery.training import RecoveredModel, RecoveryConfig, short_recovery, train_adapters
 from adapruner.report.measured_before import MeasuredBefore
-from adapruner.report.record import write_report
+from adapruner.report.record import check_can_draw, write_report
 from adapruner.report.recorder import ReportConfig, ReportRecorder
 from adapruner.search.find_plan import FoundPlan, find_plan, save_found_plan
 from adapruner.search.score import ScoredModel, score_model
@@ -110,6 +110,8 @@ def prune(
     """
     asked = pruning_options(budget, **options)
     recovery = recovery_config(recovery)
+    if folder is not None:
+        check_can_draw("lift it, or give no folder")
     with shown(progress), _run_folder(folder) as where:
         model, tokenizer = load_model(model, tokenizer)
         if recovery is not None:

@@ -19,6 +19,7 @@ from adapruner.files.folder_lock import check_there
 from adapruner.models.model_attribute import held_model
 from adapruner.progress import announce
 from adapruner.report.measured_before import MeasuredBefore
+from adapruner.report.record import check_can_draw
 from adapruner.report.recorder import ReportConfig, ReportRecorder
 
 
@@ -62,7 +63,8 @@ class CompressionReportCallback(PruningListener):
         return 900_000
 
     def check_before_search(self, trainer: Trainer) -> None:
-        """What a comparison after recovery needs."""
+        """What the page needs, and a comparison after recovery."""
+        check_can_draw()
         if not self.config.compare_recovered or first_of(trainer, LoRARecoveryCallback) is None:
             return
         if trainer.max_steps < 1 or trainer.accumulate_grad_batches != 1 or not hasattr(trainer.lightning_module, "build_optimizer"):

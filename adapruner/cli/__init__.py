@@ -36,7 +36,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # which Python would flush at its end
         raise SystemExit(141) from None
     except BaseException as error:
-        _end(describe(error), 2)
+        line = describe(error)
+        if line.startswith("memory: "):
+            sys.unraisablehook = lambda _: None  # libraries fail once more at the process's end, with a traceback
+        _end(line, 2)
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -25,7 +25,7 @@ from adapruner.files.atomic import write_atomically
 from adapruner.files.folder_lock import FolderLock
 from adapruner.progress import announce, progress_bar
 from adapruner.report.answer import provenance_lines
-from adapruner.report.record import read_report
+from adapruner.report.record import check_can_draw, read_report
 
 CheckFit = Callable[[Mapping[str, Sequence[str]]], None]
 """Method -> arguments of ``fit``: refuses what its parser refuses, before the first cell."""
@@ -94,6 +94,7 @@ def run_compare(
         ConfigurationError: before anything is run.
     """
     spec = replace(make_spec(_values(arguments, find_config), find_config), imports=tuple(imports))
+    check_can_draw("lift it")
     cells = lay_out(spec)
     made = not Path(spec.folder).exists()
     check_folder(spec, cells)

@@ -16,6 +16,10 @@ RECORD_NAME = "report.json"
 PAGE_NAME = "report.html"
 
 
+#: Bytes that V8 reserves, and a little more; it uses next to none of them.
+_ADDRESS_SPACE = 66 * 2**30
+
+
 def write_report(record: Mapping[str, Any] | Report, folder: str | Path) -> Report:
     """Writes ``report.json`` and ``report.html`` into a folder, which is made if needed, and returns the validated report.
 
@@ -34,6 +38,24 @@ def write_report(record: Mapping[str, Any] | Report, folder: str | Path) -> Repo
     write_atomically(folder / RECORD_NAME, text)
     write_atomically(folder / PAGE_NAME, page)
     return report
+
+
+def check_can_draw(remedy: str = "lift it, or give --report null") -> None:
+    """Whether this process may reserve the address space that the engine behind the page's charts wants: without it, it ends the process.
+
+    Raises:
+        ConfigurationError: where the system limits it (``ulimit -v``), before hours of work instead of after them.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < _ADDRESS_SPACE:
+        got = f"{limit / 2**30:.1f} GiB (ulimit -v)"
+        raise ConfigurationError(
+            f"report: expected an address space of 64 GiB or more for the page's charts, got a limit of {got}; {remedy}"
+        )
 
 
 def read_report(path: str | Path) -> Report:

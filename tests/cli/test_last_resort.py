@@ -56,6 +56,7 @@ def test_one_line_and_code_2(
         raise error
 
     monkeypatch.setattr(cli, "_run", fails)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.setattr(last_resort.tempfile, "tempdir", str(tmp_path))
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["fit"])

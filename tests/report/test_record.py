@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adapruner.errors import ConfigurationError
-from adapruner.report.record import read_report, write_report
+from adapruner.report.record import check_can_draw, read_report, write_report
 
 from .sample import sample_report
 
@@ -62,3 +62,13 @@ def test_unreadable_paths_are_refused(tmp_path: Path) -> None:
         read_report(tmp_path / "bad.json")
     with pytest.raises(ConfigurationError, match="folder: expected a folder, got the file"):
         write_report(sample_report(), tmp_path / "bad.json")
+
+
+def test_a_limit_that_charts_cannot_be_drawn_under_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    check_can_draw()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (6 * 2**30, 6 * 2**30))
+    with pytest.raises(
+        ConfigurationError, match=r"report: expected an address space of 64 GiB or more .* got a limit of 6\.0 GiB \(ulimit -v\)"
+    ):
+        check_can_draw()
