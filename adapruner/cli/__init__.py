@@ -10,12 +10,15 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from adapruner.cli.help_page import COMMANDS, help_page
 from adapruner.cli.last_resort import GOES_ON, describe
 from adapruner.errors import AdaPrunerError, ConfigurationError, nearest, printable
+
+_HOW_TORCH_READS = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,7 +27,8 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character costs that, not the run
     try:
-        _run(sys.argv[1:] if arguments is None else arguments)
+        with _only_weights_are_read():
+            _run(sys.argv[1:] if arguments is None else arguments)
     except AdaPrunerError as error:
         _end(str(error), 2)
     except KeyboardInterrupt:
@@ -42,6 +46,18 @@ def main(arguments: list[str] | None = None) -> None:
         _end(line, 2)
 
 
+@contextmanager
+def _only_weights_are_read() -> Iterator[None]:
+    """Of whatever is read, by whichever library, and in processes started meanwhile; the environment is then as it was."""
+    before = {name: os.environ.pop(name, None) for name in _HOW_TORCH_READS}
+    os.environ[_HOW_TORCH_READS[0]] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_HOW_TORCH_READS[0]]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
 def _end(message: str, code: int) -> NoReturn:
     print(f"adapruner: error: {printable(message)}", file=sys.stderr)
     raise SystemExit(code) from None
@@ -49,8 +65,6 @@ def _end(message: str, code: int) -> NoReturn:
 
 def _run(arguments: Sequence[str]) -> None:
     """Finds the command, and imports what the command line asks for before anything is read with it."""
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # of whatever is read, by whichever library, and in processes started from here
-    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     command = arguments[0] if arguments else ""
     if command in ("-h", "--help"):
         print(help_page())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import pytest
 from jsonargparse import ArgumentParser, Namespace
 
-from adapruner.cli import imports
+from adapruner.cli import imports, main
 from adapruner.cli.class_paths import class_faults, classes_in, find_class, installed_only, parser_of
 
 
@@ -127,3 +128,14 @@ def test_modules_beside_a_configuration_are_not_found(tmp_path: Path, monkeypatc
     assert sys.path[:2] == ["", str(tmp_path)]
     assert sys.path[-1] == "/added/meanwhile"
     assert str(find_class("beside_it.Any", ())).startswith("expected a class of beside_it")
+
+
+def test_only_weights_are_read_while_a_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    only, never = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    monkeypatch.delenv(only, raising=False)
+    monkeypatch.setenv(never, "1")
+    seen: list[tuple[str | None, str | None]] = []
+    monkeypatch.setattr("adapruner.cli._run", lambda arguments: seen.append((os.environ.get(only), os.environ.get(never))))
+    main([])
+    assert seen == [("1", None)]
+    assert (os.environ.get(only), os.environ.get(never)) == (None, "1")
