@@ -1,9 +1,11 @@
-"""Local files, opened lazily: text in pieces, JSON and parquet row by row."""
+"""Local files, opened lazily: text in pieces; JSON, CSV and parquet row by row."""
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
+import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,8 +14,8 @@ from typing import IO, Any
 from adapruner.errors import DataError
 
 TEXT_SUFFIXES = (".txt", ".md")
-ROW_SUFFIXES = (".jsonl", ".json", ".parquet")
-SUFFIXES = (*TEXT_SUFFIXES, *ROW_SUFFIXES, *(f"{s}.gz" for s in (*TEXT_SUFFIXES, ".jsonl", ".json")))
+ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+SUFFIXES = (*TEXT_SUFFIXES, *ROW_SUFFIXES, *(f"{s}.gz" for s in (*TEXT_SUFFIXES, *ROW_SUFFIXES[:-1])))
 
 _DAMAGE = (UnicodeDecodeError, EOFError, OSError, zlib.error)
 
@@ -83,13 +85,13 @@ def in_pieces(text: Iterable[str]) -> Iterator[str]:
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a .jsonl, .json (an array of objects) or .parquet file.
+    """Rows of a .jsonl, .json (an array of objects), .csv or .tsv (its first line names the columns) or .parquet file.
 
     Raises:
         DataError: if the file is damaged or a row is no object.
     """
     suffix = suffix_of(file).removesuffix(".gz")
-    read = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}[suffix]
+    read = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": _table_rows, ".tsv": _table_rows, ".parquet": _parquet_rows}[suffix]
     try:
         for number, row in enumerate(read(file), start=1):
             if not isinstance(row, dict):
@@ -135,6 +137,26 @@ def _json_rows(file: Path) -> Iterator[Any]:
     yield from rows
 
 
+def _table_rows(file: Path) -> Iterator[Any]:
+    separator = "\t" if ".tsv" in suffix_of(file) else ","
+    csv.field_size_limit(sys.maxsize)  # of the process: the library's 128 Ki characters are fewer than a long document's
+    with _open(file, newline="") as stream:
+        reader = csv.DictReader(stream, delimiter=separator, strict=True)
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    got = f"{len(row[None]) + len(row) - 1 if None in row else sum(v is not None for v in row.values())}"
+                    raise DataError(
+                        f"path: expected {len(reader.fieldnames or [])} columns in every row, as the first line of {file.name!r} has them, "
+                        f"got {got} in line {reader.line_num}; put quotes around text that holds the separator or line breaks"
+                    )
+                yield row
+        except csv.Error as error:
+            raise DataError(
+                f"path: expected a table as spreadsheets write it, got {str(error)!r} in {file.name!r} line {reader.line_num}; mend it"
+            ) from None
+
+
 def _parquet_rows(file: Path) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet
@@ -147,10 +169,10 @@ def _parquet_rows(file: Path) -> Iterator[Any]:
         raise _damaged(file, error) from None
 
 
-def _open(file: Path) -> IO[str]:
+def _open(file: Path, newline: str | None = None) -> IO[str]:
     if file.name.lower().endswith(".gz"):
-        return gzip.open(file, "rt", encoding="utf-8-sig")
-    return file.open(encoding="utf-8-sig")
+        return gzip.open(file, "rt", encoding="utf-8-sig", newline=newline)
+    return file.open(encoding="utf-8-sig", newline=newline)
 
 
 def _reason(error: Exception) -> str:

@@ -119,7 +119,7 @@ def known_source(name: str, path: str | None = None) -> TextSource:
 
     Args:
         name: of the set.
-        path: a file or folder with the same rows (.parquet, .jsonl, .json, .txt); ``None`` for the hub. Files with columns have the
+        path: a file or folder with the same rows (.parquet, .jsonl, .json, .csv, .txt); ``None`` for the hub. Files with columns have the
             hub's (``sentence`` in PTB, ``text`` in the others).
 
     Raises:

@@ -96,8 +96,9 @@ class TextSource:
     revision: str | None = None
     """Hub only: branch, tag or commit; ``refs/convert/parquet`` for data sets that still rest on a loading script."""
     path: str | None = None
-    """A file, or a folder of files: .txt, .md, .jsonl, .json (an array), .parquet; all but the last also with .gz. Cards and licences
-    of a folder (``README.md``) are left out. A folder that ``datasets`` wrote by ``save_to_disk`` is read as such."""
+    """A file, or a folder of files: .txt, .md, .jsonl, .json (an array), .csv and .tsv (columns named in the first line), .parquet; all
+    but the last also with .gz. Cards and licences of a folder (``README.md``) are left out. A folder that ``datasets`` wrote by
+    ``save_to_disk`` is read as such."""
     demo: str | None = None
     """A source of the built-in corpus, or ``all``."""
     column: str = "text"
