@@ -24,14 +24,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes: equal runs have equal sums
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from kill_checks import facts
+from corruption_checks import Command, Ended, digests, judge, of_export, of_fit, of_inspect, of_print
+from damage import WAYS
+from forked import become, run_command
 from kill_inputs import make_inputs
 from kill_test import command, write_record
 
@@ -49,19 +50,6 @@ SMALLER = {
     "export.verify": "false",
 }
 OTHER = tuple(f"--{name}=7" for name in ("seed_everything", "pruning.search.seed", "data.seed", "recovery.seed"))
-#: In figures, what a clock or a path says.
-_VOLATILE = re.compile(r"second|resumed|latency|_ms|created|command|per_second|energy|memory|bytes|hardware|versions|path|throughput")
-
-
-@dataclass
-class Ended:
-    """A command at its end."""
-
-    code: int
-    out: str
-    err: str
-    changed: list[str] = field(default_factory=list)
-    """Files that it changed, where it was refused."""
 
 
 def run(folder: Path, work: Callable[[], None]) -> Ended:
@@ -69,42 +57,14 @@ def run(folder: Path, work: Callable[[], None]) -> Ended:
     out, err = folder.parent / f"{folder.name}.out", folder.parent / f"{folder.name}.err"
     pid = os.fork()
     if pid == 0:
-        _child(folder, work, out, err)
+        become(work, folder, {number: os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for number, file in ((1, out), (2, err))})
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return Ended(code, out.read_text(errors="replace"), err.read_text(errors="replace"))
 
 
-def _child(folder: Path, work: Callable[[], None], out: Path, err: Path) -> None:
-    """Never returns."""
-    code = 1
-    try:
-        for number, file in ((1, out), (2, err)):
-            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        os.chdir(folder)
-        work()
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
 def cli(*arguments: str) -> Callable[[], None]:
     """The command line as the work of a fork."""
-
-    def work() -> None:
-        from adapruner.cli import main
-
-        sys.argv = ["adapruner", *arguments]
-        main(list(arguments))
-
-    return work
+    return lambda: run_command(list(arguments))
 
 
 def killed(moment: str, work: Callable[[], None]) -> Callable[[], None]:
@@ -150,136 +110,6 @@ def load_export(folder: str) -> Callable[[], None]:
     return work
 
 
-# ---------------------------------------------------------------------------------------------------------------------- seven ways
-def _bytes(change: Callable[[bytes, random.Random], bytes]) -> Callable[[Path, Path, random.Random], None]:
-    def damage(file: Path, other: Path, draw: random.Random) -> None:
-        file.write_bytes(change(file.read_bytes(), draw))
-
-    return damage
-
-
-def _one_bit(content: bytes, draw: random.Random) -> bytes:
-    place = draw.randrange(len(content))
-    return content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)]) + content[place + 1 :]
-
-
-def _zeros(content: bytes, draw: random.Random) -> bytes:
-    place = draw.randrange(max(1, min(len(content) // 2, len(content) - (1 << 15))))
-    return content[:place] + bytes(min(1 << 16, len(content) - place)) + content[place + (1 << 16) :]
-
-
-def _to_folder(file: Path, other: Path, draw: random.Random) -> None:
-    file.unlink()
-    file.mkdir()
-
-
-def _to_link(file: Path, other: Path, draw: random.Random) -> None:
-    file.unlink()
-    file.symlink_to("leads/nowhere")
-
-
-WAYS: dict[str, Callable[[Path, Path, random.Random], None]] = {
-    "half": _bytes(lambda content, _: content[: len(content) // 2]),
-    "empty": _bytes(lambda content, _: b""),
-    "one bit": _bytes(_one_bit),
-    "64 KiB of zeros": _bytes(_zeros),
-    "another run's": lambda file, other, _: file.write_bytes(other.read_bytes()) and None,
-    "a folder": _to_folder,
-    "a dangling link": _to_link,
-}
-
-
-# ------------------------------------------------------------------------------------------------------------------------ judgement
-def steady(value: Any) -> Any:
-    """Figures without what a clock says."""
-    if isinstance(value, dict):
-        return {key: steady(item) for key, item in value.items() if not _VOLATILE.search(key) and key not in ("digest", "cost", "measured")}
-    return [steady(item) for item in value] if isinstance(value, list) else value
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """File -> digest of its content, of everything in a folder."""
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
-
-
-def of_fit(folder: Path, ended: Ended) -> Any:
-    """What a run is for."""
-    report = json.loads((folder / "run/report.json").read_text())
-    chosen = json.loads((folder / "run/calibration_set.json").read_text())
-    return [facts(folder / "run"), steady(report), chosen["samples"], _card(folder / "run/model")]
-
-
-def of_export(folder: Path, ended: Ended) -> Any:
-    """Weights, plan and model card of what was written."""
-    weights = {name: digest for name, digest in digests(folder / "out").items() if name.endswith(".safetensors")}
-    return [weights, json.loads((folder / "out/plan.json").read_text())["hash"], _card(folder / "out")]
-
-
-def of_inspect(folder: Path, ended: Ended) -> Any:
-    """What is printed."""
-    return steady(json.loads(ended.out))
-
-
-def of_print(folder: Path, ended: Ended) -> Any:
-    """Lines with figures."""
-    return [line for line in ended.out.splitlines() if re.search(r"\d", line) and not re.search(r"seconds|it/s|/s\b", line)]
-
-
-def _card(folder: Path) -> str:
-    text = (folder / "README.md").read_text()
-    clock = re.compile(r"latency|ms\b|memory|GiB|tokens/s|second|^\| (dense|pruned) \| [\d,]+ \| [\d,]+ \|", re.IGNORECASE)
-    return "\n".join(line for line in text.splitlines() if not clock.search(line))
-
-
-@dataclass
-class Command:
-    """Something that believes what is in a folder."""
-
-    name: str
-    work: Callable[[], None]
-    essence: Callable[[Path, Ended], Any]
-
-
-def judge(made: Command, ended: Ended, folder: Path, reference: Any) -> tuple[str, str]:
-    """``right``, ``silent``, ``traceback`` or ``untidy``, and what shows it."""
-    said = [line for line in ended.err.splitlines() if line.startswith("adapruner: error: ")]
-    if "Traceback (most recent call last)" in ended.err + ended.out or ended.code not in (0, 2):
-        return "traceback", (ended.err.strip().splitlines() or [f"exit code {ended.code}"])[-1]
-    if ended.code == 2:
-        one = len(said) == 1 and re.fullmatch(r"adapruner: error: .+: expected .+, got .+; .+", said[0])
-        return ("right", said[0]) if one and not ended.changed else ("untidy", f"{said or ended.err[-200:]}, changed {ended.changed}")
-    try:
-        found = made.essence(folder, ended)
-    except (OSError, ValueError, KeyError) as error:
-        return "silent", f"{type(error).__name__}: {error}"
-    notes = [
-        line
-        for line in ended.out.splitlines()
-        if "damaged" in line or "not as fit wrote it" in line or "starts anew" in line or "leaves seeds out" in line
-    ]
-    if found == reference:
-        return "right", (notes or ["the same result"])[0]
-    if made.name.startswith("inspect") and json.loads(ended.out)["remarks"]:
-        return "right", json.loads(ended.out)["remarks"][0]
-    if made.name == "export" and notes and found[:2] == reference[:2]:  # the model card lacks what is damaged, and that is said
-        return "right", notes[0]
-    return "silent", f"exit code 0, another result: {_difference(found, reference)}"
-
-
-def _difference(found: Any, reference: Any, where: str = "") -> str:
-    """The first place in which two results differ."""
-    if isinstance(found, dict) and isinstance(reference, dict):
-        pairs = [(key, found.get(key), reference.get(key)) for key in {**found, **reference}]
-    elif isinstance(found, list) and isinstance(reference, list) and len(found) == len(reference):
-        pairs = list(zip(range(len(found)), found, reference, strict=True))
-    elif isinstance(found, str) and isinstance(reference, str) and "\n" in found:
-        return _difference(found.splitlines(), reference.splitlines(), where)
-    else:
-        return f"{where}: {str(found)[:150]} != {str(reference)[:150]}"
-    return next((_difference(one, other, f"{where}/{key}") for key, one, other in pairs if one != other), "")
-
-
-# ----------------------------------------------------------------------------------------------------------------------------- tries
 class Tester:
     """Snapshots, reference and tries."""
 

@@ -7,11 +7,12 @@ import random
 import select
 import signal
 import socket
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
+from forked import become, run_command
 from kill_watch import watch
 
 PATIENCE = 600.0
@@ -90,32 +91,17 @@ class Process:
         return self.poll() is not None
 
 
-def _child(arguments: list[str], folder: Path, environment: dict[str, str], pipe: int) -> None:
-    """Becomes the command line; never returns."""
-    code = 1
-    try:
-        os.setpgid(0, 0)
-        os.environ.update(environment)
-        log = os.open(folder / f"log-{environment.get('RANK', '0')}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.chdir(folder)
+def _child(arguments: list[str], folder: Path, environment: dict[str, str], pipe: int) -> NoReturn:
+    """Becomes the command line, in a process group of its own, whose stages go into the pipe."""
+    os.setpgid(0, 0)
+    os.environ.update(environment)
+    log = os.open(folder / f"log-{environment.get('RANK', '0')}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def work() -> None:
         watch(pipe)
-        from adapruner.cli import main
+        run_command(arguments)
 
-        sys.argv = ["adapruner", *arguments]
-        main(arguments)
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    become(work, folder, {1: log, 2: log})
 
 
 def live(arguments: list[str], folder: Path, processes: int, aim: Aim | None) -> Lived:
