@@ -95,7 +95,11 @@ def test_the_text_of_a_table_keeps_its_quotes_separators_and_line_breaks(tmp_pat
         ("a.txt", b" \n\n ", "expected documents with text"),
         ("a.csv", b"id,text\n1,one\n2,two,three\n", r"expected 2 columns in every row, .* got 3 in line 3; put quotes around"),
         ("a.csv", b"id,text\n1\n", r"expected 2 columns in every row, .* got 1 in line 2; put quotes around"),
-        ("a.csv", b'text\n"one\ntwo\n', r"expected a table as spreadsheets write it, got 'unexpected end of data' in 'a\.csv' after line 1"),
+        (
+            "a.csv",
+            b'text\n"one\ntwo\n',
+            r"expected a table .*, got 'unexpected end of data' in 'a\.csv' after line 1",
+        ),
         ("a.csv", b"text\n", "expected documents with text"),
         ("a.csv", b"", "expected documents with text"),
         ("a.csv.gz", FLIPPED, r"expected a readable UTF-8 .* in 'a\.csv\.gz'"),

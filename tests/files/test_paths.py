@@ -9,6 +9,7 @@ import pytest
 
 from adapruner.errors import ConfigurationError
 from adapruner.files.paths import check_folder_path, check_path
+from tests.complaints import complaint
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_what_is_refused(path: Any, message: str) -> None:
 
 @pytest.mark.parametrize("path", [None, "", "a", "a/b:c", "C:\\run", "x" * 255, "organisation/model", Path("a")])
 def test_what_passes(path: Any) -> None:
-    check_path("folder", path)
+    assert complaint(check_path, "folder", path) is None
 
 
 def test_what_is_in_the_way_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 from adapruner.errors import ConfigurationError
 from adapruner.files.digests import DamagedError
 from adapruner.recovery.checkpoint_file import check_index, check_is_local
+from tests.complaints import complaint
 
 
 class Runs:
@@ -37,11 +38,11 @@ def test_what_is_no_local_checkpoint(path: str, tmp_path: Path, monkeypatch: pyt
 
 
 def test_files_and_folders_pass(tmp_path: Path) -> None:
-    check_is_local(None)
     (tmp_path / "a.ckpt").write_text("")
+    assert "without meta.pt" in str(complaint(check_is_local, tmp_path))
     (tmp_path / "meta.pt").write_text("")
-    check_is_local(str(tmp_path / "a.ckpt"))
-    check_is_local(tmp_path)
+    for path in (None, str(tmp_path / "a.ckpt"), tmp_path):
+        assert complaint(check_is_local, path) is None
 
 
 def test_the_index_that_torch_writes_passes(tmp_path: Path) -> None:
@@ -50,7 +51,7 @@ def test_the_index_that_torch_writes_passes(tmp_path: Path) -> None:
     model(torch.ones(1, 3, dtype=torch.bfloat16)).sum().backward()
     optimizer.step()
     dcp.save({"state_dict": model.state_dict(), "optimizer_0": optimizer.state_dict()}, checkpoint_id=tmp_path, no_dist=True)
-    check_index(tmp_path)
+    assert complaint(check_index, tmp_path) is None
 
 
 @pytest.mark.parametrize("how", ["code", "half", "empty", "gone", "a name inside a name"])
