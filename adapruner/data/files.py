@@ -153,7 +153,8 @@ def _table_rows(file: Path) -> Iterator[Any]:
                 yield row
         except csv.Error as error:
             raise DataError(
-                f"path: expected a table as spreadsheets write it, got {str(error)!r} in {file.name!r} after line {reader.line_num}; mend it"
+                f"path: expected a table as spreadsheets write it, got {str(error)!r} in {file.name!r} after line {reader.line_num}; "
+                "mend it"
             ) from None
 
 
