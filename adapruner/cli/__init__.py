@@ -32,9 +32,12 @@ def main(arguments: list[str] | None = None) -> None:
     except AdaPrunerError as error:
         _end(str(error), 2)
     except KeyboardInterrupt:
-        print(f"adapruner: interrupted; {GOES_ON}", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (SystemExit, GeneratorExit):
+        _end_interrupted()
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # inside fit, Lightning ends the process with code 1 and no word
+            _end_interrupted()
+        raise
+    except GeneratorExit:
         raise
     except BrokenPipeError:  # whoever read the output has read enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # which Python would flush at its end
@@ -56,6 +59,11 @@ def _only_weights_are_read() -> Iterator[None]:
     finally:
         del os.environ[_HOW_TORCH_READS[0]]
         os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def _end_interrupted() -> NoReturn:
+    print(f"adapruner: interrupted; {GOES_ON}", file=sys.stderr)
+    raise SystemExit(130) from None
 
 
 def _end(message: str, code: int) -> NoReturn:

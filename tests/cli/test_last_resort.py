@@ -130,26 +130,37 @@ def test_an_output_that_lacks_characters_ends_nothing(encoding: str, monkeypatch
 
 
 _LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))"
-_RENAMED = """
+_WHEN_THE_PLAN_IS_SAVED = """
 import os
 import adapruner.search.find_plan as find
 import adapruner.callbacks.pruning_search as callback
 own = find.save_found_plan
 def save(*arguments):
-    os.rename("run", "away")
+    {}
     own(*arguments)
 callback.save_found_plan = save
 """
+_RENAMED = _WHEN_THE_PLAN_IS_SAVED.format('os.rename("run", "away")')
+_INTERRUPTED = _WHEN_THE_PLAN_IS_SAVED.format("raise KeyboardInterrupt")
 
 
 @pytest.mark.slow  # a process that loads everything
-@pytest.mark.parametrize("limit", [_LIMITED, _RENAMED], ids=["a file may not grow", "the run folder is renamed"])
-def test_limits_of_the_system_are_one_line(limit: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        (_LIMITED, 2, "adapruner: error: folder: expected to write"),
+        (_RENAMED, 2, "adapruner: error: folder: expected "),
+        (_INTERRUPTED, 130, "adapruner: interrupted; the same command goes on where it stopped"),
+    ],
+    ids=["a file may not grow", "the run folder is renamed", "an interrupt inside fit"],
+)
+def test_what_comes_from_outside_is_one_line(change: str, code: int, said: str, tmp_path: Path) -> None:
     make_workspace(tmp_path)
     words = ["fit", "--config", "base.yaml", "--pruning.recipe={coefficients: {l2: 1.0}}", "--pruning.reconstruction=null"]
-    code = f"{limit}\nfrom adapruner.cli import main\nmain({words!r})"
+    program = f"{change}\nfrom adapruner.cli import main\nmain({words!r})"
     environment = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "PATH": ""}  # a limit would cut bytecode short, too
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2, done.stderr
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
-    assert len([line for line in done.stderr.splitlines() if line.startswith("adapruner: error: ")]) == 1, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("adapruner: ")]
+    assert line.startswith(said)
