@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.spoilt import (
     adapter_folder,
+    chat_template,
     config,
     content,
     cut,
@@ -55,6 +56,10 @@ class BadInput:
 
 
 _ONE_SOURCE = "[{name: books, path: texts/rows.jsonl}]"
+_CHAT = "[{name: books, path: texts/rows.jsonl, chat: true}]"
+_CONVERSATION = (
+    '{"messages": [{"role": "system", "content": "w1"}, {"role": "user", "content": "w2"}, {"role": "assistant", "content": "w3"}]}'
+)
 _PLAN = ("--pruning.plan=plan.json",)
 _EVALUATED = ("--config=base.yaml", "--data.prompts=texts/test.txt")
 _EXPORT = "export"
@@ -238,6 +243,10 @@ ROWS: dict[str, tuple[BadInput, ...]] = {
         BadInput("text that is not UTF-8", r"expected a readable UTF-8 or parquet file", spoil=lambda folder: (folder / "texts/calibration.txt").write_bytes(b"\xff\xfe\xfa" * 99) and None),
         BadInput("an unknown kind of file", r"source 'books': path: expected one of \.txt, .* got 'plan\.docx'", ("--data.calibration.sources=[{name: books, path: plan.docx}]",), text("plan.docx", "x")),
         BadInput("a missing column", r"source 'books': expected a column 'text' in 'rows\.jsonl', got the columns body", (f"--data.calibration.sources={_ONE_SOURCE}",), text("texts/rows.jsonl", '{"body": "w1"}\n')),
+        BadInput("conversations where text is read", r"source 'books': expected a column 'text' in 'rows\.jsonl', got the columns messages; give chat: true", (f"--data.calibration.sources={_ONE_SOURCE}",), text("texts/rows.jsonl", _CONVERSATION)),
+        BadInput("conversations, and a tokenizer without a chat template", r"source 'books': rows\.jsonl#0: expected a tokenizer with a chat template, got none; give chat: false", (f"--data.calibration.sources={_CHAT}",), text("texts/rows.jsonl", _CONVERSATION)),
+        BadInput("a chat template that refuses the system", r"source 'books': rows\.jsonl#0: expected a conversation .* got 'no system role'; put what the system says into the first message of the user", (f"--data.calibration.sources={_CHAT}",), chat_template("{{ raise_exception('no system role') }}", "texts/rows.jsonl", _CONVERSATION)),
+        BadInput("messages of another form", r"source 'books': row 0 of 'rows\.jsonl': expected role and content as text in every message, got from str, value str; convert it", (f"--data.calibration.sources={_CHAT}",), text("texts/rows.jsonl", '{"messages": [{"from": "human", "value": "w1"}]}')),
         BadInput("a number for text", r"expected text in column 'text', got int in row 0", (f"--data.calibration.sources={_ONE_SOURCE}",), text("texts/rows.jsonl", '{"text": 3}\n')),
         BadInput("damaged rows", r"expected one JSON object a line, got .* line 2", (f"--data.calibration.sources={_ONE_SOURCE}",), text("texts/rows.jsonl", '{"text": "w1"}\n{"tex\n')),
         BadInput("rows nested too deep", r"expected one JSON object a line, got 'maximum recursion depth .* in 'rows\.jsonl' line 1", (f"--data.calibration.sources={_ONE_SOURCE}",), text("texts/rows.jsonl", "[" * 100_000)),

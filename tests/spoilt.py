@@ -110,6 +110,16 @@ def cut(path: str) -> Callable[[Path], None]:
     return spoil
 
 
+def chat_template(template: str, path: str, content: str) -> Callable[[Path], None]:
+    """Gives the model's tokenizer a chat template, and writes a file of text."""
+
+    def spoil(folder: Path) -> None:
+        (folder / "model/chat_template.jinja").write_text(template)
+        (folder / path).write_text(content)
+
+    return spoil
+
+
 def json_field(path: str, key: str, value: Any, **more: Any) -> Callable[[Path], None]:
     """Changes one field of a JSON file, or several."""
 

@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor
 
 from adapruner.data.bos import BosRule
+from adapruner.data.conversations import common_prefix
 from adapruner.data.documents import hash_text
-from adapruner.data.windows import IGNORED, TextWindows, common_prefix, ended, padded_rows
+from adapruner.data.windows import IGNORED, TextWindows, ended, padded_rows
 from adapruner.errors import ConfigurationError, DataError
 from adapruner.files.atomic import write_atomically
 from adapruner.files.digests import DamagedError, opened, sealed
@@ -55,6 +57,13 @@ class CalibrationSample:
     """Without padding, as the model saw them that the set was made with."""
     prompt_tokens: int
     """So many tokens at the start are not counted by the loss."""
+    later_prompts: list[list[int]] = field(default_factory=list)
+    """Of a conversation of several turns: spans ``[start, end)`` of further tokens that are not counted."""
+
+    @property
+    def uncounted(self) -> list[tuple[int, int]]:
+        """All spans of tokens that are not counted."""
+        return [(0, self.prompt_tokens), *((start, end) for start, end in self.later_prompts)]
 
 
 @dataclass(frozen=True)
@@ -85,8 +94,9 @@ class CalibrationSet:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over text, prompt, source and relative weight of every sample."""
-        record = [(s.source, s.text, s.prompt, f"{w:.9f}") for s, w in zip(self.samples, self.weights.tolist(), strict=True)]
+        """16 hex digits over text, prompts, source and relative weight of every sample."""
+        pairs = zip(self.samples, self.weights.tolist(), strict=True)
+        record = [(s.source, s.text, s.prompt, f"{w:.9f}", *s.later_prompts) for s, w in pairs]
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()[:16]
 
     def write(self, path: str | Path) -> None:
@@ -116,13 +126,13 @@ class CalibrationSet:
         if seq_len < 2:
             raise ConfigurationError(f"seq_len: expected a whole number >= 2, got {seq_len}; correct it")
         same = self.tokenizer["fingerprint"] == fingerprint_tokenizer(tokenizer)
-        rows: list[tuple[list[int], int]] = []
+        rows: list[tuple[list[int], list[tuple[int, int]]]] = []
         kept: list[int] = []
         for position, sample in enumerate(self.samples):
-            ids, prompt_tokens = _own_tokens(sample, tokenizer) if same else _new_tokens(sample, tokenizer, bos or BosRule())
+            ids, uncounted = _own_tokens(sample, tokenizer) if same else _new_tokens(sample, tokenizer, bos or BosRule())
             ids = ids[:seq_len]
-            if max(prompt_tokens, 1) < len(ids):
-                rows.append((ids, prompt_tokens))
+            if max(uncounted[0][1], 1) < len(ids):
+                rows.append((ids, uncounted))
                 kept.append(position)
         if not rows:
             raise DataError(f"calibration set: expected a sample with a token to predict, got none within {seq_len}; raise seq_len")
@@ -245,8 +255,8 @@ def decode(tokenizer: Any, tokens: list[int]) -> str:
 def _sample(windows: TextWindows, row: int, tokenizer: Any, weight: float) -> CalibrationSample:
     present = windows.attention_mask[row].bool()
     tokens = windows.input_ids[row][present].tolist()
-    counted = (windows.labels[row][present] != IGNORED).nonzero().flatten()
-    prompt_tokens = int(counted[0]) if len(counted) else len(tokens)
+    spans = _uncounted(windows.labels[row][present] == IGNORED)
+    prompt_tokens = spans.pop(0)[1] if spans and spans[0][0] == 0 else 0
     text = decode(tokenizer, tokens)
     return CalibrationSample(
         id=row,
@@ -259,25 +269,36 @@ def _sample(windows: TextWindows, row: int, tokenizer: Any, weight: float) -> Ca
         prompt=text[: common_prefix(text, decode(tokenizer, tokens[:prompt_tokens]))],
         tokens=tokens,
         prompt_tokens=prompt_tokens,
+        later_prompts=spans,
     )
 
 
-def _own_tokens(sample: CalibrationSample, tokenizer: Any) -> tuple[list[int], int]:
+def _uncounted(ignored: Tensor) -> list[list[int]]:
+    """Spans ``[start, end)`` in which a flag ``[n]`` is set."""
+    runs, start = [], 0
+    for value, run in groupby(ignored.tolist()):
+        end = start + len(list(run))
+        runs += [[start, end]] if value else []
+        start = end
+    return runs
+
+
+def _own_tokens(sample: CalibrationSample, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]]:
     try:
         text = decode(tokenizer, sample.tokens)
     except (IndexError, KeyError, OverflowError, TypeError):  # an id that the vocabulary does not have
         text = None
     if text != sample.text:
         raise DataError(f"calibration set: expected the tokens of sample {sample.id} to be its text, got another text; {_REMEDY}")
-    return sample.tokens, sample.prompt_tokens
+    return sample.tokens, sample.uncounted
 
 
-def _new_tokens(sample: CalibrationSample, tokenizer: Any, bos: BosRule) -> tuple[list[int], int]:
+def _new_tokens(sample: CalibrationSample, tokenizer: Any, bos: BosRule) -> tuple[list[int], list[tuple[int, int]]]:
     if not sample.prompt:
         begin = [] if bos.begins is None else [bos.begins]
-        return [*begin, *tokenizer(sample.text, add_special_tokens=False)["input_ids"]], 0
+        return [*begin, *tokenizer(sample.text, add_special_tokens=False)["input_ids"]], [(0, 0)]
     ids = ended(tokenizer(sample.text)["input_ids"], tokenizer)
-    return ids, common_prefix(ids, tokenizer(sample.prompt)["input_ids"])
+    return ids, [(0, common_prefix(ids, tokenizer(sample.prompt)["input_ids"]))]
 
 
 def _checked_sample(item: Any, where: str, seq_len: int) -> CalibrationSample:
@@ -297,7 +318,10 @@ def _checked_sample(item: Any, where: str, seq_len: int) -> CalibrationSample:
     if hash_text(item["text"]) != item["text_hash"]:
         got = f"expected text with the hash {item['text_hash']!r}, got {hash_text(item['text'])}"
         raise DataError(f"{where}: {got}: the text was changed; {_REMEDY}")
-    return CalibrationSample(**{key: item[key] for key in CalibrationSample.__dataclass_fields__})
+    later, most = item.get("later_prompts", []), len(item["tokens"])
+    spans = isinstance(later, list) and all(isinstance(s, list) and [type(edge) for edge in s] == [int, int] for s in later)
+    _expect(spans and all(0 <= start < end <= most for start, end in later), where, "later_prompts", "spans of its tokens", item)
+    return CalibrationSample(**{key: item[key] for key in CalibrationSample.__dataclass_fields__ if key in item})
 
 
 def _whole(value: Any, least: int) -> bool:

@@ -61,4 +61,5 @@ def _source_in_words(source: TextSource) -> str:
     details += [] if source.documents is None else [f"first {source.documents:,} documents"]
     details += [] if source.column == "text" else [f"column {source.column}"]
     details += ["instructions"] if source.instruction else []
+    details += ["conversations"] if source.chat else []
     return f"{source.name}: {', '.join(details)}"

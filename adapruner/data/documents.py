@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from heapq import heappop, heappush
 from typing import Any
 
+from adapruner.data.conversations import Message, check_messages, text_of
 from adapruner.data.instructions import REQUIRED_COLUMNS, render
 from adapruner.errors import DataError
+
+#: The column of a conversation where none is named.
+CHAT_COLUMN = "messages"
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Document:
     """The whole text. May be blank: some evaluation protocols join blank rows too."""
     prompt: str = ""
     """For instruction rows, the part of ``text`` before the response; otherwise empty."""
+    messages: Sequence[Message] = ()
+    """Of a conversation, which the model's chat template writes; ``text`` is then what is said in it."""
 
     @cached_property
     def hash(self) -> str:
@@ -80,8 +86,26 @@ def draw_documents(documents: Iterable[Document], characters: int, seed: int) ->
     return [document for _, _, document in sorted(kept, key=lambda entry: entry[1])]
 
 
+def conversation(source: str, name: str, messages: Any, where: str) -> Document:
+    """One conversation as a document.
+
+    Args:
+        source: name of the source.
+        name: of the document.
+        messages: a list of objects with ``role`` and ``content``.
+        where: source and row, for messages.
+
+    Raises:
+        DataError: if they are no messages, or have half of a character.
+    """
+    found = check_messages(messages, where)
+    text = text_of(found)
+    check_characters(text, where)
+    return Document(source, name, text, messages=found)
+
+
 def row_documents(
-    source: str, label: str, rows: Iterable[Mapping[str, Any]], column: str = "text", instruction: bool = False
+    source: str, label: str, rows: Iterable[Mapping[str, Any]], column: str = "text", instruction: bool = False, chat: bool = False
 ) -> Iterator[Document]:
     """One document of each row.
 
@@ -90,16 +114,22 @@ def row_documents(
         label: file or data set, for messages and the documents' names.
         column: the one with the text.
         instruction: rows have ``instruction``, ``input`` and ``output``, which become one text by the Alpaca template.
+        chat: the column holds the messages of a conversation; of the default column's name, it is ``messages``.
 
     Raises:
-        DataError: if a row lacks a column, or holds no text there.
+        DataError: if a row lacks a column, or holds no text or messages there.
     """
+    column = CHAT_COLUMN if chat and column == "text" else column
     needed = REQUIRED_COLUMNS if instruction else (column,)
     for number, row in enumerate(rows):
         for name in needed:
             if name not in row:
                 there = ", ".join(map(str, row)) or "none"
-                raise DataError(f"source {source!r}: expected a column {name!r} in {label!r}, got the columns {there}; name one of them")
+                remedy = "give chat: true" if CHAT_COLUMN in row and not chat else "name one of them"
+                raise DataError(f"source {source!r}: expected a column {name!r} in {label!r}, got the columns {there}; {remedy}")
+        if chat:
+            yield conversation(source, f"{label}#{number}", row[column], f"source {source!r}: row {number} of {label!r}")
+            continue
         strings = {name: "" if row.get(name) is None else row[name] for name in ((*needed, "input") if instruction else needed)}
         for name, value in strings.items():
             if not isinstance(value, str):

@@ -88,7 +88,7 @@ class WindowDrawer:
             pool = count  # read only as far as needed
         elif count is not None:
             documents = iter(draw_documents(documents, count * seq_len * _CHARACTERS_PER_TOKEN, seed))
-        build = pad_instructions if source.instruction else sample_windows
+        build = pad_instructions if source.instruction or source.chat else sample_windows
         options = {"pool": pool, "at_least": min(least, count) if self.take_fewer and count is not None else None, "bos": self.bos}
         label, documents = f"{role}, source {source.name!r}{part_in_words(source)}", self._note_short(documents)
         windows = _named(label, build, documents, self.tokenizer, seq_len, count, seed, **options)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adapruner.argument_checks import typed
-from adapruner.data.documents import Document
+from adapruner.data.documents import CHAT_COLUMN
 from adapruner.data.draw_windows import WindowDrawer
 from adapruner.data.files import in_pieces
 from adapruner.data.run_data import RunData
@@ -45,10 +45,11 @@ def data_from_texts(
 ) -> RunData:
     """Token windows of every set of a run, the same as :class:`adapruner.PruningDataModule` draws from files with these texts.
 
-    Each of the four sets is a list of texts (one source, named ``texts``), a ``datasets.Dataset`` with a column ``text``, token windows,
-    or a mapping of source names to any of these, such as a ``DatasetDict``. Token windows are an int64 tensor ``[n, seq_len]``, or an
-    object or mapping with ``input_ids`` and, if it likes, ``attention_mask`` and ``labels`` of the same shape; they are taken whole, and
-    texts beside them in a set are cut to their length.
+    Each of the four sets is a list of texts (one source, named ``texts``) or of conversations (lists of ``{"role", "content"}``, which
+    the tokenizer's chat template writes, and of which only the answers are counted), a ``datasets.Dataset`` with a column ``text`` or
+    ``messages``, token windows, or a mapping of source names to any of these, such as a ``DatasetDict``. Token windows are an int64
+    tensor ``[n, seq_len]``, or an object or mapping with ``input_ids`` and, if it likes, ``attention_mask`` and ``labels`` of the same
+    shape; they are taken whole, and texts beside them in a set are cut to their length.
 
     Where there is less text than asked for, all of it is taken, and one line says so; a source with too little for the search is left
     out of it, as long as another has enough.
@@ -145,15 +146,19 @@ def _source(argument: str, name: str, value: Any) -> TextSource:
         return _of_windows(name, _token_windows(argument, name, value))
     columns = getattr(value, "column_names", None)
     if columns is not None:  # a datasets.Dataset
-        if "text" not in columns:
-            raise DataError(f"{argument}: expected a data set with a column 'text', got {', '.join(columns)}; rename_column it")
-        value = value["text"]
+        column = next((name for name in ("text", CHAT_COLUMN) if name in columns), None)
+        if column is None:
+            raise DataError(
+                f"{argument}: expected a data set with a column 'text' or '{CHAT_COLUMN}', got {', '.join(columns)}; rename_column it"
+            )
+        value = value[column]
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         got = "one string" if isinstance(value, str) else type(value).__name__
         raise DataError(
             f"{argument}: expected a list of texts, a datasets.Dataset, token windows or a mapping of these, got {got}; give one"
         )
-    source = TextSource(name, texts=list(value))
+    texts = list(value)
+    source = TextSource(name, texts=texts, chat=bool(texts) and isinstance(texts[0], list))
     if not source.texts:
         raise DataError(f"{argument}: expected one text or more, got an empty list; give texts")
     read_documents(source)  # refuses what is no text
@@ -180,24 +185,26 @@ def _token_windows(argument: str, name: str, value: Any) -> TextWindows:
 
 def _hold_out(sources: Sequence[TextSource]) -> tuple[list[TextSource], list[TextSource]]:
     """Three quarters of every source for the pool, and a quarter for the search."""
-    pairs = [_split_windows(source) if source.texts is None else _split_texts(source.name, source.texts) for source in sources]
+    pairs = [_split_windows(source) if source.texts is None else _split_texts(source) for source in sources]
     return [pool for pool, _ in pairs], [search for _, search in pairs]
 
 
-def _split_texts(name: str, texts: list[str]) -> tuple[TextSource, TextSource]:
-    if not _on_both_sides(texts):  # few long ones: cut into pieces as text files are
+def _split_texts(source: TextSource) -> tuple[TextSource, TextSource]:
+    texts: list[Any] = source.texts or []
+    if not _on_both_sides(source) and not source.chat:  # few long ones: cut into pieces as text files are
         texts = [piece for text in texts for piece in in_pieces(text.splitlines(keepends=True))]
-    if not _on_both_sides(texts):
+    source = replace(source, texts=texts)
+    if not _on_both_sides(source):
         raise DataError(
-            f"calibration: expected texts in {name!r} of which a quarter can be held out for the search, got {len(texts)} pieces, "
+            f"calibration: expected texts in {source.name!r} of which a quarter can be held out for the search, got {len(texts)} pieces, "
             "all on one side; give more text, or give the search texts of its own"
         )
-    return TextSource(name, texts=texts, part=[0.0, HELD_OUT_FROM]), TextSource(name, texts=texts, part=[HELD_OUT_FROM, 1.0])
+    return replace(source, part=[0.0, HELD_OUT_FROM]), replace(source, part=[HELD_OUT_FROM, 1.0])
 
 
-def _on_both_sides(texts: Sequence[str]) -> bool:
+def _on_both_sides(source: TextSource) -> bool:
     """Whether some text falls to the pool and some to the search."""
-    return len({Document("", "", text).position < HELD_OUT_FROM for text in texts if text.strip()}) == 2
+    return len({d.position < HELD_OUT_FROM for d in source.reader.read() if d.text.strip()}) == 2
 
 
 def _split_windows(source: TextSource) -> tuple[TextSource, TextSource]:

@@ -111,6 +111,9 @@ class TextSource:
     """Hub only: read over the network as needed, without a download of the whole split."""
     instruction: bool = False
     """Rows have ``instruction``, ``input`` and ``output``, which become one text by the Alpaca template."""
+    chat: bool = False
+    """Rows have ``messages`` (or what ``column`` names): objects with ``role`` and ``content``, which the model's own chat template
+    writes; only what the assistant says is counted."""
     texts: list[str] | None = field(default=None, repr=False)
     """The texts themselves, each one document."""
     kind: str | None = None
@@ -139,6 +142,8 @@ class TextSource:
         return SOURCE_KINDS.find(kind, f"source {self.name!r}, kind")(self)
 
     def _refuse_options_without_effect(self, kind: str) -> None:
+        if self.instruction and self.chat:
+            raise DataError(f"source {self.name!r}: expected instruction or chat, got both; keep the one that the rows are")
         if self.instruction and self.column != "text":
             raise DataError(f"source {self.name!r}: expected no column with instruction, got {self.column!r}; leave it out")
         reader = self.reader

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from adapruner.data.bos import BosRule
+from adapruner.data.conversations import common_prefix, encode_conversation, render_conversation
 from adapruner.data.documents import Document
 from adapruner.data.text_bytes import predicted_bytes, tokenise_with_ends
 from adapruner.errors import ConfigurationError, DataError
@@ -182,10 +183,10 @@ def pad_instructions(
     """One row per example: text and end-of-text, truncated to ``seq_len``, padded on the right, prompt not counted.
 
     Examples whose prompt alone fills the window are left out: they would count nothing. A token that joins the end of
-    the prompt with the start of the response counts.
+    the prompt with the start of the response counts. Conversations are written by the chat template, which also ends them.
 
     Args:
-        documents: with ``prompt`` where the loss should not count it.
+        documents: with ``prompt`` where the loss should not count it, or with ``messages``.
         tokenizer: ``tokenizer(text)["input_ids"]``, ``eos_token_id``, ``pad_token_id`` (``None``: end-of-text pads).
         seq_len: tokens in a row.
         count: how many examples to draw; ``None`` for all, in order.
@@ -209,7 +210,7 @@ def pad_instructions(
         examples = [examples[i] for i in order.tolist()]
     names = list(dict.fromkeys(d.source for d, _, _ in examples))
     index = torch.tensor([names.index(d.source) for d, _, _ in examples])
-    rows = padded_rows([(ids, masked) for _, ids, masked in examples], tokenizer, seq_len)
+    rows = padded_rows([(ids, uncounted) for _, ids, uncounted in examples], tokenizer, seq_len)
     return TextWindows(*rows, names, index, [d.hash for d, _, _ in examples], begins_with=bos.words)
 
 
@@ -234,7 +235,7 @@ def joined_windows(
     """
     _check_sizes(window=window, limit=limit)
     read = list(documents)
-    tokens, ends = tokenise_with_ends("\n\n".join(d.text for d in read), tokenizer)
+    tokens, ends = tokenise_with_ends(_joined_text(read, tokenizer), tokenizer)
     text, room = bos.of_text(tokens), bos.room(window)
     ends = ends if ends is None else ends[len(tokens) - len(text) :]
     ids = torch.tensor(text, dtype=torch.long)
@@ -250,20 +251,23 @@ def joined_windows(
     return windows
 
 
-def padded_rows(rows: Sequence[tuple[Sequence[int], int]], tokenizer: Any, seq_len: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, labels and mask, each ``[n, seq_len]`` int64: rows padded on the right, their first tokens not counted.
+def padded_rows(
+    rows: Sequence[tuple[Sequence[int], Sequence[tuple[int, int]]]], tokenizer: Any, seq_len: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, labels and mask, each ``[n, seq_len]`` int64: rows padded on the right, some of their tokens not counted.
 
     Args:
-        rows: for each, at most ``seq_len`` tokens, and how many of them at the start no loss counts.
+        rows: for each, at most ``seq_len`` tokens, and the spans ``[start, end)`` of them that no loss counts.
         tokenizer: ``pad_token_id`` (``None``: ``eos_token_id`` pads).
         seq_len: tokens in a row of the result.
     """
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     input_ids = torch.full((len(rows), seq_len), pad, dtype=torch.long)
     labels, mask = torch.full_like(input_ids, IGNORED), torch.zeros_like(input_ids)
-    for row, (ids, masked) in enumerate(rows):
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        labels[row, masked : len(ids)] = torch.tensor(ids[masked:], dtype=torch.long)
+    for row, (ids, uncounted) in enumerate(rows):
+        input_ids[row, : len(ids)] = labels[row, : len(ids)] = torch.tensor(ids)
+        for start, end in uncounted:
+            labels[row, start:end] = IGNORED
         mask[row, : len(ids)] = 1
     return input_ids, labels, mask
 
@@ -291,27 +295,42 @@ def _pack(documents: Iterable[Document], tokenizer: Any, most: int | None, bos: 
 
 def _usable_examples(
     documents: Iterable[Document], tokenizer: Any, seq_len: int, bos: BosRule
-) -> Iterator[tuple[Document, list[int], int]]:
-    """Documents with their tokens, at most ``seq_len``, and how many of these are prompt."""
+) -> Iterator[tuple[Document, list[int], list[tuple[int, int]]]]:
+    """Documents with their tokens, at most ``seq_len``, and the spans of these that are not counted; something is."""
     for document in documents:
         if document.text.strip():
-            begin = [] if bos.begins is None else [bos.begins]
-            ids = [*begin, *ended(bos.of_text(tokenizer(document.text)["input_ids"]), tokenizer)][:seq_len]
-            prompt = [*begin, *bos.of_text(tokenizer(document.prompt)["input_ids"])] if document.prompt else []
-            masked = common_prefix(ids, prompt)
-            if masked < len(ids):
-                yield document, ids, masked
+            ids, uncounted = _encode(document, tokenizer, bos)
+            ids = ids[:seq_len]
+            if sum(min(end, seq_len) - start for start, end in uncounted if start < seq_len) < len(ids):
+                yield document, ids, uncounted
+
+
+def _encode(document: Document, tokenizer: Any, bos: BosRule) -> tuple[list[int], list[tuple[int, int]]]:
+    if document.messages:
+        return encode_conversation(document.messages, tokenizer, where_from(document), bos)
+    begin = [] if bos.begins is None else [bos.begins]
+    ids = [*begin, *ended(bos.of_text(tokenizer(document.text)["input_ids"]), tokenizer)]
+    prompt = [*begin, *bos.of_text(tokenizer(document.prompt)["input_ids"])] if document.prompt else []
+    return ids, [(0, common_prefix(ids, prompt))]
+
+
+def where_from(document: Document) -> str:
+    """Source and row of a conversation, for messages."""
+    return f"source {document.source!r}: {document.name}"
+
+
+def _joined_text(documents: Sequence[Document], tokenizer: Any) -> str:
+    """Texts with a blank line between them; conversations as the template writes them, which separates them itself."""
+    if not any(document.messages for document in documents):
+        return "\n\n".join(document.text for document in documents)
+    mark = getattr(tokenizer, "bos_token", None) or ""
+    return "".join(render_conversation(d.messages, tokenizer, where_from(d)).removeprefix(mark) for d in documents)
 
 
 def ended(ids: Sequence[int], tokenizer: Any) -> list[int]:
     """The tokens with one end-of-text at their end, where the tokenizer has one."""
     end = tokenizer.eos_token_id
     return [*ids] if end is None or (len(ids) and ids[-1] == end) else [*ids, end]
-
-
-def common_prefix(ids: Sequence[Any], prompt: Sequence[Any]) -> int:
-    """With how many equal tokens (or characters) both begin."""
-    return next((i for i, (a, b) in enumerate(zip(ids, prompt, strict=False)) if a != b), min(len(ids), len(prompt)))
 
 
 def _wanted(count: int | None, at_least: int | None) -> str:

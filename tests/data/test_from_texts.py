@@ -90,7 +90,7 @@ def test_a_data_set_is_its_column_of_texts(tokenizer: Any) -> None:
     alone = data_from_texts(given["wiki"], tokenizer, **SMALL)
     assert same(alone, data_from_texts(WIKI, tokenizer, **SMALL))
     assert alone.calibration_windows.source_names == ["texts"]
-    with pytest.raises(DataError, match=r"calibration: expected a data set with a column 'text', got body; rename_column it"):
+    with pytest.raises(DataError, match=r"calibration: expected a data set with a column 'text' or 'messages', got body; rename_column it"):
         data_from_texts(datasets.Dataset.from_dict({"body": WIKI}), tokenizer)
 
 

@@ -14,7 +14,7 @@ from adapruner.errors import DataError
 class HubSource(SourceKind):
     """``hub`` is its name there, or a folder that ``datasets.load_dataset`` takes."""
 
-    fields = ("config", "split", "revision", "column", "streaming", "instruction")
+    fields = ("config", "split", "revision", "column", "streaming", "instruction", "chat")
 
     def read(self) -> Iterator[Document]:
         """One document a row.
@@ -23,7 +23,7 @@ class HubSource(SourceKind):
             DataError: if the data set cannot be had, with what ``datasets`` says.
         """
         source = self.source
-        return row_documents(source.name, self.where, self._rows(), source.column, source.instruction)
+        return row_documents(source.name, self.where, self._rows(), source.column, source.instruction, source.chat)
 
     def _rows(self) -> Iterator[Mapping[str, Any]]:
         import datasets

@@ -17,7 +17,7 @@ from adapruner.errors import DataError
 class FileSource(SourceKind):
     """Text files give pieces cut at blank lines, files with rows one document a row."""
 
-    fields = ("split", "column", "instruction")
+    fields = ("split", "column", "instruction", "chat")
 
     @property
     def _root(self) -> Path:
@@ -41,8 +41,8 @@ class FileSource(SourceKind):
         except DataError as error:
             raise DataError(f"source {source.name!r}: {error}") from None
         without = next((f.name for f in files if is_text(f)), None)
-        if without and (source.instruction or source.column != "text"):
-            option = "instruction" if source.instruction else f"column {source.column!r}"
+        option = "instruction" if source.instruction else "chat" if source.chat else f"column {source.column!r}"
+        if without and option != "column 'text'":
             raise DataError(f"source {source.name!r}: expected files with columns for {option}, got {without!r}; give .jsonl or .parquet")
 
     def read(self) -> Iterator[Document]:
@@ -54,7 +54,7 @@ class FileSource(SourceKind):
         source, root = self.source, self._root
         if is_saved_to_disk(root):
             rows, label = saved_rows(root, source.split, source.name)
-            yield from row_documents(source.name, label, rows, source.column, source.instruction)
+            yield from row_documents(source.name, label, rows, source.column, source.instruction, source.chat)
             return
         files = self._files()
         if root.is_dir():
@@ -66,7 +66,7 @@ class FileSource(SourceKind):
             if is_text(file):
                 yield from (Document(source.name, f"{label}#{i}", text) for i, text in enumerate(read_text_pieces(file)))
             else:
-                yield from row_documents(source.name, label, read_rows(file), source.column, source.instruction)
+                yield from row_documents(source.name, label, read_rows(file), source.column, source.instruction, source.chat)
 
     def _files(self) -> ChosenFiles:
         files = list_files(self._root)
