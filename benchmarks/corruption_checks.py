@@ -92,7 +92,7 @@ def judge(made: Command, ended: Ended, folder: Path, reference: Any) -> tuple[st
     notes = [
         line
         for line in ended.out.splitlines()
-        if "damaged" in line or "not as fit wrote it" in line or "starts anew" in line or "leaves seeds out" in line
+        if any(words in line for words in ("damaged", "not as fit wrote it", "starts anew", "out of the model card"))
     ]
     if found == reference:
         return "right", (notes or ["the same result"])[0]

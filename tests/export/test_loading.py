@@ -86,6 +86,22 @@ def test_a_missing_shard(pruned, tmp_path):
         load(record.path)
 
 
+@pytest.mark.parametrize("way", ["folder", "link"])
+def test_something_else_in_the_place_of_any_file(pruned, tmp_path, way):
+    case = pruned("llama", *UNEVEN)
+    record = export_model(case.model, None, case.structure, case.plan, tmp_path / "out", max_shard_size="20KB")
+    for name in set(record.files) - {"README.md"}:  # which anybody may change
+        file = record.path / name
+        content = file.read_bytes()
+        file.unlink()
+        _ = file.mkdir() if way == "folder" else file.symlink_to("nowhere")
+        with pytest.raises((ModelError, PlanError), match=r": expected .+, got .+; .+"):
+            load(record.path)
+        _ = file.rmdir() if way == "folder" else file.unlink()
+        file.write_bytes(content)
+    assert torch.equal(case.logits(load(record.path)), case.logits())
+
+
 def test_shapes_other_than_the_configuration_says(exported):
     _, record = exported
     config = json.loads((record.path / "config.json").read_text())
