@@ -1,11 +1,18 @@
-"""What a run says on the terminal: one line per decision, one bar per long stage; silent on all ranks but the first."""
+"""What a run says: one line per decision, one bar per long stage, and all of it in a log; silent on all ranks but the first.
+
+The log is the one of Python's :mod:`logging` by the name ``adapruner``; a run folder has it as ``run.log``.
+"""
 
 from __future__ import annotations
 
+import logging
 import random
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapruner.distributed import is_rank_zero
@@ -14,6 +21,12 @@ from adapruner.errors import printable
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.segment import Segment
+
+LOG = logging.getLogger("adapruner")
+RUN_LOG = "run.log"
+"""What a run said, in its folder."""
+#: Seconds after which a long stage says where it is, whatever it has done since; and between two lines at least.
+LINE_EVERY, LINES_APART = 60.0, 1.0
 
 #: Whether anything is printed at all.
 _SHOWN: ContextVar[bool] = ContextVar("shown", default=True)
@@ -56,24 +69,65 @@ def terminal(**options: Any) -> Console:
     return Terminal(**options)
 
 
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written any more ends nothing: a full disk is told by what has to be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing, where the library prints a traceback."""
+
+    def close(self) -> None:
+        """Closes the file; what could not be written is gone."""
+        with suppress(OSError):
+            super().close()
+
+
+@contextmanager
+def logged_to(file: Path) -> Iterator[None]:
+    """Inside the block everything that is said is appended to a file as well, with the time; on the first rank alone."""
+    if not is_rank_zero():
+        yield
+        return
+    try:
+        handler = _LogFile(file, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:  # a folder in its place, say
+        announce(f"keeps no log: {file} cannot be written ({error.strerror})")
+        yield
+        return
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    before = LOG.level, LOG.propagate
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
+        LOG.setLevel(before[0])
+        LOG.propagate = before[1]
+        handler.close()
+
+
 def announce(message: str) -> None:
     """One plain line."""
+    if is_rank_zero():
+        LOG.info(printable(message))
     if not _silent():
         terminal(soft_wrap=True, highlight=False).print(f"adapruner: {message}", markup=False)
 
 
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
-    """A bar with time left, on a terminal and in a notebook; yields ``advance(done, note="")``. Elsewhere ten plain lines instead."""
+    """A bar with time left, on a terminal and in a notebook; yields ``advance(done, note="")``. Elsewhere plain lines, as the log has."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     if _silent():
-        yield lambda done, note="": None
+        yield _Lines(title, total, None)
         return
     console = terminal()
-    if not console.is_terminal and not console.is_jupyter:
-        yield _lines(title, total, console)
+    if not _has_bars(console):
+        yield _Lines(title, total, console)
         return
+    lines = _Lines(title, total, None)
     columns = (
         TextColumn("{task.description:<14}", markup=False),
         BarColumn(bar_width=24),
@@ -85,7 +139,12 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=total, note="")
-        yield lambda done, note="": progress.update(task, completed=done, note=note)
+
+        def advance(done: int, note: str = "") -> None:
+            progress.update(task, completed=done, note=note)
+            lines(done, note)
+
+        yield advance
 
 
 @contextmanager
@@ -102,15 +161,55 @@ def late_progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
         yield advance
 
 
-def _lines(title: str, total: int, console: Console) -> Callable[..., None]:
-    shown = -1
+def plain_lines(title: str, total: int | None) -> Callable[..., None]:
+    """``advance(done, note="")`` for work that somebody else draws a bar of: lines in the log, and where there can be no bar.
 
-    def advance(done: int, note: str = "") -> None:
-        nonlocal shown
-        tenth = done * 10 // max(1, total)
-        if tenth > shown or done >= total:
-            shown = tenth
-            console.print(f"{title}: {done} of {total} {note}".rstrip(), markup=False, highlight=False, soft_wrap=True)
-            console.file.flush()
+    Args:
+        total: ``None`` where no one knows.
+    """
+    console = None if _silent() else terminal()
+    return _Lines(title, total, None if console is None or _has_bars(console) else console)
 
-    return advance
+
+def _has_bars(console: Console) -> bool:
+    return console.is_terminal or console.is_jupyter
+
+
+class _Lines:
+    """Where a stage is, in plain lines: at every tenth and once a minute, with the time that it will take at this pace.
+
+    Args:
+        total: ``None`` where no one knows.
+        console: where they are printed, besides the log; ``None``: nowhere.
+    """
+
+    def __init__(self, title: str, total: int | None, console: Console | None) -> None:
+        self.title, self.total, self.console = title, total, console
+        self._tenth, self._said = -1, float("-inf")
+        self._first: tuple[float, int] | None = None
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """So much is done."""
+        now, total = time.monotonic(), self.total
+        if self._first is None:  # a resumed stage begins in the middle: its pace is known from the second call on
+            self._first = now, done
+        tenth = -1 if total is None else done * 10 // max(1, total)
+        ended = total is not None and done >= total
+        if not ended and (now - self._said < LINES_APART or (tenth <= self._tenth and now - self._said < LINE_EVERY)):
+            return
+        self._tenth, self._said = tenth, now
+        self._say(f"{self.title}: {done}{'' if total is None else f' of {total}'}{self._left(now, done)} {note}".rstrip())
+
+    def _left(self, now: float, done: int) -> str:
+        began, first = self._first or (now, done)
+        if self.total is None or not first < done < self.total:
+            return ""
+        seconds = (now - began) / (done - first) * (self.total - done)
+        return f", {timedelta(seconds=round(seconds))} left" if seconds >= 1 else ""
+
+    def _say(self, line: str) -> None:
+        if is_rank_zero():
+            LOG.info(printable(line))
+        if self.console is not None:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.console.file.flush()

@@ -7,8 +7,9 @@ callbacks (``callbacks/``) call the same stages when a Trainer says so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from adapruner.export.folder import ExportRecord
 from adapruner.export.staging import check_no_export
 from adapruner.files.atomic import writing
 from adapruner.files.folder_lock import check_there, held
-from adapruner.progress import shown
+from adapruner.progress import RUN_LOG, logged_to, shown
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.lora import check_adapters
@@ -112,7 +113,7 @@ def prune(
     recovery = recovery_config(recovery)
     if folder is not None:
         check_can_draw("lift it, or give no folder")
-    with shown(progress), _run_folder(folder) as where:
+    with shown(progress), _run_folder(folder) as where, ExitStack() as log:
         model, tokenizer = load_model(model, tokenizer)
         if recovery is not None:
             check_adapters(model, recovery.lora)
@@ -120,7 +121,8 @@ def prune(
         reports = where is not None or evaluation is not None
         prompts = [lambda: report.check_prompts(model, tokenizer)] if reports else []
         check_model_and_data(model, data, asked.budget, report.sequence_lengths() if reports else {}, *prompts)
-        scored = score_model(model, data, asked, folder=where, compared_metrics=report.compare)
+        keep = None if where is None else partial(log.enter_context, logged_to(where / RUN_LOG))
+        scored = score_model(model, data, asked, folder=where, compared_metrics=report.compare, on_accepted=keep)
         recover = short_recovery(data.recovery_windows, recovery, asked.search.recovery_steps)
         found = find_plan(scored, recover=recover)  # the folder is this call's already
         save_found_plan(scored, found, tokenizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -17,6 +18,7 @@ from adapruner.argument_checks import check_seed, typed_as
 from adapruner.callbacks.listener import PruningListener, check_callbacks, first_of, listeners_of
 from adapruner.errors import ModelError
 from adapruner.models.model_attribute import held_model, hold_model
+from adapruner.progress import plain_lines
 from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
 from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora, recover_briefly
 
@@ -46,6 +48,7 @@ class LoRARecoveryCallback(PruningListener):
         self._started: float | None = None
         self._attached = False
         self._batch: tuple[Any, int] = (None, 0)
+        self._progress: Callable[..., None] = plain_lines("recovery", None)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attaches the adapters, once, at the start of ``fit``.
@@ -63,8 +66,10 @@ class LoRARecoveryCallback(PruningListener):
         self._attached = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Training time is counted from here."""
+        """Training time is counted from here; where Lightning draws no bar, plain lines say where it is."""
         self._started = time.monotonic()
+        steps = trainer.estimated_stepping_batches
+        self._progress = plain_lines("recovery", int(steps) if math.isfinite(steps) else None)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remembers the batch, should its loss not be finite."""
@@ -104,7 +109,9 @@ class LoRARecoveryCallback(PruningListener):
         """Keeps the recovery curve for the report, over all ranks."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if isinstance(loss, torch.Tensor):
-            self.history.append((trainer.global_step, float(trainer.strategy.reduce(loss.detach(), reduce_op="mean"))))
+            mean = float(trainer.strategy.reduce(loss.detach(), reduce_op="mean"))
+            self.history.append((trainer.global_step, mean))
+            self._progress(trainer.global_step, f"loss {mean:.3f}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Training time ends here."""

@@ -27,6 +27,7 @@ from adapruner.errors import ConfigurationError
 from adapruner.files.folder_lock import FolderLock, held, no_empty_folders
 from adapruner.models.loading import check_language_model
 from adapruner.models.model_attribute import held_model
+from adapruner.progress import RUN_LOG, logged_to
 from adapruner.pruned_module import carry_pruning
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
@@ -151,6 +152,7 @@ class PruningSearchCallback(Callback):
     def _accepted(self, trainer: Trainer) -> None:
         for listener in listeners_of(trainer):
             listener.on_search_accepted(trainer)
+        self._holding.enter_context(logged_to(self.folder / RUN_LOG))
         self.loggers.open(trainer)
 
     def data(self, trainer: Trainer, pl_module: LightningModule) -> RunData:

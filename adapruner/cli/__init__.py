@@ -18,8 +18,6 @@ from adapruner.cli.help_page import COMMANDS, help_page
 from adapruner.cli.last_resort import GOES_ON, describe
 from adapruner.errors import AdaPrunerError, ConfigurationError, nearest, printable
 
-_HOW_TORCH_READS = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command; an :class:`AdaPrunerError`, and whatever else ends it, becomes one line on stderr and exit code 2."""
@@ -27,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character costs that, not the run
     try:
-        with _only_weights_are_read():
+        with _own_environment():
             _run(sys.argv[1:] if arguments is None else arguments)
     except AdaPrunerError as error:
         _end(str(error), 2)
@@ -50,15 +48,20 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 @contextmanager
-def _only_weights_are_read() -> Iterator[None]:
-    """Of whatever is read, by whichever library, and in processes started meanwhile; the environment is then as it was."""
-    before = {name: os.environ.pop(name, None) for name in _HOW_TORCH_READS}
-    os.environ[_HOW_TORCH_READS[0]] = "1"
+def _own_environment() -> Iterator[None]:
+    """Only weights are read, of whatever, by whichever library, and in processes started meanwhile; the environment is then as it was.
+
+    Libraries write into it, too: Lightning the seed of everything, which later runs of the same process would take for theirs.
+    """
+    before = dict(os.environ)
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     try:
         yield
     finally:
-        del os.environ[_HOW_TORCH_READS[0]]
-        os.environ.update({name: value for name, value in before.items() if value is not None})
+        for name in {*os.environ} - {*before}:
+            del os.environ[name]
+        os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
 
 
 def _end_interrupted() -> NoReturn:

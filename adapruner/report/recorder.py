@@ -9,8 +9,10 @@ import copy
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +133,7 @@ class ReportRecorder:
         model = self.scored.model
         trials_see, _ = split_windows(self.data.search_windows, self.scored.options.search)
         self.dense_search_nll = evaluate_nll(model, trials_see, self.config.batch_size).nll
-        self._add("dense", "dense", self._measure(model))  # again in each attempt: it gives the protocols, too
+        self._add("dense", "dense", self._measure(model, "perplexity, dense"))  # again in each attempt: it gives the protocols, too
         if self.config.prompts:
             texts = generate_text(model, self.tokenizer, self.config.prompts)
             self.generations = [{"prompt": p, "dense": t, "recovered": ""} for p, t in zip(self.config.prompts, texts, strict=True)]
@@ -140,14 +142,13 @@ class ReportRecorder:
 
     def measure_stage(self, stage: str, model: nn.Module) -> None:
         """The run's own model at a stage: ``pruned`` or ``reconstructed``."""
-        self._add(METHOD, stage, self.before.measure(METHOD, stage, lambda: self._measure(model)))
+        self._add(METHOD, stage, self.before.measure(METHOD, stage, lambda: self._measure(model, f"perplexity, {stage}")))
 
     def measure_final(self, model: Any, recovered: bool) -> None:
         """The model as it leaves the run: perplexity where it was recovered, text, and what it costs beside the dense one."""
         if recovered:
-            announce("evaluates the recovered model")
             self.perplexity = [row for row in self.perplexity if (row["method"], row["stage"]) != (METHOD, "recovered")]  # of a fit before
-            self._add(METHOD, "recovered", self._measure(model))
+            self._add(METHOD, "recovered", self._measure(model, "perplexity, recovered"))
         if self.generations:
             for row, text in zip(self.generations, generate_text(model, self.tokenizer, self.config.prompts), strict=True):
                 row["recovered"] = text
@@ -180,10 +181,18 @@ class ReportRecorder:
                 self._add(method, stage, values)
                 advance(done, f"{method}: {stage}")
 
-    def _measure(self, model: nn.Module) -> Values:
-        values = {}
+    def _measure(self, model: nn.Module, title: str = "") -> Values:
+        """Of every evaluation set, with a bar where there is a title."""
+        sets = self.data.evaluation_windows
+        with progress_bar(title, sum(len(w.input_ids) for w in sets.values())) if title and sets else nullcontext() as advance:
+            return self._measure_sets(model, advance)
+
+    def _measure_sets(self, model: nn.Module, advance: Callable[..., None] | None) -> Values:
+        values, before = {}, 0
         for (name, window), windows in self.data.evaluation_windows.items():
-            result = evaluate_nll(model, windows, self.config.batch_size)
+            progress = None if advance is None else partial(_count_on, advance, before)
+            result = evaluate_nll(model, windows, self.config.batch_size, progress)
+            before += len(windows.input_ids)
             values[name, window] = result.perplexity
             protocol = describe_protocol(name, window, len(windows.input_ids), result.tokens, getattr(windows, "begins_with", None))
             self.texts[name, window] = EvaluatedText(protocol, result.tokens, result.text_bytes)
@@ -246,3 +255,8 @@ class ReportRecorder:
             "export": export,
             "generations": self.generations or None,
         }
+
+
+def _count_on(advance: Callable[..., None], before: int, done: int, total: int) -> None:
+    """Windows of one set, after those of the sets before it."""
+    advance(before + done)

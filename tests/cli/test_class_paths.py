@@ -134,8 +134,13 @@ def test_only_weights_are_read_while_a_command_runs(monkeypatch: pytest.MonkeyPa
     only, never = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
     monkeypatch.delenv(only, raising=False)
     monkeypatch.setenv(never, "1")
-    seen: list[tuple[str | None, str | None]] = []
-    monkeypatch.setattr("adapruner.cli._run", lambda arguments: seen.append((os.environ.get(only), os.environ.get(never))))
+    before, seen = dict(os.environ), []
+
+    def run(arguments: Any) -> None:
+        seen.append((os.environ.get(only), os.environ.get(never)))
+        os.environ["PL_GLOBAL_SEED"] = "7"
+
+    monkeypatch.setattr("adapruner.cli._run", run)
     main([])
     assert seen == [("1", None)]
-    assert (os.environ.get(only), os.environ.get(never)) == (None, "1")
+    assert dict(os.environ) == before

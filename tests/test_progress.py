@@ -1,0 +1,142 @@
+"""Lines, bars and the log; the clock is the test's own."""
+
+from __future__ import annotations
+
+import errno
+import io
+import logging
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapruner import progress
+from adapruner.progress import LOG, RUN_LOG, announce, logged_to, plain_lines, progress_bar, shown
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time now, which a test moves on."""
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def lines_of(advance: Callable[..., None], clock: list[float], steps: list[tuple[int, float]], note: str = "") -> None:
+    """Advances to each number of ``steps``, so many seconds after the one before."""
+    for done, seconds in steps:
+        clock[0] += seconds
+        advance(done, note)
+
+
+def test_a_line_at_every_tenth_with_the_time_left(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("statistics", 20) as advance:
+        lines_of(advance, clock, [(n, 10.0) for n in range(1, 21)], "best")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "statistics: 1 of 20 best"  # nothing is known of the pace yet
+    assert said[1] == "statistics: 2 of 20, 0:03:00 left best"
+    assert said[-2] == "statistics: 18 of 20, 0:00:20 left best"
+    assert said[-1] == "statistics: 20 of 20 best"
+    assert len(said) == 11
+
+
+def test_a_stage_of_a_blink_is_two_lines_at_most(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("statistics", 100) as advance:
+        lines_of(advance, clock, [(n, 0.001) for n in range(1, 101)])
+    assert capsys.readouterr().out == "statistics: 1 of 100\nstatistics: 100 of 100\n"
+
+
+def test_a_slow_stage_says_something_every_minute(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("recovery", 10_000) as advance:
+        lines_of(advance, clock, [(n, 7.0) for n in range(1, 101)])
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1 + 99 * 7 // 63
+    assert said[1] == "recovery: 10 of 10000, 19:25:30 left"
+
+
+def test_a_stage_that_is_resumed_counts_its_pace_from_there(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("search", 100) as advance:
+        lines_of(advance, clock, [(81, 0.0), (82, 10.0), (91, 90.0)])
+    assert capsys.readouterr().out.splitlines()[-1] == "search: 91 of 100, 0:01:30 left"
+
+
+def test_a_total_that_nobody_knows(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    lines_of(plain_lines("recovery", None), clock, [(n, 20.0) for n in range(1, 8)], "loss 3.200")
+    assert capsys.readouterr().out.splitlines() == [f"recovery: {n} loss 3.200" for n in (1, 4, 7)]
+
+
+class Terminal(io.StringIO):
+    """A terminal that keeps what it is told."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_there_is_a_bar_and_the_log_has_the_lines(
+    clock: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with logged_to(tmp_path / RUN_LOG):
+        with progress_bar("statistics", 2) as advance:
+            lines_of(advance, clock, [(1, 1.0), (2, 1.0)])
+        lines_of(plain_lines("recovery", 2), clock, [(1, 1.0), (2, 1.0)])
+    assert "━" in terminal.getvalue()
+    assert "statistics: 1 of 2" not in terminal.getvalue()
+    assert "recovery" not in terminal.getvalue()  # somebody else draws its bar
+    said = [line.split(" ", 2)[2] for line in (tmp_path / RUN_LOG).read_text().splitlines()]
+    assert said == ["statistics: 1 of 2", "statistics: 2 of 2", "recovery: 1 of 2", "recovery: 2 of 2"]
+
+
+def test_the_log_is_appended_with_the_time_also_when_nothing_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / RUN_LOG
+    file.write_text("an earlier attempt\n")
+    with shown(False), logged_to(file):
+        announce("a line \x1b[2J")
+    announce("after it")
+    assert capsys.readouterr().out == "adapruner: after it\n"
+    earlier, line = file.read_text().splitlines()
+    assert earlier == "an earlier attempt"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} a line \\x1b\[2J", line)
+
+
+def test_python_s_own_logging_is_as_it_was(tmp_path: Path) -> None:
+    before = LOG.level, LOG.propagate, list(LOG.handlers)
+
+    def fails() -> None:
+        with logged_to(tmp_path / RUN_LOG):
+            assert not LOG.propagate
+            raise KeyError("x")
+
+    with pytest.raises(KeyError, match="x"):
+        fails()
+    assert (LOG.level, LOG.propagate, LOG.handlers) == before
+
+
+def test_whoever_asks_for_the_log_gets_what_is_said(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    with caplog.at_level(logging.INFO, "adapruner"):
+        announce("a line")
+    assert caplog.messages == ["a line"]
+
+
+def test_a_folder_in_the_place_of_the_log_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / RUN_LOG).mkdir()
+    with logged_to(tmp_path / RUN_LOG):
+        announce("a line")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"adapruner: keeps no log: {tmp_path / RUN_LOG} cannot be written (Is a directory)"
+    assert second == "adapruner: a line"
+
+
+def test_a_disk_that_is_full_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with logged_to(tmp_path / RUN_LOG):
+        (handler,) = LOG.handlers
+        monkeypatch.setattr(handler, "flush", full)
+        announce("a line")
+    assert capsys.readouterr() == ("adapruner: a line\n", "")
