@@ -198,14 +198,15 @@ class _Lines:
         if not ended and (now - self._said < LINES_APART or (tenth <= self._tenth and now - self._said < LINE_EVERY)):
             return
         self._tenth, self._said = tenth, now
-        self._say(f"{self.title}: {done}{'' if total is None else f' of {total}'}{self._left(now, done)} {note}".rstrip())
+        where = f"{self.title}: {done}" if total is None else f"{self.title}: {done} of {total}"
+        self._say(", ".join(part for part in (where, self._left(now, done), note) if part))
 
     def _left(self, now: float, done: int) -> str:
         began, first = self._first or (now, done)
         if self.total is None or not first < done < self.total:
             return ""
         seconds = (now - began) / (done - first) * (self.total - done)
-        return f", {timedelta(seconds=round(seconds))} left" if seconds >= 1 else ""
+        return f"{timedelta(seconds=round(seconds))} left" if seconds >= 1 else ""
 
     def _say(self, line: str) -> None:
         if is_rank_zero():

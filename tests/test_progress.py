@@ -36,10 +36,10 @@ def test_a_line_at_every_tenth_with_the_time_left(clock: list[float], capsys: py
     with progress_bar("statistics", 20) as advance:
         lines_of(advance, clock, [(n, 10.0) for n in range(1, 21)], "best")
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "statistics: 1 of 20 best"  # nothing is known of the pace yet
-    assert said[1] == "statistics: 2 of 20, 0:03:00 left best"
-    assert said[-2] == "statistics: 18 of 20, 0:00:20 left best"
-    assert said[-1] == "statistics: 20 of 20 best"
+    assert said[0] == "statistics: 1 of 20, best"  # nothing is known of the pace yet
+    assert said[1] == "statistics: 2 of 20, 0:03:00 left, best"
+    assert said[-2] == "statistics: 18 of 20, 0:00:20 left, best"
+    assert said[-1] == "statistics: 20 of 20, best"
     assert len(said) == 11
 
 
@@ -65,7 +65,7 @@ def test_a_stage_that_is_resumed_counts_its_pace_from_there(clock: list[float], 
 
 def test_a_total_that_nobody_knows(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     lines_of(plain_lines("recovery", None), clock, [(n, 20.0) for n in range(1, 8)], "loss 3.200")
-    assert capsys.readouterr().out.splitlines() == [f"recovery: {n} loss 3.200" for n in (1, 4, 7)]
+    assert capsys.readouterr().out.splitlines() == [f"recovery: {n}, loss 3.200" for n in (1, 4, 7)]
 
 
 class Terminal(io.StringIO):
