@@ -20,7 +20,8 @@ from adapruner.errors import ModelError
 from adapruner.models.model_attribute import held_model, hold_model
 from adapruner.progress import plain_lines
 from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
-from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora, recover_briefly
+from adapruner.recovery.lora import LoRAConfig, attach_lora, recover_briefly
+from adapruner.recovery.merging import merge_lora
 
 
 class LoRARecoveryCallback(PruningListener):

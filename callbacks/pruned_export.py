@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
+from torch import Tensor
 
 from adapruner.argument_checks import check_call
 from adapruner.callbacks.compression_report import CompressionReportCallback
@@ -20,10 +21,14 @@ from adapruner.export.card import card_of_report, card_of_run, model_card
 from adapruner.export.folder import ExportRecord
 from adapruner.export.options import ExportOptions
 from adapruner.export.staging import check_folder, staged
+from adapruner.export.verification import Verification, verify_export
 from adapruner.files.atomic import write_atomically
 from adapruner.files.digests import write_sums
 from adapruner.models.model_attribute import held_model
 from adapruner.progress import announce
+
+#: Of the search split, whose perplexity is measured before and after writing.
+VERIFIED_WINDOWS = 8
 
 
 class PrunedExportCallback(PruningListener):
@@ -33,7 +38,7 @@ class PrunedExportCallback(PruningListener):
 
     Args:
         folder: where to; ``model`` in the run folder when empty. An earlier export there is replaced.
-        verify: load the folder in a fresh process and compare logits.
+        verify: load the folder in a fresh process, as it will be served, and compare logits and perplexity.
         push: upload the folder to the hub under this name, ``user/model``, at the very end. A new repository is private.
         options: ``dtype``, ``max_shard_size``, ``adapters``, ``pad``, as in :class:`adapruner.export.options.ExportOptions`.
 
@@ -47,7 +52,7 @@ class PrunedExportCallback(PruningListener):
         self.options = ExportOptions(**options, prefix="export.")
         self.folder_name, self.verify, self.push = folder, verify, push
         self.record: ExportRecord | None = None
-        self.difference: float | None = None
+        self.verification: Verification | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses a Trainer without a search."""
@@ -101,13 +106,18 @@ class PrunedExportCallback(PruningListener):
         model, tokenizer = held_model(pl_module, pruning.model_attribute), getattr(pl_module, "tokenizer", None)
         with staged(folder) as new:
             record = export_either(model, tokenizer, scored.structure, plan, new, self.options, card)
+            if self.verify:
+                self.verification = self._verified(new, model, scored.data.search_windows.input_ids[:VERIFIED_WINDOWS])
         self.record = replace(record, path=folder)
         announce(f"exported {record.class_name} to {folder}")
-        if self.verify:
-            from adapruner.export.verification import verify_export
 
-            announce("loads the export in a fresh process and compares logits")
-            self.difference = verify_export(folder, model, scored.data.search_windows.input_ids[:1, :64])
+    def _verified(self, folder: Path, model: Any, input_ids: Tensor) -> Verification:
+        """How the new folder compares with the model; before it takes the place of an earlier one."""
+        announce("loads the export in a fresh process and compares logits and perplexity")
+        found = verify_export(folder, model, input_ids)
+        found.check("the export")
+        announce(f"the export {found.in_words()}")
+        return found
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Pushes, last of all: a hub that cannot be reached costs nothing that the run has made."""
@@ -121,7 +131,8 @@ class PrunedExportCallback(PruningListener):
 
     def report_sections(self, trainer: Trainer) -> dict[str, Any]:
         """What was exported, and how far the folder's logits are from the model's; nothing before the export."""
-        return {} if self.record is None else {"export": self.record.to_report(self.difference)}
+        compared = None if self.verification is None else self.verification.to_report()
+        return {} if self.record is None else {"export": self.record.to_report(compared)}
 
     def _card(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Licence of the base model, seeds, and what the report measured so far."""

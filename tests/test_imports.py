@@ -51,7 +51,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "sklearn": ("adapruner.calibration.clusters",),
     "torchmetrics": ("adapruner.evaluation.perplexity_metric",),
     "filelock": ("adapruner.files.folder_lock",),
-    "jinja2": ("adapruner.report.page",),
+    "jinja2": ("adapruner.report.page", "adapruner.data.conversations"),
     "altair": ("adapruner.report", "adapruner.compare.charts"),
     "vl_convert": ("adapruner.report.vega",),
     "pydantic": ("adapruner.report",),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,14 @@ class ExportRecord:
     files: list[str]
     """Sorted file names inside ``path``."""
 
-    def to_report(self, difference: float | None) -> dict[str, Any]:
-        """The report's section on the export; ``difference``: the largest one of logits, where they were compared."""
+    def to_report(self, compared: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The report's section on the export.
+
+        Args:
+            compared: :meth:`adapruner.export.verification.Verification.to_report`, where a fresh process has loaded it.
+        """
         found = {"path": str(self.path), "class": self.class_name, "stock": self.stock, "notes": list(self.notes)}
-        return {**found, "max_abs_logit_difference": difference}
+        return {**found, "max_abs_logit_difference": None, **(compared or {})}
 
 
 @typed

@@ -16,7 +16,7 @@ from adapruner.export.staging import MARK, is_export
 from adapruner.export.target import has_uneven_experts
 from adapruner.files.digests import SUMS, DamagedError, check_sums
 from adapruner.pruning.plan import PruningPlan, read_plan
-from adapruner.recovery.lora import merge_lora
+from adapruner.recovery.merging import merge_lora
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,26 @@
-"""Proves an export: a new process loads it with transformers alone and must compute the same logits."""
+"""Proves an export: a new process loads it with transformers alone, as it will be served, and must compute the same."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from adapruner.errors import ModelError
 from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter, has_adapters, without_adapters
-from adapruner.export.loading import load
+from adapruner.export.loading import load, weight_files
 from adapruner.models.forward import evaluation_mode
 
 # A string, so that nothing of ours is imported on the way in. When the process that waits for the answer is killed, its end of the pipe
@@ -33,51 +39,130 @@ _SCRIPT = """
 import json, sys
 import torch
 from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-folder, remote = sys.argv[1:]
+folder, remote, attention, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
 ids = torch.tensor(json.load(sys.stdin))
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=remote == "True", local_files_only=True)
+options = {"dtype": "auto", "attn_implementation": attention or None, "local_files_only": True}
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=remote == "True", **options).eval()
+first, total = None, torch.zeros((), dtype=torch.float64)
 with torch.no_grad():
-    logits = model.eval()(input_ids=ids, use_cache=False).logits
+    for row in ids:
+        logits = model(input_ids=row[None], use_cache=False).logits.float()
+        first = logits if first is None else first
+        total += cross_entropy(logits[0, :-1], row[1:], reduction="none").double().sum()
 if "adapruner" in sys.modules:
     sys.exit("the export needs adapruner to load")
-save_file({"logits": logits.float().contiguous()}, "logits.safetensors")
+save_file({"logits": first.contiguous(), "nll": total[None]}, "answer.safetensors")
 """
 
+MOST_LOGITS = 1e-3
+"""Largest difference of logits that rounding explains where all weights are float32."""
+MOST_PERPLEXITY = 1e-3
+"""Largest relative difference of perplexity before and after writing."""
 
-def verify_export(folder: str | Path, model: Any, input_ids: Tensor, *, timeout: float = 600.0) -> float:
-    """Largest absolute difference between the logits of the export, loaded in float32 by a new process, and the model's.
+
+@dataclass(frozen=True)
+class Verification:
+    """How an export that a fresh process has loaded compares with the model that it was made of."""
+
+    dtype: str
+    """Of the export's weights, which both were run in."""
+    difference: float
+    """The largest between their logits; ``inf`` if either has a NaN."""
+    nll: float
+    """Of the model before it was written, nats per token."""
+    served: float
+    """Of the export, nats per token."""
+    own: tuple[str, float] | None = None
+    """Dtype and nats per token of the model as it is in memory, where that is another dtype."""
+
+    def check(self, place: str) -> None:
+        """Whether rounding explains the differences.
+
+        Args:
+            place: the folder, for the message.
+
+        Raises:
+            ModelError: if it does not.
+        """
+        said = "report this, or leave the check out (verify false)"
+        if not self.difference < float("inf") or (self.dtype == "float32" and self.difference > MOST_LOGITS):
+            raise ModelError(
+                f"export: expected the logits of the model, got a largest difference of {self.difference:.1e} in {place}; {said}"
+            )
+        if not abs(math.expm1(min(self.served - self.nll, 100.0))) <= MOST_PERPLEXITY:
+            got = f"{_perplexity(self.served):.6g} in {place}"
+            raise ModelError(f"export: expected the model's perplexity of {_perplexity(self.nll):.6g}, got {got}; {said}")
+
+    def to_report(self) -> dict[str, Any]:
+        """For the report's section on the export."""
+        own = None if self.own is None else _perplexity(self.own[1])
+        before, served = _perplexity(self.nll), _perplexity(self.served)
+        return {
+            "max_abs_logit_difference": self.difference,
+            "dtype": self.dtype,
+            "perplexity_before": before,
+            "perplexity_served": served,
+            "perplexity_own": own,
+        }
+
+    def in_words(self) -> str:
+        """For the terminal."""
+        rounding = ""
+        if self.own is not None:
+            rounding = f"; rounding from {self.own[0]} changes perplexity by {100 * math.expm1(self.nll - self.own[1]):+.2g} %"
+        return (
+            f"loads in a fresh process in {self.dtype}; largest logit difference {self.difference:.1e}, "
+            f"perplexity changed by {100 * math.expm1(self.served - self.nll):+.2g} %{rounding}"
+        )
+
+
+def verify_export(folder: str | Path, model: Any, input_ids: Tensor, *, timeout: float = 600.0) -> Verification:
+    """Compares the model, in the precision of the export, with what a new process computes that loads the export in it.
 
     The new process uses plain ``AutoModelForCausalLM.from_pretrained`` on the CPU (``trust_remote_code`` only where the
-    export brings a modelling file) and must not import adapruner. A model that is not in float32 itself adds its rounding. Where adapters
-    lie beside the weights, the folder is also loaded with them, here.
+    export brings a modelling file) and must not import adapruner. Where the model is on the CPU, too, and its layers have the form that the
+    export has them in, kernels are the same, and so is every bit. Where adapters lie beside the weights, the folder is also loaded with
+    them, here.
 
     Args:
         folder: the export.
-        model: what was exported, with its adapters where these were kept apart.
-        input_ids: ``[b, t]`` token ids.
+        model: what was exported, with its adapters where these were kept apart; its weights are rounded meanwhile where the export's are,
+            which takes the memory of the rounded ones.
+        input_ids: ``[n, t]`` token ids: perplexity is that of all, logits are compared of the first row.
         timeout: seconds the new process may take.
-
-    Returns:
-        The difference; ``inf`` if either side has a NaN.
 
     Raises:
         ModelError: if the folder is no export, the shapes differ, or the new process fails or takes too long.
     """
-    if input_ids.ndim != 2 or input_ids.numel() == 0:
-        raise ModelError(f"input_ids: expected [b, t] token ids, got shape {tuple(input_ids.shape)}; give at least one token")
-    ours = _logits(without_adapters(model), input_ids)
-    theirs = _fresh_logits(Path(folder), input_ids, timeout)
+    if input_ids.ndim != 2 or input_ids.shape[0] == 0 or input_ids.shape[1] < 2:
+        raise ModelError(f"input_ids: expected [n, t] token ids, got shape {tuple(input_ids.shape)}; give two tokens or more")
+    folder, plain = Path(folder), without_adapters(model)
+    own = next(plain.parameters()).dtype
+    theirs, served, dtype = _fresh_answer(folder, plain, input_ids, timeout)
+    with _rounded(plain, dtype):
+        ours, nll = _answer(plain, input_ids)
     if ours.shape != theirs.shape:
         raise ModelError(
             f"export: expected logits {tuple(ours.shape)}, got {tuple(theirs.shape)} from {folder}; give the model it was made of"
         )
     difference = _largest_difference(ours, theirs)
     if has_adapters(model):
-        adapted = attach_adapter(load(folder, dtype="float32"), Path(folder) / ADAPTER_FOLDER)
-        difference = max(difference, _largest_difference(_logits(model, input_ids), _logits(adapted, input_ids)))
-    return difference
+        adapted = attach_adapter(load(folder), folder / ADAPTER_FOLDER)
+        with _rounded(model, dtype):
+            difference = max(difference, _largest_difference(_answer(model, input_ids[:1])[0], _answer(adapted, input_ids[:1])[0]))
+    return Verification(_name(dtype), difference, nll, served, None if own == dtype else (_name(own), _answer(plain, input_ids)[1]))
+
+
+def _perplexity(nll: float) -> float:
+    return math.exp(min(nll, 700.0))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _largest_difference(ours: Tensor, theirs: Tensor) -> float:
@@ -85,13 +170,33 @@ def _largest_difference(ours: Tensor, theirs: Tensor) -> float:
     return difference if difference == difference else float("inf")
 
 
-def _logits(model: Any, input_ids: Tensor) -> Tensor:
+@contextmanager
+def _rounded(model: Any, dtype: torch.dtype) -> Iterator[None]:
+    """Inside the block the model's weights, adapters left out, are in another precision."""
+    whole = {p: p.data for name, p in model.named_parameters() if p.is_floating_point() and ".lora_" not in name}
+    try:
+        for parameter, data in whole.items():
+            parameter.data = data.to(dtype)
+        yield
+    finally:
+        for parameter, data in whole.items():
+            parameter.data = data
+
+
+def _answer(model: Any, input_ids: Tensor) -> tuple[Tensor, float]:
+    """Logits ``[1, t, v]`` of the first row, float32, and nats per token of all rows; as the fresh process computes them."""
+    first, total = None, torch.zeros((), dtype=torch.float64)
     with evaluation_mode(model):
-        logits: Tensor = model(input_ids=input_ids.to(model.device), use_cache=False).logits
-    return logits.float().cpu()
+        for row in input_ids.to(model.device):
+            logits = model(input_ids=row[None], use_cache=False).logits.float()
+            first = logits.cpu() if first is None else first
+            total += cross_entropy(logits[0, :-1], row[1:], reduction="none").double().sum().cpu()
+    assert first is not None
+    return first, float(total) / (input_ids.shape[0] * (input_ids.shape[1] - 1))
 
 
-def _fresh_logits(folder: Path, input_ids: Tensor, timeout: float) -> Tensor:
+def _fresh_answer(folder: Path, model: Any, input_ids: Tensor, timeout: float) -> tuple[Tensor, float, torch.dtype]:
+    """Logits of the first row and nats per token, of the export, and the dtype of its weights."""
     from safetensors.torch import load_file
 
     try:
@@ -100,7 +205,8 @@ def _fresh_logits(folder: Path, input_ids: Tensor, timeout: float) -> Tensor:
         raise ModelError(f"folder: expected an export, got {folder} without a readable config.json ({error}); check the path") from None
     ids, (reading, writing) = json.dumps(input_ids.tolist()), os.pipe()
     with os.fdopen(reading, "rb"), os.fdopen(writing, "wb"), tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-c", _WATCH + _SCRIPT, str(folder.resolve()), str(remote), str(reading)]
+        same = str(getattr(model.config, "_attn_implementation", None) or ""), str(torch.get_num_threads())
+        command = [sys.executable, "-c", _WATCH + _SCRIPT, str(folder.resolve()), str(remote), *same, str(reading)]
         # The modelling file is cached by folder name: a scratch cache cannot serve an older one.
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": f"{scratch}/modules", "CUDA_VISIBLE_DEVICES": ""}
         # Not in the caller's directory, whence Python would import a checkout of ours; in a session of its own, so that who kills our
@@ -113,4 +219,15 @@ def _fresh_logits(folder: Path, input_ids: Tensor, timeout: float) -> Tensor:
         if done.returncode != 0:
             reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
             raise ModelError(f"export: expected {folder} to load in a new process, got: {reason}; export again")
-        return load_file(f"{scratch}/logits.safetensors")["logits"]
+        found = load_file(f"{scratch}/answer.safetensors")
+    count = input_ids.shape[0] * (input_ids.shape[1] - 1)
+    return found["logits"], float(found["nll"]) / count, _dtype_of(folder)
+
+
+def _dtype_of(folder: Path) -> torch.dtype:
+    """Of the export's weights."""
+    from safetensors import safe_open
+
+    with safe_open(weight_files(folder)[0], framework="pt") as file:
+        dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
+    return dtype

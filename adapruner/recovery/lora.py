@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adapruner.argument_checks import check_fields
 from adapruner.errors import ConfigurationError, nearest
+from adapruner.recovery.merging import merge_lora
 
 
 @dataclass(frozen=True)
@@ -97,18 +98,6 @@ def describe_lora(adapted: Any) -> dict[str, Any]:
         "dropout": settings.lora_dropout,
         "target_modules": targets if isinstance(targets, str) else sorted(targets),
     }
-
-
-def merge_lora(adapted: Any) -> nn.Module:
-    """Adds every adapter to its layer and takes the wrapping off; a model without adapters comes back as it is."""
-    if not hasattr(adapted, "merge_and_unload"):
-        return adapted  # type: ignore[no-any-return]
-    merged: nn.Module = adapted.merge_and_unload(safe_merge=True)
-    for parameter in merged.parameters():
-        parameter.requires_grad_(True)
-    if hasattr(merged, "peft_config"):
-        del merged.peft_config  # else save_pretrained looks for adapters
-    return merged
 
 
 def recover_briefly(

@@ -22,7 +22,8 @@ from adapruner.progress import announce, progress_bar
 from adapruner.recovery.checkpoint_contents import read_contents
 from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
 from adapruner.recovery.last_checkpoint import random_state, set_random_state, write_checkpoint
-from adapruner.recovery.lora import LoRAConfig, attach_lora, check_adapters, merge_lora, recover_briefly
+from adapruner.recovery.lora import LoRAConfig, attach_lora, check_adapters, recover_briefly
+from adapruner.recovery.merging import merge_lora
 
 FILE = Path("checkpoints") / "recovery.pt"
 

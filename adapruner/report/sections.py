@@ -312,6 +312,14 @@ class Export(Record):
     """Whether it loads with a class that transformers ships."""
     max_abs_logit_difference: float | None
     """The largest difference between the logits before the export and after loading it again."""
+    dtype: str | None = None
+    """Of the weights, in which logits and perplexity were compared; None where they were not."""
+    perplexity_before: float | None = None
+    """Of a few windows of the search split, by the model in this dtype, before it was written."""
+    perplexity_served: float | None = None
+    """The same by the export, loaded in a fresh process."""
+    perplexity_own: float | None = None
+    """The same by the model in its own dtype, where that is another."""
     notes: list[str]
 
 

@@ -133,7 +133,7 @@ def test_load_from_checkpoint_in_a_new_process(fitted: Any, tmp_path: Path) -> N
     run.test(module, loader(6), ckpt_path=best.best_model_path, verbose=False)  # the module has the best state now
     torch.save(logits(module.lm), tmp_path / "expected.pt")
     code = (
-        "import sys, torch; from tests.callbacks.test_stranger import Prunable, logits; from adapruner.recovery.lora import merge_lora\n"
+        "import sys, torch; from tests.callbacks.test_stranger import Prunable, logits; from adapruner.recovery.merging import merge_lora\n"
         "module = Prunable.load_from_checkpoint(sys.argv[1])\n"
         "torch.testing.assert_close(logits(merge_lora(module.lm)), torch.load(sys.argv[2]), atol=1e-5, rtol=1e-5)\n"
         "merge_lora(module.lm).save_pretrained(sys.argv[3]); from adapruner import load\n"

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from adapruner.cli import main
 from adapruner.cli.evaluation import Continuations
+from adapruner.data.documents import Document
 from adapruner.data.windows import TextWindows, joined_windows
 from adapruner.evaluation.generation import generate_text
 from adapruner.evaluation.perplexity import evaluate_nll
@@ -125,8 +126,8 @@ def measured(model: Any, place: SimpleNamespace, window: int = WINDOW) -> float:
 
 
 def held_windows(place: SimpleNamespace, window: int = WINDOW) -> TextWindows:
-    document = SimpleNamespace(text=(place.folder / "held.txt").read_text(), hash="h", source="held")
-    return joined_windows([document], word_tokenizer(), window)  # type: ignore[list-item]
+    document = Document("held", "held.txt", (place.folder / "held.txt").read_text())
+    return joined_windows([document], word_tokenizer(), window)
 
 
 def logged(place: SimpleNamespace, name: str) -> dict[str, float]:

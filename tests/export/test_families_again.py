@@ -19,7 +19,8 @@ from adapruner.models.units import count_parameters
 from adapruner.pruning.before_pruning import remove_padding
 from adapruner.pruning.masking import masked
 from adapruner.pruning.surgery import prune_model, pruned
-from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora
+from adapruner.recovery.lora import LoRAConfig, attach_lora
+from adapruner.recovery.merging import merge_lora
 from tests.models.families import conformance
 from tests.models.families.table import ROWS, build
 

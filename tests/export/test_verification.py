@@ -13,9 +13,13 @@ import torch
 from adapruner.errors import ModelError
 from adapruner.export import verification
 from adapruner.export.folder import export_model
-from adapruner.export.verification import verify_export
+from adapruner.export.loading import load
+from adapruner.export.verification import Verification, verify_export
+from tests.complaints import complaint
 
 from .cases import UNEVEN
+
+EVEN = ([1, 1, 1], [10, 10, 10])
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,8 +36,89 @@ def test_a_new_process_computes_the_same(pruned, tmp_path, model_type, attention
     record = export_model(case.model, None, case.structure, case.plan, tmp_path / "out")
     assert record.class_name == class_name
     case.model.train()
-    assert verify_export(record.path, case.model, case.input_ids) < 1e-5
+    found = verify_export(record.path, case.model, case.input_ids)
+    assert found.difference < 1e-5
+    assert (found.dtype, found.own) == ("float32", None)
+    assert found.served == pytest.approx(found.nll, abs=1e-6)
+    found.check("the folder")
     assert case.model.training  # left as it was
+
+
+def nats_per_token(model, ids):
+    """The oracle: the library's own loss."""
+    with torch.no_grad():
+        return float(torch.stack([model(input_ids=row[None], labels=row[None], use_cache=False).loss for row in ids]).double().mean())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("shape", [EVEN, UNEVEN], ids=["stock", "irregular"])
+def test_a_lower_precision_is_compared_bit_by_bit_in_that_precision(pruned, tmp_path, dtype, shape):
+    case = pruned("llama", *shape)
+    record = export_model(case.model, None, case.structure, case.plan, tmp_path / "out", dtype=dtype)
+    before = {name: tensor.clone() for name, tensor in case.model.state_dict().items()}
+    found = verify_export(record.path, case.model, case.input_ids)
+    found.check("the folder")
+    assert (found.dtype, found.difference) == (dtype, 0.0)
+    assert found.served == found.nll
+    assert found.served == pytest.approx(nats_per_token(load(record.path).float(), case.input_ids), rel=2e-2)
+    assert found.own is not None
+    assert found.own == ("float32", pytest.approx(nats_per_token(case.model, case.input_ids), abs=1e-5))
+    assert found.own[1] != found.nll
+    assert all(torch.equal(tensor, before[name]) and tensor.dtype == torch.float32 for name, tensor in case.model.state_dict().items())
+
+
+def test_a_model_that_is_in_a_lower_precision_already(pruned, tmp_path):
+    case = pruned("llama", *UNEVEN)
+    model = load(export_model(case.model, None, case.structure, case.plan, tmp_path / "one").path, dtype="bfloat16")
+    record = export_model(model, None, None, case.plan, tmp_path / "out")
+    found = verify_export(record.path, model, case.input_ids)
+    assert (found.dtype, found.difference, found.own) == ("bfloat16", 0.0, None)
+    assert found.served == found.nll
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_weight_that_is_written_wrong_is_refused(pruned, tmp_path, dtype):
+    """The check fails where it has to: one tensor of the file is not the model's."""
+    from safetensors.torch import load_file, save_file
+
+    case = pruned("llama", *EVEN)
+    record = export_model(case.model, None, case.structure, case.plan, tmp_path / "out", dtype=dtype)
+    file = record.path / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.1.mlp.down_proj.weight"] *= 1.5
+    save_file(weights, file, {"format": "pt"})
+    found = verify_export(record.path, case.model, case.input_ids)
+    with pytest.raises(
+        ModelError, match=r"^export: expected the (logits of the model|model's perplexity of)\b.*got .* in here; report this"
+    ):
+        found.check("here")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("float32", 2e-3, 1.0, 1.0), "expected the logits of the model, got a largest difference of 2.0e-03 in here"),
+        (("float32", float("inf"), 1.0, 1.0), "expected the logits of the model, got a largest difference of inf in here"),
+        (("bfloat16", 0.1, 1.0, 1.0005), None),
+        (("bfloat16", 0.1, 1.0, 1.0011), "expected the model's perplexity of 2.71828, got 2.72127 in here"),
+        (("bfloat16", 0.1, 1.0, 0.9989), "expected the model's perplexity of 2.71828, got 2.71529 in here"),
+        (("bfloat16", 0.1, 1.0, float("nan")), "expected the model's perplexity of 2.71828, got nan in here"),
+    ],
+)
+def test_what_rounding_does_not_explain(values, message):
+    if message is None:
+        assert complaint(Verification(*values).check, "here") is None
+    else:
+        with pytest.raises(ModelError, match=f"^export: {message}; report this, or leave the check out"):
+            Verification(*values).check("here")
+
+
+def test_it_is_said_in_words():
+    found = Verification("bfloat16", 0.0, 3.0, 3.0, ("float32", 2.999))
+    assert found.in_words() == (
+        "loads in a fresh process in bfloat16; largest logit difference 0.0e+00, perplexity changed by +0 %; "
+        "rounding from float32 changes perplexity by +0.1 %"
+    )
 
 
 @pytest.fixture
@@ -45,14 +130,14 @@ def export(pruned, tmp_path):
 
 def test_a_difference_is_reported(export, monkeypatch):
     case, folder = export
-    answer = case.logits()
-    monkeypatch.setattr(verification, "_fresh_logits", lambda *_: answer)
-    answer[1, 2, 3] += 0.5
-    assert verify_export(folder, case.model, case.input_ids) == pytest.approx(0.5, abs=1e-5)
+    answer = case.logits()[:1]
+    monkeypatch.setattr(verification, "_fresh_answer", lambda *_: (answer, 3.0, torch.float32))
+    answer[0, 2, 3] += 0.5
+    assert verify_export(folder, case.model, case.input_ids).difference == pytest.approx(0.5, abs=1e-5)
     answer[0, 0, 0] = float("nan")
-    assert verify_export(folder, case.model, case.input_ids) == float("inf")
+    assert verify_export(folder, case.model, case.input_ids).difference == float("inf")
     answer = answer[:, :, :-1]
-    with pytest.raises(ModelError, match=r"expected logits \(2, 10, 96\), got \(2, 10, 95\)"):
+    with pytest.raises(ModelError, match=r"expected logits \(1, 10, 96\), got \(1, 10, 95\)"):
         verify_export(folder, case.model, case.input_ids)
 
 
@@ -73,8 +158,10 @@ def test_a_process_that_fails(export, monkeypatch, script, message):
 
 def test_wrong_arguments(export, tmp_path):
     case, folder = export
-    with pytest.raises(ModelError, match=r"expected \[b, t\] token ids, got shape \(10,\)"):
+    with pytest.raises(ModelError, match=r"expected \[n, t\] token ids, got shape \(10,\); give two tokens or more"):
         verify_export(folder, case.model, torch.arange(10))
+    with pytest.raises(ModelError, match=r"expected \[n, t\] token ids, got shape \(10, 1\)"):
+        verify_export(folder, case.model, torch.arange(10)[:, None])
     with pytest.raises(ModelError, match=r"without a readable config\.json"):
         verify_export(tmp_path / "nowhere", case.model, case.input_ids)
 
@@ -87,7 +174,8 @@ def test_who_is_killed_meanwhile_leaves_no_folder_and_no_process(export, tmp_pat
     code = (
         "import sys; from pathlib import Path; import torch; from adapruner.export import verification\n"
         'verification._SCRIPT = \'import os, time; print(os.getpid(), file=open(os.environ["SAID"], "w")); time.sleep(60)\'\n'
-        "verification._fresh_logits(Path(sys.argv[1]), torch.ones(1, 2).long(), 60.0)"
+        "from types import SimpleNamespace\n"
+        "verification._fresh_answer(Path(sys.argv[1]), SimpleNamespace(config=None), torch.ones(1, 2).long(), 60.0)"
     )
     said = tmp_path / "said"
     environment = {**os.environ, "TMPDIR": str(temporary), "SAID": str(said)}

@@ -183,7 +183,8 @@ def test_added_biases_go_when_the_block_ends_or_fails(tiny_model: Builder, token
 
 
 def test_adapters_are_merged_beside_the_biases(tiny_model: Builder, token_windows: Any) -> None:
-    from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora
+    from adapruner.recovery.lora import LoRAConfig, attach_lora
+    from adapruner.recovery.merging import merge_lora
 
     model, windows = tiny_model("llama_gqa_2"), token_windows()
     structure = trace_structure(model)

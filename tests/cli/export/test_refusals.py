@@ -17,6 +17,7 @@ import yaml
 from adapruner.errors import ModelError
 from adapruner.export import writing
 from adapruner.export.loading import load
+from adapruner.export.verification import Verification
 from tests.cli.export.finished_run import (
     Finished,
     change_checkpoint,
@@ -213,7 +214,7 @@ def test_an_export_that_computes_something_else_is_not_left_behind(
 ) -> None:
     shutil.copytree("run/model", "out")
     before = Path("out/model.safetensors").read_bytes()
-    monkeypatch.setattr(writing, "verify_export", lambda *_: 0.5)
+    monkeypatch.setattr(writing, "verify_export", lambda *_: Verification("float32", 0.5, 1.0, 1.0))
     refused(capsys, "export: expected the logits of the model, got a largest difference of 5.0e-01", "run", "out")
     assert Path("out/model.safetensors").read_bytes() == before
     assert sorted(os.listdir()) == ["out", "run"]

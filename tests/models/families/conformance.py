@@ -83,7 +83,8 @@ def export(row: Row, widths: Widths, units: AttentionUnits, folder: Path) -> tup
 
 def check_recovery(row: Row) -> None:
     """Adapters attach to the pruned model, a step moves only them, and merged they compute the same."""
-    from adapruner.recovery.lora import LoRAConfig, attach_lora, merge_lora
+    from adapruner.recovery.lora import LoRAConfig, attach_lora
+    from adapruner.recovery.merging import merge_lora
 
     model = build(row).double()
     structure = trace_structure(model)
