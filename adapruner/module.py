@@ -18,6 +18,7 @@ from adapruner.export.loading import ExportedModel, open_export
 from adapruner.importance.finiteness import check_weights
 from adapruner.models.loading import DEMO, check_dtype, load_language_model, load_tokenizer, model_source
 from adapruner.models.next_token_loss import mean_next_token_loss
+from adapruner.models.rotary import restore_rotary
 from adapruner.models.units import ModelStructure
 from adapruner.pruned_module import PrunedCheckpoints
 from adapruner.pruning.before_pruning import trace_for_plan
@@ -227,9 +228,12 @@ class PrunableCausalLM(PrunedCheckpoints, LightningModule):
     def on_validation_start(self) -> None:
         """Refuses weights that are no numbers, also a checkpoint's; inside ``fit`` the loss tells of them.
 
+        Frequencies that the Trainer's precision rounded are exact again.
+
         Raises:
             ModelError: naming the first.
         """
+        restore_rotary(self)
         if self.trainer.state.fn != "fit":
             check_weights(self.model)
 

@@ -18,6 +18,7 @@ from adapruner.argument_checks import check_seed, typed_as
 from adapruner.callbacks.listener import PruningListener, check_callbacks, first_of, listeners_of
 from adapruner.errors import ModelError
 from adapruner.models.model_attribute import held_model, hold_model
+from adapruner.models.rotary import restore_rotary
 from adapruner.progress import plain_lines
 from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
 from adapruner.recovery.lora import LoRAConfig, attach_lora, recover_briefly
@@ -67,7 +68,11 @@ class LoRARecoveryCallback(PruningListener):
         self._attached = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Training time is counted from here; where Lightning draws no bar, plain lines say where it is."""
+        """Training time is counted from here; where Lightning draws no bar, plain lines say where it is.
+
+        Rotary frequencies that the Trainer's precision rounded (``bf16-true``) are exact again, as a server will have them.
+        """
+        restore_rotary(pl_module)
         self._started = time.monotonic()
         steps = trainer.estimated_stepping_batches
         self._progress = plain_lines("recovery", int(steps) if math.isfinite(steps) else None)

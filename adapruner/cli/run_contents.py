@@ -101,8 +101,12 @@ def _read_search(path: Path, remarks: list[str]) -> dict[str, Any] | None:
     """Finished trials, the best and the best fixed one, from the journal, each line of which is checked; where machines share a study
     there is none, and ``trials.csv`` has them."""
     journal = _read_journal(path / JOURNAL, remarks)
-    rows = None if journal is None else journal.pop("rows")
-    rows = _read_table(path / TRIALS) if rows is None else rows
+    rows, table = None if journal is None else journal.pop("rows"), _read_table(path / TRIALS)
+    if journal is not None and journal["begun"] == 0 and table:
+        remarks.append(f"{JOURNAL} has no trial where {TRIALS} tells of {len(table)}: it is damaged")
+    elif rows is not None and _differ(rows, table):
+        remarks.append(f"{JOURNAL} and {TRIALS} are of different searches")
+    rows = table if rows is None else rows
     if not rows and journal is None:
         return None
     complete = [row for row in rows if row["state"] == "complete" and row.get("value") not in ("", None)]
@@ -116,6 +120,23 @@ def _read_table(file: Path) -> list[dict[str, Any]]:
             return [row for row in csv.DictReader(lines) if row.get("state")]
     except (OSError, ValueError, csv.Error):
         return []
+
+
+def _differ(rows: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a trial that both tell of is another one; of a run that was killed the table may be an earlier state."""
+    own = {str(row["trial"]): _essence(row) for row in rows}
+    return any(own[row["trial"]] != _essence(row) for row in table if row.get("trial") in own)
+
+
+def _essence(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row.get("name"), row["state"], _number(row.get("value")) if row["state"] == "complete" else None
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return round(float(value), 9)
+    except (TypeError, ValueError):
+        return None
 
 
 def _best(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -103,6 +103,29 @@ def test_a_run_that_was_killed_in_its_search(tmp_path: Path) -> None:
     assert gather(tmp_path)["search"]["journal"] == {"begun": 5, "finished": 3}
 
 
+@pytest.mark.parametrize("way", ["empty", "zeros", "another"])
+def test_a_journal_of_something_else_is_said(tmp_path: Path, way: str) -> None:
+    """Of a whole run the table of trials tells of the same search."""
+    from adapruner.files.digests import sealed
+
+    def journal(values: list[float]) -> str:
+        entries: list[dict[str, Any]] = []
+        for trial, value in enumerate(values):
+            entries += [{"op_code": 4, "study_id": 0}, {"op_code": 8, "trial_id": trial, "user_attr": {"name": "l2"}}]
+            entries += [{"op_code": 6, "trial_id": trial, "state": 1, "values": [value]}]
+        return "".join(json.dumps(sealed(entry)) + "\n" for entry in entries)
+
+    write_run(tmp_path / "run")
+    file = tmp_path / "run/study.journal"
+    (tmp_path / "run/trials.csv").write_text("trial,name,state,value\n0,l2,complete,3.5\n1,l2,complete,3.25\n")
+    file.write_text(journal([3.5, 3.25]))
+    assert [remark for remark in gather(tmp_path / "run")["remarks"] if "trials.csv" in remark] == []
+    file.write_text({"empty": "", "zeros": "\0" * 999, "another": journal([3.5, 3.125])}[way])
+    (remark,) = [remark for remark in gather(tmp_path / "run")["remarks"] if "trials.csv" in remark]
+    expected = "are of different searches" if way == "another" else "has no trial where trials.csv tells of 2: it is damaged"
+    assert expected in remark
+
+
 def test_a_run_that_was_killed_in_its_recovery(tmp_path: Path) -> None:
     write_run(tmp_path / "run", report=False)
     text = printed(tmp_path / "run")
