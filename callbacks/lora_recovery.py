@@ -21,7 +21,7 @@ from adapruner.models.model_attribute import held_model, hold_model
 from adapruner.models.rotary import restore_rotary
 from adapruner.progress import plain_lines
 from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
-from adapruner.recovery.lora import LoRAConfig, attach_lora, recover_briefly
+from adapruner.recovery.lora import LoRAConfig, attach_lora, checkpoint_activations, recover_briefly
 from adapruner.recovery.merging import merge_lora
 
 
@@ -73,6 +73,8 @@ class LoRARecoveryCallback(PruningListener):
         Rotary frequencies that the Trainer's precision rounded (``bf16-true``) are exact again, as a server will have them.
         """
         restore_rotary(pl_module)
+        if self.lora.checkpoint_activations:
+            checkpoint_activations(held_model(pl_module, self.model_attribute), True)
         self._started = time.monotonic()
         steps = trainer.estimated_stepping_batches
         self._progress = plain_lines("recovery", int(steps) if math.isfinite(steps) else None)
@@ -124,6 +126,8 @@ class LoRARecoveryCallback(PruningListener):
         if self._started is not None:
             self.seconds += time.monotonic() - self._started
             self._started = None
+        if self.lora.checkpoint_activations:
+            checkpoint_activations(held_model(pl_module, self.model_attribute), False)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merges the adapters, after callbacks that need them apart; nothing of them is left in the module."""

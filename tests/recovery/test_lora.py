@@ -10,7 +10,7 @@ import torch
 from adapruner.errors import ConfigurationError
 from adapruner.models.tracing import trace_structure
 from adapruner.pruning.surgery import prune_model
-from adapruner.recovery.lora import LoRAConfig, attach_lora, recover_briefly
+from adapruner.recovery.lora import LoRAConfig, attach_lora, checkpoint_activations, recover_briefly
 from adapruner.recovery.merging import merge_lora
 from tests.recovery.test_reconstruction import plan_for
 from tests.tiny import random_windows, tiny_llama
@@ -119,3 +119,38 @@ def test_settings_are_checked(options: dict[str, Any], message: str) -> None:
 def test_an_unknown_target_is_refused(model: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"lora.target_modules: expected names of linear layers, got .*k_prj"):
         attach_lora(model, LoRAConfig(target_modules=["k_prj"]))
+
+
+def saved_bytes(model: Any, run: Any) -> int:
+    """Bytes of activations that a forward keeps for its backward pass."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(size for pointer, size in kept.items() if pointer not in {p.data_ptr() for p in model.parameters()})
+
+
+def test_activations_that_are_computed_again_give_the_same_and_are_not_kept(model: Any) -> None:
+    results, kept = [], []
+    for again in (False, True):
+        recovered = recover_briefly(
+            copy.deepcopy(model), BATCHES, LoRAConfig(dropout=0.1, checkpoint_activations=again), steps=3, build_optimizer=adamw, seed=3
+        )
+        assert not recovered.is_gradient_checkpointing
+        results.append(recovered.state_dict())
+        adapted = attach_lora(copy.deepcopy(model), LoRAConfig()).train()
+        if again:
+            checkpoint_activations(adapted, True)
+        kept.append(saved_bytes(adapted, lambda adapted=adapted: adapted(**BATCHES[0], use_cache=False)))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+    assert kept[1] < 0.4 * kept[0]
+
+
+def test_a_class_that_cannot_is_told(model: Any) -> None:
+    model.supports_gradient_checkpointing = False
+    with pytest.raises(ConfigurationError, match=r"recovery\.lora\.checkpoint_activations: expected false for LlamaForCausalLM, got true"):
+        checkpoint_activations(model, True)
