@@ -26,15 +26,16 @@ from adapruner.progress import RUN_LOG, logged_to, shown
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.lora import check_adapters
-from adapruner.recovery.training import RecoveredModel, RecoveryConfig, short_recovery, train_adapters
+from adapruner.recovery.training import RecoveredModel, RecoveryConfig, recovery_config, short_recovery, train_adapters
 from adapruner.report.measured_before import MeasuredBefore
 from adapruner.report.record import check_can_draw, write_report
 from adapruner.report.recorder import ReportConfig, ReportRecorder
 from adapruner.search.find_plan import FoundPlan, find_plan, save_found_plan
+from adapruner.search.options import pruning_options
 from adapruner.search.score import ScoredModel, score_model
 from adapruner.search.study import SearchOutcome
 from adapruner.search.validation import check_model_and_data
-from adapruner.stages import PrunedModel, export, load_model, pruning_options, reconstruct, recovery_config
+from adapruner.stages import PrunedModel, export, load_model, reconstruct
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from adapruner.argument_checks import check_call, check_type, got, typed
+from adapruner.argument_checks import check_type, got, typed
 from adapruner.data.from_texts import data_from_texts, evaluation_from_texts, windows_from_texts
 from adapruner.data.run_data import RunData
-from adapruner.errors import ConfigurationError, PlanError, nearest
+from adapruner.errors import ConfigurationError, PlanError
 from adapruner.evaluation.perplexity import NLLResult, evaluate_nll
 from adapruner.export.folder import ExportRecord, export_model
 from adapruner.export.loading import open_export
@@ -37,7 +37,7 @@ from adapruner.models.loading import check_language_model, load_language_model, 
 from adapruner.progress import progress_bar
 from adapruner.pruning.before_pruning import remove_padding, trace_for_plan
 from adapruner.pruning.budget import Budget
-from adapruner.pruning.depth_and_width import DepthWidthConfig, DepthWidthCut, apply_depth_and_width
+from adapruner.pruning.depth_and_width import DepthWidthCut, apply_depth_and_width
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.problem import bias_means
 from adapruner.pruning.recipe import Recipe
@@ -45,10 +45,10 @@ from adapruner.pruning.surgery import prune_model, write_widths
 from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.recovery.lora import check_adapters
 from adapruner.recovery.post_pruning import PostPruning, recipe_of, refit_plan
-from adapruner.recovery.training import RecoveredModel, RecoveryConfig, train_adapters
+from adapruner.recovery.training import RecoveredModel, RecoveryConfig, recovery_config, train_adapters
 from adapruner.search.config import SearchConfig
 from adapruner.search.find_plan import FoundPlan, find_plan
-from adapruner.search.options import PruningOptions
+from adapruner.search.options import pruning_options
 from adapruner.search.score import ScoredModel, score_model
 from adapruner.search.validation import check_model_and_data
 
@@ -308,64 +308,9 @@ def export(model: Any, folder: str | Path, tokenizer: Any = None, plan: PruningP
     return export_model(model, tokenizer, *known, folder, **options)
 
 
-def pruning_options(
-    budget: Budget | float = 0.2,
-    search: SearchConfig | int | None = None,
-    recipe: Recipe | None = None,
-    plan: PruningPlan | str | Path | None = None,
-    reconstruction: ReconstructionConfig | None = ReconstructionConfig(),
-    seed: int | None = None,
-    remove_layers: int = 0,
-    hidden_fraction: float = 0.0,
-    layer_score: str = "block_influence",
-    **units: Any,
-) -> PruningOptions:
-    """What a run is asked to do to a model, as one record.
-
-    Args:
-        budget, search, recipe, plan, seed: as of :func:`score`.
-        reconstruction: the closed-form refit right after the surgery; ``null`` leaves it out.
-        recipe: a fixed recipe to prune by instead of searching: a published method, or what a search found elsewhere.
-        remove_layers: whole decoder layers to remove before the search of units, those of the lowest ``layer_score``. They count
-            towards the budget; layers that it protects stay.
-        hidden_fraction: fraction of hidden channels to remove before the search of units, for Llama, Mistral, Qwen2 and Qwen3.
-            They count towards the budget; protected layers lose them too.
-        layer_score: what decides which layers go; see :mod:`adapruner.pruning.layer_scores`.
-        units: ``attention_units``, ``ffn_units``, ``statistics_batch_size``, as in :class:`adapruner.search.options.PruningOptions`.
-
-    Raises:
-        ConfigurationError: if a value is of a type that nothing could be done with, or options exclude each other.
-    """
-    check_call(pruning_options, locals())
-    known = {field.name for field in fields(PruningOptions)}
-    for name in units:
-        if name not in known:
-            raise ConfigurationError(f"{name}: expected an option of prune, got an unknown one; {nearest(name, known)}")
-    config = SearchConfig() if search is None else SearchConfig(n_trials=search) if isinstance(search, int) else search
-    return PruningOptions(
-        budget=budget if isinstance(budget, Budget) else Budget(budget),
-        search=config if seed is None else replace(config, seed=seed),
-        reconstruction=reconstruction,
-        plan=plan if plan is None or isinstance(plan, PruningPlan) else read_plan(plan),
-        recipe=recipe,
-        depth_width=DepthWidthConfig(remove_layers, hidden_fraction, layer_score),
-        **units,
-    )
-
-
 def _alone_in(folder: Path | None) -> AbstractContextManager[Any]:
     """The run folder for this process alone: two would write into one study, and each take the other's trials for a killed run's."""
     return nullcontext() if folder is None else held(folder)
-
-
-@typed
-def recovery_config(recovery: RecoveryConfig | int | None) -> RecoveryConfig | None:
-    """A number of steps as a configuration.
-
-    Raises:
-        ConfigurationError: if it is neither.
-    """
-    return RecoveryConfig(steps=recovery) if isinstance(recovery, int) else recovery
 
 
 def _plan_hash(model: Any) -> str:

@@ -35,8 +35,9 @@ from adapruner.recovery.checkpoint_contents import check_contents, plan_of_check
 from adapruner.search.config import SearchConfig
 from adapruner.search.find_plan import FoundPlan, find_plan, save_found_plan
 from adapruner.search.journal import FILE as JOURNAL
+from adapruner.search.options import pruning_options
 from adapruner.search.score import ScoredModel, score_model
-from adapruner.stages import pruning_options, reconstruct
+from adapruner.stages import reconstruct
 
 
 class PruningSearchCallback(Callback):
@@ -57,7 +58,7 @@ class PruningSearchCallback(Callback):
         calibration: where there is no data module: texts, a mapping of source names to texts, a ``datasets.Dataset`` or token
             windows, as :func:`adapruner.prune` takes them.
         tokenizer: for ``calibration``; the module's ``tokenizer`` when empty.
-        options: ``recipe``, ``reconstruction``, ``attention_units``, ... as :func:`adapruner.stages.pruning_options` takes them.
+        options: ``recipe``, ``reconstruction``, ``attention_units``, ... as :func:`adapruner.search.options.pruning_options` takes them.
 
     >>> PruningSearchCallback(0.3).options.budget.pruned_fraction
     0.3

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapruner.argument_checks import check_fields, check_seed
+from adapruner.argument_checks import check_fields, check_seed, typed
 from adapruner.data.resumable import training_loader
 from adapruner.errors import ConfigurationError
 from adapruner.files.digests import DamagedError
@@ -159,6 +159,16 @@ def _take_off(adapted: Any, mode: bool, trains: dict[str, bool]) -> None:
 def _set_trained(model: nn.Module, trains: dict[str, bool]) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trains.get(name, True))
+
+
+@typed
+def recovery_config(recovery: RecoveryConfig | int | None) -> RecoveryConfig | None:
+    """A number of steps as a configuration.
+
+    Raises:
+        ConfigurationError: if it is neither.
+    """
+    return RecoveryConfig(steps=recovery) if isinstance(recovery, int) else recovery
 
 
 def short_recovery(windows: Any, config: RecoveryConfig | None, steps: int) -> Callable[[nn.Module], nn.Module] | None:

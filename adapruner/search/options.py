@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
 
-from adapruner.argument_checks import check_fields
-from adapruner.errors import ConfigurationError
+from adapruner.argument_checks import check_call, check_fields
+from adapruner.errors import ConfigurationError, nearest
 from adapruner.models.tracing import AttentionUnits, FfnUnits
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.depth_and_width import DepthWidthConfig
-from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.recipe import Recipe
 from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.search.config import SearchConfig
@@ -64,3 +66,48 @@ class PruningOptions:
     def searches(self) -> bool:
         """Whether neither a plan nor a recipe is given."""
         return self.plan is None and self.recipe is None
+
+
+def pruning_options(
+    budget: Budget | float = 0.2,
+    search: SearchConfig | int | None = None,
+    recipe: Recipe | None = None,
+    plan: PruningPlan | str | Path | None = None,
+    reconstruction: ReconstructionConfig | None = ReconstructionConfig(),
+    seed: int | None = None,
+    remove_layers: int = 0,
+    hidden_fraction: float = 0.0,
+    layer_score: str = "block_influence",
+    **units: Any,
+) -> PruningOptions:
+    """What a run is asked to do to a model, as one record.
+
+    Args:
+        budget, search, recipe, plan, seed: as of :func:`adapruner.stages.score`.
+        reconstruction: the closed-form refit right after the surgery; ``null`` leaves it out.
+        recipe: a fixed recipe to prune by instead of searching: a published method, or what a search found elsewhere.
+        remove_layers: whole decoder layers to remove before the search of units, those of the lowest ``layer_score``. They count
+            towards the budget; layers that it protects stay.
+        hidden_fraction: fraction of hidden channels to remove before the search of units, for Llama, Mistral, Qwen2 and Qwen3.
+            They count towards the budget; protected layers lose them too.
+        layer_score: what decides which layers go; see :mod:`adapruner.pruning.layer_scores`.
+        units: ``attention_units``, ``ffn_units``, ``statistics_batch_size``, as in :class:`adapruner.search.options.PruningOptions`.
+
+    Raises:
+        ConfigurationError: if a value is of a type that nothing could be done with, or options exclude each other.
+    """
+    check_call(pruning_options, locals())
+    known = {field.name for field in fields(PruningOptions)}
+    for name in units:
+        if name not in known:
+            raise ConfigurationError(f"{name}: expected an option of prune, got an unknown one; {nearest(name, known)}")
+    config = SearchConfig() if search is None else SearchConfig(n_trials=search) if isinstance(search, int) else search
+    return PruningOptions(
+        budget=budget if isinstance(budget, Budget) else Budget(budget),
+        search=config if seed is None else replace(config, seed=seed),
+        reconstruction=reconstruction,
+        plan=plan if plan is None or isinstance(plan, PruningPlan) else read_plan(plan),
+        recipe=recipe,
+        depth_width=DepthWidthConfig(remove_layers, hidden_fraction, layer_score),
+        **units,
+    )

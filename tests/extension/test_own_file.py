@@ -27,8 +27,9 @@ from adapruner.pruning.recipe import Recipe
 from adapruner.registry import Registry
 from adapruner.search.config import SearchConfig
 from adapruner.search.objectives import ObjectiveConfig
+from adapruner.search.options import pruning_options
 from adapruner.search.space import SearchSpace
-from adapruner.stages import apply, pruning_options, score, search
+from adapruner.stages import apply, score, search
 from tests.tiny import random_windows
 
 from .conftest import REGISTRIES
