@@ -13,7 +13,8 @@ from torch import nn
 
 from adapruner.evaluation.cost import random_dense_model
 from adapruner.evaluation.cost_table import COST_ROWS, measure_costs, measure_sizes_alone
-from adapruner.evaluation.speed import SpeedPoint, measure_speed, within_memory
+from adapruner.evaluation.speed import SpeedPoint, measure_speed
+from adapruner.models.smaller_batches import within_memory
 from adapruner.models.units import ModelStructure
 
 ONE_BY_ONE = "one model after the other, as the device's memory does not hold both"

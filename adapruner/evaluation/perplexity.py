@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from adapruner.errors import ConfigurationError, DataError
 from adapruner.models.forward import evaluation_mode, input_device
 from adapruner.models.next_token_loss import IGNORED, next_token_losses
+from adapruner.models.smaller_batches import in_parts
 
 ROWS_AT_ONCE = 1024
 """Rows of the logits that are held in fp32 at a time: 128 MiB for a vocabulary of 32,000."""
@@ -179,7 +180,8 @@ def in_chunks(
     """Adds up what ``measure`` finds in each batch of windows; the sum so far after every chunk of batches.
 
     Args:
-        measure: rows of the windows -> their result; called in evaluation mode, without gradients.
+        measure: rows of the windows -> their result; called in evaluation mode, without gradients, and for fewer rows at a time where the
+            device's memory does not hold a batch.
         nothing: the result of no windows.
 
     Raises:
@@ -199,7 +201,7 @@ def in_chunks(
         for part in range(parts):
             with evaluation_mode(model):  # for each part: held over a yield, it would reach into the consumer's code
                 for start in starts[part * len(starts) // parts : (part + 1) * len(starts) // parts]:
-                    result = result + measure(slice(start, start + batch_size))
+                    result = result + in_parts(measure, slice(start, min(start + batch_size, n)))
                     if progress is not None:
                         progress(min(start + batch_size, n), n)
             yield result

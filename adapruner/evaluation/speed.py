@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from adapruner.errors import ConfigurationError
@@ -21,6 +20,7 @@ from adapruner.evaluation.timing import (
     time_in_turns,
     time_prefill,
 )
+from adapruner.models.smaller_batches import within_memory
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,6 @@ def speed_rows(points: Sequence[SpeedPoint]) -> list[dict[str, Any]]:
         }
         for p in points
     ]
-
-
-def within_memory(measure: Callable[[], Any]) -> Any:
-    """What ``measure`` finds; ``None`` where the device's memory does not suffice."""
-    try:
-        return measure()
-    except torch.OutOfMemoryError:
-        pass
-    torch.cuda.empty_cache()  # after the error is gone, and with it the tensors that its traceback held
-    return None
 
 
 def speed_protocol(seq_lens: Sequence[int], repeats: int) -> str:

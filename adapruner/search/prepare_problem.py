@@ -13,9 +13,10 @@ import torch
 from adapruner.calibration.clusters import cluster_pools
 from adapruner.calibration.pool import CalibrationGroups, CalibrationPool
 from adapruner.data.run_data import RunData
-from adapruner.distributed import is_rank_zero
+from adapruner.distributed import Ranks, is_rank_zero
 from adapruner.importance.gram import GramMatrices, gram_gib
 from adapruner.importance.statistics import UnitStatistics, statistics_per_sample
+from adapruner.models.smaller_batches import with_smaller_batches
 from adapruner.models.units import ModelStructure
 from adapruner.progress import announce, progress_bar
 from adapruner.pruning.bias_compensation import count_added_biases
@@ -141,9 +142,9 @@ class ProblemBuilder:
         file = None if self.folder is None else self._statistics_file(length)
         key = f"3:{self.fingerprint}:{self.weights}:{windows.fingerprint}:{','.join(sorted(needs))}"
 
-        def collect() -> Any:
+        def collect(batch_size: int) -> Any:
             with progress_bar("statistics", len(windows.input_ids)) as advance:
-                return share_statistics(self.model, self.structure, windows, needs, self.batch_size, advance)
+                return share_statistics(self.model, self.structure, windows, needs, batch_size, advance)
 
         return UnitStatistics.from_tensors(self._kept("statistics", file, key, collect))
 
@@ -151,16 +152,21 @@ class ProblemBuilder:
         windows = self.data.calibration_windows
         key = f"2:{self.fingerprint}:{self.weights}:{windows.fingerprint}"
 
-        def collect() -> Any:
+        def collect(batch_size: int) -> Any:
             with progress_bar("Gram matrices", len(windows.input_ids)) as advance:
                 parts = len(pool.sources.names)
-                return share_grams(self.model, self.structure, windows, pool.sources.index, parts, self.batch_size, advance)
+                return share_grams(self.model, self.structure, windows, pool.sources.index, parts, batch_size, advance)
 
         return GramMatrices.from_tensors(self._kept("Gram matrices", self._file(GRAMS), key, collect))
 
-    def _kept(self, what: str, file: Path | None, key: str, collect: Callable[[], Any]) -> Any:
+    def _kept(self, what: str, file: Path | None, key: str, collect: Callable[[int], Any]) -> Any:
+        def collect_all() -> Any:
+            if Ranks().size > 1:  # where one runs out of memory, the others wait for it
+                return collect(self.batch_size)
+            return with_smaller_batches(collect, self.batch_size, what)
+
         started = time.monotonic()
-        tensors, from_file = read_or_collect(file, key, collect, write=is_rank_zero())
+        tensors, from_file = read_or_collect(file, key, collect_all, write=is_rank_zero())
         self.seconds[what] = self.seconds.get(what, 0.0) + (0.0 if from_file else time.monotonic() - started)
         if from_file:
             announce(f"takes the {what} of {len(self.data.calibration_windows.input_ids)} calibration samples from {file}")
