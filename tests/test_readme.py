@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adapruner import argument_checks
 from adapruner.recovery.training import RecoveryConfig
 from adapruner.search.config import SearchConfig
 from tests.callbacks.test_stranger import Stranger, loader
@@ -33,14 +35,18 @@ class Short(RecoveryConfig):
 
 
 @pytest.fixture
-def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """What the reader has at hand; the search is short."""
     monkeypatch.chdir(tmp_path)
     save_tiny(tmp_path / "my-model", intermediate_size=320)
-    monkeypatch.setattr("adapruner.stages.SearchConfig", Few)
-    monkeypatch.setattr("adapruner.stages.RecoveryConfig", Short)
+    for place, short in {
+        "search.options.SearchConfig": Few,
+        "recovery.training.RecoveryConfig": Short,
+        "stages.RecoveryConfig": Short,
+    }.items():
+        monkeypatch.setattr(f"adapruner.{place}", short)
     found = texts(60)
-    return {
+    yield {
         "texts": found["books"],
         "more_texts": found["code"],
         "held_out_texts": texts(20, seed=9)["books"],
@@ -51,6 +57,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "val_loader": loader(5),
         "test_loader": loader(6),
     }
+    argument_checks._hints.cache_clear()  # which may have seen the short ones
 
 
 def test_the_ten_lines_at_the_top(names: dict[str, Any]) -> None:
