@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import adapruner.run  # noqa: F401  # before anything is shortened: it keeps what it imports
 from adapruner import argument_checks
 from adapruner.recovery.training import RecoveryConfig
 from adapruner.search.config import SearchConfig
