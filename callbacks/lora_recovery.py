@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from adapruner.models.model_attribute import held_model, hold_model
 from adapruner.models.rotary import restore_rotary
 from adapruner.progress import plain_lines
 from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
-from adapruner.recovery.lora import LoRAConfig, attach_lora, checkpoint_activations, recover_briefly
+from adapruner.recovery.lora import LoRAConfig, activations_as_configured, attach_lora, recover_briefly
 from adapruner.recovery.merging import merge_lora
 
 
@@ -50,6 +50,7 @@ class LoRARecoveryCallback(PruningListener):
         self._started: float | None = None
         self._attached = False
         self._batch: tuple[Any, int] = (None, 0)
+        self._activations = ExitStack()
         self._progress: Callable[..., None] = plain_lines("recovery", None)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -68,13 +69,9 @@ class LoRARecoveryCallback(PruningListener):
         self._attached = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Training time is counted from here; where Lightning draws no bar, plain lines say where it is.
-
-        Rotary frequencies that the Trainer's precision rounded (``bf16-true``) are exact again, as a server will have them.
-        """
-        restore_rotary(pl_module)
-        if self.lora.checkpoint_activations:
-            checkpoint_activations(held_model(pl_module, self.model_attribute), True)
+        """Training time is counted from here; where Lightning draws no bar, plain lines say where it is."""
+        restore_rotary(pl_module)  # where it stands alone, without the search
+        self._activations.enter_context(activations_as_configured(held_model(pl_module, self.model_attribute), self.lora))
         self._started = time.monotonic()
         steps = trainer.estimated_stepping_batches
         self._progress = plain_lines("recovery", int(steps) if math.isfinite(steps) else None)
@@ -126,8 +123,11 @@ class LoRARecoveryCallback(PruningListener):
         if self._started is not None:
             self.seconds += time.monotonic() - self._started
             self._started = None
-        if self.lora.checkpoint_activations:
-            checkpoint_activations(held_model(pl_module, self.model_attribute), False)
+        self._activations.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """What was set for the training is as it was."""
+        self._activations.close()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merges the adapters, after callbacks that need them apart; nothing of them is left in the module."""

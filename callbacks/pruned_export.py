@@ -25,10 +25,11 @@ from adapruner.export.verification import Verification, verify_export
 from adapruner.files.atomic import write_atomically
 from adapruner.files.digests import write_sums
 from adapruner.models.model_attribute import held_model
+from adapruner.models.rotary import restore_rotary
 from adapruner.progress import announce
 
-#: Of the search split, whose perplexity is measured before and after writing.
-VERIFIED_WINDOWS = 8
+#: Windows of the search split, and tokens of each, whose perplexity is measured before and after writing.
+VERIFIED = (8, 128)
 
 
 class PrunedExportCallback(PruningListener):
@@ -104,18 +105,20 @@ class PrunedExportCallback(PruningListener):
         if pruning.lock is not None:
             pruning.lock.check()
         model, tokenizer = held_model(pl_module, pruning.model_attribute), getattr(pl_module, "tokenizer", None)
+        restore_rotary(model)  # which a Trainer's precision may have rounded: what is served has it exact
         with staged(folder) as new:
             record = export_either(model, tokenizer, scored.structure, plan, new, self.options, card)
-            if self.verify:
-                self.verification = self._verified(new, model, scored.data.search_windows.input_ids[:VERIFIED_WINDOWS])
         self.record = replace(record, path=folder)
         announce(f"exported {record.class_name} to {folder}")
+        if self.verify:
+            windows, tokens = VERIFIED
+            self.verification = self._verified(folder, model, scored.data.search_windows.input_ids[:windows, :tokens])
 
     def _verified(self, folder: Path, model: Any, input_ids: Tensor) -> Verification:
-        """How the new folder compares with the model; before it takes the place of an earlier one."""
+        """How the folder, which stays, compares with the model."""
         announce("loads the export in a fresh process and compares logits and perplexity")
         found = verify_export(folder, model, input_ids)
-        found.check("the export")
+        found.check(str(folder))
         announce(f"the export {found.in_words()}")
         return found
 

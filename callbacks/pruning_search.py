@@ -27,6 +27,7 @@ from adapruner.errors import ConfigurationError
 from adapruner.files.folder_lock import FolderLock, held, no_empty_folders
 from adapruner.models.loading import check_language_model
 from adapruner.models.model_attribute import held_model
+from adapruner.models.rotary import restore_rotary
 from adapruner.progress import RUN_LOG, logged_to
 from adapruner.pruned_module import carry_pruning
 from adapruner.pruning.budget import Budget
@@ -188,8 +189,10 @@ class PruningSearchCallback(Callback):
             listener.on_pruning_stage(trainer, pl_module, stage, self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses an optimizer that holds parameters from before the surgery."""
+        """Refuses an optimizer that holds parameters from before the surgery; rotary frequencies that the Trainer's precision rounded
+        (``bf16-true``) are exact again, as a server will have them."""
         check_optimized(trainer, pl_module)
+        restore_rotary(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The folder is free for the next attempt in this process."""

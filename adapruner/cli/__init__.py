@@ -7,6 +7,7 @@ work for it: not for ``inspect``, and not for the help of the program, ``compare
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import sys
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BaseException as error:
         line = describe(error)
         if line.startswith("memory: "):
-            sys.unraisablehook = lambda _: None  # libraries fail once more at the process's end, with a traceback
+            atexit.register(setattr, sys, "unraisablehook", lambda _: None)  # libraries fail once more at its end, with a traceback
         _end(line, 2)
 
 

@@ -26,6 +26,7 @@ from adapruner.data.windows import IGNORED, TextWindows, ended, padded_rows
 from adapruner.errors import ConfigurationError, DataError
 from adapruner.files.atomic import write_atomically
 from adapruner.files.digests import DamagedError, opened, sealed
+from adapruner.progress import announce
 
 CALIBRATION_SET_VERSION = 1
 
@@ -126,6 +127,8 @@ class CalibrationSet:
         if seq_len < 2:
             raise ConfigurationError(f"seq_len: expected a whole number >= 2, got {seq_len}; correct it")
         same = self.tokenizer["fingerprint"] == fingerprint_tokenizer(tokenizer)
+        if not same and any(sample.later_prompts for sample in self.samples):
+            announce("calibration set: its conversations are tokenised anew, and all after the first question counts")
         rows: list[tuple[list[int], list[tuple[int, int]]]] = []
         kept: list[int] = []
         for position, sample in enumerate(self.samples):

@@ -65,7 +65,7 @@ def render_conversation(messages: Sequence[Message], tokenizer: Any, where: str,
 
     try:
         return str(tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=ask))
-    except (TemplateError, TypeError, KeyError) as error:  # templates raise the first on purpose, the others where a key is missing
+    except (TemplateError, TypeError, KeyError, ValueError) as error:  # the first on purpose, the others where something is missing
         system = any(message["role"] == "system" for message in messages) and not isinstance(error, UndefinedError)
         remedy = "put what the system says into the first message of the user" if system else "convert or drop the row"
         raise DataError(f"{where}: expected a conversation that the model's chat template takes, got {str(error)!r}; {remedy}") from None
@@ -75,7 +75,7 @@ def encode_conversation(messages: Sequence[Message], tokenizer: Any, where: str,
     """Token ids, and the spans ``[start, end)`` of them that no loss counts: all that the assistant does not say.
 
     The words that end an answer count, those that begin it do not. Where a template writes an earlier turn otherwise than a last one
-    (thoughts that it leaves out, say), the part that both ways share counts.
+    (thoughts that it leaves out, say), what is left of the answer counts, or of a changed one what both ways begin with.
 
     Raises:
         DataError: as :func:`render_conversation`.
@@ -85,15 +85,34 @@ def encode_conversation(messages: Sequence[Message], tokenizer: Any, where: str,
     def encode(text: str) -> list[int]:
         return [*begin, *bos.of_text(tokenizer(text, add_special_tokens=False)["input_ids"])]
 
-    ids = encode(render_conversation(messages, tokenizer, where))
+    whole = render_conversation(messages, tokenizer, where)
+    ids = encode(whole)
     answers: list[tuple[int, int]] = []
     for turn, message in enumerate(messages):
         if message["role"] == "assistant":
-            before = encode(render_conversation(messages[:turn], tokenizer, where, ask=True)) if turn else begin
-            until = encode(render_conversation(messages[: turn + 1], tokenizer, where)) if turn + 1 < len(messages) else ids
-            answers.append((common_prefix(ids, before), common_prefix(ids, until)))
+            start, end = _place(messages, turn, whole, tokenizer, where)
+            answers.append((common_prefix(ids, encode(whole[:start])), common_prefix(ids, encode(whole[:end]))))
     edges = [0, *(edge for answer in answers for edge in answer), len(ids)]
     return ids, [(start, end) for start, end in list(pairwise(edges))[::2] if start < end]
+
+
+def _place(messages: Sequence[Message], turn: int, whole: str, tokenizer: Any, where: str) -> tuple[int, int]:
+    """Where an answer stands in the whole conversation as it is written, in characters."""
+    try:
+        before = render_conversation(messages[:turn], tokenizer, where, ask=True)
+    except DataError:
+        if turn:
+            raise
+        before = ""  # a template that wants a message to answer
+    start = common_prefix(whole, before)
+    if turn + 1 == len(messages):
+        return start, len(whole)
+    alone, said = render_conversation(messages[: turn + 1], tokenizer, where), messages[turn]["content"].strip()
+    here, there = whole.find(said, start), alone.find(said, common_prefix(alone, before))
+    if here < 0 or there < 0:  # the template changes what is said
+        return start, common_prefix(whole, alone)
+    end = here + len(said)
+    return start, end + common_prefix(whole[end:], alone[there + len(said) :])
 
 
 def common_prefix(ids: Sequence[Any], prompt: Sequence[Any]) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -139,10 +139,13 @@ def _json_rows(file: Path) -> Iterator[Any]:
 
 def _table_rows(file: Path) -> Iterator[Any]:
     separator = "\t" if ".tsv" in suffix_of(file) else ","
-    csv.field_size_limit(sys.maxsize)  # of the process: the library's 128 Ki characters are fewer than a long document's
+    before = csv.field_size_limit(2**31 - 1)  # of the process: the library's 128 Ki characters are fewer than a long document's
     with _open(file, newline="") as stream:
         reader = csv.DictReader(stream, delimiter=separator, strict=True)
         try:
+            twice = [name for name, times in Counter(reader.fieldnames or ()).items() if times > 1]
+            if twice:
+                raise DataError(f"path: expected columns with names of their own, got {twice[0]!r} twice in {file.name!r}; rename one")
             for row in reader:
                 if None in row or None in row.values():
                     got = f"{len(row[None]) + len(row) - 1 if None in row else sum(v is not None for v in row.values())}"
@@ -156,6 +159,8 @@ def _table_rows(file: Path) -> Iterator[Any]:
                 f"path: expected a table as spreadsheets write it, got {str(error)!r} in {file.name!r} after line {reader.line_num}; "
                 "mend it"
             ) from None
+        finally:
+            csv.field_size_limit(before)
 
 
 def _parquet_rows(file: Path) -> Iterator[Any]:

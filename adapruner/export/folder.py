@@ -25,6 +25,7 @@ from adapruner.export.target import Target, choose_target, has_uneven_experts
 from adapruner.export.widths import check_widths
 from adapruner.models.families import family_of
 from adapruner.models.gguf_input import QUANTISED_BASE
+from adapruner.models.rotary import restore_rotary
 from adapruner.models.tracing import trace_structure
 from adapruner.models.units import ModelStructure, count_parameters
 from adapruner.pruning.depth_and_width import remaining_structure, restrict_plan
@@ -136,6 +137,7 @@ def cast_weights(model: Any, dtype: str | None) -> None:
     if dtype is None:
         return
     model.to(getattr(torch, dtype))
+    restore_rotary(model)
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise ModelError(f"dtype: expected weights within the range of {dtype}, got larger ones in {name}; use bfloat16")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,33 +69,35 @@ def attach_lora(model: nn.Module, config: LoRAConfig) -> Any:
         ) from error
 
 
-def checkpoint_activations(model: Any, yes: bool) -> None:
-    """Whether the layers' activations are computed again in the backward pass, instead of kept (Chen et al., arXiv 1604.06174).
+@contextmanager
+def activations_as_configured(model: Any, config: LoRAConfig) -> Iterator[None]:
+    """Inside the block the layers' activations are computed again in the backward pass, instead of kept, where the configuration says so
+    (Chen et al., arXiv 1604.06174).
 
     Args:
-        model: a Hugging Face causal LM, with or without adapters.
-
-    Raises:
-        ConfigurationError: if the model's class cannot.
+        model: a Hugging Face causal LM, with or without adapters; afterwards it is as it was.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not yes:
-        base.gradient_checkpointing_disable()
+    if not config.checkpoint_activations or base.is_gradient_checkpointing:
+        yield
         return
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     try:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    except ValueError as error:
-        raise ConfigurationError(
-            f"recovery.lora.checkpoint_activations: expected false for {type(base).__name__}, got true ({str(error)[:80]}); leave it out"
-        ) from None
+        yield
+    finally:
+        base.gradient_checkpointing_disable()
 
 
 def check_adapters(model: nn.Module, lora: LoRAConfig) -> None:
     """Names of layers that get adapters: peft passes over one that is misspelt, as long as another is there.
 
     Raises:
-        ConfigurationError: if no linear layer has such a name.
+        ConfigurationError: if no linear layer has such a name, or the model cannot compute activations again where that is asked for.
     """
+    if lora.checkpoint_activations and not getattr(model, "supports_gradient_checkpointing", False):
+        raise ConfigurationError(
+            f"recovery.lora.checkpoint_activations: expected a model that can, got {type(model).__name__}, which cannot; leave it out"
+        )
     layers = [n for n, m in model.named_modules() if next(m.children(), None) is None and getattr(m, "weight", None) is not None]
     most = max((min(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear)), default=lora.r)
     if lora.r > most:
@@ -147,21 +150,18 @@ def recover_briefly(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapted = attach_lora(model, config).train()
-        if config.checkpoint_activations:
-            checkpoint_activations(adapted, True)
         parameters = [p for p in adapted.parameters() if p.requires_grad]
         optimizer, scheduler = build_optimizer(parameters)
-        for batch in itertools.islice(_repeat(batches), steps):
-            loss = adapted(**{name: value.to(parameters[0].device) for name, value in batch.items()}, use_cache=False).loss
-            optimizer.zero_grad()
-            loss.backward()
-            if clip_norm:
-                torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-            optimizer.step()
-            if scheduler is not None:
-                scheduler.step()
-        if config.checkpoint_activations:
-            checkpoint_activations(adapted, False)
+        with activations_as_configured(adapted, config):
+            for batch in itertools.islice(_repeat(batches), steps):
+                loss = adapted(**{name: value.to(parameters[0].device) for name, value in batch.items()}, use_cache=False).loss
+                optimizer.zero_grad()
+                loss.backward()
+                if clip_norm:
+                    torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+                optimizer.step()
+                if scheduler is not None:
+                    scheduler.step()
     return merge_lora(adapted)
 
 

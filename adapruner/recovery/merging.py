@@ -53,7 +53,9 @@ def round_by_chance(values: Tensor, dtype: torch.dtype, generator: torch.Generat
     exponent = torch.frexp(values).exponent - 1
     step = torch.ldexp(torch.ones_like(values), exponent.clamp_min(int(math.log2(kind.tiny))) + int(math.log2(kind.eps)))
     chance = torch.rand(values.shape, generator=generator).to(values.device)
-    return (torch.floor(values / step + chance) * step).to(dtype)
+    steps = values / step
+    below = steps.floor()
+    return ((below + (chance < steps - below)) * step).clamp(kind.min, kind.max).to(dtype)
 
 
 def _layers_of_16_bits(adapted: Any) -> Iterator[Any]:
@@ -69,11 +71,12 @@ def _layers_of_16_bits(adapted: Any) -> Iterator[Any]:
 @torch.no_grad()
 def _add(layer: Any, generator: torch.Generator) -> None:
     """Adds a layer's adapters to its weight, and leaves nothing in them for ``peft`` to add."""
-    weight = layer.get_base_layer().weight
+    weight, names = layer.get_base_layer().weight, [name for name in layer.active_adapters if name in layer.lora_A]
     exact = weight.float()
-    for name in layer.active_adapters:
-        if name in layer.lora_A:
-            update = layer.lora_B[name].weight.float() @ layer.lora_A[name].weight.float() * layer.scaling[name]
-            exact = exact + (update.T if getattr(layer, "fan_in_fan_out", False) else update)
+    for name in names:
+        update = layer.lora_B[name].weight.float() @ layer.lora_A[name].weight.float() * layer.scaling[name]
+        exact = exact + (update.T if getattr(layer, "fan_in_fan_out", False) else update)
+    if names and bool(torch.isfinite(exact).all()):  # else peft's own merge refuses it, with the weights as they were
+        weight.copy_(round_by_chance(exact, weight.dtype, generator))
+        for name in names:
             layer.lora_B[name].weight.zero_()
-    weight.copy_(round_by_chance(exact, weight.dtype, generator))

@@ -22,7 +22,7 @@ from adapruner.progress import announce, progress_bar
 from adapruner.recovery.checkpoint_contents import read_contents
 from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
 from adapruner.recovery.last_checkpoint import random_state, set_random_state, write_checkpoint
-from adapruner.recovery.lora import LoRAConfig, attach_lora, check_adapters, checkpoint_activations, recover_briefly
+from adapruner.recovery.lora import LoRAConfig, activations_as_configured, attach_lora, check_adapters, recover_briefly
 from adapruner.recovery.merging import merge_lora
 
 FILE = Path("checkpoints") / "recovery.pt"
@@ -127,12 +127,9 @@ def train_adapters(
         torch.manual_seed(config.seed)
         adapted = attach_lora(model, config.lora).train()
         undone.callback(_take_off, adapted, mode, trains)  # where the training does not come to its end
-        if config.lora.checkpoint_activations:
-            undone.callback(checkpoint_activations, model, False)
-            checkpoint_activations(model, True)
         state = _State(adapted, loader, config, folder, identity)
         state.resume()
-        with progress_bar("recovery", config.steps) as advance:
+        with activations_as_configured(adapted, config.lora), progress_bar("recovery", config.steps) as advance:
             for batch in _endless(loader) if state.step < config.steps else ():
                 loss = _step(adapted, batch, state, config, tokenizer)
                 state.finished(loss)
@@ -141,8 +138,6 @@ def train_adapters(
                     break
         state.save()
         undone.pop_all()
-    if config.lora.checkpoint_activations:
-        checkpoint_activations(model, False)
     merged = merge_lora(adapted).train(mode)
     _set_trained(merged, trains)
     return RecoveredModel(merged, state.history, state.seconds, config)

@@ -66,7 +66,7 @@ def test_what_the_assistant_says_counts(turns: list[dict[str, str]]) -> None:
     ids, uncounted = encode_conversation(turns, tokenizer, "here", WindowDrawer(tokenizer, 0, bos="first").bos)
     assert ids == oracle["input_ids"]
     expected = list(oracle["assistant_masks"])
-    if turns[0]["role"] == "assistant":  # no words before a first turn ask for it: its beginning counts, too
+    if turns[0]["role"] == "assistant":  # the library renders no words that ask for a first turn: its beginning counts, too
         expected[:2] = [1, 1]
     assert counted(ids, uncounted) == expected
 
@@ -77,6 +77,15 @@ def test_a_turn_that_is_written_otherwise_later_counts_up_to_there() -> None:
     ids, uncounted = encode_conversation(turns, tokenizer, "here", WindowDrawer(tokenizer, 0, bos="first").bos)
     says = [f"w{i - 5}" for i, counts in zip(ids, counted(ids, uncounted), strict=True) if counts]
     assert says == ["w40", "w42", "w43", "w44", "w2"]
+
+
+def test_thoughts_that_only_the_last_turn_has_hide_no_earlier_answer() -> None:
+    """As Qwen3's template, which opens and closes a thought in the last turn alone."""
+    template = PLAIN.replace("{{ m.content }} w2 {% else", "{{ 'w700 w701 ' if loop.last else '' }}{{ m.content }} w2 {% else")
+    for turns, expected in ((TURNS, "w40 w41 w2 w700 w701 w42 w43 w44 w2"), ([*TURNS, TURNS[1]], "w40 w41 w2 w42 w43 w44 w2")):
+        tokenizer = tokenizer_with(template)
+        ids, uncounted = encode_conversation(turns, tokenizer, "here", WindowDrawer(tokenizer, 0, bos="first").bos)
+        assert " ".join(f"w{i - 5}" for i, counts in zip(ids, counted(ids, uncounted), strict=True) if counts) == expected
 
 
 @pytest.mark.parametrize("template", [PLAIN, BEGINS])

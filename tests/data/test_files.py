@@ -101,6 +101,7 @@ def test_the_text_of_a_table_keeps_its_quotes_separators_and_line_breaks(tmp_pat
             r"expected a table .*, got 'unexpected end of data' in 'a\.csv' after line 1",
         ),
         ("a.csv", b"text\n", "expected documents with text"),
+        ("a.csv", b"text,text\nA,B\n", r"expected columns with names of their own, got 'text' twice in 'a\.csv'; rename one"),
         ("a.csv", b"", "expected documents with text"),
         ("a.csv.gz", FLIPPED, r"expected a readable UTF-8 .* in 'a\.csv\.gz'"),
         ("a.jsonl", b'{"text": " "}', "got only blank ones"),

@@ -76,6 +76,27 @@ def test_a_model_that_is_in_a_lower_precision_already(pruned, tmp_path):
     assert found.served == found.nll
 
 
+def test_padded_widths_are_other_kernels(pruned, tmp_path):
+    """Rounding may differ there, by an amount that the spread over tokens tells."""
+    case = pruned("llama", *UNEVEN)
+    record = export_model(case.model, None, case.structure, case.plan, tmp_path / "out", dtype="bfloat16", pad=True)
+    assert not verification._same_kernels(record.path, case.model)
+    assert verification._same_kernels(record.path, load(record.path))
+    verify_export(record.path, case.model, case.input_ids).check("here")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_other_kernels_may_differ_by_four_standard_errors(export, monkeypatch, same):
+    case, folder = export
+    apart = torch.tensor([0.01, -0.005] * 9).double()  # 0.0025 on average, of which 0.0018 is a standard error
+    logits, losses = verification._answer(case.model, case.input_ids)
+    monkeypatch.setattr(verification, "_fresh_answer", lambda *_: (logits, losses + apart, torch.float32))
+    monkeypatch.setattr(verification, "_same_kernels", lambda *_: same)
+    found = verify_export(folder, case.model, case.input_ids)
+    assert found.noise == pytest.approx(0.0 if same else 4 * float(apart.std()) / 18**0.5)
+    assert (complaint(found.check, "here") is None) is not same
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_weight_that_is_written_wrong_is_refused(pruned, tmp_path, dtype):
     """The check fails where it has to: one tensor of the file is not the model's."""
@@ -103,6 +124,9 @@ def test_a_weight_that_is_written_wrong_is_refused(pruned, tmp_path, dtype):
         (("bfloat16", 0.1, 1.0, 1.0011), "expected the model's perplexity of 2.71828, got 2.72127 in here"),
         (("bfloat16", 0.1, 1.0, 0.9989), "expected the model's perplexity of 2.71828, got 2.71529 in here"),
         (("bfloat16", 0.1, 1.0, float("nan")), "expected the model's perplexity of 2.71828, got nan in here"),
+        (("bfloat16", 0.1, 1.0, 1.0031, 0.003), None),
+        (("bfloat16", 0.1, 1.0, 1.0041, 0.003), "expected the model's perplexity of 2.71828, got 2.72945 in here"),
+        (("float32", 2e-3, 1.0, 1.0, 0.0, 5.0), None),
     ],
 )
 def test_what_rounding_does_not_explain(values, message):
@@ -114,7 +138,7 @@ def test_what_rounding_does_not_explain(values, message):
 
 
 def test_it_is_said_in_words():
-    found = Verification("bfloat16", 0.0, 3.0, 3.0, ("float32", 2.999))
+    found = Verification("bfloat16", 0.0, 3.0, 3.0, own=("float32", 2.999))
     assert found.in_words() == (
         "loads in a fresh process in bfloat16; largest logit difference 0.0e+00, perplexity changed by +0 %; "
         "rounding from float32 changes perplexity by +0.1 %"
@@ -131,7 +155,7 @@ def export(pruned, tmp_path):
 def test_a_difference_is_reported(export, monkeypatch):
     case, folder = export
     answer = case.logits()[:1]
-    monkeypatch.setattr(verification, "_fresh_answer", lambda *_: (answer, 3.0, torch.float32))
+    monkeypatch.setattr(verification, "_fresh_answer", lambda *_: (answer, torch.full((18,), 3.0).double(), torch.float32))
     answer[0, 2, 3] += 0.5
     assert verify_export(folder, case.model, case.input_ids).difference == pytest.approx(0.5, abs=1e-5)
     answer[0, 0, 0] = float("nan")

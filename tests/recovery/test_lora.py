@@ -10,7 +10,7 @@ import torch
 from adapruner.errors import ConfigurationError
 from adapruner.models.tracing import trace_structure
 from adapruner.pruning.surgery import prune_model
-from adapruner.recovery.lora import LoRAConfig, attach_lora, checkpoint_activations, recover_briefly
+from adapruner.recovery.lora import LoRAConfig, activations_as_configured, attach_lora, check_adapters, recover_briefly
 from adapruner.recovery.merging import merge_lora
 from tests.recovery.test_reconstruction import plan_for
 from tests.tiny import random_windows, tiny_llama
@@ -143,14 +143,20 @@ def test_activations_that_are_computed_again_give_the_same_and_are_not_kept(mode
         assert not recovered.is_gradient_checkpointing
         results.append(recovered.state_dict())
         adapted = attach_lora(copy.deepcopy(model), LoRAConfig()).train()
-        if again:
-            checkpoint_activations(adapted, True)
-        kept.append(saved_bytes(adapted, lambda adapted=adapted: adapted(**BATCHES[0], use_cache=False)))
+        with activations_as_configured(adapted, LoRAConfig(checkpoint_activations=again)):
+            kept.append(saved_bytes(adapted, lambda adapted=adapted: adapted(**BATCHES[0], use_cache=False)))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
     assert kept[1] < 0.4 * kept[0]
 
 
-def test_a_class_that_cannot_is_told(model: Any) -> None:
+def test_what_the_caller_had_set_stays(model: Any) -> None:
+    model.gradient_checkpointing_enable()
+    recover_briefly(model, BATCHES, LoRAConfig(checkpoint_activations=True), steps=1, build_optimizer=adamw)
+    assert model.is_gradient_checkpointing
+
+
+def test_a_class_that_cannot_is_told_before_anything_is_trained(model: Any) -> None:
     model.supports_gradient_checkpointing = False
-    with pytest.raises(ConfigurationError, match=r"recovery\.lora\.checkpoint_activations: expected false for LlamaForCausalLM, got true"):
-        checkpoint_activations(model, True)
+    check_adapters(model, LoRAConfig())
+    with pytest.raises(ConfigurationError, match=r"checkpoint_activations: expected a model that can, got LlamaForCausalLM, which cannot"):
+        check_adapters(model, LoRAConfig(checkpoint_activations=True))

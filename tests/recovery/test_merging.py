@@ -53,7 +53,21 @@ def test_rounding_takes_a_neighbour_and_keeps_the_mean(dtype: torch.dtype, low: 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_numbers_that_fit_stay_and_so_does_zero(dtype: torch.dtype) -> None:
     values = torch.cat([torch.randn(1000), torch.zeros(3), torch.tensor([1.0, -2.0, 1e-4])]).to(dtype)
-    assert torch.equal(round_by_chance(values.float(), dtype), values)
+    many = values.float().expand(2000, -1)
+    assert torch.equal(round_by_chance(many, dtype), values.expand(2000, -1))
+
+
+def test_what_is_too_large_for_the_precision_stays_finite() -> None:
+    values = torch.tensor([65510.0, -65519.0, 1e30])
+    assert round_by_chance(values, torch.float16).tolist() == [65504.0, -65504.0, 65504.0]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_adapters_that_were_not_trained_change_nothing(dtype: torch.dtype) -> None:
+    model = tiny_llama(intermediate_size=64).to(dtype)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    merged = merge_lora(attach_lora(model, LoRAConfig())).state_dict()
+    assert all(torch.equal(merged[name], value) for name, value in before.items())
 
 
 def test_of_a_small_update_the_nearest_number_keeps_nothing() -> None:

@@ -33,8 +33,8 @@ class Uniform(AllocationMethod):
 
         def channels(heads: int) -> int:
             wanted = (remove - heads * per_head) / per_channel if ffn else 0.0
-            narrow = [g for g in ffn if not wider[g.name]]
-            return min((nearest_count(g, wanted, most[g.name], inputs.round_to) for g in narrow), default=0)
+            narrow, room = [g for g in ffn if not wider[g.name]], min((most[g.name] - wider[g.name] for g in ffn), default=0)
+            return min((nearest_count(g, wanted, min(most[g.name], max(0, room)), inputs.round_to) for g in narrow), default=0)
 
         def miss(heads: int) -> float:
             return abs(remove - heads * per_head - channels(heads) * per_channel)
