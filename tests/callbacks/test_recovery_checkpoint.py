@@ -92,7 +92,7 @@ def test_a_run_that_had_come_to_its_end_is_not_trained_again(tmp_path: Path) -> 
     other, again = trained(tmp_path, ckpt_path=tmp_path / FILE)
     same_weights(module, other)
     assert again[1].history == first[1].history
-    assert again[1].seconds == pytest.approx(first[1].seconds, rel=0.5)
+    assert 0 < again[1].seconds <= first[1].seconds  # as the checkpoint has them, which was written before the end
 
 
 def test_adapters_apart_are_exported_by_a_run_that_had_come_to_its_end(tmp_path: Path) -> None:
