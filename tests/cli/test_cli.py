@@ -15,22 +15,9 @@ from adapruner.cli import main
 from adapruner.cli.fit import PruningCLI
 from adapruner.cli.shipped_configs import find_config, find_configs, shipped_configs
 from adapruner.errors import ConfigurationError
+from tests.cli.command_line import elsewhere, run  # noqa: F401  # the former by being there
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing may depend on the checkout being the working directory."""
-    monkeypatch.chdir(tmp_path)
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, output, errors."""
-    with pytest.raises(SystemExit, match=r"^\d$") as caught:
-        main(list(arguments))
-    printed = capsys.readouterr()
-    return int(caught.value.code or 0), printed.out, printed.err
 
 
 def test_a_bare_name_is_found_from_anywhere_and_overrides_count(capsys: pytest.CaptureFixture[str]) -> None:

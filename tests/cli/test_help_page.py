@@ -11,25 +11,11 @@ from pathlib import Path
 import pytest
 
 from adapruner._version import __version__
-from adapruner.cli import main
 from adapruner.cli.help_page import COMMANDS
 from adapruner.cli.shipped_configs import shipped_configs
+from tests.cli.command_line import elsewhere, run  # noqa: F401  # the former by being there
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing may depend on the checkout being the working directory."""
-    monkeypatch.chdir(tmp_path)
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, output, errors."""
-    with pytest.raises(SystemExit, match=r"^\d$") as caught:
-        main(list(arguments))
-    printed = capsys.readouterr()
-    return int(caught.value.code or 0), printed.out, printed.err
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
