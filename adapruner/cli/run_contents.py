@@ -11,7 +11,7 @@ from typing import Any
 
 from adapruner.errors import AdaPrunerError, ConfigurationError
 from adapruner.files.digests import SUMS, DamagedError, check_sums
-from adapruner.pruning.plan import PruningPlan, read_plan
+from adapruner.pruning.plan import MARK, PruningPlan, read_plan
 from adapruner.report.record import read_report
 from adapruner.search.journal import read_lines
 
@@ -25,7 +25,6 @@ _OTHERS = (
     "statistics.safetensors",
     "grams.safetensors",
 )
-_MARK = "adapruner"  # of an export, in its config.json
 _LARGE = 1 << 26  # bytes of a file that is not read to be listed
 _STATES = {1: "complete", 2: "pruned", 3: "failed"}  # by Optuna's numbers
 
@@ -201,21 +200,21 @@ def _read_export(folder: Path, remarks: list[str]) -> dict[str, Any] | None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         config = None
-    if not listed and (not isinstance(config, dict) or not isinstance(config.get(_MARK), dict)):
+    if not listed and (not isinstance(config, dict) or not isinstance(config.get(MARK), dict)):
         return None
     try:
         changed = check_sums(folder, lambda file: not file.is_file() or file.stat().st_size < _LARGE)
         remarks += [f"{name} was changed after the export" for name in changed]
     except DamagedError as error:
         remarks.append(f"{folder.name} is damaged: {error}")
-    config = config if isinstance(config, dict) and isinstance(config.get(_MARK), dict) else {_MARK: {}}
+    config = config if isinstance(config, dict) and isinstance(config.get(MARK), dict) else {MARK: {}}
     weights = sum(_size(file) for file in folder.glob("*.safetensors"))
     stock = "pruned_shapes" not in config
     return {
         "class": (config.get("architectures") or [""])[0],
         "stock": stock,
         "dtype": config.get("dtype"),
-        "plan": config[_MARK].get("plan_hash"),
+        "plan": config[MARK].get("plan_hash"),
         "adapters": (folder / "adapter").is_dir(),
         "bytes": weights,
     }

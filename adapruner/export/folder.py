@@ -20,7 +20,7 @@ from adapruner.export.card import model_card
 from adapruner.export.licence import is_hub_name
 from adapruner.export.options import DTYPES, ExportOptions
 from adapruner.export.padding import pad_to_uniform
-from adapruner.export.staging import MARK, check_folder, staged
+from adapruner.export.staging import check_folder, staged
 from adapruner.export.target import Target, choose_target, has_uneven_experts
 from adapruner.export.widths import check_widths
 from adapruner.models.families import family_of
@@ -29,7 +29,7 @@ from adapruner.models.rotary import restore_rotary
 from adapruner.models.tracing import trace_structure
 from adapruner.models.units import ModelStructure, count_parameters
 from adapruner.pruning.depth_and_width import remaining_structure, restrict_plan
-from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.plan import MARK, PruningPlan
 
 PLAN_FILE = "plan.json"
 #: What a tokenizer may consist of. No modelling code and no pickle is ever copied.

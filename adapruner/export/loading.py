@@ -12,10 +12,10 @@ from adapruner.errors import ModelError
 from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter
 from adapruner.export.folder import PLAN_FILE
 from adapruner.export.saving import ExportingSave
-from adapruner.export.staging import MARK, is_export
+from adapruner.export.staging import is_export
 from adapruner.export.target import has_uneven_experts
 from adapruner.files.digests import SUMS, DamagedError, check_sums
-from adapruner.pruning.plan import PruningPlan, read_plan
+from adapruner.pruning.plan import MARK, PruningPlan, read_plan
 from adapruner.recovery.merging import merge_lora
 
 

@@ -13,9 +13,8 @@ from adapruner.errors import ConfigurationError
 from adapruner.files.atomic import clear_leftovers, marked, replace_folder, writing
 from adapruner.files.digests import SUMS
 from adapruner.files.folder_lock import no_empty_folders
+from adapruner.pruning.plan import MARK
 
-MARK = "adapruner"
-"""Key in ``config.json`` by which an export is known as ours; holds the plan's hash."""
 _PLAN = "plan.json"
 
 

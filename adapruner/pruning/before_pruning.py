@@ -11,11 +11,8 @@ from torch import Tensor
 from adapruner.models.tracing import AttentionUnits, FfnUnits, trace_structure
 from adapruner.models.units import ModelStructure, UnitGroup, count_parameters
 from adapruner.progress import announce
-from adapruner.pruning.plan import PruningPlan, plan_of_widths
+from adapruner.pruning.plan import MARK, PruningPlan, plan_of_widths
 from adapruner.pruning.surgery import prune_model
-
-_MARK = "adapruner"
-"""Key of an export's configuration."""
 
 
 def trace_without_padding(model: Any, attention_units: AttentionUnits = "kv_group", ffn_units: FfnUnits = "channel") -> ModelStructure:
@@ -58,7 +55,7 @@ def remove_padding(model: Any) -> int:
     Returns:
         Number of parameters that went.
     """
-    if not isinstance(getattr(model.config, _MARK, None), Mapping) or any(p.is_meta for p in model.parameters()):
+    if not isinstance(getattr(model.config, MARK, None), Mapping) or any(p.is_meta for p in model.parameters()):
         return 0
     before, forms = count_parameters(model), list[AttentionUnits](["kv_group", "query_head"])
     for units in forms:

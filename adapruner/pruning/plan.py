@@ -23,6 +23,8 @@ from adapruner.models.kinds import KINDS
 if TYPE_CHECKING:
     from adapruner.models.units import ModelStructure, UnitGroup
 
+MARK = "adapruner"
+"""Key of an export's configuration, under which it says its plan's hash."""
 PLAN_VERSION = 1
 
 #: Fields that a record has only where they are used -> their unused value.

@@ -23,8 +23,8 @@ from adapruner.export.formats.gguf.tensors import DTYPES, Entry, list_entries
 from adapruner.export.formats.gguf.tokenizer import add_vocabulary, read_vocabulary
 from adapruner.export.loading import check_whole
 from adapruner.export.options import ExportOptions
-from adapruner.export.staging import MARK
 from adapruner.files.atomic import replacing, writing
+from adapruner.pruning.plan import MARK
 
 _MARK = "adapruner.plan_hash"
 _SAFETENSORS_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
