@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adapruner.errors import ConfigurationError, ModelError
-from adapruner.models.gguf_input import gguf_arguments, is_gguf, without_quantisation
+from adapruner.models.gguf_input import dequantising, gguf_arguments, is_gguf, without_quantisation
 from adapruner.models.loading_checks import check_loaded, check_model_folder
 
 DEMO = "demo"
@@ -94,6 +94,7 @@ def load_language_model(
         options["attn_implementation"] = attn_implementation
     if is_gguf(name_or_path):
         del options["use_safetensors"]
+        options.update(dequantising())
     model, found = _from_pretrained(AutoModelForCausalLM, "model", name_or_path, revision, **options)
     check_loaded(model, found, name_or_path)
     return without_quantisation(model, name_or_path) if is_gguf(name_or_path) else model
