@@ -1,8 +1,10 @@
-"""Writes docs/results.json and docs/results.md from the files of quality.py and trial_cost.py.
+"""Writes docs/results.json and docs/results.md from the files of real_models.py, quality.py and trial_cost.py.
 
-    python benchmarks/render_results.py --quality quality.json [more.json ...] --whole-test whole.json ... --trial-cost trial_cost.json
+    python benchmarks/render_results.py --real-models docs/real_models.json
+    python benchmarks/render_results.py --quality new.json ... --whole-test new_whole.json ...
 
-Every figure of the page comes from these files; the words around them stand in this one.
+Every figure of the page comes from these files and from the docs/results.json that is there, whose cells stand unless a file has them
+anew; the words around them stand in this file, in ``real_tables.py`` and in ``docs/results-remarks.md``.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from real_tables import real_models
+
 DOCS = Path(__file__).parents[1] / "docs"
 STAGES = ("pruned", "reconstructed", "recovered")
 OURS = "adapruner"
@@ -24,12 +28,16 @@ OURSELVES = (OURS, "best fixed", *ABLATIONS, "adapruner, fresh second look")
 Cells = list[dict[str, Any]]
 
 
-def merge(files: Iterable[Path]) -> dict[str, Any]:
-    """All cells of all files, ordered; a cell that stands twice counts once."""
+def read(file: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(file.read_text())
+    return record
+
+
+def merge(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """All cells of all records, ordered; of a cell that stands twice the first counts."""
     merged: dict[str, Any] = {"cells": [], "notes": [], "dense": {}, "settings": []}
     seen = set()
-    for file in files:
-        record = json.loads(file.read_text())
+    for record in records:
         for cell in record["cells"]:
             key = (cell["model"], cell["budget"], cell["method"], cell["seed"])
             if key not in seen:
@@ -37,7 +45,8 @@ def merge(files: Iterable[Path]) -> dict[str, Any]:
                 merged["cells"].append(cell)
         merged["notes"] += [n for n in record["notes"] if n not in merged["notes"]]
         merged["dense"] |= record["dense"]
-        merged["settings"].append(record["setting"])
+        settings = record.get("settings") or [record["setting"]]
+        merged["settings"] += [s for s in settings if s not in merged["settings"]]
     merged["cells"].sort(key=lambda c: (c["model"], c["budget"], c["method"], c["seed"]))
     return merged
 
@@ -176,15 +185,17 @@ def whole_test(record: dict[str, Any]) -> list[str]:
     return [f"### On all of the held-out text\n\n{words}", verdict_table(rows)]
 
 
-def render(record: dict[str, Any], whole: dict[str, Any], cost: dict[str, Any], remarks: str) -> str:
+def render(record: dict[str, Any], whole: dict[str, Any], cost: dict[str, Any], remarks: str, real: list[str]) -> str:
     cells = record["cells"]
     rows = verdicts(cells)
     won = sum(r["difference_percent"] < 0 for r in rows)
     clear = sum(r["difference_percent"] < 0 and r["outside"] is True for r in rows)
     parts = [
         "# Results",
-        "Written by `python benchmarks/render_results.py`; the figures are in [results.json](results.json).",
-        "## Quality at equal size",
+        "Written by `python benchmarks/render_results.py`; the figures are in [real_models.json](real_models.json) and "
+        "[results.json](results.json).",
+        *real,
+        "## On models of our own, trained on documentation",
         "Perplexity of held-out documentation of the standard library, windows of 128 tokens; what is removed is a fraction of the "
         "parameters of attention and FFN. `in` and `out` say whether a baseline is calibrated on text of the test's kind or on five other "
         "sources; `uniform` and `global` how it shares the budget over layers. Every method has the same pool of samples, the same search "
@@ -222,20 +233,24 @@ COST_WORDS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quality", nargs="+", type=Path, required=True)
+    parser.add_argument("--quality", nargs="*", type=Path, default=[], help="cells measured anew")
     parser.add_argument("--whole-test", nargs="*", type=Path, default=[], help="the same with --test-windows 0")
-    parser.add_argument("--trial-cost", type=Path, required=True)
-    parser.add_argument("--remarks", type=Path, default=DOCS / "results-remarks.md", help="text below the first table")
+    parser.add_argument("--trial-cost", type=Path, help="measured anew")
+    parser.add_argument("--real-models", type=Path, default=DOCS / "real_models.json", help="what real_models.py wrote")
+    parser.add_argument("--remarks", type=Path, default=DOCS / "results-remarks.md", help="text below the first table of our own models")
     parser.add_argument("--out", type=Path, default=DOCS)
     arguments = parser.parse_args()
-    record, cost = merge(arguments.quality), json.loads(arguments.trial_cost.read_text())
+    before = read(DOCS / "results.json")
+    record = merge([*map(read, arguments.quality), before])
+    whole = merge([*map(read, arguments.whole_test), before["whole_test"]])
+    cost = read(arguments.trial_cost) if arguments.trial_cost else before["trial_cost"]
     remarks = arguments.remarks.read_text().strip() if arguments.remarks.exists() else ""
-    whole = merge(arguments.whole_test)
     found = {**record, "trial_cost": cost, "verdicts": verdicts(record["cells"])}
     found["whole_test"] = {**whole, "verdicts": verdicts(whole["cells"])}
+    real = real_models(read(arguments.real_models)) if arguments.real_models.exists() else []
     for name, text in (
         ("results.json", json.dumps(found, indent=1) + "\n"),
-        ("results.md", render(record, whole, cost, remarks)),
+        ("results.md", render(record, whole, cost, remarks, real)),
     ):
         temporary = arguments.out / f".{name}.tmp"
         temporary.write_text(text)
