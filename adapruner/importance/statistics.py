@@ -73,6 +73,11 @@ class UnitStatistics:
         return {"tokens": self.tokens, "loss": self.loss, **flat}
 
     @classmethod
+    def nothing(cls) -> UnitStatistics:
+        """Of no sample."""
+        return cls(0, torch.zeros(0), torch.zeros(0))
+
+    @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> UnitStatistics:
         """The inverse of :meth:`to_tensors`."""
         result = cls(len(tensors["tokens"]), tensors["tokens"], tensors["loss"])
@@ -85,7 +90,7 @@ class UnitStatistics:
 
 def statistics_per_sample(structure: ModelStructure, needs: frozenset[str]) -> int:
     """How many numbers are kept for each sample."""
-    rows = sum(g.units * len(g.tensors) for g in structure.groups)
+    rows = sum(g.size(module) for g in structure.groups for module, _ in g.tensors)
     kinds = len(needs & _FROM_GRADIENTS)
     inputs = 0 if needs.isdisjoint({"input_sum", "input_square_sum"}) else 2 * sum(g.channels for g in structure.groups)
     return kinds * rows + inputs

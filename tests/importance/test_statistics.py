@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapruner.errors import DataError, ModelError
-from adapruner.importance.statistics import UnitStatistics, collect_statistics
+from adapruner.importance.statistics import UnitStatistics, collect_statistics, statistics_per_sample
 from adapruner.models.tracing import trace_structure
 from tests.conftest import TokenWindows, build_model, build_windows
 
@@ -172,3 +172,12 @@ def test_a_pass_over_more_batches_leaves_no_more_tensors_behind() -> None:
         return after - before
 
     assert left_behind(2) == left_behind(20)
+
+
+@pytest.mark.parametrize("needs", [{"first"}, {"first", "second"}, {"second", "input_sum"}, {"first_absolute", "input_square_sum"}])
+def test_what_is_kept_for_a_sample_is_known_before(tiny_model: Any, token_windows: Any, family: str, needs: set[str]) -> None:
+    model, windows = tiny_model(family), token_windows()
+    structure = trace_structure(model)
+    found = collect_statistics(model, structure, windows, needs=frozenset(needs))
+    kept = sum(t.numel() for table in (found.member, found.inputs) for t in table.values())
+    assert kept == len(windows.input_ids) * statistics_per_sample(structure, frozenset(needs))
