@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from adapruner.calibration.clusters import cluster_pools
 from adapruner.calibration.pool import CalibrationGroups, CalibrationPool
 from adapruner.data.run_data import RunData
@@ -73,10 +71,9 @@ class ProblemBuilder:
 
     def without_statistics(self) -> PruningProblem:
         """For a plan that is given: nothing is scored, so the passes over the pool are saved."""
-        nothing = torch.zeros(0)
         base = self.data.calibration_sample_weights
         pool = CalibrationPool.of_windows(self.data.calibration_windows, None, base)
-        return self._problem(UnitStatistics(0, nothing, nothing), pool, {}, None)
+        return self._problem(UnitStatistics.nothing(), pool, {}, None)
 
     def build(self, pools: dict[int, CalibrationPool], needs: frozenset[str], needed_lengths: list[int], grams: bool) -> PruningProblem:
         """The problem, with statistics of the first length and of the others that are needed.
