@@ -242,14 +242,15 @@ class _Collector:
             batch = len(self.mask)
             # Detached before the hook closes over them: a hook that holds the tensor it is registered on is a cycle through autograd,
             # which no garbage collector sees.
-            inputs, values = in_sequences(arguments[0].detach(), batch), output.detach()
+            inputs = in_sequences(arguments[0].detach(), batch)
+            values = output.detach() if dim == 0 and "first" in self.needs else None  # held until the gradient comes, else nobody holds it
             weight: Any = linear.weight
             bias: Any = linear.bias
 
             def on_gradient(gradient: Tensor) -> None:
                 wide = in_sequences(gradient, batch).float()
                 if "first" in self.needs:
-                    if dim == 0:
+                    if values is not None:
                         linear_part = in_sequences(values, batch).float() - (0 if bias is None else bias.detach().float())
                         first = (linear_part * wide).sum(1)
                     else:

@@ -12,6 +12,7 @@ from adapruner.calibration.clusters import cluster_pools
 from adapruner.calibration.pool import CalibrationGroups, CalibrationPool
 from adapruner.data.run_data import RunData
 from adapruner.distributed import Ranks, is_rank_zero
+from adapruner.freed_memory import give_back_freed_memory
 from adapruner.importance.gram import GramMatrices, gram_gib
 from adapruner.importance.statistics import UnitStatistics, statistics_per_sample
 from adapruner.models.smaller_batches import with_smaller_batches
@@ -164,6 +165,7 @@ class ProblemBuilder:
 
         started = time.monotonic()
         tensors, from_file = read_or_collect(file, key, collect_all, write=is_rank_zero())
+        give_back_freed_memory()
         self.seconds[what] = self.seconds.get(what, 0.0) + (0.0 if from_file else time.monotonic() - started)
         if from_file:
             announce(f"takes the {what} of {len(self.data.calibration_windows.input_ids)} calibration samples from {file}")
