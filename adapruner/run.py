@@ -126,9 +126,11 @@ def prune(
         scored = score_model(model, data, asked, folder=where, compared_metrics=report.compare, on_accepted=keep)
         recover = short_recovery(data.recovery_windows, recovery, asked.search.recovery_steps)
         found = find_plan(scored, recover=recover)  # the folder is this call's already
+        scored = scored.after_search()
         save_found_plan(scored, found, tokenizer)
         recorder = _recorder(report, scored, found, tokenizer, recovery) if reports else None
         pruned = reconstruct(scored, found)
+        scored = scored.after_pruning()
         if recorder is not None:
             recorder.measure_stage(pruned.stage, pruned.model)
         recovered = _recover(pruned.model, data, recovery, where, found, tokenizer)

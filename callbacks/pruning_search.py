@@ -137,10 +137,10 @@ class PruningSearchCallback(Callback):
         self.options = self.scored.options
         recover = short_recovery(trainer, pl_module, self.options.search.recovery_steps)
         self.found = find_plan(self.scored, recover=recover, on_trial=partial(log_trial, trainer.loggers))
-        self.plan = self.found.plan
+        self.plan, self.scored = self.found.plan, self.scored.after_search()
         self._notify(trainer, pl_module, "dense")
         pruned = reconstruct(self.scored, self.found, widths_only=self._refit_is_known(trainer))
-        self.reconstruction_seconds = pruned.seconds
+        self.reconstruction_seconds, self.scored = pruned.seconds, self.scored.after_pruning()
         pl_module.plan = self.plan  # type: ignore[assignment]
         save_found_plan(self.scored, self.found, getattr(pl_module, "tokenizer", self.tokenizer))
         self._notify(trainer, pl_module, pruned.stage)

@@ -75,6 +75,11 @@ class UnitStatistics:
         return {"tokens": self.tokens, "loss": self.loss, **flat}
 
     @classmethod
+    def nothing(cls) -> UnitStatistics:
+        """Of no sample."""
+        return cls(0, torch.zeros(0), torch.zeros(0))
+
+    @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> UnitStatistics:
         """The inverse of :meth:`to_tensors`."""
         result = cls(len(tensors["tokens"]), tensors["tokens"], tensors["loss"])
@@ -87,7 +92,7 @@ class UnitStatistics:
 
 def statistics_per_sample(structure: ModelStructure, needs: frozenset[str]) -> int:
     """How many numbers are kept for each sample."""
-    rows = sum(g.units * len(g.tensors) for g in structure.groups)
+    rows = sum(g.size(module) for g in structure.groups for module, _ in g.tensors)
     kinds = len(needs & _FROM_GRADIENTS)
     inputs = 0 if needs.isdisjoint({"input_sum", "input_square_sum"}) else 2 * sum(g.channels for g in structure.groups)
     return kinds * rows + inputs
@@ -235,34 +240,32 @@ class _Collector:
         return hook
 
     def _on_forward(self, module: str, dim: int) -> Any:
+        wanted = self.needs & _FROM_GRADIENTS
+        from_outputs = dim == 0 and wanted == {"first"}
+
         def hook(linear: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
             batch = len(self.mask)
             # Detached before the hook closes over them: a hook that holds the tensor it is registered on is a cycle through autograd,
-            # which no garbage collector sees.
-            inputs, values = in_sequences(arguments[0].detach(), batch), output.detach()
+            # which no garbage collector sees. One of the two is held until the gradient comes.
+            held = in_sequences((output if from_outputs else arguments[0]).detach(), batch)
             weight: Any = linear.weight
             bias: Any = linear.bias
 
             def on_gradient(gradient: Tensor) -> None:
-                wide, wanted = in_sequences(gradient, batch).float(), self.needs & _FROM_GRADIENTS
-                if wanted == {"first"}:
-                    found = {"first": self._first(weight, bias, in_sequences(values, batch), wide, inputs, dim)}
+                wide = in_sequences(gradient, batch).float()
+                if from_outputs:
+                    linear_part = held.float() - (0 if bias is None else bias.detach().float())
+                    found = {"first": (linear_part * wide).sum(1)}
+                elif wanted == {"first"}:
+                    found = {"first": (held.float() * (wide @ weight.detach().float())).sum(1)}
                 else:
-                    found = sums_of_products(weight.detach().float(), wide, inputs.float(), dim, wanted)
+                    found = sums_of_products(weight.detach().float(), wide, held.float(), dim, wanted)
                 for kind, rows in found.items():
                     self._store(self.result.member, (kind, module), rows)
 
             output.register_hook(on_gradient)
 
         return hook
-
-    @staticmethod
-    def _first(weight: Tensor, bias: Tensor | None, outputs: Tensor, gradients: Tensor, inputs: Tensor, dim: int) -> Tensor:
-        """``[batch, rows]``: from outputs or inputs and their gradients, where no element-wise product is wanted anyway."""
-        if dim == 0:
-            linear_part = outputs.float() - (0 if bias is None else bias.detach().float())
-            return (linear_part * gradients).sum(1)
-        return (inputs.float() * (gradients @ weight.detach().float())).sum(1)
 
 
 def sums_of_products(weight: Tensor, gradients: Tensor, inputs: Tensor, dim: int, kinds: Collection[str]) -> dict[str, Tensor]:

@@ -64,6 +64,12 @@ class PruningProblem:
             raise ConfigurationError(f"calibration.seq_len: expected a length of the pool ({known}), got {seq_len}; leave it null")
         return self.other_lengths[seq_len]
 
+    def without_statistics(self) -> PruningProblem:
+        """The same with nothing known of the model's units: no recipe can be solved, but what was asked for can still be told."""
+        nothing = UnitStatistics.nothing()
+        others = {length: (nothing, pool) for length, (_, pool) in self.other_lengths.items()}
+        return replace(self, statistics=nothing, grams=None, other_lengths=others)
+
 
 def make_plan(problem: PruningProblem, recipe: Recipe, provenance: Mapping[str, Any] | None = None) -> PruningPlan:
     """Scores every unit by the recipe and keeps the best under the budget."""

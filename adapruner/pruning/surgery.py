@@ -7,7 +7,7 @@ checked afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,23 +70,33 @@ def pruned(
 @contextmanager
 def restored(model: nn.Module, structure: ModelStructure) -> Iterator[nn.Module]:
     """Puts every coupled tensor back as it was, whatever the block did to the linear layers; an added bias goes."""
-    linears: list[Any] = [model.get_submodule(module) for g in structure.groups for module, _ in g.tensors]
-    saved = [(linear, linear.weight, linear.bias, linear.in_features, linear.out_features) for linear in linears]
-    attributes = _attributes_now(model, structure)
+    put_back = remember_layers(model, structure, range(structure.layers))
     try:
         yield model
     finally:
+        put_back()
+
+
+def remember_layers(model: nn.Module, structure: ModelStructure, layers: range) -> Callable[[], None]:
+    """Puts the coupled tensors of these decoder layers back as they are now, each time it is called."""
+    linears: list[Any] = [model.get_submodule(module) for g in structure.groups if g.layer in layers for module, _ in g.tensors]
+    saved = [(linear, linear.weight, linear.bias, linear.in_features, linear.out_features) for linear in linears]
+    attributes = _attributes_now(model, structure, layers)
+
+    def put_back() -> None:
         for module, name, value in attributes:
             setattr(module, name, value)
         for linear, weight, bias, inputs, outputs in saved:
             linear.weight, linear.bias, linear.in_features, linear.out_features = weight, bias, inputs, outputs
 
+    return put_back
 
-def _attributes_now(model: Any, structure: ModelStructure) -> list[tuple[Any, str, Any]]:
+
+def _attributes_now(model: Any, structure: ModelStructure, layers: range) -> list[tuple[Any, str, Any]]:
     """(module, attribute, value) of all that :func:`cut_layer` sets; what is only set for pruned layers is None."""
-    path, layers = find_decoder_layers(model)
+    path, _ = find_decoder_layers(model)
     found = []
-    for layer in range(len(layers)):
+    for layer in layers:
         kept = {g.name: list(range(g.units)) for g in structure.of_layer(layer)}
         for inside, values in layer_attributes(model.config, structure, layer, kept).items():
             module = model.get_submodule(f"{path}.{layer}.{inside}")
@@ -143,15 +153,27 @@ def cut_layer(
         if not plan.keeps_all(group):
             _cut_group(model, group, kept)
     if any(not plan.keeps_all(group) for group in groups):
-        path, _ = find_decoder_layers(model)
-        attributes = layer_attributes(model.config, structure, layer, plan.kept)
-        set_attributes(model, {f"{path}.{layer}.{inside}": values for inside, values in attributes.items()})
+        set_attributes(model, attributes_when_cut(model, structure, plan, layer))
+
+
+def attributes_when_cut(model: nn.Module, structure: ModelStructure, plan: PruningPlan, layer: int) -> dict[str, dict[str, Any]]:
+    """Dotted module -> what its attributes are once the layer is cut."""
+    path, _ = find_decoder_layers(model)
+    attributes = layer_attributes(model.config, structure, layer, plan.kept)
+    return {f"{path}.{layer}.{inside}": values for inside, values in attributes.items()}
 
 
 def _cut_group(model: nn.Module, group: UnitGroup, kept: list[int]) -> None:
+    for linear, positions, dim in kept_slices(model, group, kept):
+        cut_linear(linear, positions, dim)
+
+
+def kept_slices(model: nn.Module, group: UnitGroup, kept: list[int]) -> Iterator[tuple[nn.Linear, Tensor, int]]:
+    """(Linear layer, positions that stay, dimension) of every coupled tensor."""
     channels = group.channels_of(kept)
     for module, dim in group.tensors:
-        _cut_linear(_dense_linear(model, group, module, dim), group.positions(module, channels), dim)
+        linear = _dense_linear(model, group, module, dim)
+        yield linear, group.positions(module, channels).to(linear.weight.device), dim
 
 
 def _dense_linear(model: nn.Module, group: UnitGroup, module: str, dim: int) -> nn.Linear:
@@ -163,8 +185,8 @@ def _dense_linear(model: nn.Module, group: UnitGroup, module: str, dim: int) -> 
     return linear
 
 
-def _cut_linear(linear: nn.Linear, positions: Tensor, dim: int) -> None:
-    positions = positions.to(linear.weight.device)
+def cut_linear(linear: nn.Linear, positions: Tensor, dim: int) -> None:
+    """Leaves the rows (``dim`` 0) or columns at these positions, on the layer's device, in new parameters."""
     linear.weight = _cut_parameter(linear.weight, positions, dim)
     if dim == 0:
         linear.out_features = len(positions)

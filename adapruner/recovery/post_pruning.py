@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -15,16 +15,20 @@ from torch import Tensor, nn
 
 from adapruner.calibration.choice import CalibrationChoice
 from adapruner.errors import ConfigurationError
+from adapruner.pruning.depth_and_width import DepthWidthCut
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.problem import PruningProblem, bias_means, part_weights
 from adapruner.pruning.recipe import Recipe
 from adapruner.pruning.surgery import cut_layer, pruned, restored
+from adapruner.pruning.surgery_in_turn import copied_bytes, pruned_in_turn
 from adapruner.recovery.local import pruned_and_refitted
 from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_reconstruct
 
 Value = TypeVar("Value")
 #: A window whose weight is below this part of the largest one is left out of the refit: it would cost time and change nothing.
 _NEGLIGIBLE = 1e-3
+#: Bytes of pruned weights from which a trial does without holding them all: below, the copies at every batch are not worth it.
+IN_TURN_ABOVE = 2**30
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ def trial_model(
             ``None`` leaves the kept weights as they are.
     """
     if refit is None:
-        with pruned(model, problem.structure, plan, bias_means(problem, recipe)):
+        with _pruned(model, problem, plan, recipe):
             yield model
         return
     if problem.grams is None:
@@ -151,6 +155,14 @@ def trial_model(
     strength = recipe.ridge if recipe.ridge is not None else refit
     with pruned_and_refitted(model, problem.structure, plan, problem.grams, parts, strength):
         yield model
+
+
+def _pruned(model: nn.Module, problem: PruningProblem, plan: PruningPlan, recipe: Recipe) -> AbstractContextManager[nn.Module]:
+    """A large model's layers are cut one at a time, at each batch, where else the dense and the pruned one would be there at once."""
+    plain = not plan.output_bias and not DepthWidthCut.of(plan)
+    if plain and copied_bytes(model, problem.structure, plan) > IN_TURN_ABOVE:
+        return pruned_in_turn(model, problem.structure, plan)
+    return pruned(model, problem.structure, plan, bias_means(problem, recipe))
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from adapruner.errors import ModelError
+from adapruner.freed_memory import give_back_freed_memory
 from adapruner.models.forward import evaluation_mode
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
@@ -79,6 +80,8 @@ def prune_and_reconstruct(
             refit_each_layer(model, structure, plan, windows, shares, config, progress)
         else:
             refit_in_sequence(model, structure, plan, windows, shares, config, dense, progress)
+    del windows, shares
+    give_back_freed_memory()
 
 
 def fitting_form(model: nn.Module, structure: ModelStructure, input_ids: Tensor, config: ReconstructionConfig) -> ReconstructionConfig:

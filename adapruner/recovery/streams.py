@@ -118,6 +118,7 @@ def start(model: nn.Module, ids: Tensor, batch_size: int) -> Windows:
     """Runs the model once per batch size for the layers' arguments, else only up to the first layer."""
     _, layers = find_decoder_layers(model)
     device = next(model.parameters()).device
+    trunk: Any = getattr(model, "base_model", model)  # logits of a batch would be the largest tensor of the refit
     windows = Windows(ids, [], {})
     for batch in ids.to(device).split(batch_size):
         calls: list[dict[str, Any]] = []
@@ -130,11 +131,11 @@ def start(model: nn.Module, ids: Tensor, batch_size: int) -> Windows:
 
         if len(batch) in windows.arguments:
             with stopping_before(layers[0], first):
-                model(batch, use_cache=False)
+                trunk(batch, use_cache=False)
         else:
             handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
             try:
-                model(batch, use_cache=False)
+                trunk(batch, use_cache=False)
             finally:
                 for handle in handles:
                     handle.remove()

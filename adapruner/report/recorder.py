@@ -139,6 +139,7 @@ class ReportRecorder:
             self.generations = [{"prompt": p, "dense": t, "recovered": ""} for p, t in zip(self.config.prompts, texts, strict=True)]
         with depth_and_width_removed(model, self.scored.stage.cut):  # plan and problem are for what is left of layers and hidden channels
             self._measure_methods(model, recover)
+        self.scored = self.scored.after_pruning()  # no method will be compared any more
 
     def measure_stage(self, stage: str, model: nn.Module) -> None:
         """The run's own model at a stage: ``pruned`` or ``reconstructed``."""

@@ -17,6 +17,8 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +81,7 @@ def open_study(folder: Path | None, identity: dict[str, Any], objectives: int | 
     Raises:
         StudyError: as :func:`check_journal`.
     """
-    import optuna
-
+    optuna = _import_optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     where = storage.rpartition("@")[2] if storage is not None else str(folder and folder / FILE)  # a password stays out
     try:
@@ -104,6 +105,14 @@ def open_study(folder: Path | None, identity: dict[str, Any], objectives: int | 
     _check_seals(study, where)
     _check_identity(study, json.loads(json.dumps(identity)), where, objectives is not None)
     return study
+
+
+def _import_optuna() -> Any:
+    """First imported in a thread of its own. Optuna keeps the errors of packages that it can do without, an error keeps the frames that
+    waited for the import, and in those of a run are the model and all its tables: they would stay as long as the process.
+    """
+    with ThreadPoolExecutor(1) as alone:
+        return alone.submit(import_module, "optuna").result()
 
 
 def seal_of(state: str, params: dict[str, Any], told: Any, plan_hash: str) -> str:

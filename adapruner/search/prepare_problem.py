@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from adapruner.calibration.clusters import cluster_pools
 from adapruner.calibration.pool import CalibrationGroups, CalibrationPool
 from adapruner.data.run_data import RunData
 from adapruner.distributed import Ranks, is_rank_zero
+from adapruner.freed_memory import give_back_freed_memory
 from adapruner.importance.gram import GramMatrices, gram_gib
 from adapruner.importance.statistics import UnitStatistics, statistics_per_sample
 from adapruner.models.smaller_batches import with_smaller_batches
@@ -73,10 +72,9 @@ class ProblemBuilder:
 
     def without_statistics(self) -> PruningProblem:
         """For a plan that is given: nothing is scored, so the passes over the pool are saved."""
-        nothing = torch.zeros(0)
         base = self.data.calibration_sample_weights
         pool = CalibrationPool.of_windows(self.data.calibration_windows, None, base)
-        return self._problem(UnitStatistics(0, nothing, nothing), pool, {}, None)
+        return self._problem(UnitStatistics.nothing(), pool, {}, None)
 
     def build(self, pools: dict[int, CalibrationPool], needs: frozenset[str], needed_lengths: list[int], grams: bool) -> PruningProblem:
         """The problem, with statistics of the first length and of the others that are needed.
@@ -167,6 +165,7 @@ class ProblemBuilder:
 
         started = time.monotonic()
         tensors, from_file = read_or_collect(file, key, collect_all, write=is_rank_zero())
+        give_back_freed_memory()
         self.seconds[what] = self.seconds.get(what, 0.0) + (0.0 if from_file else time.monotonic() - started)
         if from_file:
             announce(f"takes the {what} of {len(self.data.calibration_windows.input_ids)} calibration samples from {file}")

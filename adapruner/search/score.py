@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,15 @@ class ScoredModel:
     """The run folder; ``None`` keeps everything in memory."""
     seconds: float = 0.0
     """Time that collecting the statistics took; 0 where they came from the run folder."""
+
+    def after_search(self) -> ScoredModel:
+        """The same without Gram matrices, which only trials read and which may take more than the model: refit, comparison and recovery
+        of a run do without."""
+        return replace(self, problem=replace(self.problem, grams=None))
+
+    def after_pruning(self) -> ScoredModel:
+        """The same without statistics either: no further plan will be made, and none be cut, of this model. The pool stays."""
+        return replace(self, problem=self.problem.without_statistics())
 
 
 def score_model(
@@ -127,8 +136,6 @@ def score_model(
 
 def _with_possible_reconstruction(model: Any, data: RunData, options: PruningOptions, remaining: RemainingModel) -> PruningOptions:
     """The local form where the family does not let the sequential one be solved: known before the search, not after it."""
-    from dataclasses import replace
-
     asked = options.reconstruction
     if asked is None:
         return options

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from adapruner.evaluation.perplexity import Windows
+from adapruner.freed_memory import give_back_freed_memory
 from adapruner.importance.finiteness import find_bad_loss
 from adapruner.models.forward import evaluation_mode
 from adapruner.pruning.budget import Budget
@@ -46,12 +47,15 @@ class Objective:
     def of_plan(self, model: nn.Module, plan: PruningPlan, recipe: Recipe) -> Iterator[Part]:
         """The value of a plan after each chunk: the dense model is cut for the length of the measurement, and whole again afterwards."""
         addition = self.config.objective.cost_weight * self.cost(plan) if self.config.objective.cost_weight else 0.0
-        with trial_model(model, self.problem, plan, recipe, self.refit):
-            tokens, total = 0, 0.0
-            for result in self._results(model, self.config.chunks):
-                alone = (result.value * result.tokens - total) / (result.tokens - tokens)
-                tokens, total = result.tokens, result.value * result.tokens
-                yield Part(result.value + addition, alone + addition)
+        try:
+            with trial_model(model, self.problem, plan, recipe, self.refit):
+                tokens, total = 0, 0.0
+                for result in self._results(model, self.config.chunks):
+                    alone = (result.value * result.tokens - total) / (result.tokens - tokens)
+                    tokens, total = result.tokens, result.value * result.tokens
+                    yield Part(result.value + addition, alone + addition)
+        finally:  # stopped early, too: the next trial has other widths
+            give_back_freed_memory()
 
     def locate_failure(self, model: nn.Module, plan: PruningPlan, recipe: Recipe) -> str:
         """Where a value that is not finite comes from: ``on the search split``, with the first such sample and layer if one shows it."""

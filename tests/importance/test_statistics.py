@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from adapruner.errors import DataError, ModelError
-from adapruner.importance.statistics import UnitStatistics, collect_statistics
+from adapruner.importance.statistics import UnitStatistics, collect_statistics, statistics_per_sample
 from adapruner.models.tracing import trace_structure
 from tests.conftest import TokenWindows, build_model, build_windows
 
@@ -172,3 +173,24 @@ def test_a_pass_over_more_batches_leaves_no_more_tensors_behind() -> None:
         return after - before
 
     assert left_behind(2) == left_behind(20)
+
+
+@pytest.mark.parametrize("needs", [{"first"}, {"first", "second"}, {"second", "input_sum"}, {"first_absolute", "input_square_sum"}])
+def test_what_is_kept_for_a_sample_is_known_before(tiny_model: Any, token_windows: Any, family: str, needs: set[str]) -> None:
+    model, windows = tiny_model(family), token_windows()
+    structure = trace_structure(model)
+    found = collect_statistics(model, structure, windows, needs=frozenset(needs))
+    kept = sum(t.numel() for table in (found.member, found.inputs) for t in table.values())
+    assert kept == len(windows.input_ids) * statistics_per_sample(structure, frozenset(needs))
+
+
+def test_an_output_that_no_statistic_reads_is_not_held(tiny_model: Any, token_windows: Any) -> None:
+    """Autograd saves no output of o_proj and down_proj either, so that they are gone when the next layer runs."""
+    model, held, gone = tiny_model("llama_gqa_2"), [], []
+    structure = trace_structure(model)
+    for group in structure.groups:
+        output = model.get_submodule(group.output.module)
+        output.register_forward_hook(lambda _, __, output: held.append(StorageWeakRef(output.untyped_storage())))
+    model.model.norm.register_forward_pre_hook(lambda *_: gone.append([storage.expired() for storage in held]))
+    collect_statistics(model, structure, token_windows(), needs=frozenset({"first", "second"}))
+    assert gone[0] == [True] * len(structure.groups)

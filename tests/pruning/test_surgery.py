@@ -15,6 +15,7 @@ from adapruner.models.units import count_parameters
 from adapruner.pruning.masking import channel_mask, masked
 from adapruner.pruning.plan import read_plan
 from adapruner.pruning.surgery import prune_model, pruned, restored
+from adapruner.pruning.surgery_in_turn import copied_bytes, pruned_in_turn
 from tests.oracles.surgery import random_plan
 
 
@@ -115,3 +116,52 @@ def test_pruned_twice_is_refused(tiny_model: Any) -> None:
     prune_model(model, structure, plan)
     with pytest.raises(ModelError, match="it is already pruned"):
         prune_model(model, structure, plan)
+
+
+def test_a_model_cut_in_turn_answers_as_one_that_is_cut(tiny_model: Any, token_windows: Any, family: str) -> None:
+    model, ids = tiny_model(family), token_windows().input_ids
+    structure = trace_structure(model)
+    plan, before = random_plan(structure, 0), state(model)
+    with torch.no_grad():
+        with pruned(model, structure, plan):
+            expected = model(ids).logits
+        with pruned_in_turn(model, structure, plan):
+            assert torch.equal(model(ids).logits, expected)
+            assert equal_states(before, state(model))
+            assert torch.equal(model(ids).logits, expected)  # twice, since a layer is cut at every call
+        assert not torch.equal(model(ids).logits, expected)
+
+
+def test_one_layer_is_cut_at_a_time(tiny_model: Any, token_windows: Any) -> None:
+    model, widths = tiny_model("llama_gqa_2"), []
+    structure = trace_structure(model)
+    plan = random_plan(structure, 0)
+    layers = model.model.layers
+    for layer in layers:
+        layer.mlp.register_forward_hook(lambda *_: widths.append([other.mlp.down_proj.in_features for other in layers]))
+    with torch.no_grad(), pruned_in_turn(model, structure, plan):
+        model(token_windows().input_ids)
+    kept = [len(plan.kept[f"{index}.ffn"]) for index in range(3)]
+    assert widths == [[kept[0], 24, 24], [24, kept[1], 24], [24, 24, kept[2]]]
+    with pruned(model, structure, plan):
+        names = {f"{module}.weight" for group in structure.groups if not plan.keeps_all(group) for module, _ in group.tensors}
+        held = sum(p.nbytes for name, p in model.named_parameters() if name in names)
+    assert copied_bytes(model, structure, plan) == held
+
+
+def test_a_layer_that_fails_is_whole_and_can_be_called_again(tiny_model: Any, token_windows: Any) -> None:
+    model, ids = tiny_model("llama_gqa_2"), token_windows().input_ids
+    structure, before = trace_structure(model), state(model)
+    plan = random_plan(structure, 0)
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    with torch.no_grad(), pruned_in_turn(model, structure, plan):
+        expected = model(ids).logits
+        handle = model.model.layers[1].mlp.register_forward_hook(fail)
+        with pytest.raises(torch.OutOfMemoryError, match=r"^$"):
+            model(ids)
+        handle.remove()
+        assert torch.equal(model(ids).logits, expected)
+    assert equal_states(before, state(model))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -99,3 +101,25 @@ def test_statistics_on_a_full_disk_are_one_line(tmp_path: Path, monkeypatch: pyt
     ):
         read_or_collect(file, "key", lambda: {"a": torch.ones(2)}, write=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_first_search_of_a_process_holds_nothing_after_it() -> None:
+    """Optuna's import keeps frames, which keep what is in them; in another process, since here it may be imported already."""
+    program = """if True:
+        import gc, sys, weakref
+        from adapruner.search.journal import open_study
+
+        class Model:
+            pass
+
+        def search():
+            model = Model()
+            open_study(None, {}, 1)
+            return weakref.ref(model)
+
+        assert "optuna" not in sys.modules
+        held = search()
+        gc.collect()
+        sys.exit(held() is not None)
+    """
+    assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from adapruner.pruning.costs.sizes import measure_sizes
 from adapruner.pruning.problem import PruningProblem, make_plan, part_weights
 from adapruner.pruning.recipe import Recipe
 from adapruner.pruning.surgery import pruned
+from adapruner.recovery import post_pruning
 from adapruner.recovery.local import pruned_and_refitted
+from adapruner.search import trial_value
 from adapruner.search.config import ObjectiveConfig, RerankConfig, SearchConfig
 from adapruner.search.trial_value import Objective
 from tests.tiny import random_windows, tiny_llama
@@ -64,6 +67,36 @@ def test_the_refit_is_looked_at(model: Any, problem: PruningProblem, windows: Te
     assert last(Objective(model, with_grams, windows, SearchConfig(), 0.02), model, with_grams, own) == pytest.approx(direct)
     with pytest.raises(ConfigurationError, match="refit: expected Gram matrices of the calibration pool, got none"):
         last(Objective(model, problem, windows, SearchConfig(), 0.02), model, problem)
+
+
+def test_a_large_model_has_the_same_value_with_its_layers_cut_in_turn(
+    model: Any, problem: PruningProblem, windows: TextWindows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = Objective(model, problem, windows, SearchConfig(batch_size=3), None)
+    value = last(objective, model, problem)
+    compensated = replace(RECIPE, bias_compensation=True)  # means are added before the cut: all at once, as ever
+    with_bias = last(objective, model, problem, compensated)
+    monkeypatch.setattr(post_pruning, "IN_TURN_ABOVE", 0)
+    monkeypatch.setattr(post_pruning, "pruned_in_turn", Mock(wraps=post_pruning.pruned_in_turn))
+    assert last(objective, model, problem) == value
+    post_pruning.pruned_in_turn.assert_called_once()  # type: ignore[attr-defined]
+    assert last(objective, model, problem, compensated) == with_bias
+    post_pruning.pruned_in_turn.assert_called_once()  # type: ignore[attr-defined]
+
+
+def test_what_a_trial_freed_is_given_back_also_where_it_was_stopped(
+    model: Any, problem: PruningProblem, windows: TextWindows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back = Mock()
+    monkeypatch.setattr(trial_value, "give_back_freed_memory", given_back)
+    objective = Objective(model, problem, windows, SearchConfig(batch_size=2, chunks=4), None)
+    parts: Any = objective.of_plan(model, make_plan(problem, RECIPE), RECIPE)
+    next(parts)
+    given_back.assert_not_called()
+    parts.close()
+    given_back.assert_called_once()
+    last(objective, model, problem)
+    assert given_back.call_count == 2
 
 
 def test_the_cost_term_is_the_fraction_left(model: Any, problem: PruningProblem, windows: TextWindows) -> None:
