@@ -68,7 +68,9 @@ BASELINES: dict[str, Recipe] = {
     "wanda-sp": Recipe({"wanda_sp": 1.0}),
     "flap": Recipe({"flap": 1.0}, normaliser="none", bias_compensation=True),
 }
-#: FLAP's own global ranking (AL-AM): scores standardised within each layer, then one threshold over all units.
+#: FLAP's own uniform widths (UL-UM).
+FLAP_UNIFORM: dict[str, Any] = {"allocation": Allocation("uniform", round_to=1)}
+#: FLAP's own global ranking (AL-AM): channels standardised within each layer, averaged over a head, then one threshold over all units.
 FLAP_GLOBAL: dict[str, Any] = {
     "head_reduction": "mean",
     "normaliser": "standardise",
@@ -142,6 +144,7 @@ class Setting:
             RecoveryData([demo(IN_DOMAIN, "recovery")], seq_len=128),
             [EvaluationSet("test", demo(IN_DOMAIN, "test"), [128], self.arguments.test_windows or None)],
             seed=self.seed,
+            bos=self.arguments.bos,
         )
         data.tokenizer_object = self.tokenizer
         data.setup()
@@ -264,7 +267,7 @@ def _found_before(setting: Setting, budget: float) -> Recipe | None:
 def _baseline(setting: Setting, problem: PruningProblem, name: str, recipe: Recipe, domain: str, allocation: str) -> Any:
     def measure() -> dict[str, Any]:
         ways = Allocation("uniform") if allocation == "uniform" else Allocation("gamma", 0.0)
-        changes = FLAP_GLOBAL if name == "flap" and allocation == "global" else {"allocation": ways}
+        changes = {"allocation": ways} if name != "flap" else FLAP_UNIFORM if allocation == "uniform" else FLAP_GLOBAL
         own = replace(recipe, **changes)
         with_text, own = setting.calibrated(problem, own, domain)
         values = setting.stages(with_text, make_plan(with_text, own), without_refit=False)
@@ -330,6 +333,7 @@ def main() -> None:
     parser.add_argument("--search-samples", type=int, default=64, help="windows of 128 tokens in the search split")
     parser.add_argument("--held-out", type=int, default=256, help="further search windows for the second look alone, in its own method")
     parser.add_argument("--test-windows", type=int, default=48, help="held-out windows of 128 tokens; 0: all 162")
+    parser.add_argument("--bos", default="auto", help="windows that begin with the begin-of-text token: auto, every, first or none")
     parser.add_argument("--ridge", type=float, default=0.01)
     parser.add_argument("--candidates", type=int, default=6)
     parser.add_argument("--rerank-steps", type=int, default=0, help="optimizer steps of the candidates' short recovery")

@@ -32,6 +32,7 @@ from adapruner.cli.imports import take_imports
 from adapruner.cli.instantiation import Instantiation, make_plainly, one_line
 from adapruner.cli.parsing import parse
 from adapruner.cli.shipped_configs import find_configs
+from adapruner.cli.threads import choose_threads
 from adapruner.data_module import PruningDataModule
 from adapruner.errors import ConfigurationError
 from adapruner.export.base_model import place_of_model
@@ -191,6 +192,8 @@ class PruningCLI(EvaluationCommands, LightningCLI):
     def before_fit(self) -> None:
         """A run takes its plan from the checkpoint that it is told to resume from, or goes on from its folder's last one."""
         check_launcher(self.trainer)  # one that copies the process would fail before any callback is asked
+        if self.trainer.strategy.root_device.type == "cpu" and self.trainer.world_size == 1:  # Lightning shares out cores among several
+            announce(choose_threads())
         checkpoint, search = self.config.fit.get("ckpt_path"), first_of(self.trainer, PruningSearchCallback)
         if search is not None and checkpoint:
             search.checkpoint = str(checkpoint)

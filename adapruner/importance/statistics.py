@@ -18,7 +18,7 @@ statistics"):
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -37,6 +37,8 @@ from adapruner.models.units import ModelStructure, UnitGroup
 
 #: What can be collected. ``second`` and ``first_absolute`` cost one more matrix product per linear layer and sample.
 STATISTICS: tuple[str, ...] = ("first", "first_absolute", "second", "input_sum", "input_square_sum", *SUMMED_STATISTICS, *REFIT_STATISTICS)
+#: Values of a product that a CPU's cache holds beside what it is made of: 1 MiB.
+_CACHED_VALUES = 1 << 18
 #: Those that need a backward pass in which every sample's gradient is seen.
 _FROM_GRADIENTS = frozenset({"first", "first_absolute", "second"})
 
@@ -243,35 +245,62 @@ class _Collector:
             # Detached before the hook closes over them: a hook that holds the tensor it is registered on is a cycle through autograd,
             # which no garbage collector sees.
             inputs = in_sequences(arguments[0].detach(), batch)
-            values = output.detach() if dim == 0 and "first" in self.needs else None  # held until the gradient comes, else nobody holds it
+            wanted = self.needs & _FROM_GRADIENTS
+            values = output.detach() if dim == 0 and wanted == {"first"} else None  # held until the gradient comes; else nobody would
             weight: Any = linear.weight
             bias: Any = linear.bias
 
             def on_gradient(gradient: Tensor) -> None:
                 wide = in_sequences(gradient, batch).float()
-                if "first" in self.needs:
-                    if values is not None:
-                        linear_part = in_sequences(values, batch).float() - (0 if bias is None else bias.detach().float())
-                        first = (linear_part * wide).sum(1)
-                    else:
-                        first = (inputs.float() * (wide @ weight.detach().float())).sum(1)
-                    self._store(self.result.member, ("first", module), first)
-                if not self.needs.isdisjoint({"first_absolute", "second"}):
-                    for kind, rows in self._elementwise(weight, wide, inputs.float(), dim).items():
-                        self._store(self.result.member, (kind, module), rows)
+                if wanted == {"first"}:
+                    outputs = None if values is None else in_sequences(values, batch)
+                    found = {"first": self._first(weight, bias, outputs, wide, inputs)}
+                else:
+                    found = sums_of_products(weight.detach().float(), wide, inputs.float(), dim, wanted)
+                for kind, rows in found.items():
+                    self._store(self.result.member, (kind, module), rows)
 
             output.register_hook(on_gradient)
 
         return hook
 
-    def _elementwise(self, weight: Tensor, gradients: Tensor, inputs: Tensor, dim: int) -> dict[str, Tensor]:
-        """``[batch, rows]`` of each element-wise statistic; one sample's products W * G are in memory at a time."""
-        wide = weight.detach().float()
-        rows: dict[str, list[Tensor]] = {kind: [] for kind in ("first_absolute", "second") if kind in self.needs}
-        for gradient, states in zip(gradients, inputs, strict=True):
-            products = (gradient.T @ states).mul_(wide)
-            if "first_absolute" in rows:
-                rows["first_absolute"].append(products.abs().sum(1 - dim))
-            if "second" in rows:
-                rows["second"].append(products.square_().sum(1 - dim))
-        return {kind: torch.stack(values) for kind, values in rows.items()}
+    @staticmethod
+    def _first(weight: Tensor, bias: Tensor | None, outputs: Tensor | None, gradients: Tensor, inputs: Tensor) -> Tensor:
+        """``[batch, rows]``: from outputs (of columns: inputs) and their gradients, where no element-wise product is wanted anyway."""
+        if outputs is not None:
+            linear_part = outputs.float() - (0 if bias is None else bias.detach().float())
+            return (linear_part * gradients).sum(1)
+        return (inputs.float() * (gradients @ weight.detach().float())).sum(1)
+
+
+def sums_of_products(weight: Tensor, gradients: Tensor, inputs: Tensor, dim: int, kinds: Collection[str]) -> dict[str, Tensor]:
+    """``first``, ``first_absolute`` and ``second`` ``[batch, rows]`` of W * G, with every sample's own G = sum_t dL/dy_t x_t^T.
+
+    On a CPU a few rows of a product at a time, so that they are reduced before they leave its cache.
+
+    Args:
+        weight: ``[out, in]`` float32.
+        gradients: dL/dy ``[batch, seq_len, out]`` float32.
+        inputs: x ``[batch, seq_len, in]`` float32.
+        dim: 0 for sums over each row of the weight, 1 for each column.
+    """
+    outputs = len(weight)
+    parts = -(-weight.numel() // _CACHED_VALUES) if weight.device.type == "cpu" else 1
+    step = -(-outputs // parts)
+    found = {kind: gradients.new_zeros(len(gradients), weight.shape[dim]) for kind in sorted(kinds)}
+    for sample, (gradient, states) in enumerate(zip(gradients, inputs, strict=True)):
+        for start in range(0, outputs, step):
+            rows = slice(start, start + step)
+            into = rows if dim == 0 else slice(None)
+            products = (gradient[:, rows].T @ states).mul_(weight[rows])
+            for kind, sums in found.items():  # second comes last: it squares in place
+                sums[sample, into] += _REDUCTIONS[kind](products, 1 - dim)
+    return found
+
+
+#: Statistic -> sums of the products over a dimension; that of ``second`` changes them.
+_REDUCTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "first": lambda products, over: products.sum(over),
+    "first_absolute": lambda products, over: products.abs().sum(over),
+    "second": lambda products, over: products.square_().sum(over),
+}

@@ -48,6 +48,15 @@ def gguf_arguments(name_or_path: str) -> tuple[str, dict[str, Any]]:
     return str(path.parent), {"gguf_file": path.name}
 
 
+def dequantising() -> dict[str, Any]:
+    """The further argument that makes transformers unpack every weight: newer versions keep them packed where they have a kernel."""
+    try:
+        from transformers import GgufConfig  # type: ignore[attr-defined]
+    except ImportError:  # versions that cannot keep them packed
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
 def without_quantisation(model: Any, name_or_path: str) -> Any:
     """The dequantised model as an ordinary one that can be saved, with a note in its configuration of what it was.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.freed_memory import give_back_freed_memory
-from adapruner.models.gguf_input import gguf_arguments, is_gguf, without_quantisation
+from adapruner.models.gguf_input import dequantising, gguf_arguments, is_gguf, without_quantisation
 from adapruner.models.loading_checks import check_loaded, check_model_folder
 
 DEMO = "demo"
@@ -95,6 +95,7 @@ def load_language_model(
         options["attn_implementation"] = attn_implementation
     if is_gguf(name_or_path):
         del options["use_safetensors"]
+        options.update(dequantising())
     model, found = _from_pretrained(AutoModelForCausalLM, "model", name_or_path, revision, **options)
     check_loaded(model, found, name_or_path)
     give_back_freed_memory()  # the dequantised tensors, say

@@ -2,17 +2,19 @@
 would be the largest tensors of a run by far.
 
 The trunk runs once; the head, with whatever a family does to its logits (a scale, a soft cap), runs over a part of the positions at a
-time. In a backward pass a part's logits are computed again. Where a model cannot be taken apart so, its logits are made whole.
+time. Where the head does not train, the gradient of a part is taken while its logits are there; else they are computed again in the
+backward pass. Where a model cannot be taken apart so, its logits are made whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
@@ -130,9 +132,44 @@ def _rows_at_once(model: Any) -> int:
 
 def _part(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
     trunk, output = _trunks[model]  # type: ignore[misc]
+
+    def losses(states: Tensor) -> Tensor:
+        return _losses(_head(model, states, trunk, output), targets)
+
     if not torch.is_grad_enabled():
-        return _losses(_head(model, hidden, trunk, output), targets)
-    return checkpoint(lambda h: _losses(_head(model, h, trunk, output), targets), hidden, use_reentrant=False)  # type: ignore[no-any-return]
+        return losses(hidden)
+    if hidden.requires_grad and not _trains(model, trunk):
+        return _LossesOfFrozenHead.apply(hidden, losses)  # type: ignore[no-any-return, no-untyped-call]
+    return checkpoint(losses, hidden, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+def _trains(model: Any, trunk: Any) -> bool:
+    """Whether a weight of the head wants a gradient; embeddings that serve as the head's weights are among them."""
+    inside = {id(parameter) for parameter in trunk.parameters()}
+    head = [*(p for p in model.parameters() if id(p) not in inside), *getattr(model.get_output_embeddings(), "parameters", list)()]
+    return any(parameter.requires_grad for parameter in head)
+
+
+class _LossesOfFrozenHead(torch.autograd.Function):
+    """Losses ``[n]`` of hidden states ``[n, hidden]`` whose gradients are taken at once, so that no logits are computed twice.
+
+    A token's loss depends on its own hidden state alone: the gradient of the sum has every token's own in its rows.
+    """
+
+    @staticmethod
+    def forward(context: Any, hidden: Tensor, losses: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.enable_grad():
+            states = hidden.detach().requires_grad_(True)
+            values = losses(states)
+            (gradients,) = torch.autograd.grad(values.sum(), states)
+        context.save_for_backward(gradients)
+        return values.detach()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(context: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        (gradients,) = context.saved_tensors
+        return gradients * upstream[:, None].to(gradients.dtype), None
 
 
 def _head(model: Any, hidden: Tensor, trunk: Any, output: type) -> Tensor:

@@ -45,6 +45,16 @@ def test_it_is_the_model_that_was_written(exported: Path) -> None:
     assert not hasattr(model.config, "quantization_config")
 
 
+def test_weights_are_never_kept_packed(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would multiply packed weights by kernels of its own where it has these, and says so of any 16-bit type."""
+    quantizer = pytest.importorskip("transformers.quantizers.quantizer_gguf")
+    said: list[str] = []
+    monkeypatch.setattr(quantizer.logger, "warning", said.append)
+    model = load_language_model(str(exported / "model.gguf"), dtype="bfloat16")
+    assert said == []
+    assert {type(module) for name, module in model.named_modules() if name.endswith("_proj")} == {torch.nn.Linear}
+
+
 def test_it_is_pruned_and_exported_as_an_ordinary_folder(exported: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

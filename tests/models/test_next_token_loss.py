@@ -54,6 +54,35 @@ def test_equal_to_the_models_own_loss_and_gradients(row: Row, in_parts: None) ->
 
 
 @BY_NAME
+def test_a_frozen_head_computes_no_logits_twice(row: Row, in_parts: None) -> None:
+    model = build(row).requires_grad_(False)
+    ids, mask, labels = windows(model)
+    weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(2))
+
+    def gradient(losses: Any) -> torch.Tensor:
+        embedded = model.get_input_embeddings()(ids).detach().requires_grad_(True)
+        (losses(embedded) * weights).sum().backward()
+        assert embedded.grad is not None
+        return embedded.grad
+
+    def whole(embedded: torch.Tensor) -> torch.Tensor:
+        logits = model(inputs_embeds=embedded, attention_mask=mask).logits
+        targets = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], -100)], 1)
+        return cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+
+    calls: list[int] = []
+    handle = model.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
+    splits_at_head(model)
+    calls.clear()
+    found = gradient(lambda embedded: next_token_losses(model, labels, inputs_embeds=embedded, attention_mask=mask))
+    parts = len(calls)
+    next_token_losses(model, labels, input_ids=ids, attention_mask=mask)
+    handle.remove()
+    assert parts == len(calls) - parts > 1
+    torch.testing.assert_close(found, gradient(whole), rtol=1e-3, atol=1e-6)
+
+
+@BY_NAME
 def test_promised_families_are_taken_apart(row: Row) -> None:
     model = build(row).train()
     assert splits_at_head(model)
