@@ -49,7 +49,8 @@ from adapruner.pruning.problem import PruningProblem, make_plan
 from adapruner.pruning.recipe import Recipe
 from adapruner.recovery.lora import LoRAConfig, recover_briefly
 from adapruner.recovery.post_pruning import PostPruning, measure_stages
-from adapruner.recovery.reconstruction import ReconstructionConfig, record_dense_stream
+from adapruner.recovery.reconstruction import ReconstructionConfig
+from adapruner.recovery.streams import SharedStream
 from adapruner.search.config import ObjectiveConfig, RerankConfig, SearchConfig
 from adapruner.search.prepare_problem import ProblemBuilder
 from adapruner.search.space import SearchSpace
@@ -132,7 +133,6 @@ class Setting:
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.reconstruction = ReconstructionConfig(ridge=arguments.ridge)
         self._summed: dict[str, Any] = {}
-        self._dense: Any = None
 
     def _data(self, search_samples: int) -> PruningDataModule:
         def demo(name: str, split: str) -> TextSource:
@@ -171,10 +171,8 @@ class Setting:
             problem = replace(problem, statistics=statistics)
         return problem, replace(recipe, calibration=CalibrationChoice(weights))
 
-    def post_pruning(self, reconstruct: bool = True, steps: int | None = None, many: bool = False) -> PostPruning:
-        """The same for everybody; ``steps`` of recovery. ``many``: the dense hidden states are kept, for many refits."""
-        if many and self._dense is None:
-            self._dense = record_dense_stream(self.model, self.structure, self.windows.input_ids, self.reconstruction)
+    def post_pruning(self, reconstruct: bool = True, steps: int | None = None) -> PostPruning:
+        """The same for everybody; ``steps`` of recovery."""
         count = self.arguments.recovery_steps if steps is None else steps
 
         def build(parameters: Any) -> Any:
@@ -185,8 +183,9 @@ class Setting:
             batches, lora = self.data.train_dataloader(), LoRAConfig(r=16, alpha=32, dropout=0.0)
             return recover_briefly(model, batches, lora, steps=count, build_optimizer=build, seed=self.seed)
 
-        dense = self._dense if many else None
-        return PostPruning.of_windows(self.windows, self.reconstruction if reconstruct else None, recover if count else None, dense)
+        return PostPruning.of_windows(
+            self.windows, self.reconstruction if reconstruct else None, recover if count else None, SharedStream()
+        )
 
     def perplexity(self, model: Any) -> float:
         """On the held-out text."""
@@ -217,7 +216,7 @@ class Setting:
             random_sets=0,
             space=ablation.space,
         )
-        again = self.post_pruning(steps=options.rerank_steps, many=True)
+        again = self.post_pruning(steps=options.rerank_steps)
         with tempfile.TemporaryDirectory() as folder:
             refit = options.ridge if ablation.refit else None
             return run_search(self.model, problem, windows, config, Path(folder), {}, refit=refit, post_pruning=again)

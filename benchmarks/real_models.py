@@ -50,7 +50,8 @@ from adapruner.pruning.problem import PruningProblem, make_plan
 from adapruner.pruning.recipe import Recipe
 from adapruner.recovery.lora import LoRAConfig, recover_briefly
 from adapruner.recovery.post_pruning import PostPruning, measure_stages
-from adapruner.recovery.reconstruction import ReconstructionConfig, record_dense_stream
+from adapruner.recovery.reconstruction import ReconstructionConfig
+from adapruner.recovery.streams import SharedStream
 from adapruner.search.config import RerankConfig, SearchConfig
 from adapruner.search.prepare_problem import ProblemBuilder
 from adapruner.search.sequential_statistics import collect_in_sequence
@@ -92,7 +93,8 @@ class Setting:
         self.tokenizer = load_tokenizer(model_source(options.model))
         self.structure = trace_structure(self.model)
         self.data = self._data()
-        self.reconstruction = ReconstructionConfig()
+        self.reconstruction = ReconstructionConfig(shared_gib=4.0)
+        self.shared = SharedStream()
 
     def _data(self) -> PruningDataModule:
         options, domains = self.options, read_domains(self.options.data)
@@ -128,15 +130,10 @@ class Setting:
         )
         return builder.build(builder.pools(), self.needs, [], grams=True)
 
-    @cached_property
-    def dense_stream(self) -> Any:
-        """The dense hidden states on the calibration windows, for many refits."""
-        return record_dense_stream(self.model, self.structure, self.data.calibration_windows.input_ids, self.reconstruction)
-
     def post_pruning(self, recovers: bool = True) -> PostPruning:
         """The refit and the recovery, the same for everybody."""
         windows = self.data.calibration_windows
-        return PostPruning.of_windows(windows, self.reconstruction, self.recover if recovers else None, self.dense_stream)
+        return PostPruning.of_windows(windows, self.reconstruction, self.recover if recovers else None, self.shared)
 
     def recover(self, model: Any) -> Any:
         """LoRA, in place."""

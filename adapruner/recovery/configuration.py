@@ -36,6 +36,9 @@ class ReconstructionConfig:
     candidates: list[float] = field(default_factory=list)
     """Relative ridges among which each projection chooses, by its error on every eighth window, before it is refitted on
     all; replaces ``ridge``. Empty: ``ridge`` everywhere."""
+    shared_gib: float = 1.0
+    """Memory that the dense model's hidden states on the windows may take, behind every attention and every layer, while several plans of
+    it are refitted: computed once instead of for each. 0 computes them again for each."""
     intercept: bool = True
     """Whether the bias of an output projection that has one is refitted too, without a penalty; else it stays."""
 
@@ -47,6 +50,8 @@ class ReconstructionConfig:
             raise ConfigurationError(
                 f"reconstruction: expected batch_size and samples above 0, got {self.batch_size}, {self.samples}; give positive numbers"
             )
+        if not 0 <= self.shared_gib < math.inf:
+            raise ConfigurationError(f"reconstruction.shared_gib: expected a finite number of 0 or more, got {self.shared_gib}; give 1.0")
         if self.form not in ("sequential", "local"):
             raise ConfigurationError(f"reconstruction.form: expected 'sequential' or 'local', got {self.form!r}; name one of them")
         if self.constraint not in ("ridge", "rotation"):

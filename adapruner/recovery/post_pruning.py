@@ -23,6 +23,7 @@ from adapruner.pruning.surgery import cut_layer, pruned, restored
 from adapruner.pruning.surgery_in_turn import copied_bytes, pruned_in_turn
 from adapruner.recovery.local import pruned_and_refitted
 from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_reconstruct
+from adapruner.recovery.streams import SharedStream
 
 Value = TypeVar("Value")
 #: A window whose weight is below this part of the largest one is left out of the refit: it would cost time and change nothing.
@@ -42,9 +43,8 @@ class PostPruning:
     """Recovers a model in place; ``None``: not compared after recovery."""
     rows: Tensor | None = None
     """``[n]`` int64: the windows' positions in the pool, where they are not all of it."""
-    dense: Any = None
-    """The dense model's hidden states on the windows, where several plans of one model are refitted
-    (:class:`adapruner.recovery.reconstruction.DenseStream`)."""
+    shared: SharedStream | None = None
+    """Keeps the dense model's hidden states on the windows, where several plans of one model are refitted."""
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -54,12 +54,16 @@ class PostPruning:
 
     @classmethod
     def of_windows(
-        cls, windows: Any, reconstruction: ReconstructionConfig | None, recover: Callable[[nn.Module], nn.Module] | None, dense: Any = None
+        cls,
+        windows: Any,
+        reconstruction: ReconstructionConfig | None,
+        recover: Callable[[nn.Module], nn.Module] | None,
+        shared: SharedStream | None = None,
     ) -> PostPruning:
         """With a pool's windows; those with padding are left out of the refit where others are whole."""
         whole = windows.attention_mask.bool().all(1)
         rows = whole.nonzero().flatten() if bool(whole.any()) and not bool(whole.all()) else None
-        return cls(windows.input_ids if rows is None else windows.input_ids[rows], reconstruction, recover, rows, dense)
+        return cls(windows.input_ids if rows is None else windows.input_ids[rows], reconstruction, recover, rows, shared)
 
 
 def recipe_of(plan: PruningPlan) -> Recipe:
@@ -119,9 +123,9 @@ def refit_plan(
     weights = problem.calibration.sample_weights(replace(recipe.calibration, seq_len=None))
     if post_pruning.rows is not None:
         weights = weights[post_pruning.rows]
-    input_ids = post_pruning.input_ids
+    input_ids, shared = post_pruning.input_ids, post_pruning.shared
     counted = (weights > _NEGLIGIBLE * weights.max()).nonzero().flatten()
-    if post_pruning.dense is None and 0 < len(counted) < len(weights):  # a dense stream is of all windows
+    if 0 < len(counted) < len(weights):
         input_ids, weights = input_ids[counted], weights[counted]
     prune_and_reconstruct(
         model,
@@ -131,7 +135,7 @@ def refit_plan(
         config,
         sample_weights=weights,
         progress=progress,
-        dense=post_pruning.dense,
+        dense=None if shared is None else shared.of(model, problem.structure, input_ids, config),
     )
 
 

@@ -73,14 +73,18 @@ class DenseStream:
     """Per layer and batch, ``[batch, seq_len, hidden]``."""
     ends: list[list[Tensor]] = field(default_factory=list)
 
+    def is_of(self, input_ids: Tensor, batch_size: int) -> bool:
+        """Whether it was recorded on these windows ``[n, seq_len]`` in batches of this size."""
+        sizes = [len(batch) for batch in input_ids.split(batch_size)]
+        return torch.equal(self.windows.ids.cpu(), input_ids.cpu()) and [len(batch) for batch in self.windows.starts] == sizes
+
     def check(self, input_ids: Tensor, batch_size: int) -> None:
         """Refuses a stream of other windows or other batches.
 
         Raises:
             DataError: in both cases.
         """
-        sizes = [len(batch) for batch in input_ids.split(batch_size)]
-        if not torch.equal(self.windows.ids.cpu(), input_ids.cpu()) or [len(batch) for batch in self.windows.starts] != sizes:
+        if not self.is_of(input_ids, batch_size):
             raise DataError("dense: expected the stream of these windows and batches, got another; record it with the same settings")
 
 
@@ -101,6 +105,36 @@ def record_dense_stream(model: nn.Module, structure: ModelStructure, input_ids: 
             stream.attention_ends.append(attention_ends)
             stream.ends.append(list(hidden))
     return stream
+
+
+@dataclass
+class SharedStream:
+    """The dense stream of the plan that was refitted last, for the next one that is refitted on the same windows."""
+
+    last: DenseStream | None = None
+
+    def of(self, model: nn.Module, structure: ModelStructure, input_ids: Tensor, config: ReconstructionConfig) -> DenseStream | None:
+        """The stream on the windows that would be chosen of ``input_ids`` ``[n, seq_len]``: the last one if it is of these, else a new one.
+
+        Args:
+            model: dense now.
+
+        Returns:
+            ``None`` where it would take more than ``config.shared_gib``, or the local form has no use for it.
+        """
+        chosen = input_ids[choose_windows(len(input_ids), config)]
+        if self.last is not None and self.last.is_of(chosen, config.batch_size):
+            return self.last
+        self.last = None  # before another is recorded
+        if config.form == "sequential" and dense_stream_gib(model, structure, chosen) <= config.shared_gib:
+            self.last = record_dense_stream(model, structure, input_ids, config)
+        return self.last
+
+
+def dense_stream_gib(model: Any, structure: ModelStructure, input_ids: Tensor) -> float:
+    """GiB of a :class:`DenseStream` on these windows ``[n, seq_len]``."""
+    states = 2 * structure.layers + 1
+    return float(states * input_ids.numel() * model.config.hidden_size * next(model.parameters()).element_size()) / 2**30
 
 
 def choose_windows(count: int, config: ReconstructionConfig) -> Tensor:

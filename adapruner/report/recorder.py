@@ -28,6 +28,7 @@ from adapruner.pruning.allocation import Allocation
 from adapruner.pruning.depth_and_width import depth_and_width_removed
 from adapruner.pruning.recipe import Recipe
 from adapruner.recovery.post_pruning import PostPruning, pruned_only
+from adapruner.recovery.streams import SharedStream
 from adapruner.report.measured_before import MeasuredBefore, Values
 from adapruner.report.run_sections import (
     EvaluatedText,
@@ -168,7 +169,7 @@ class ReportRecorder:
         if reconstruction is not None:  # else the stage after the surgery is this one
             with pruned_only(model, problem, found.remaining):
                 self.measure_stage("pruned", model)
-        post_pruning = PostPruning.of_windows(self.data.calibration_windows, reconstruction, recover)
+        post_pruning = PostPruning.of_windows(self.data.calibration_windows, reconstruction, recover, SharedStream())
         recipes = {metric: Recipe({metric: 1.0}, allocation=Allocation("uniform")) for metric in self.config.compare}
         if found.outcome is not None and found.outcome.best_fixed is not None and recipes:
             trial, recipe = found.outcome.best_fixed

@@ -18,6 +18,7 @@ from adapruner.progress import announce, late_progress_bar, progress_bar
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.problem import make_plan
 from adapruner.recovery.post_pruning import PostPruning
+from adapruner.recovery.streams import SharedStream
 from adapruner.search.chosen_samples import write_chosen_set
 from adapruner.search.device_latency import meet_latency
 from adapruner.search.score import ScoredModel
@@ -105,7 +106,7 @@ def _plan(
             problem = replace(problem, statistics=collect_in_sequence(scored.model, problem, options.recipe, windows, batch_size))
         plan = make_plan(problem, options.recipe, {"seed": problem.seed, **scored.identity})
         return meet_latency(scored.model, problem, plan, options.recipe, folder, scored.identity), None
-    post_pruning = PostPruning.of_windows(scored.data.calibration_windows, options.reconstruction, recover)
+    post_pruning = PostPruning.of_windows(scored.data.calibration_windows, options.reconstruction, recover, SharedStream())
     with _shown(options.search.n_trials, on_trial) as shown, late_progress_bar("best few again") as on_candidate:
         outcome = run_search(
             scored.model,

@@ -12,6 +12,7 @@ from adapruner.errors import ConfigurationError, DataError, ModelError, PlanErro
 from adapruner.models.tracing import trace_structure
 from adapruner.pruning.surgery import prune_model, restored
 from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_reconstruct, reconstruction_gib, record_dense_stream
+from adapruner.recovery.streams import SharedStream, dense_stream_gib
 from tests.oracles.reconstruction import CASES, plan_for, ridge, watch
 from tests.tiny import random_windows, tiny_llama
 
@@ -145,6 +146,23 @@ def test_a_recorded_dense_stream_changes_nothing(options: dict[str, Any]) -> Non
             prune_and_reconstruct(helped, structure, plan, IDS, config, dense=dense)
             for name, value in alone.state_dict().items():
                 assert torch.equal(value, helped.state_dict()[name]), name
+
+
+def test_a_stream_is_recorded_once_for_the_plans_of_the_same_windows() -> None:
+    model = tiny_llama()
+    structure, config, shared = trace_structure(model), ReconstructionConfig(samples=5, batch_size=2), SharedStream()
+    first = shared.of(model, structure, IDS, config)
+    assert first is not None
+    assert shared.of(model, structure, IDS, config) is first
+    other = shared.of(model, structure, IDS[:3], config)
+    assert other is not None
+    assert other is not first
+    assert shared.last is other  # one at a time
+    other.check(IDS[:3], 2)
+    held = [state for batches in (*other.ends, *other.attention_ends, other.windows.starts) for state in batches]
+    assert dense_stream_gib(model, structure, IDS[:3]) * 2**30 == sum(t.numel() * t.element_size() for t in held)
+    for form, gib in (("local", 1.0), ("sequential", 1e-9)):
+        assert SharedStream().of(model, structure, IDS, dataclasses.replace(config, form=form, shared_gib=gib)) is None
 
 
 def test_a_dense_stream_of_other_windows_is_refused() -> None:
