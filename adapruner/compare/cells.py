@@ -22,6 +22,7 @@ CELL_NAME = "cell.json"
 LOG_NAME = "log.txt"
 CHEAP = (
     "--report.compare=[]",
+    "--report.compare_any_width=false",
     "--report.compare_recovered=false",
     "--report.prompts=[]",
     "--report.latency_repeats=5",

@@ -15,7 +15,7 @@ from adapruner.report.formats import (
     perplexity_text,
     ratio_text,
 )
-from adapruner.report.schema import OWN_METHOD, SECTIONS, STAGES, Report
+from adapruner.report.schema import ANY_WIDTH, OWN_METHOD, SECTIONS, STAGES, Report
 from adapruner.report.sections import Calibration, Cost, DataCard, Search
 
 
@@ -171,6 +171,31 @@ def ideal_sentence(cost: Cost) -> str | None:
     """The latency that MACs alone would give beside the measured one; ``None`` where either was not measured."""
     ideal, real = ratio_text(cost.dense.macs, cost.pruned.macs), ratio_text(cost.dense.latency_ms, cost.pruned.latency_ms)
     return None if MISSING in (ideal, real) else f"Latency {real}; if nothing but MACs counted, {ideal}."
+
+
+def widths_sentence(report: Report) -> str | None:
+    """What regular FFN widths cost and gain beside the same recipe at any width; ``None`` where that was not measured."""
+    widths = report.cost.widths if report.cost else None
+    if widths is None:
+        return None
+    said = f"FFN widths are multiples of {widths.multiple}: a forward takes {ratio_text(widths.any_ms, widths.regular_ms)} of the time"
+    for stage in reversed(STAGES):
+        change = _change_of_perplexity(report, stage, OWN_METHOD, ANY_WIDTH)
+        if change is not None:
+            return f"{said}, and perplexity ({stage}) changes by {change:+.1f} %, beside the same recipe at any width."
+    return f"{said}, beside the same recipe at any width."
+
+
+def _change_of_perplexity(report: Report, stage: str, method: str, other: str) -> float | None:
+    """Per cent, the geometric mean over data sets and windows; ``None`` where none has both methods at this stage."""
+    logs: dict[str, dict[tuple[str, int], float]] = {method: {}, other: {}}
+    for row in report.perplexity or ():
+        if row.stage == stage and row.method in logs and row.value is not None and math.isfinite(row.value):
+            logs[row.method][row.dataset, row.window] = math.log(row.value)
+    both = logs[method].keys() & logs[other].keys()
+    if not both:
+        return None
+    return 100 * math.expm1(sum(logs[method][where] - logs[other][where] for where in both) / len(both))
 
 
 def provenance_lines(report: Report) -> list[str]:

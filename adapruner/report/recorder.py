@@ -30,6 +30,7 @@ from adapruner.pruning.recipe import Recipe
 from adapruner.recovery.post_pruning import PostPruning, pruned_only
 from adapruner.recovery.streams import SharedStream
 from adapruner.report.measured_before import MeasuredBefore, Values
+from adapruner.report.regular_widths import at_any_width, time_widths
 from adapruner.report.run_sections import (
     EvaluatedText,
     calibration_section,
@@ -39,11 +40,14 @@ from adapruner.report.run_sections import (
     package_versions,
     search_section,
 )
+from adapruner.report.schema import ANY_WIDTH
 from adapruner.search.find_plan import FoundPlan
 from adapruner.search.score import ScoredModel
 from adapruner.search.split import split_windows
 
 METHOD = "adapruner"
+#: Timed rounds of regular widths beside any: each cuts the model anew.
+_MOST_ROUNDS = 5
 Recover = Callable[[nn.Module], nn.Module]
 
 
@@ -63,6 +67,8 @@ class ReportConfig:
     compare_recovered: bool = False
     """Recover each compared method too, with the run's own data and optimizer (a Trainer's needs ``max_steps``). Costs one short training
     each and a copy of the pruned model."""
+    compare_any_width: bool = True
+    """Where FFN widths are regular, compare the same recipe at any width: what they cost in perplexity and gain in time."""
     batch_size: int = 8
     """Windows in one forward pass of an evaluation."""
     prompts: list[str] = field(default_factory=list)
@@ -124,6 +130,7 @@ class ReportRecorder:
         self.dense_config = copy.deepcopy(scored.model.config)
         self.dense_search_nll: float | None = None
         self.cost: dict[str, Any] | None = None
+        self.widths: dict[str, Any] | None = None
 
     def measure_dense(self, recover: Recover | None = None) -> None:
         """The dense model, and every compared method through its stages; the model is dense again afterwards.
@@ -158,7 +165,7 @@ class ReportRecorder:
         config = self.config
         lengths = config.speed_seq_lens or [config.latency_seq_len]
         timed = config.latency_seq_len, config.latency_repeats, config.speed_batches, lengths
-        self.cost = cost_section(self.dense_config, model, *timed, self.scored.structure)
+        self.cost = {**cost_section(self.dense_config, model, *timed, self.scored.structure), "widths": self.widths}
 
     def knows_stage(self, stage: str) -> bool:
         """Whether an earlier attempt measured the plan at this stage, so that the model need not be brought there again."""
@@ -175,6 +182,11 @@ class ReportRecorder:
             trial, recipe = found.outcome.best_fixed
             recipes["best fixed"] = recipe
             self.protocols.append(f"Best fixed: the best recipe tried before the search, {trial.name}, in one global ranking.")
+        loose = at_any_width(self.scored, found) if self.config.compare_any_width and self.data.evaluation_windows else None
+        if loose is not None:
+            recipes[ANY_WIDTH] = loose
+            tokens, repeats = self.config.latency_seq_len, min(self.config.latency_repeats, _MOST_ROUNDS)
+            self.widths = time_widths(model, problem, found.remaining, loose, tokens, repeats)
         with progress_bar("comparison", len(post_pruning.stages) * len(recipes)) as advance:
             measured = self.before.compare(model, problem, recipes, post_pruning, self._measure)
             for done, (method, stage, values) in enumerate(measured, start=1):

@@ -38,6 +38,8 @@ SECTIONS = ("perplexity", "zero_shot", "search", "calibration", "recovery", "cos
 """Sections that a report may lack and that are then named as left out."""
 OWN_METHOD = "adapruner"
 """The method that the report is about, among the methods that it compares."""
+ANY_WIDTH = "any FFN width"
+"""The same recipe without regular FFN widths, among these methods."""
 
 
 class Report(Record):

@@ -294,6 +294,15 @@ class Sweep(Record):
     protocol: str
 
 
+class Widths(Record):
+    """One forward of the model as pruned, at regular FFN widths and at any, by the same recipe; medians, in turns."""
+
+    multiple: int
+    """What the regular widths are multiples of."""
+    regular_ms: float
+    any_ms: float
+
+
 class Cost(Record):
     """Cost before and after, measured under the same protocol."""
 
@@ -301,6 +310,8 @@ class Cost(Record):
     pruned: ModelCost
     protocol: str
     sweep: Sweep | None = None
+    widths: Widths | None = None
+    """``None`` where widths are any, or the recipe comes to regular ones by itself."""
 
 
 class Export(Record):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from adapruner.progress import terminal
-from adapruner.report.answer import answer_sentence, calibration_sentences, comparisons, ideal_sentence, left_out
+from adapruner.report.answer import answer_sentence, calibration_sentences, comparisons, ideal_sentence, left_out, widths_sentence
 from adapruner.report.formats import MISSING, nll_text
 from adapruner.report.schema import Report, validate_report
 from adapruner.report.sections import Export, Search
@@ -50,7 +50,8 @@ def _parts(report: Report) -> Iterator[TextTable | list[str]]:
         calibration[0] = f"Calibration: {calibration[0][0].lower()}{calibration[0][1:]}"
     yield [*([_search_line(report.search)] if report.search else []), *calibration]
     if report.cost:
-        yield cost_table(report.cost, ideal_sentence(report.cost), report.cost.protocol)
+        notes = [said for said in (ideal_sentence(report.cost), widths_sentence(report)) if said]
+        yield cost_table(report.cost, *notes, report.cost.protocol)
         yield from speed_tables(report.cost.sweep)
     if report.export:
         yield _export_lines(report.export)
