@@ -37,8 +37,8 @@ from adapruner.models.units import ModelStructure, UnitGroup
 
 #: What can be collected. ``second`` and ``first_absolute`` cost one more matrix product per linear layer and sample.
 STATISTICS: tuple[str, ...] = ("first", "first_absolute", "second", "input_sum", "input_square_sum", *SUMMED_STATISTICS, *REFIT_STATISTICS)
-#: Values of a product that a CPU's cache holds beside what it is made of: 1 MiB.
-_CACHED_VALUES = 1 << 18
+#: Values of a product that a CPU's cache holds beside what it is made of: 2 MiB.
+_CACHED_VALUES = 1 << 19
 #: Those that need a backward pass in which every sample's gradient is seen.
 _FROM_GRADIENTS = frozenset({"first", "first_absolute", "second"})
 
@@ -289,7 +289,7 @@ def sums_of_products(weight: Tensor, gradients: Tensor, inputs: Tensor, dim: int
             into = rows if dim == 0 else slice(None)
             products = (gradient[:, rows].T @ states).mul_(weight[rows])
             for kind, sums in found.items():  # second comes last: it squares in place
-                sums[sample, into] += _REDUCTIONS[kind](products, 1 - dim)
+                sums[sample, into].add_(_REDUCTIONS[kind](products, 1 - dim))
     return found
 
 
