@@ -225,7 +225,7 @@ def main() -> None:
             ratios.append(whole_run(bench, options.make_real_seconds, threads))
     record = json.loads(options.json.read_text()) if options.json.exists() else {}
     rows = {row["stage"]: row for row in record.get("speed", {}).get("ratios", [])} | {ratio.stage: ratio.row() for ratio in ratios}
-    setting = {k: str(v) for k, v in vars(options).items() if k != "json"}
+    setting = {k: str(v) for k, v in vars(options).items() if k not in ("json", "stages", "make_real_seconds")}
     setting |= {"torch": torch.__version__, "machine": platform.machine()}
     record["speed"] = {"setting": setting, "ratios": list(rows.values())}
     write_atomically(options.json, json.dumps(record, indent=1) + "\n")
