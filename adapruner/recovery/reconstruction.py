@@ -34,7 +34,15 @@ from adapruner.recovery.streams import DenseStream, choose_windows, has_plain_re
 #: Every so many of the windows that count are held out where a strength is searched.
 HELD_OUT_EVERY = 8
 
-__all__ = ["DenseStream", "ReconstructionConfig", "fitting_form", "prune_and_reconstruct", "reconstruction_gib", "record_dense_stream"]
+__all__ = [
+    "DenseStream",
+    "ReconstructionConfig",
+    "fitting_form",
+    "prune_and_reconstruct",
+    "reconstruction_gib",
+    "record_dense_stream",
+    "too_few_tokens",
+]
 
 
 @torch.no_grad()
@@ -111,6 +119,20 @@ def _share(weights: Tensor | None, picks: Tensor, config: ReconstructionConfig, 
     apart = torch.zeros_like(chosen)
     apart[held] = chosen[held]
     return Shares(list((chosen - apart).split(config.batch_size)), list(apart.split(config.batch_size)))
+
+
+def too_few_tokens(structure: ModelStructure, windows: int, seq_len: int, config: ReconstructionConfig) -> str | None:
+    """What to say where a projection has more channels than the refit sees tokens, whose noise it then fits; ``None`` where all is well.
+
+    Measured on Qwen2.5-Coder-0.5B at 20 %: perplexity 20.9 before and 23.0 after a refit on 3,072 tokens for 4,864 channels.
+    """
+    tokens, widest = min(config.samples or windows, windows) * seq_len, max((g.channels for g in structure.groups), default=0)
+    if tokens >= widest:
+        return None
+    return (
+        f"reconstruction: {tokens:,} tokens for projections of up to {widest:,} channels, which may make the model worse; raise "
+        "data.calibration.samples_per_source and reconstruction.samples, or raise reconstruction.ridge"
+    )
 
 
 def reconstruction_gib(model: Any, structure: ModelStructure, windows: int, seq_len: int, config: ReconstructionConfig) -> float:

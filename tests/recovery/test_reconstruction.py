@@ -11,7 +11,13 @@ import torch
 from adapruner.errors import ConfigurationError, DataError, ModelError, PlanError
 from adapruner.models.tracing import trace_structure
 from adapruner.pruning.surgery import prune_model, restored
-from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_reconstruct, reconstruction_gib, record_dense_stream
+from adapruner.recovery.reconstruction import (
+    ReconstructionConfig,
+    prune_and_reconstruct,
+    reconstruction_gib,
+    record_dense_stream,
+    too_few_tokens,
+)
 from adapruner.recovery.streams import SharedStream, dense_stream_gib
 from tests.oracles.reconstruction import CASES, plan_for, ridge, watch
 from tests.tiny import random_windows, tiny_llama
@@ -163,6 +169,15 @@ def test_a_stream_is_recorded_once_for_the_plans_of_the_same_windows() -> None:
     assert dense_stream_gib(model, structure, IDS[:3]) * 2**30 == sum(t.numel() * t.element_size() for t in held)
     for form, gib in (("local", 1.0), ("sequential", 1e-9)):
         assert SharedStream().of(model, structure, IDS, dataclasses.replace(config, form=form, shared_gib=gib)) is None
+
+
+def test_fewer_tokens_than_channels_are_told_of() -> None:
+    structure = trace_structure(tiny_llama())  # FFNs of 160 channels
+    assert too_few_tokens(structure, 10, 16, ReconstructionConfig()) is None
+    for windows, config in ((10, ReconstructionConfig(samples=9)), (9, ReconstructionConfig()), (9, ReconstructionConfig(samples=50))):
+        said = too_few_tokens(structure, windows, 16, config)
+        assert said is not None
+        assert said.startswith("reconstruction: 144 tokens for projections of up to 160 channels")
 
 
 def test_a_dense_stream_of_other_windows_is_refused() -> None:
