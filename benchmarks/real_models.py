@@ -9,8 +9,8 @@ them and of two domains that nothing else has read. **The dense model under the 
 stage ``recovered``): what tuning on plain text does to an instruct model is no merit of a pruning method.
 
 Seeds draw windows, adapters, the recovery's order and the sampler's numbers; the windows of the test are the same for all. The first
-seed has every method; the further ones have ours and the two baselines that were best after recovery on the unseen domains. These
-three and the dense model are also asked zero-shot tasks, after recovery. A killed run goes on with the cell it was at; plans and
+seed has every method; the further ones have ours, best fixed and the two baselines that were best after recovery on the unseen domains.
+These two, ours and the dense model are also asked zero-shot tasks, after recovery. A killed run goes on with the cell it was at; plans and
 statistics are kept beside the figures, in a folder ``FILE.kept``.
 """
 
@@ -192,7 +192,11 @@ class Record:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.file, self.model = options.json, options.model
-        self.content = json.loads(self.file.read_text()) if self.file.exists() else {"setting": _setting(options), "cells": []}
+        setting = _setting(options)
+        self.content = json.loads(self.file.read_text()) if self.file.exists() else {"setting": setting, "cells": []}
+        other = {name: value for name, value in self.content["setting"].items() if setting[name] != value}
+        if other:
+            raise SystemExit(f"--json: expected cells under the same settings, got {other}; give them again, or another file")
 
     @property
     def cells(self) -> list[dict[str, Any]]:
@@ -242,7 +246,7 @@ class Record:
 
 
 def _setting(options: argparse.Namespace) -> dict[str, Any]:
-    shown = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k not in ("json", "data")}
+    shown = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k not in ("json", "data", "budgets", "seeds")}
     return {**shown, "seq_len": SEQ_LEN, "torch": torch.__version__, "machine": platform.machine()}
 
 

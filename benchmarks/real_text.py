@@ -18,7 +18,7 @@ UNSEEN = ("k8s", "shakespeare")
 """Domains that nothing but the last measurement reads."""
 #: Part -> the stretch of a domain's documents that it has, of [0, 1).
 _PARTS = {"calibration": (0.0, 0.45), "search": (0.45, 0.6), "recovery": (0.6, 0.9), "test": (0.9, 1.0)}
-#: Characters of a piece of test text: a window of 128 tokens and little more, so that the windows come from all over the part.
+#: Characters of a piece of test text; pieces come from all over the part.
 _PIECE = 800
 
 
@@ -45,7 +45,8 @@ def source(domains: dict[str, list[str]], domain: str, part: str) -> TextSource:
 
 
 def test_source(domains: dict[str, list[str]], domain: str, windows: int) -> TextSource:
-    """Pieces from all over the domain's test part, one for each window."""
+    """Evenly spaced pieces of the domain's test part, as many as windows. Joined, a piece is more than one window of 128 tokens (1.5 to 2):
+    the windows that are kept cover the first half to two thirds of the pieces, and some begin in one and end in the next."""
     texts = source(domains, domain, "test").texts or []
     pieces = [text[at : at + _PIECE] for text in texts for at in range(0, len(text) - _PIECE + 1, _PIECE)]
     return TextSource(f"{domain}-test", texts=[pieces[i * len(pieces) // windows] for i in range(windows)])

@@ -44,7 +44,7 @@ def merge(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
                 seen.add(key)
                 merged["cells"].append(cell)
         merged["notes"] += [n for n in record["notes"] if n not in merged["notes"]]
-        merged["dense"] |= record["dense"]
+        merged["dense"] = record["dense"] | merged["dense"]
         settings = record.get("settings") or [record["setting"]]
         merged["settings"] += [s for s in settings if s not in merged["settings"]]
     merged["cells"].sort(key=lambda c: (c["model"], c["budget"], c["method"], c["seed"]))

@@ -181,6 +181,8 @@ class PruningCLI(EvaluationCommands, LightningCLI):
                 search.lock = self._hold(stack, search)
                 stack.enter_context(search.loggers.put_off(self.trainer))
             stack.enter_context(one_line("trainer", (MisconfigurationException,)))
+            if self.trainer.strategy.root_device.type == "cpu" and self.trainer.world_size == 1:  # Lightning shares out cores to several
+                announce(choose_threads())
             self.trainer.fit(model, **self._safe({**options, **self._go_on(options)}))
 
     def _hold(self, stack: ExitStack, search: PruningSearchCallback) -> FolderLock | None:
@@ -192,8 +194,6 @@ class PruningCLI(EvaluationCommands, LightningCLI):
     def before_fit(self) -> None:
         """A run takes its plan from the checkpoint that it is told to resume from, or goes on from its folder's last one."""
         check_launcher(self.trainer)  # one that copies the process would fail before any callback is asked
-        if self.trainer.strategy.root_device.type == "cpu" and self.trainer.world_size == 1:  # Lightning shares out cores among several
-            announce(choose_threads())
         checkpoint, search = self.config.fit.get("ckpt_path"), first_of(self.trainer, PruningSearchCallback)
         if search is not None and checkpoint:
             search.checkpoint = str(checkpoint)

@@ -8,6 +8,7 @@ For a linear layer y = W x with loss gradient dL/dy, summed over the tokens t of
 statistics"):
 
 - ``first``: rows, sum_j W_ij G_ij = sum_t (y_ti - b_i) dL/dy_ti; columns, sum_i W_ij G_ij = sum_t x_tj dL/dx_tj.
+  The same sums of W * G where a product is wanted anyway; the two differ by rounding.
 - ``second``: sum over the row (or column) of (W_ij G_ij)^2, from the sample's own G = sum_t dL/dy_t x_t^T.
 - ``first_absolute``: sum over the row (or column) of |W_ij G_ij|, from the same G.
 - ``summed_first``, ``summed_mix``: not per sample; see :mod:`adapruner.importance.summed_gradients`.

@@ -144,10 +144,11 @@ def _part(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
 
 
 def _trains(model: Any, trunk: Any) -> bool:
-    """Whether a weight of the head wants a gradient; embeddings that serve as the head's weights are among them."""
+    """Whether a weight of the head wants a gradient; embeddings count, which may serve as the head's weights."""
     inside = {id(parameter) for parameter in trunk.parameters()}
-    head = [*(p for p in model.parameters() if id(p) not in inside), *getattr(model.get_output_embeddings(), "parameters", list)()]
-    return any(parameter.requires_grad for parameter in head)
+    tables = (model.get_output_embeddings(), model.get_input_embeddings())
+    embeddings = [p for table in tables if table is not None for p in table.parameters()]
+    return any(p.requires_grad for p in (*embeddings, *(p for p in model.parameters() if id(p) not in inside)))
 
 
 class _LossesOfFrozenHead(torch.autograd.Function):
@@ -169,7 +170,7 @@ class _LossesOfFrozenHead(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(context: Any, upstream: Tensor) -> tuple[Tensor, None]:
         (gradients,) = context.saved_tensors
-        return gradients * upstream[:, None].to(gradients.dtype), None
+        return (gradients * upstream[:, None]).to(gradients.dtype), None  # upstream is float32 at least: 1 / count is not rounded
 
 
 def _head(model: Any, hidden: Tensor, trunk: Any, output: type) -> Tensor:

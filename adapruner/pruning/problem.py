@@ -72,8 +72,14 @@ class PruningProblem:
 
 
 def make_plan(problem: PruningProblem, recipe: Recipe, provenance: Mapping[str, Any] | None = None) -> PruningPlan:
-    """Scores every unit by the recipe and keeps the best under the budget."""
+    """Scores every unit by the recipe and keeps the best under the budget.
+
+    Raises:
+        ConfigurationError: if the problem has no statistics: a run lets go of them once its model is pruned.
+    """
     structure = problem.structure
+    if not problem.statistics.samples:
+        raise ConfigurationError("problem: expected statistics of the dense model, got none; score the model, before it is pruned")
     statistics, pool = problem.at_length(recipe.calibration.seq_len)
     scores = mix_metrics(
         recipe.coefficients,

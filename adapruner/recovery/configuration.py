@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from adapruner.argument_checks import check_fields
@@ -11,6 +11,10 @@ from adapruner.errors import ConfigurationError
 
 Form = Literal["sequential", "local"]
 Constraint = Literal["ridge", "rotation"]
+
+
+#: Fields that decide what a refit takes, and nothing of its result.
+WITHOUT_EFFECT = frozenset({"shared_gib"})
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class ReconstructionConfig:
     all; replaces ``ridge``. Empty: ``ridge`` everywhere."""
     shared_gib: float = 1.0
     """Memory that the dense model's hidden states on the windows may take, behind every attention and every layer, while several plans of
-    it are refitted: computed once instead of for each. 0 computes them again for each."""
+    it are refitted: computed once instead of for each, with the same result. On a GPU they lie on it, where four times as much is free. 0
+    computes them again for each."""
     intercept: bool = True
     """Whether the bias of an output projection that has one is refitted too, without a penalty; else it stays."""
 
@@ -62,6 +67,11 @@ class ReconstructionConfig:
             raise ConfigurationError(
                 f"reconstruction.candidates: expected none with constraint 'rotation', got {self.candidates}; leave them out"
             )
+
+
+def deciding_values(config: ReconstructionConfig) -> dict[str, object]:
+    """All fields that a refit's result depends on."""
+    return {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
 
 
 def _is_strength(value: float) -> bool:

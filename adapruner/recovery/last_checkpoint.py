@@ -17,6 +17,7 @@ from adapruner.files.atomic import replacing, writing
 from adapruner.files.digests import DamagedError, seal_zip
 from adapruner.progress import announce
 from adapruner.recovery.checkpoint_contents import SHARDED, read_contents
+from adapruner.recovery.configuration import WITHOUT_EFFECT
 
 FILE = Path("checkpoints") / "last.ckpt"
 #: The callback that writes it, as Lightning's checkpoints name it, and what it keeps in it.
@@ -52,9 +53,18 @@ def _tensor_bytes(record: Any) -> int:
 def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
     """Group of the command line's options -> hash, of everything that decides what recovery computes."""
     groups: dict[str, Any] = {name: config.get(name) for name in ("seed_everything", "model", "data", "pruning", "recovery")}
+    groups["pruning"] = _deciding(groups["pruning"])
     trainer: Mapping[str, Any] = config.get("trainer") or {}
     groups["trainer"] = {name: trainer.get(name) for name in _TRAINER}
     return {name: sha256(json.dumps(value, sort_keys=True, default=_named).encode()).hexdigest()[:16] for name, value in groups.items()}
+
+
+def _deciding(pruning: Any) -> Any:
+    """The options of the pruning without those that change no result."""
+    reconstruction = pruning.get("reconstruction") if isinstance(pruning, Mapping) else None
+    if not isinstance(reconstruction, Mapping):
+        return pruning
+    return {**pruning, "reconstruction": {name: value for name, value in reconstruction.items() if name not in WITHOUT_EFFECT}}
 
 
 def _named(value: Any) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from adapruner.errors import DataError, ModelError
 from adapruner.models.forward import evaluation_mode
 from adapruner.models.sequences import in_sequences
+from adapruner.models.smaller_batches import within_memory
 from adapruner.models.tracing import find_decoder_layers
 from adapruner.models.units import ModelStructure
 from adapruner.recovery.configuration import ReconstructionConfig
@@ -126,9 +127,15 @@ class SharedStream:
         if self.last is not None and self.last.is_of(chosen, config.batch_size):
             return self.last
         self.last = None  # before another is recorded
-        if config.form == "sequential" and dense_stream_gib(model, structure, chosen) <= config.shared_gib:
-            self.last = record_dense_stream(model, structure, input_ids, config)
+        gib = dense_stream_gib(model, structure, chosen)
+        if config.form == "sequential" and gib <= config.shared_gib and _has_room(next(model.parameters()).device, gib):
+            self.last = within_memory(lambda: record_dense_stream(model, structure, input_ids, config))
         return self.last
+
+
+def _has_room(device: torch.device, gib: float) -> bool:
+    """Whether a GPU keeps three times as much for the refits themselves."""
+    return device.type != "cuda" or torch.cuda.mem_get_info(device)[0] >= 4 * gib * 2**30
 
 
 def dense_stream_gib(model: Any, structure: ModelStructure, input_ids: Tensor) -> float:

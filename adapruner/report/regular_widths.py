@@ -19,14 +19,16 @@ from adapruner.recovery.post_pruning import pruned_only
 from adapruner.search.find_plan import FoundPlan
 from adapruner.search.score import ScoredModel
 
-#: Widths that are multiples of less are regular by chance.
-_LEAST = 8
+#: What allocations round to by themselves; multiples of less are regular by chance.
+_MULTIPLES = (64, 32, 16, 8)
 
 
 def at_any_width(scored: ScoredModel, found: FoundPlan) -> Recipe | None:
     """The run's recipe with FFN of any width, where that makes another plan; ``None`` where it does not, or there is no recipe."""
     recipe = scored.options.recipe if found.outcome is None else found.outcome.recipe
-    if recipe is None or scored.given is not None or recipe.sequential or regular_multiple(scored.problem, found.remaining) < _LEAST:
+    if recipe is None or scored.given is not None or recipe.sequential or not regular_multiple(scored.problem, found.remaining):
+        return None
+    if scored.problem.latency is not None:  # the plan met it on the clock, by corrections that another plan would not have
         return None
     loose = replace(recipe, allocation=replace(recipe.allocation, round_to=1))
     try:
@@ -37,9 +39,12 @@ def at_any_width(scored: ScoredModel, found: FoundPlan) -> Recipe | None:
 
 
 def regular_multiple(problem: PruningProblem, plan: PruningPlan) -> int:
-    """What all FFN widths of a plan are multiples of; 0 where no FFN is pruned."""
-    ffn = {g.name: g.units for g in problem.structure.groups if g.kind == "ffn"}
-    return math.gcd(*(len(plan.kept[name]) for name, units in ffn.items() if len(plan.kept[name]) < units))
+    """The largest of 64, 32, 16 and 8 that divides the width of every pruned FFN, of each expert in a mixture; 0 where none does."""
+    pruned = [g for g in problem.structure.groups if g.kind == "ffn" and not plan.keeps_all(g)]
+    if not pruned or any(g.expert_units for g in pruned):
+        return 0
+    common = math.gcd(*(len(plan.kept[g.name]) // g.sets for g in pruned))
+    return next((multiple for multiple in _MULTIPLES if common % multiple == 0), 0)
 
 
 def time_widths(model: nn.Module, problem: PruningProblem, plan: PruningPlan, loose: Recipe, seq_len: int, repeats: int) -> dict[str, Any]:

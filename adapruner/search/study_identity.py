@@ -13,6 +13,7 @@ from adapruner.progress import announce
 from adapruner.pruning.bias_compensation import NEEDS as BIAS_NEEDS
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.recipe import Recipe
+from adapruner.recovery.configuration import deciding_values
 from adapruner.recovery.reconstruction import ReconstructionConfig
 from adapruner.search.config import SearchConfig
 from adapruner.search.options import PruningOptions
@@ -64,7 +65,7 @@ def study_identity(options: PruningOptions, data: RunData, fingerprint: str, wei
         "space": search.space.to_dict(),
         "sampler": [search.sampler, search.order, search.seed, search.early_stopping, search.chunks],
         "objective": {**asdict(search.objective), "refit": refit, "refit_gib": None},
-        "reconstruction": None if reconstruction is None else asdict(reconstruction),
+        "reconstruction": None if reconstruction is None else deciding_values(reconstruction),
         "code version": __version__,
         **({"held out": search.held_out} if search.held_out else {}),
         **({} if options.attention_units == "kv_group" else {"attention units": options.attention_units}),

@@ -139,6 +139,9 @@ def test_a_checkpoint_of_other_settings_is_left_alone_and_says_so(tmp_path: Path
 def test_settings_are_what_decides_the_weights() -> None:
     config: dict[str, Any] = {"model": {"name_or_path": "x"}, "trainer": {"max_steps": 3, "logger": None, "devices": 1}, "report": 1}
     assert settings_of(config) == settings_of({**config, "report": 2, "trainer": {"max_steps": 3, "devices": 2}})
+    refits = [{**config, "pruning": {"reconstruction": {"ridge": r, "shared_gib": gib}}} for r, gib in ((1, 0.0), (1, 2.0), (2, 0.0))]
+    assert settings_of(refits[0]) == settings_of(refits[1]) == settings_of({**config, "pruning": {"reconstruction": {"ridge": 1}}})
+    assert settings_of(refits[0]) != settings_of(refits[2])
     other = settings_of({**config, "trainer": {"max_steps": 4}})
     assert {k for k, v in settings_of(config).items() if other[k] != v} == {"trainer"}
 

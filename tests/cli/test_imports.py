@@ -46,14 +46,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     METRICS.remove("reversed_l2")
 
 
-def test_a_file_finds_those_beside_it_and_leaves_none_behind(place: Path) -> None:
+def test_a_file_finds_those_beside_my_file_and_leaves_none_behind(place: Path) -> None:
     (place / "mine").mkdir()
-    (place / "mine" / "beside_it.py").write_text("VALUE = 3\n")
-    (place / "mine" / "my_file.py").write_text("from beside_it import VALUE\n")
+    (place / "mine" / "beside_my_file.py").write_text("VALUE = 3\n")
+    (place / "mine" / "my_file.py").write_text("from beside_my_file import VALUE\n")
     before = sys.dont_write_bytecode
     import_all(["mine/my_file.py", "mine/my_file.py", "json.tool"])
     assert sys.modules["my_file"].VALUE == 3
-    assert sorted(path.name for path in (place / "mine").iterdir()) == ["beside_it.py", "my_file.py"]
+    assert sorted(path.name for path in (place / "mine").iterdir()) == ["beside_my_file.py", "my_file.py"]
     assert sys.dont_write_bytecode is before
 
 

@@ -28,9 +28,33 @@ def own_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 )
 def test_a_quota_counts_whole_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, cores: int) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    (tmp_path / "self").write_text("0::/\n")
     if text is not None:
         (tmp_path / "cpu.max").write_text(text)
-    assert usable_cores(tmp_path / "cpu.max") == cores
+    assert usable_cores(tmp_path, tmp_path / "self") == cores
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "cores"),
+    [
+        ("0::/slurm/job/step", {"slurm/job/cpu.max": "300000 100000", "slurm/job/step/cpu.max": "max 100000"}, 3),
+        ("4:cpu,cpuacct:/docker/x", {"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ("4:cpu,cpuacct:/a", {"cpu,cpuacct/a/cpu.cfs_quota_us": "50000", "cpu,cpuacct/a/cpu.cfs_period_us": "100000"}, 1),
+        ("4:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, 8),
+        ("4:memory:/a", {"memory/a/cpu.max": "100000 100000"}, 8),
+        ("rubbish", {"cpu.max": "100000 100000"}, 8),
+    ],
+)
+def test_groups_around_its_own_count_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, membership: str, files: dict[str, str], cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    (tmp_path / "self").write_text(membership)
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(text)
+    assert usable_cores(tmp_path / "groups", tmp_path / "self") == cores
+    assert usable_cores(tmp_path / "groups", tmp_path / "none") == 8
 
 
 def test_fewer_threads_where_fewer_cores_are_granted(monkeypatch: pytest.MonkeyPatch) -> None:
