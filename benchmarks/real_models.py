@@ -194,7 +194,7 @@ class Record:
         self.file, self.model = options.json, options.model
         setting = _setting(options)
         self.content = json.loads(self.file.read_text()) if self.file.exists() else {"setting": setting, "cells": []}
-        other = {name: value for name, value in self.content["setting"].items() if setting[name] != value}
+        other = {name: value for name, value in self.content["setting"].items() if setting.get(name, value) != value}
         if other:
             raise SystemExit(f"--json: expected cells under the same settings, got {other}; give them again, or another file")
 

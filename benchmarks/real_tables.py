@@ -18,7 +18,7 @@ def real_models(record: dict[str, Any]) -> list[str]:
     cells: Cells = record["cells"]
     perplexity = [c for c in cells if "domain" in c]
     domains = list(dict.fromkeys(c["domain"] for c in perplexity))
-    parts = ["## On a real language model", words(record["setting"])]
+    parts = ["## On a real language model", words(record["setting"]), measured(perplexity)]
     for budget in sorted({c["budget"] for c in perplexity if c["method"] != DENSE}):
         here = [c for c in perplexity if c["budget"] == budget or c["method"] == DENSE]
         parts += [f"### {budget:.0%} of the block parameters removed", domain_table(here, domains), stage_table(here)]
@@ -42,6 +42,17 @@ def words(setting: dict[str, Any]) -> str:
         "baselines are their authors' code unit for unit (`configs/baselines`); *best fixed* is the plain recipe that the search itself "
         "found best before its sampler began."
     )
+
+
+def measured(cells: Cells) -> str:
+    """Which budgets and seeds there are, so that a page of a run that is not at its end says so."""
+    seeds: dict[float, set[int]] = {}
+    for cell in cells:
+        if cell["method"] != DENSE:
+            seeds.setdefault(cell["budget"], set()).add(cell["seed"])
+    said = [f"{budget:.0%} removed (seeds {', '.join(map(str, sorted(found)))})" for budget, found in sorted(seeds.items())]
+    whole = "The whole plan is 20, 35 and 50 %, and three seeds of ours, best fixed and the two best baselines."
+    return f"Measured so far: {'; '.join(said)}. {whole}"
 
 
 def _of(cells: Cells, **key: Any) -> Cells:
