@@ -54,7 +54,9 @@ def next_token_losses(model: Any, labels: Tensor, **inputs: Any) -> Tensor:
         return torch.cat([_losses(part, wanted) for part, wanted in pairs]).view_as(targets)
     hidden = _trunks[causal][0](**inputs, use_cache=False).last_hidden_state  # type: ignore[index]
     flat, counted = hidden.flatten(0, 1), targets.to(hidden.device).flatten()
-    parts = [_part(causal, flat[start : start + rows], counted[start : start + rows]) for start in range(0, len(flat), rows)]
+    frozen_head = flat.requires_grad and not _trains(causal, _trunks[causal][0])  # type: ignore[index]
+    starts = range(0, len(flat), rows)
+    parts = [_part(causal, flat[start : start + rows], counted[start : start + rows], frozen_head) for start in starts]
     return torch.cat(parts).view_as(targets)
 
 
@@ -130,7 +132,7 @@ def _rows_at_once(model: Any) -> int:
     return max(1, MOST_BYTES // (4 * vocabulary)) if vocabulary else 1024
 
 
-def _part(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+def _part(model: Any, hidden: Tensor, targets: Tensor, frozen_head: bool) -> Tensor:
     trunk, output = _trunks[model]  # type: ignore[misc]
 
     def losses(states: Tensor) -> Tensor:
@@ -138,7 +140,7 @@ def _part(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
 
     if not torch.is_grad_enabled():
         return losses(hidden)
-    if hidden.requires_grad and not _trains(model, trunk):
+    if frozen_head:
         return _LossesOfFrozenHead.apply(hidden, losses)  # type: ignore[no-any-return, no-untyped-call]
     return checkpoint(losses, hidden, use_reentrant=False)  # type: ignore[no-any-return]
 
