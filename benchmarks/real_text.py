@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from adapruner.data.text_source import TextSource
+from adapruner.data.windows import TextWindows
 
 CALIBRATED = ("wiki", "books", "rust")
 """Domains that units are scored on, plans are judged on and weights are trained on."""
@@ -18,8 +19,6 @@ UNSEEN = ("k8s", "shakespeare")
 """Domains that nothing but the last measurement reads."""
 #: Part -> the stretch of a domain's documents that it has, of [0, 1).
 _PARTS = {"calibration": (0.0, 0.45), "search": (0.45, 0.6), "recovery": (0.6, 0.9), "test": (0.9, 1.0)}
-#: Characters of a piece of test text; pieces come from all over the part.
-_PIECE = 800
 
 
 def read_domains(folder: Path) -> dict[str, list[str]]:
@@ -44,9 +43,9 @@ def source(domains: dict[str, list[str]], domain: str, part: str) -> TextSource:
     return TextSource(f"{domain}-{part}", texts=documents[low:high])
 
 
-def test_source(domains: dict[str, list[str]], domain: str, windows: int) -> TextSource:
-    """Evenly spaced pieces of the domain's test part, as many as windows. Joined, a piece is more than one window of 128 tokens (1.5 to 2):
-    the windows that are kept cover the first half to two thirds of the pieces, and some begin in one and end in the next."""
-    texts = source(domains, domain, "test").texts or []
-    pieces = [text[at : at + _PIECE] for text in texts for at in range(0, len(text) - _PIECE + 1, _PIECE)]
-    return TextSource(f"{domain}-test", texts=[pieces[i * len(pieces) // windows] for i in range(windows)])
+def evenly_spaced(windows: TextWindows, count: int) -> TextWindows:
+    """That many windows, from all over."""
+    have = len(windows.input_ids)
+    if count > have:
+        raise SystemExit(f"--test-windows: expected at most the {have} windows that a test part has, got {count}; give fewer")
+    return windows.select([i * have // count for i in range(count)])
