@@ -21,7 +21,6 @@ import argparse
 import copy
 import json
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -200,7 +199,7 @@ class Record:
     """The file of figures; every cell is on the disk before the next is begun. Several processes may write the same file."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.file, self.model = options.json, options.model
+        self.file, self.model, self.device = options.json, options.model, _device(options.device)
         kept_beside(self.file).mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(kept_beside(self.file) / "lock")
         self.setting = setting = _setting(options)
@@ -249,7 +248,7 @@ class Record:
         """What another process wrote meanwhile stays, the same cell of two processes once."""
         with self.lock:
             self.content = {**self._read(), **more}
-            self.cells.extend(cell for cell in cells if not self.has(**{k: cell[k] for k in _KEYS if k in cell}))
+            self.cells.extend({**cell, "device": self.device} for cell in cells if not self.has(**{k: cell[k] for k in _KEYS if k in cell}))
             write_atomically(self.file, json.dumps(self.content, indent=1) + "\n")
 
     def best(self, budget: float, methods: Iterable[str], count: int, seed: int) -> list[str]:
@@ -266,15 +265,14 @@ class Record:
 _KEYS = ("budget", "method", "seed", "stage", "domain", "task")
 
 
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+def _device(name: str) -> str:
+    """What a figure was measured on."""
+    return f"{torch.cuda.get_device_name(name) if name.startswith('cuda') else name}, torch {torch.__version__}"
 
 
 def _setting(options: argparse.Namespace) -> dict[str, Any]:
-    cells = ("json", "data", "budgets", "seeds", "methods", "task_limit")  # every cell says of itself
-    given = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k not in cells}
-    machine = {"device": _device_name(options.device), "torch": torch.__version__, "machine": platform.machine()}
-    return {**given, "seq_len": SEQ_LEN, **machine}
+    cells = ("json", "data", "device", "budgets", "seeds", "methods", "task_limit")  # every cell says of itself
+    return {**{k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k not in cells}, "seq_len": SEQ_LEN}
 
 
 def measure_seed(setting: Setting, record: Record, budget: float, methods: Iterable[str]) -> None:
