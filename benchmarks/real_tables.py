@@ -18,7 +18,7 @@ def real_models(record: dict[str, Any]) -> list[str]:
     cells: Cells = record["cells"]
     perplexity = [c for c in cells if "domain" in c]
     domains = list(dict.fromkeys(c["domain"] for c in perplexity))
-    parts = ["## On a real language model", words(record["setting"]), measured(perplexity)]
+    parts = ["## On a real language model", words(record["setting"]), measured(cells)]
     for budget in sorted({c["budget"] for c in perplexity if c["method"] != DENSE}):
         here = [c for c in perplexity if c["budget"] == budget or c["method"] == DENSE]
         parts += [f"### {budget:.0%} of the block parameters removed", domain_table(here, domains), stage_table(here)]
@@ -45,14 +45,20 @@ def words(setting: dict[str, Any]) -> str:
 
 
 def measured(cells: Cells) -> str:
-    """Which budgets and seeds there are, so that a page of a run that is not at its end says so."""
+    """What there is by now and where it was measured, so that a page of a run that is not at its end says so."""
     seeds: dict[float, set[int]] = {}
     for cell in cells:
         if cell["method"] != DENSE:
             seeds.setdefault(cell["budget"], set()).add(cell["seed"])
     said = [f"{budget:.0%} removed (seeds {', '.join(map(str, sorted(found)))})" for budget, found in sorted(seeds.items())]
-    whole = "The whole plan is 20, 35 and 50 %, and three seeds of ours, best fixed and the two best baselines."
-    return f"Measured so far: {'; '.join(said)}. {whole}"
+    kinds = (("perplexities", "domain"), ("accuracies", "task"))
+    where = [(device, name, sum(kind in c and c["device"] == device for c in cells)) for device in _devices(cells) for name, kind in kinds]
+    on = "; ".join(f"{count} {name} on {device}" for device, name, count in where if count)
+    return f"Measured: {'; '.join(said)}. {on}."
+
+
+def _devices(cells: Cells) -> list[str]:
+    return sorted({c["device"] for c in cells}, reverse=True)
 
 
 def _of(cells: Cells, **key: Any) -> Cells:
