@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import Namespace
 
 from adapruner.cli import main
-from adapruner.cli.fit import make_fit_parser
+from adapruner.cli.fit import make_parser
 from adapruner.cli.shipped_configs import CONFIGS, find_config, shipped_configs
 from adapruner.compare.spec import make_spec, read_spec
 from adapruner.demo import MODEL_FOLDER
@@ -30,7 +30,7 @@ NAMES = [name for name in EVERY if "/" not in name and name != "compare.yaml"]
 @pytest.fixture(scope="module")
 def parser() -> Any:
     """The program's own parser of ``fit``; nothing is instantiated."""
-    return make_fit_parser()
+    return make_parser("fit")
 
 
 def test_the_count_is_known() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adapruner.cli.fit import OPTIONAL_STAGES, make_fit_parser
+from adapruner.cli.fit import OPTIONAL_STAGES, make_parser
 from adapruner.cli.option_errors import options_of
 from adapruner.cli.parsing import parse
 from adapruner.errors import ConfigurationError
@@ -33,7 +33,7 @@ trainer:
 
 @pytest.fixture(scope="module")
 def parser() -> Any:
-    return make_fit_parser()
+    return make_parser("fit")
 
 
 def parsed(parser: Any, *words: str) -> Any:

@@ -209,9 +209,9 @@ def test_a_configuration_with_another_value_somewhere(
 
 @pytest.fixture(scope="module")
 def config_parser() -> Any:
-    from adapruner.cli.fit import make_fit_parser
+    from adapruner.cli.fit import make_parser
 
-    return make_fit_parser()
+    return make_parser("fit")
 
 
 def refused(file: Path, text: str, parser: Any) -> None:

@@ -1,0 +1,159 @@
+"""The options of ``fit``, ``validate``, ``test`` and ``predict``, as the parser has them, without the parser.
+
+Building the parser imports torch, lightning and transformers, which takes many seconds. A misspelt option and ``--help`` need names and
+texts alone: these lie in ``options.json``, which ``python -m tests.cli.write_option_catalogue`` writes from the parser itself and a test
+compares with it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).with_name("options.json")
+_CONFIG = ("c", "config")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option."""
+
+    type: str
+    """In words: ``text``, ``a whole number or null``."""
+    default: str
+    """As YAML; empty where one has to be given."""
+    text: str
+    """What it sets, from its docstring."""
+    kind: str = ""
+    """The class whose fields are options below it: ``ReconstructionConfig`` of ``pruning.reconstruction``, which has ``.ridge``."""
+    open: bool = False
+    """Whether names below it are not all known here: it holds an object of any class, or a mapping."""
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All options of a command."""
+
+    command: str
+    options: Mapping[str, Option]
+    lightning: str
+    """The release of Lightning whose Trainer's options these are."""
+
+    @cached_property
+    def groups(self) -> frozenset[str]:
+        """Names that only have options below them."""
+        parts = [name.split(".") for name in self.options]
+        heads = {".".join(words[:length]) for words in parts for length in range(1, len(words))}
+        return frozenset(heads - set(self.options))
+
+    def misspelt(self, words: Sequence[str]) -> list[str]:
+        """One line for each option of a command line, or of a configuration that it names, that there is not.
+
+        What cannot be read here says nothing: the parser, which comes after, has a reason for it.
+
+        >>> catalogue = Catalogue("fit", {"model.dtype": Option("text", "auto", "")}, "2.6")
+        >>> catalogue.misspelt(["--model.dtyp", "float32"])
+        ['model.dtyp: expected an option of fit, got an unknown one; did you mean model.dtype?']
+        """
+        try:
+            return list(dict.fromkeys(line for name in self._names(words) for line in self._judge(name)))
+        except _UnreadableError:
+            return []
+
+    def nearest(self, name: str, below: str = "") -> str:
+        """The option that was probably meant, or where they all are."""
+        known = [one for one in (*self.options, *self.groups) if one.startswith(below)]
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+        if not close:  # --n_trials: its groups were left out
+            last = {one.split(".")[-1]: one for one in reversed(known)}
+            close = [last[word] for word in difflib.get_close_matches(name.split(".")[-1], last, n=1, cutoff=0.8)]
+        return f"did you mean {close[0]}?" if close else f"see adapruner {self.command} --help"
+
+    def _judge(self, name: str) -> Iterator[str]:
+        if name in self.options or name in self.groups or (name.startswith("trainer.") and not self._same_lightning):
+            return
+        owner = max((known for known in self.options if name.startswith(f"{known}.")), key=len, default="")
+        option = self.options.get(owner)
+        if option is None:
+            yield f"{name}: expected an option of {self.command}, got an unknown one; {self.nearest(name)}"
+        elif option.kind and not option.open and not {"class_path", "init_args"} & set(name.split(".")):
+            yield f"{name}: expected an option of {option.kind}, got an unknown one; {self.nearest(name, f'{owner}.')}"
+
+    @cached_property
+    def _same_lightning(self) -> bool:
+        try:
+            return version("lightning") == self.lightning
+        except PackageNotFoundError:
+            return False
+
+    def _names(self, words: Sequence[str]) -> Iterator[str]:
+        left = list(words)
+        while left:
+            option, separator, value = left.pop(0).partition("=")
+            if option in ("-h", "--help", "--print_config") or option.endswith(".help"):
+                continue
+            if not option.startswith("-"):
+                raise _UnreadableError
+            name = option.lstrip("-").removesuffix("+")
+            if not separator:
+                if not left or left[0].startswith("--"):
+                    yield name  # without its value; a wrong name is said first
+                    continue
+                value = left.pop(0)
+            yield from self._of(name, value)
+
+    def _of(self, name: str, value: str) -> Iterator[str]:
+        if name in _CONFIG:
+            yield from self._flat(_mapping(value), "")
+        elif name in self.groups or (name in self.options and self.options[name].kind and "{" in value):
+            yield from self._flat(_mapping(value), f"{name}.")
+        else:
+            yield name
+
+    def _flat(self, record: Any, prefix: str) -> Iterator[str]:
+        if not isinstance(record, Mapping) or "class_path" in record:
+            return
+        for key, value in record.items():
+            name = f"{prefix}{key}".removesuffix("+")
+            yield name
+            if name in self.groups or (name in self.options and self.options[name].kind):
+                yield from self._flat(value, f"{name}.")
+
+
+class _UnreadableError(Exception):
+    """Not for here."""
+
+
+def _mapping(text: str) -> Any:
+    """A file of options, or YAML itself."""
+    import yaml
+
+    from adapruner.files.yaml_text import YAMLRefused, check_yaml, read_yaml_text
+
+    try:
+        content = read_yaml_text(Path(text)) if "{" not in text and "\n" not in text and text and Path(text).exists() else text
+        check_yaml(content)
+        return yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, yaml.YAMLError, YAMLRefused):
+        raise _UnreadableError from None
+
+
+@cache
+def read_catalogue(command: str) -> Catalogue:
+    """The catalogue of ``fit``, ``validate``, ``test`` or ``predict``."""
+    record = json.loads(FILE.read_text(encoding="utf-8"))
+    options = {name: Option(**record["options"][name]) for name in record["commands"][command]}
+    return Catalogue(command, options, record["lightning"])
+
+
+def catalogue_text(commands: Mapping[str, Mapping[str, Option]], lightning: str) -> str:
+    """The content of ``options.json``."""
+    options = {name: asdict(option) for of_command in commands.values() for name, option in of_command.items()}
+    record = {"lightning": lightning, "commands": {name: list(found) for name, found in commands.items()}, "options": options}
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
