@@ -53,7 +53,6 @@ SMALL = {
     "report.latency_seq_len": "32",
     "trainer.max_steps": str(STEPS),
     "trainer.default_root_dir": "run",
-    "trainer.logger.init_args.save_dir": "run",
     "trainer.enable_progress_bar": "false",
 }
 

@@ -1,8 +1,8 @@
 """The command line: ``python train.py``, ``adapruner`` and ``python -m adapruner.cli`` are this program.
 
-One file for each command: :mod:`adapruner.cli.fit`, :mod:`adapruner.cli.evaluation` (``validate``, ``test`` and ``predict``),
-:mod:`adapruner.compare.command`, :mod:`adapruner.cli.export` and :mod:`adapruner.cli.inspect`. Torch is loaded where there is
-work for it: not for ``inspect``, and not for the help of the program, ``compare``, ``export`` and ``inspect``.
+One file for each command: :mod:`adapruner.cli.prune`, :mod:`adapruner.cli.fit`, :mod:`adapruner.cli.evaluation` (``validate``,
+``test`` and ``predict``), :mod:`adapruner.compare.command`, :mod:`adapruner.cli.export` and :mod:`adapruner.cli.inspect`. Torch is loaded
+where there is work for it: not for ``inspect``, not for help, and not for the refusal of a misspelt option.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from adapruner.cli.help_page import COMMANDS, help_page
+from adapruner.cli.help_page import COMMANDS, LIKE_FIT, help_page
 from adapruner.cli.last_resort import GOES_ON, describe
-from adapruner.errors import AdaPrunerError, ConfigurationError, nearest, printable
+from adapruner.errors import AdaPrunerError, ConfigurationError, nearest, printable, together
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -97,6 +97,12 @@ def _run(arguments: Sequence[str]) -> None:
     from adapruner.cli.imports import import_all, take_imports
 
     imports, rest = take_imports(rest)
+    if command == "prune":
+        from adapruner.cli.prune import fit_words
+
+        command, rest = "fit", fit_words(rest)
+    if command in LIKE_FIT:
+        _answer_at_once(command, rest)
     import_all(imports)
     if command == "compare":
         return _compare(rest, imports)
@@ -111,6 +117,25 @@ def _run(arguments: Sequence[str]) -> None:
     run_trainer(command, rest)
 
 
+def _answer_at_once(command: str, words: list[str]) -> None:
+    """Help, and what is wrong with the options' names: known without the parser, for which torch would have to be loaded."""
+    from adapruner.cli.command_help import asks_for_help, command_help
+
+    if asks_for_help(words):
+        print(command_help(command, words))
+        raise SystemExit(0)
+    _check_names(command, words)
+
+
+def _check_names(command: str, words: Sequence[str]) -> None:
+    from adapruner.cli.option_catalogue import read_catalogue
+    from adapruner.cli.shipped_configs import find_configs
+
+    faults = [ConfigurationError(line) for line in read_catalogue(command).misspelt(find_configs(list(words)))]
+    if faults:
+        raise together(faults)
+
+
 def _compare(arguments: list[str], imports: list[str]) -> None:
     from adapruner.cli.shipped_configs import find_config
     from adapruner.compare.command import run_compare
@@ -121,7 +146,14 @@ def _compare(arguments: list[str], imports: list[str]) -> None:
 
 
 def _check_fit(methods: Any) -> None:
-    """Only where there is something to run: this is what loads torch."""
+    """Only where there is something to run: this is what loads torch, but for a misspelt option."""
+    from adapruner.cli.imports import take_imports
+
+    for method, (_, *words) in methods.items():
+        try:
+            _check_names("fit", take_imports(words)[1])
+        except ConfigurationError as error:
+            raise ConfigurationError(f"methods: expected arguments that fit understands, got for {method}: {error}") from None
     from adapruner.cli.fit import check_fit
     from adapruner.cli.quiet import quiet_libraries
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback, _InstantiatorFn
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from adapruner.callbacks.compression_report import CompressionReportCallback
@@ -23,6 +24,7 @@ from adapruner.callbacks.listener import PruningListener, check_callbacks, first
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruned_export import PrunedExportCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
+from adapruner.callbacks.recovery_bar import RecoveryBar
 from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback, writes_shards
 from adapruner.callbacks.validation import check_launcher, check_processes
 from adapruner.callbacks.zero_shot_evaluation import ZeroShotEvaluationCallback
@@ -168,10 +170,18 @@ class PruningCLI(EvaluationCommands, LightningCLI):
             options |= {"max_steps": 0, "limit_train_batches": 0}
         if "checkpoint" in self.left_out and not any(isinstance(callback, Checkpoint) for callback in callbacks):
             options["enable_checkpointing"] = False  # else Lightning adds a callback of its own
+        options |= self._own_logger()
         with one_line("trainer", (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError, LookupError)):
             trainer = super().instantiate_trainer(**options)
         check_processes(trainer)
         return trainer
+
+    def _own_logger(self) -> dict[str, Any]:
+        """Where none is given, numbers go into the run folder, ``logs/metrics.csv``, wherever that folder is."""
+        trainer = self._get(self.config_init, "trainer")
+        return (
+            {} if trainer.get("logger") is not None else {"logger": CSVLogger(trainer.get("default_root_dir") or ".", "logs", version="")}
+        )
 
     def fit(self, model: LightningModule, **options: Any) -> None:
         """``Trainer.fit`` in a folder that is this process's alone; an error before the work changes nothing in it and leaves none."""
@@ -215,9 +225,13 @@ class PruningCLI(EvaluationCommands, LightningCLI):
         return {"ckpt_path": str(checkpoint)}
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
-        """Lightning takes no callback that keeps checkpoints where the Trainer is told to keep none."""
+        """Lightning takes no callback that keeps checkpoints where the Trainer is told to keep none; a progress bar of ours otherwise."""
         if config.get("enable_checkpointing") is False:
             callbacks = [c for c in callbacks if not isinstance(c, RecoveryCheckpointCallback)]
+        given = [*callbacks, *(config["callbacks"] if isinstance(config.get("callbacks"), list) else [config.get("callbacks")])]
+        wanted = self.command == "fit" and "recovery" not in self.left_out and config.get("enable_progress_bar") is not False
+        if wanted and not any(isinstance(callback, ProgressBar) for callback in given):
+            callbacks = [*callbacks, RecoveryBar()]
         return super()._instantiate_trainer(config, callbacks)
 
     def _parse_ckpt_path(self) -> None:
@@ -233,18 +247,18 @@ def run_trainer(command: str, words: Sequence[str]) -> None:
         raise SystemExit(128 + signal.SIGTERM) from None
 
 
-def make_fit_parser() -> LightningArgumentParser:
-    """The parser of ``fit``; nothing is instantiated or run. Wrong options are an ``ArgumentError``."""
+def make_parser(command: str) -> LightningArgumentParser:
+    """The parser of ``fit`` or one like it; nothing is instantiated or run. Wrong options are an ``ArgumentError``."""
 
     class Made(Exception):
         """Carries the parser out of a constructor that would go on and run."""
 
     class ParserOnly(PruningCLI):
         def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-            raise Made(self._subcommand_parsers["fit"])
+            raise Made(self._subcommand_parsers[command])
 
     try:
-        ParserOnly("fit", [])
+        ParserOnly(command, [])
     except Made as made:
         return made.args[0]  # type: ignore[no-any-return]
     raise AssertionError("LightningCLI no longer calls parse_arguments")
@@ -256,7 +270,7 @@ def check_fit(methods: Mapping[str, Sequence[str]]) -> None:
     Raises:
         ConfigurationError: naming the method whose arguments are wrong.
     """
-    parser = make_fit_parser()
+    parser = make_parser("fit")
     for method, (_, *words) in methods.items():
         try:
             config, _ = parse(parser.parse_args, parser, "fit", _nulls_as_configurations(take_imports(words)[1]), OPTIONAL_STAGES)

@@ -6,7 +6,8 @@ from adapruner._version import __version__
 
 #: Command -> what it does, in the order of the help page.
 COMMANDS = {
-    "fit": "prunes a model, recovers it, reports and exports",
+    "prune": "prunes a model with text of its kind: the whole job, with the options that it needs",
+    "fit": "the same with every option: prunes a model, recovers it, reports and exports",
     "validate": "perplexity of a model on the text that recipes are chosen on",
     "test": "perplexity of a model on held-out text",
     "predict": "continues prompts, token by token",
@@ -14,6 +15,8 @@ COMMANDS = {
     "export": "writes a run's model again: another precision, other shards, for llama.cpp, to the hub",
     "inspect": "what a run, an export or a plan holds",
 }
+#: Those whose options are :class:`adapruner.cli.fit.PruningCLI`'s.
+LIKE_FIT = ("fit", "validate", "test", "predict")
 _PAGE = """\
 adapruner {version}: makes a large language model smaller by structured pruning.
 
@@ -25,12 +28,12 @@ usage: adapruner COMMAND [options]
 {commands}
 
 examples:
+  adapruner prune my-model --texts my-texts --fraction 0.3
   adapruner fit --config quickstart.yaml
-  adapruner fit --config local.yaml --model.name_or_path my-model --pruning.budget.pruned_fraction 0.3
   adapruner inspect runs/quickstart
 
 options:
-  adapruner COMMAND --help          every option of a command
+  adapruner COMMAND --help          the options of a command that matter; behind it a group, or all, for the others
   adapruner fit --config quickstart.yaml --print_config          every option of fit, with its value
   adapruner COMMAND --import my_metrics.py          metrics, samplers and the like of your own (all commands but inspect)
   adapruner --version

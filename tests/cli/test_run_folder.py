@@ -105,6 +105,14 @@ def test_a_refused_fit_leaves_no_folder(workspace: Path, capfd: pytest.CaptureFi
     refuse(capfd, "--trainer.logger.init_args.save_dir=new/logs", "--pruning.search.seed=7")
 
 
+def test_without_a_logger_of_its_own_numbers_go_where_the_run_goes(workspace: Path) -> None:
+    before = (workspace / "run/logs/metrics.csv").stat().st_mtime_ns
+    fit("--trainer.default_root_dir=other", "--trainer.logger=null")
+    assert (workspace / "other/logs/metrics.csv").stat().st_size > 0
+    assert (workspace / "run/logs/metrics.csv").stat().st_mtime_ns == before
+    assert not (workspace / "lightning_logs").exists()
+
+
 def test_earlier_metrics_stay_and_the_accepted_run_goes_on(workspace: Path) -> None:
     first = (workspace / "run/logs/metrics.csv").read_text()
     plan = read_plan("run/plan.json").hash

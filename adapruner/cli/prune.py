@@ -1,0 +1,146 @@
+"""``adapruner prune MODEL --texts DIR``: the whole job, with the options that such a job needs; ``fit`` does the work."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NoReturn
+
+from adapruner.errors import ConfigurationError
+
+CONFIG = "prune.yaml"
+#: Set -> the part of every source's documents that it has, by their hashes: no text is in two.
+PARTS = {"calibration": (0.0, 0.3), "search": (0.3, 0.45), "recovery": (0.45, 0.9), "test": (0.9, 1.0)}
+#: Windows of a source that perplexity is measured on: a few minutes' worth, and a spread of about one per cent.
+TEST_WINDOWS = 256
+_DESCRIPTION = """\
+Prune a model: search what goes, remove it, refit, recover with LoRA, measure, report and export.
+
+MODEL is a folder, a GGUF file or a hub name. --texts is a file or a folder (.txt, .md, .jsonl, .csv, .parquet, also .gz) with text of the
+kind that the model is for. It may be repeated, as NAME=PATH: the search then finds out how much each says. Every document goes to exactly
+one of calibration, search, recovery and test. A killed run goes on when it is called again.
+"""
+_EPILOG = """\
+Any option of fit may follow, such as --pruning.budget.of macs or --config mine.yaml; it goes before what stands here.
+
+examples:
+  adapruner prune my-model --texts my-texts
+  adapruner prune model.gguf --texts wiki=wiki/ --texts code=src.jsonl --fraction 0.3 --out runs/small
+  adapruner prune my-model --texts my-texts --recovery 0            # no training
+  adapruner prune my-model --texts my-texts --chat                  # rows of messages, by the model's own template
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in our one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(f"prune: expected adapruner prune MODEL --texts DIR [options], got {message}; see adapruner prune --help")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's own options."""
+    parser = _Parser(
+        prog="adapruner prune",
+        usage="adapruner prune MODEL --texts PATH [--texts NAME=PATH ...] [options] [options of fit]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a folder, a GGUF file or a hub name")
+    add("--texts", metavar="PATH", action="append", required=True, help="text, or NAME=PATH; may be repeated")
+    add("--fraction", metavar="F", type=float, default=0.2, help="of the attention and FFN parameters, to remove (default: 0.2)")
+    add("--out", metavar="DIR", help="the folder of the run (default: runs/MODEL-F)")
+    add("--trials", metavar="N", type=int, default=64, help="of the search (default: 64)")
+    add("--recovery", metavar="N", type=int, default=200, help="LoRA steps of 8 windows; 0: none (default: 200)")
+    add("--column", metavar="NAME", help="the column with the text, where rows have columns (default: text)")
+    add("--chat", action="store_true", help="rows have messages, which the model's chat template writes")
+    add("--dtype", metavar="TYPE", help="to compute in: float32, bfloat16 (default: as saved)")
+    add("--import", metavar="FILE", help="metrics, samplers and the like of your own; may be repeated")
+    return parser
+
+
+def fit_words(arguments: Sequence[str]) -> list[str]:
+    """The command line of ``fit`` that does what was asked.
+
+    Args:
+        arguments: behind ``prune``, without ``--import``.
+
+    Raises:
+        ConfigurationError: for arguments that cannot work.
+
+    >>> fit_words(["my-model", "--texts", "my-texts", "--fraction", "0.3"])[:4]
+    ['--config', 'prune.yaml', '--model.name_or_path', 'my-model']
+    """
+    given, others = make_parser().parse_known_args(list(arguments))
+    _check(given, others)
+    options = {
+        "model.name_or_path": given.model,
+        "pruning.budget.pruned_fraction": given.fraction,
+        "pruning.search.n_trials": given.trials,
+        "trainer.max_steps": given.recovery,
+        "trainer.default_root_dir": given.out or default_folder(given.model, given.fraction),
+    }
+    if given.dtype is not None:
+        options["model.dtype"] = given.dtype
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return ["--config", CONFIG, *words, f"--config={json.dumps({'data': data_options(given), **_left_out(given)})}", *others]
+
+
+def data_options(given: argparse.Namespace) -> dict[str, object]:
+    """Every set from the same sources, each with a part of its documents."""
+    sources = [_named(text) for text in given.texts]
+    rows = {**({"column": given.column} if given.column else {}), **({"chat": True} if given.chat else {})}
+
+    def parts(of: str) -> list[dict[str, object]]:
+        return [{"name": name, "path": path, "part": list(PARTS[of]), **rows} for name, path in sources]
+
+    evaluation = [{"name": source["name"], "source": source, "limit": TEST_WINDOWS} for source in parts("test")]
+    sets = {name: {"sources": parts(name)} for name in ("calibration", "search", "recovery")}
+    if not given.recovery:
+        del sets["recovery"]
+    return {**sets, "evaluation": evaluation}
+
+
+def default_folder(model: str, fraction: float) -> str:
+    """A run of its own for each model and fraction.
+
+    >>> default_folder("models/Llama-3.gguf", 0.2)
+    'runs/Llama-3-0.2'
+    """
+    name = re.sub(r"\.gguf$", "", model.rstrip("/").rpartition("/")[2]) or "model"
+    return f"runs/{name}-{fraction:g}"
+
+
+def _left_out(given: argparse.Namespace) -> dict[str, object]:
+    return {} if given.recovery else {"recovery": None}
+
+
+def _named(text: str) -> tuple[str, str]:
+    """``NAME=PATH``, or a path, whose last part is the name."""
+    name, separator, path = text.partition("=")
+    return (name, path) if separator else (text.rstrip("/").rpartition("/")[2] or text, text)
+
+
+def _check(given: argparse.Namespace, others: Sequence[str]) -> None:
+    own = [action.option_strings[-1] for action in make_parser()._actions if action.option_strings]
+    for word in others:
+        if word.startswith("--") and "." not in word and not word.startswith(("--config", "--print_config", "--seed_everything")):
+            close = get_close_matches(word.partition("=")[0], own, n=1)
+            hint = f"did you mean {close[0]}?" if close else "see adapruner prune --help"
+            raise ConfigurationError(f"{word.lstrip('-')}: expected an option of prune or of fit, got an unknown one; {hint}")
+    if others and not others[0].startswith("-"):
+        raise ConfigurationError(f"prune: expected one model, got {others[0]!r} too; text goes behind --texts")
+    names = [_named(text)[0] for text in given.texts]
+    if len(set(names)) < len(names) or not all(names):
+        raise ConfigurationError(f"texts: expected each name once, got {', '.join(names)}; give them as NAME=PATH")
+    for name, low in (("trials", 1), ("recovery", 0)):
+        if getattr(given, name) < low:
+            raise ConfigurationError(f"{name}: expected {low} or more, got {getattr(given, name)}; correct it")
+    if not 0 <= given.fraction < 1:
+        raise ConfigurationError(f"fraction: expected 0 or more and less than 1, got {given.fraction:g}; give 0.2 for a fifth")
