@@ -7,7 +7,8 @@ import statistics
 from typing import Any
 
 OURS = "adapruner"
-OURSELVES = (OURS, "best fixed")
+BEST_FIXED = "best fixed"
+OURSELVES = (OURS, BEST_FIXED)
 DENSE = "dense"
 STAGES = ("pruned", "reconstructed", "recovered")
 Cells = list[dict[str, Any]]
@@ -18,7 +19,8 @@ def real_models(record: dict[str, Any]) -> list[str]:
     cells: Cells = record["cells"]
     perplexity = [c for c in cells if "domain" in c]
     domains = list(dict.fromkeys(c["domain"] for c in perplexity))
-    parts = ["## On a real language model", words(record["setting"]), measured(cells)]
+    picture = "![Perplexity above the dense model's](real_models.png)"
+    parts = ["## On a real language model", picture, words(record["setting"]), measured(cells)]
     for budget in sorted({c["budget"] for c in perplexity if c["method"] != DENSE}):
         here = [c for c in perplexity if c["budget"] == budget or c["method"] == DENSE]
         parts += [f"### {budget:.0%} of the block parameters removed", domain_table(here, domains), stage_table(here)]
@@ -114,6 +116,22 @@ def domain_table(cells: Cells, domains: list[str]) -> str:
         values = [spread([c["perplexity"] for c in _of(mine, domain=d)]) for d in domains]
         away = [f"{spread(distances(cells, method, kind))} %" for kind in (True, False)]
         lines.append(f"| {_name(method)} | {len({c['seed'] for c in mine})} | " + " | ".join([*values, *away]) + " |")
+    return "\n".join(lines)
+
+
+def short_table(cells: Cells) -> str:
+    """For a page that has room for one table: how far above the dense model after the same recovery, unseen domains, every budget."""
+    cells = [c for c in cells if "domain" in c]
+    budgets = sorted({c["budget"] for c in cells if c["method"] != DENSE})
+    of = {budget: [c for c in cells if c["budget"] == budget or c["method"] == DENSE] for budget in budgets}
+    methods = sorted(
+        {c["method"] for c in cells} - {DENSE},
+        key=lambda method: statistics.fmean(math.log(statistics.fmean(distances(of[b], method, True))) for b in budgets),
+    )
+    lines = [f"| above the dense model | {' | '.join(f'{b:.0%} removed' for b in budgets)} |", "|---" + "|---" * len(budgets) + "|"]
+    for method in methods:
+        values = [f"{spread(distances(of[budget], method, True))} %" for budget in budgets]
+        lines.append(f"| {_name(method)} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 

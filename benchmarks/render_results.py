@@ -1,4 +1,5 @@
-"""Writes docs/results.json and docs/results.md from the files of real_models.py, quality.py and trial_cost.py.
+"""Writes results.json, results.md and real_models.png in docs/, and README's table, from what real_models.py, quality.py and trial_cost.py
+wrote.
 
     python benchmarks/render_results.py --real-models docs/real_models.json
     python benchmarks/render_results.py --quality new.json ... --whole-test new_whole.json ...
@@ -17,8 +18,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from real_tables import real_models
+from real_chart import draw
+from real_tables import real_models, short_table
 
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- real models: written by benchmarks/render_results.py -->", "<!-- end of real models -->"
 DOCS = Path(__file__).parents[1] / "docs"
 STAGES = ("pruned", "reconstructed", "recovered")
 OURS = "adapruner"
@@ -231,6 +235,15 @@ COST_WORDS = (
 )
 
 
+def write_between_marks(file: Path, text: str) -> None:
+    """Replaces what stands between the two marks."""
+    head, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{file}: expected the marks {BEGIN} and {END}, got none; write them where the table belongs")
+    file.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quality", nargs="*", type=Path, default=[], help="cells measured anew")
@@ -247,7 +260,12 @@ def main() -> None:
     remarks = arguments.remarks.read_text().strip() if arguments.remarks.exists() else ""
     found = {**record, "trial_cost": cost, "verdicts": verdicts(record["cells"])}
     found["whole_test"] = {**whole, "verdicts": verdicts(whole["cells"])}
-    real = real_models(read(arguments.real_models)) if arguments.real_models.exists() else []
+    real: list[str] = []
+    if arguments.real_models.exists():
+        measured = read(arguments.real_models)
+        real = real_models(measured)
+        draw(measured["cells"], arguments.out / "real_models.png")
+        write_between_marks(README, short_table(measured["cells"]))
     for name, text in (
         ("results.json", json.dumps(found, indent=1) + "\n"),
         ("results.md", render(record, whole, cost, remarks, real)),

@@ -11,13 +11,17 @@ import pytest
 
 import adapruner.run  # noqa: F401  # before anything is shortened: it keeps what it imports
 from adapruner import argument_checks
+from adapruner.cli.help_page import COMMANDS
+from adapruner.cli.option_catalogue import read_catalogue
+from adapruner.cli.prune import fit_words
+from adapruner.cli.shipped_configs import find_configs
 from adapruner.recovery.training import RecoveryConfig
 from adapruner.search.config import SearchConfig
-from tests.callbacks.test_stranger import Stranger, loader
 from tests.test_run import texts
 from tests.tiny import save_tiny, tiny_llama, word_tokenizer
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -53,10 +57,6 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
         "held_out_texts": texts(20, seed=9)["books"],
         "model": tiny_llama(intermediate_size=320),
         "tokenizer": word_tokenizer(),
-        "my_module": Stranger(),
-        "train_loader": loader(4),
-        "val_loader": loader(5),
-        "test_loader": loader(6),
     }
     argument_checks._hints.cache_clear()  # which may have seen the short ones
 
@@ -67,20 +67,35 @@ def test_the_ten_lines_at_the_top(names: dict[str, Any]) -> None:
     assert Path("out/config.json").is_file()
 
 
-def test_the_stages_one_at_a_time(names: dict[str, Any]) -> None:
-    exec(block("stages.score("), names)
-    assert names["found"].plan.pruned_fraction == pytest.approx(0.3, abs=0.002)
-    assert Path("out/plan.json").is_file()
-
-
 def test_the_lightning_project(names: dict[str, Any]) -> None:
-    code = block("trainer.fit(my_module").replace("max_steps=500", "max_steps=2, accelerator='cpu', logger=False")
+    Path("my-text.txt").write_text("\n\n".join(texts(240)["books"]))
+    code = block("class MyModule(LightningModule)").replace("max_steps=200", "max_steps=2, accelerator='cpu', logger=False")
     code = code.replace("PruningSearchCallback(0.3,", "PruningSearchCallback(0.3, search=few,")
-    exec(code, {**names, "few": Few()})
-    assert names["my_module"].plan.pruned_fraction == pytest.approx(0.3, abs=0.002)
+    exec(code, names := {**names, "few": Few(), "__name__": "stranger"})
+    assert names["search"].plan.pruned_fraction == pytest.approx(0.3, abs=0.002)
     assert Path("out/config.json").is_file()
 
 
-def test_the_block_on_loading_an_export_names_what_exists() -> None:
-    assert "from_pretrained" in block('"runs/quickstart/model"')
-    assert len(BLOCKS) == 4  # a new block needs a test here
+def test_every_block_has_a_test_here() -> None:
+    assert len(BLOCKS) == 2
+
+
+@pytest.mark.parametrize("line", [line.partition("#")[0].split() for line in re.findall(r"^adapruner (.*)$", README, re.MULTILINE)])
+def test_commands_are_spelt_right(line: list[str]) -> None:
+    command, *words = line
+    if command == "prune":
+        command, words = "fit", fit_words(words)
+    if command == "fit":
+        assert read_catalogue("fit").misspelt(find_configs(words)) == []
+    else:
+        assert command in COMMANDS
+
+
+def test_a_stranger_reads_it_to_the_end() -> None:
+    assert len(README.splitlines()) <= 135
+
+
+def test_links_lead_somewhere() -> None:
+    places = re.findall(r"\]\(([^)#]+)[^)]*\)", README)
+    assert len(places) > 5
+    assert all(place.startswith("https://") or (ROOT / place).exists() for place in places)
