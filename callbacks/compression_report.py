@@ -101,7 +101,7 @@ class CompressionReportCallback(PruningListener):
         if self._pruning is None or self.recorder is None:
             return
         with isolate_rng():
-            recovered = first_of(trainer, LoRARecoveryCallback) is not None
+            recovered = first_of(trainer, LoRARecoveryCallback) is not None and trainer.global_step > 0
             self.recorder.measure_final(held_model(pl_module, self._pruning.model_attribute), recovered)
         self._complete = True
 

@@ -234,6 +234,11 @@ def describe_protocol(name: str, window: int, n_windows: int, tokens: int, begin
     'wikitext2/test: texts joined by blank lines, tokenised once, 10 non-overlapping windows of 128 tokens, ...'
     """
     begin = "" if begins_with is None else f", each beginning with {begins_with}"
+    if tokens < n_windows * (window - 1):  # rows of their own length
+        return (
+            f"{name}: {n_windows} texts of their own, cut to {window} tokens or padded{begin}, mean NLL over {tokens} predictions in all, "
+            f"{tokens / n_windows:.1f} a text, log-softmax in fp32"
+        )
     return (
         f"{name}: texts joined by blank lines, tokenised once, {n_windows} non-overlapping windows of {window} tokens{begin}, "
         f"remainder dropped, mean NLL over {window - 1} predictions a window ({tokens} in all), log-softmax in fp32"

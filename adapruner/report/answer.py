@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from adapruner.report.formats import (
     MISSING,
@@ -16,7 +18,7 @@ from adapruner.report.formats import (
     ratio_text,
 )
 from adapruner.report.schema import ANY_WIDTH, OWN_METHOD, SECTIONS, STAGES, Report
-from adapruner.report.sections import Calibration, Cost, DataCard, Search
+from adapruner.report.sections import Calibration, Cost, DataCard, Export, Search
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Comparison:
     """Tokens."""
     dense: float | None
     rows: tuple[Row, ...]
-    """Sorted by the perplexity at their last stage."""
+    """Sorted by the perplexity at the last stage that all of them have: equal beside equal."""
     notes: tuple[str, ...] = ()
     """Bits per byte of the report's own method, and how the perplexities were measured."""
 
@@ -54,6 +56,11 @@ class Comparison:
     def stages(self) -> tuple[str, ...]:
         """Stages after ``dense`` that at least one method has."""
         return tuple(s for s in STAGES[1:] if any(s in row.values for row in self.rows))
+
+    @property
+    def common(self) -> str | None:
+        """The last stage that every row has."""
+        return _last_common(self.rows)
 
     @property
     def own(self) -> Row | None:
@@ -80,11 +87,17 @@ def comparisons(report: Report) -> list[Comparison]:
         else:
             methods[of].setdefault(row.method, {})[row.stage] = value
     return [
-        Comparison(
-            *of, dense.get(of), tuple(sorted((Row(m, v) for m, v in rows.items()), key=lambda r: (r.final, r.method))), _notes(report, *of)
-        )
-        for of, rows in methods.items()
+        Comparison(*of, dense.get(of), _in_order([Row(m, v) for m, v in rows.items()]), _notes(report, *of)) for of, rows in methods.items()
     ]
+
+
+def _in_order(rows: Sequence[Row]) -> tuple[Row, ...]:
+    stage = _last_common(rows)
+    return tuple(sorted(rows, key=lambda row: (row.final if stage is None else row.values[stage], row.final, row.method)))
+
+
+def _last_common(rows: Sequence[Row]) -> str | None:
+    return next((stage for stage in reversed(STAGES[1:]) if rows and all(stage in row.values for row in rows)), None)
 
 
 def _notes(report: Report, dataset: str, window: int) -> tuple[str, ...]:
@@ -129,6 +142,37 @@ def perplexity_path(report: Report) -> list[str]:
         dense = [] if comparison.dense is None else [perplexity_text(comparison.dense)]
         return dense + [f"{perplexity_text(values[s])} {s}" for s in STAGES if s in values]
     return []
+
+
+def worse_sentences(report: Report) -> list[str]:
+    """A stage after which the run's own model was worse than before it, on any set: it is meant to make it better."""
+    found = []
+    for comparison in comparisons(report):
+        values = comparison.own.values if comparison.own and comparison.own.method == OWN_METHOD else {}
+        stages = [stage for stage in STAGES if stage in values]
+        for before, after in pairwise(stages):
+            if values[after] > values[before] * 1.001:
+                change = f"{perplexity_text(values[before])} to {perplexity_text(values[after])}"
+                found.append(f"Worse by being {after}, on {comparison.title}: {change}.")
+    return found
+
+
+def took_sentence(report: Report) -> str | None:
+    """Time and memory of the run; ``None`` where nobody measured them."""
+    if report.took is None:
+        return None
+    device = "" if report.took.device_peak_gib is None else f", {report.took.device_peak_gib:.1f} GiB on its GPU"
+    return f"The run took {duration_text(report.took.seconds)} and {report.took.peak_gib:.1f} GiB{device}."
+
+
+def loading_code(export: Export) -> str:
+    """Python that loads the export, and generates."""
+    trusting = "" if export.stock else ", trust_remote_code=True"
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{export.path}"{trusting})\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{export.path}")'
+    )
 
 
 def search_sentence(search: Search) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -36,9 +36,11 @@ from adapruner.report.run_sections import (
     calibration_section,
     cost_section,
     hardware_in_words,
+    metric_sentences,
     model_section,
     package_versions,
     search_section,
+    took_section,
 )
 from adapruner.report.schema import ANY_WIDTH
 from adapruner.search.find_plan import FoundPlan
@@ -248,7 +250,7 @@ class ReportRecorder:
         return {
             "name": name,
             "seed": scored.options.search.seed,
-            "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": command_line(sys.argv),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": package_versions(),
             "hardware": hardware_in_words(next(model.parameters()).device, processes),
@@ -268,7 +270,19 @@ class ReportRecorder:
             "cost": self.cost,
             "export": export,
             "generations": self.generations or None,
+            "metrics": metric_sentences([*self.config.compare, *scored.options.search.space.metrics]),
+            "took": took_section(next(model.parameters()).device),
         }
+
+
+def command_line(words: Sequence[str]) -> str:
+    """What one would type to run this again, where the program is installed.
+
+    >>> command_line(["/usr/bin/adapruner", "fit", "--config", "my run.yaml"])
+    "adapruner fit --config 'my run.yaml'"
+    """
+    program, own = Path(words[0]).name, {"adapruner", "__main__.py"}
+    return shlex.join([*(["adapruner"] if program in own else ["python", words[0]]), *words[1:]])
 
 
 def _count_on(advance: Callable[..., None], before: int, done: int, total: int) -> None:

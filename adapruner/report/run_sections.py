@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import platform
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +17,7 @@ from torch import nn
 from adapruner._version import __version__
 from adapruner.calibration.choice import CalibrationChoice
 from adapruner.data.calibration_set import effective_samples
+from adapruner.importance.metrics import find_metric
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.budget import Budget
 from adapruner.recovery.post_pruning import recipe_of
@@ -187,6 +191,38 @@ def hardware_in_words(device: torch.device, processes: int = 1) -> str:
     """Device, threads and processes."""
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     return f"{where}, {processes} process{'es' if processes > 1 else ''}"
+
+
+def metric_sentences(names: Iterable[str]) -> dict[str, str]:
+    """Metric -> what it is: the first paragraph of its docstring, and its paper.
+
+    >>> metric_sentences(["gate_fisher"])["gate_fisher"].startswith("sum_n")
+    True
+    """
+    found = {}
+    for name in dict.fromkeys(names):
+        metric = find_metric(name)
+        said = " ".join((inspect.getdoc(metric if inspect.isclass(metric) else type(metric)) or "").partition("\n\n")[0].split())
+        found[name] = f"{said} ({metric.paper})" if said else str(metric.paper)
+    return found
+
+
+def took_section(device: torch.device) -> dict[str, float]:
+    """Time since the process began, and the most memory that it held."""
+    import psutil
+
+    process = psutil.Process()
+    found = {"seconds": time.time() - process.create_time(), "peak_gib": _peak_gib(process)}
+    return {**found, "device_peak_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else found
+
+
+def _peak_gib(process: Any) -> float:
+    try:
+        import resource
+    except ImportError:  # Windows keeps the figure itself
+        return float(process.memory_info().peak_wset) / 2**30
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def _count(trials: list[TrialRecord], state: str) -> int:

@@ -30,6 +30,7 @@ from adapruner.report.sections import (
     Search,
     Stage,
     TextProtocol,
+    Took,
     ZeroShot,
 )
 
@@ -67,6 +68,9 @@ class Report(Record):
     recovery: Recovery | None = None
     cost: Cost | None = None
     export: Export | None = None
+    metrics: dict[str, str] | None = None
+    """What each metric that the run names is, in a sentence."""
+    took: Took | None = None
     generations: list[Generation] | None = None
 
     @model_validator(mode="after")

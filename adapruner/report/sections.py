@@ -174,6 +174,11 @@ class Search(Record):
     front: list[dict[str, Any]] = []
     """Trials that no other beats in both value and cost, of a search for a Pareto front."""
 
+    @property
+    def sampled(self) -> int:
+        """Completed trials that the sampler asked for."""
+        return sum(trial.name == "searched" and trial.state == "complete" for trial in self.history)
+
 
 class Source(Record):
     """One calibration source, or one cluster."""
@@ -312,6 +317,17 @@ class Cost(Record):
     sweep: Sweep | None = None
     widths: Widths | None = None
     """``None`` where widths are any, or the recipe comes to regular ones by itself."""
+
+
+class Took(Record):
+    """What the run took, of the attempt that ended it."""
+
+    seconds: float
+    """From the start of the process."""
+    peak_gib: float
+    """The most memory that the process held; of several, the first one."""
+    device_peak_gib: float | None = None
+    """The most that tensors held on its GPU, where there is one."""
 
 
 class Export(Record):

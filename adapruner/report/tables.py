@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -75,10 +76,10 @@ def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def perplexity_table(comparison: Comparison) -> TextTable:
-    """Methods by stage, in the order of their last stage."""
-    several, stages, rows = len(comparison.rows) > 1, comparison.stages, []
-    if comparison.dense is not None:
-        texts = ("dense", *[""] * (len(stages) - 1), perplexity_text(comparison.dense))
+    """Methods by stage, in the order of the last stage that all have; per cent above the dense model at a method's last stage."""
+    several, stages, rows, dense = len(comparison.rows) > 1, comparison.stages, [], comparison.dense
+    if dense is not None:
+        texts = (f"dense {perplexity_text(dense)}", *[""] * (len(stages) or 1), "")
         rows.append(tuple(Cell(text, "dense") for text in texts))
     for row in comparison.rows:
         cells = [Cell(row.method, "own" if several and row is comparison.own else "")]
@@ -86,9 +87,14 @@ def perplexity_table(comparison: Comparison) -> TextTable:
             value = row.values.get(stage)
             best = several and value is not None and value == comparison.best(stage)
             cells.append(Cell(MISSING if value is None else perplexity_text(value), "best" if best else ""))
-        rows.append(tuple(cells))
-    title, mark = f"Perplexity on {comparison.title} (lower is better)", "lowest of its column; rows in the order of their last stage"
-    return TextTable(title, ("method", *(stages or ("perplexity",))), tuple(rows), comparison.notes, mark=mark)
+        rows.append((*cells, Cell(change_text(dense, row.final))))
+    title, mark = f"Perplexity on {comparison.title} (lower is better)", f"lowest of its column; rows in the order of {comparison.common}"
+    return TextTable(title, ("method", *(stages or ("perplexity",)), "to dense"), tuple(rows), comparison.notes, mark=mark)
+
+
+def change_text(before: float | None, after: float) -> str:
+    """``+12.3 %``."""
+    return f"{100 * (after / before - 1):+.1f} %" if before and math.isfinite(before) and math.isfinite(after) else MISSING
 
 
 def score_table(zero_shot: ZeroShot) -> TextTable:

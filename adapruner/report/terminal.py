@@ -6,7 +6,17 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from adapruner.progress import terminal
-from adapruner.report.answer import answer_sentence, calibration_sentences, comparisons, ideal_sentence, left_out, widths_sentence
+from adapruner.report.answer import (
+    answer_sentence,
+    calibration_sentences,
+    comparisons,
+    ideal_sentence,
+    left_out,
+    loading_code,
+    took_sentence,
+    widths_sentence,
+    worse_sentences,
+)
 from adapruner.report.formats import MISSING, nll_text
 from adapruner.report.schema import Report, validate_report
 from adapruner.report.sections import Export, Search
@@ -43,6 +53,7 @@ def print_report(record: Mapping[str, Any] | Report, console: Console | None = N
 def _parts(report: Report) -> Iterator[TextTable | list[str]]:
     """Tables, and lines that stand together."""
     yield from map(perplexity_table, comparisons(report))
+    yield worse_sentences(report)
     if report.zero_shot:
         yield score_table(report.zero_shot)
     calibration = calibration_sentences(report.calibration)
@@ -55,6 +66,8 @@ def _parts(report: Report) -> Iterator[TextTable | list[str]]:
         yield from speed_tables(report.cost.sweep)
     if report.export:
         yield _export_lines(report.export)
+    took = took_sentence(report)
+    yield [took] if took else []
 
 
 def _search_line(search: Search) -> str:
@@ -70,4 +83,5 @@ def _export_lines(export: Export) -> list[str]:
     loads = "loads with stock transformers" if export.stock else "loads with trust_remote_code=True"
     difference = export.max_abs_logit_difference
     checked = "logits not compared" if difference is None else f"largest logit difference {difference:.1e}"
-    return [f"Exported to {export.path}: {export.class_name}, {loads}; {checked}.", *(f"- {note}" for note in export.notes)]
+    code = [f"  {line}" for line in loading_code(export).splitlines() if line]
+    return [f"Exported to {export.path}: {export.class_name}, {loads}; {checked}.", *(f"- {note}" for note in export.notes), *code]

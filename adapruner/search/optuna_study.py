@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adapruner.errors import StudyError
+from adapruner.progress import announce
 from adapruner.pruning.problem import PruningProblem
 from adapruner.search.config import SearchConfig
 from adapruner.search.journal import KILLED, OWNER, SEAL, fail_killed, open_study, seal_of
@@ -22,6 +23,9 @@ from adapruner.search.seed_trials import SEARCHED, SeedTrials
 from adapruner.search.space import frozen_dimensions
 from adapruner.search.stoppers import STOPPERS, make_stopper
 from adapruner.search.trials import TrialRecord, best_of, record_of, write_csv
+
+#: Trials of the sampler below which nothing is said about what mattered.
+FEW = 10
 
 
 class OptunaStudy:
@@ -68,6 +72,15 @@ class OptunaStudy:
             self.pending.append(trial)
             asked.append({"name": name, "params": dict(trial.params)})
         return asked
+
+    def warn_of_few_trials(self) -> None:
+        """Says where fewer than half of the trials are the sampler's: then it is the plain recipes that decide."""
+        seeds, trials = len(self.seeds), self.config.n_trials
+        if trials < 2 * seeds:
+            announce(
+                f"search: {min(seeds, trials)} of {trials} trials are plain recipes, so the sampler gets {max(0, trials - seeds)}; "
+                f"give {2 * seeds} or more to pruning.search.n_trials for a search"
+            )
 
     def _frozen(self, index: int, finished: list[TrialRecord]) -> dict[str, Any] | None:
         """One subspace after the other: the half that waits, or is done, stays at the best point before this half."""
@@ -132,6 +145,8 @@ class OptunaStudy:
         if self.folder is not None:
             write_csv(records, self.folder)
         target = (lambda t: t.values[0]) if self.objectives > 1 else None
+        if sum(r.name == SEARCHED and r.state == "complete" for r in records) < FEW:
+            return records, {}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that few trials say little: the report shows how many there were

@@ -122,6 +122,7 @@ def _run_trials(
     def start_study() -> int:
         nonlocal study
         study = OptunaStudy(config, problem, folder, identity)
+        study.warn_of_few_trials()
         return len(study.done())
 
     done = resumed = ranks.on_rank_zero(start_study)

@@ -32,22 +32,44 @@ def test_numbers_at_80_columns() -> None:
     rows = {line.split()[0]: line.split()[1:] for line in reversed(text.splitlines()) if line.split()}
     for method, values in FINAL.items():
         expected = [f"{v:.2f}" if v < 100 else f"{v:.1f}" for v in values]
-        assert [cell.rstrip("*") for cell in rows[method]] == expected
-    assert rows["adapruner"] == ["35.21*", "31.04*", "30.12*"]
+        above = [f"{100 * (values[-1] / 28.1 - 1):+.1f}", "%"]
+        assert [cell.rstrip("*") for cell in rows[method]] == [*expected, *above]
+    assert rows["adapruner"] == ["35.21*", "31.04*", "30.12*", "+7.2", "%"]
+    assert rows["dense"] == ["28.10"]
     assert "*" not in "".join(rows["taylor"])
     assert rows["latency"] == ["8.42", "ms", "5.98", "ms", "\N{MULTIPLICATION SIGN}0.71"]
     assert "LlamaForCausalLM" in text
     assert "1.9e-06" in text
 
 
-def test_rows_are_sorted_by_their_last_stage() -> None:
+def test_rows_are_sorted_by_the_last_stage_that_all_have() -> None:
     report = sample_report()
     report["perplexity"] = [row for row in report["perplexity"] if row["method"] in ("dense", "adapruner") or row["stage"] == "pruned"]
     next(row for row in report["perplexity"] if row["method"] == "random")["value"] = None
     text = printed(report).split("Perplexity on c4")[0]
     methods = [line.split()[0] for line in text.splitlines() if line.split() and line.split()[0] in (*FINAL, "dense")]
-    assert methods == ["dense", "adapruner", "taylor", "wanda", "fluctuation", "activation", "l2", "cosine", "random"]
+    pruned = {row["method"]: row["value"] for row in report["perplexity"] if row["stage"] == "pruned" and row["dataset"] != "c4"}
+    expected = sorted((m for m in pruned if pruned[m] is not None), key=lambda m: pruned[m])
+    assert methods == ["dense", *expected, "random"]
+    assert "rows in the order of pruned" in text
     assert "not finite" in text
+
+
+def test_a_stage_that_made_it_worse_is_said() -> None:
+    report = sample_report()
+    assert "Worse" not in printed(report)
+    row = next(r for r in report["perplexity"] if (r["method"], r["stage"]) == ("adapruner", "recovered"))
+    row["value"] = 33.3
+    assert "Worse by being recovered, on" in printed(report)
+    assert "31.04 to 33.30" in " ".join(printed(report).split())
+
+
+def test_time_memory_and_code_that_loads() -> None:
+    report = sample_report()
+    report["took"] = {"seconds": 741.0, "peak_gib": 2.76}
+    text = " ".join(printed(report).split())
+    assert "2.8 GiB" in text
+    assert "AutoModelForCausalLM.from_pretrained(" in text
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -71,6 +71,24 @@ def test_the_model_comes_back_whole(model: Any, problem: PruningProblem, whole: 
     assert whole.plan.pruned_fraction == pytest.approx(0.3, abs=0.002)
 
 
+@pytest.mark.parametrize(("trials", "said"), [(12, "8 of 12 trials are plain recipes, so the sampler gets 4; give 16 or more"), (16, "")])
+def test_a_search_that_cannot_search_says_so(
+    model: Any, problem: PruningProblem, windows: TextWindows, capsys: pytest.CaptureFixture[str], trials: int, said: str
+) -> None:
+    run_search(model, problem, windows, replace(CONFIG, n_trials=trials, random_sets=0), None, IDENTITY)
+    text = " ".join(capsys.readouterr().out.split())
+    assert said in text if said else "plain recipes" not in text
+
+
+def test_what_mattered_is_not_said_after_a_handful_of_trials(
+    model: Any, problem: PruningProblem, windows: TextWindows, whole: SearchOutcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert whole.importance == {}
+    monkeypatch.setattr("adapruner.search.optuna_study.FEW", 1)
+    outcome = run_search(model, problem, windows, replace(CONFIG, random_sets=0), None, IDENTITY)
+    assert sum(outcome.importance.values()) == pytest.approx(1.0, abs=0.01)
+
+
 def test_seed_trials_are_never_stopped_early(whole: SearchOutcome) -> None:
     states = [t.state for t in whole.trials]
     assert states[:FIXED] == ["complete"] * FIXED
