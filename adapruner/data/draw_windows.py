@@ -46,6 +46,7 @@ class WindowDrawer:
         self.short_documents: set[str] = set()
         """Hashes of the documents read so far that are too short to count as a leak."""
         self.short_of: list[str] = []
+        self.limited: list[str] = []
         """The sources that had less text than asked for: ``calibration 'wiki' 12 of 64 windows``."""
 
     def each(self, role: str, sources: Sequence[TextSource], seq_len: int, count: int | None) -> TextWindows:
@@ -77,7 +78,14 @@ class WindowDrawer:
         if given is not None:
             return {(item.name, given.seq_len): given}
         documents = list(self._note_short(read_documents(item.source)))
-        return {(item.name, n): _named(item.name, joined_windows, documents, self.tokenizer, n, item.limit, self.bos) for n in item.windows}
+        found = {
+            (item.name, n): _named(item.name, joined_windows, documents, self.tokenizer, n, item.limit, self.bos) for n in item.windows
+        }
+        for (name, length), windows in found.items():
+            if windows.left_out:
+                every = len(windows) + windows.left_out
+                self.limited.append(f"{name} on the first {len(windows):,} of {every:,} windows of {length} tokens")
+        return found
 
     def _draw(self, role: str, source: TextSource, seq_len: int, count: int | None, least: int) -> TextWindows:
         given = source.reader.windows

@@ -93,6 +93,8 @@ class TextSets:
         evaluation = {key: windows for item in self.evaluation for key, windows in drawer.joined(item).items()}
         if drawer.short_of:
             announce(f"less text than asked for: {', '.join(drawer.short_of)}")
+        if drawer.limited:
+            announce(f"measures perplexity of {', of '.join(drawer.limited)} (data.evaluation's limit)")
         pool_fingerprint = _pool_fingerprint(pool_at, c.clusters, weights)
         prints = [pool_fingerprint, *("none" if w is None else w.fingerprint for w in (search, recovery, *evaluation.values()))]
         names = " ".join(f"{name}/{window}" for name, window in evaluation)

@@ -56,6 +56,8 @@ class TextWindows:
     """``[n]`` int64: UTF-8 bytes of each window's predicted text, where known: for bits per byte."""
     begins_with: str | None = None
     """The token that every window begins with (``<bos>``), where there is one."""
+    left_out: int = 0
+    """Further windows that the text has and a limit left out."""
 
     def __post_init__(self) -> None:
         shape, rows = tuple(self.input_ids.shape), len(self.input_ids)
@@ -243,11 +245,13 @@ def joined_windows(
         raise DataError(
             f"documents: expected at least one window of {window} tokens, got {len(ids)} tokens; give more text or a smaller window"
         )
-    pieces = ids[: len(ids) // room * room].view(-1, room)[:limit]
+    whole = ids[: len(ids) // room * room].view(-1, room)
+    pieces = whole[:limit]
     rows = bos.windows(pieces)
     hashes = " ".join(dict.fromkeys(d.hash for d in read if d.text.strip()))
     windows = _full_windows(rows, "+".join(dict.fromkeys(d.source for d in read)), [hashes] * len(rows), bos)
     windows.text_bytes = None if ends is None else predicted_bytes(ends[: pieces.numel()], room, whole=room < window)
+    windows.left_out = len(whole) - len(pieces)
     return windows
 
 

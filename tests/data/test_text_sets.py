@@ -49,6 +49,17 @@ def test_every_set_has_its_size(tokenizer: Any, options: dict[str, Any]) -> None
     assert shapes == {("held", 16): (6, 16), ("held", 32): (6, 32)}
 
 
+def test_what_a_limit_leaves_out_is_said(tokenizer: Any, options: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    whole = EvaluationSet("held", options["evaluation"][0].source, windows=[16])
+    count = len(built(tokenizer, **{**options, "evaluation": [whole]}).evaluation_windows["held", 16])
+    assert "measures perplexity of" not in capsys.readouterr().out
+    limited = EvaluationSet("held", whole.source, windows=[16], limit=6)
+    windows = built(tokenizer, **{**options, "evaluation": [limited]}).evaluation_windows["held", 16]
+    assert (len(windows), windows.left_out) == (6, count - 6)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"measures perplexity of held on the first 6 of {count} windows of 16 tokens" in said
+
+
 def test_the_seed_decides_every_draw(tokenizer: Any, options: dict[str, Any]) -> None:
     first, same, other = (built(tokenizer, **options, seed=seed) for seed in (3, 3, 4))
     assert first.fingerprint == same.fingerprint != other.fingerprint
