@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass
 from adapruner.compare.summary import CostRow, Section, Spread, summarise
 from adapruner.compare.tables import Result
 
-AXES = {"parameters": "parameters, millions", "latency_ms": "latency, ms"}
+AXES = {"parameters": "parameters, millions", "latency_ratio": "latency, of the dense model's"}
+#: By how much one cost has to lie below another to be less: a latency is not known more closely.
+TOLERANCE = {"parameters": 0.0, "latency_ratio": 0.01}
 
 
 @dataclass(frozen=True)
@@ -46,19 +48,22 @@ def make_points(section: Section, costs: Sequence[CostRow]) -> list[Point]:
 
 
 def front_of(points: Sequence[Point], axis: str) -> list[Point]:
-    """Points that no other beats in both perplexity and cost, by rising cost."""
-    timed = sorted((p for p in points if p.cost(axis) is not None), key=lambda p: (p.cost(axis), p.perplexity.mean))
+    """Points that no other beats in both perplexity and cost, by rising cost; costs within :data:`TOLERANCE` are alike."""
+    known = [(point, cost) for point in points if (cost := point.cost(axis)) is not None]
+    known.sort(key=lambda pair: (pair[1], pair[0].perplexity.mean))
     front: list[Point] = []
-    for point in timed:
-        if not front or point.perplexity.mean < front[-1].perplexity.mean:
+    for number, (point, cost) in enumerate(known):
+        as_cheap = [other for place, (other, its) in enumerate(known) if place != number and its <= cost * (1 + TOLERANCE[axis])]
+        twins = [other for other in front if (other.cost(axis), other.perplexity.mean) == (cost, point.perplexity.mean)]
+        if not twins and all(other.perplexity.mean >= point.perplexity.mean for other in as_cheap):
             front.append(point)
     return front
 
 
 def dense_cost(costs: Sequence[CostRow]) -> dict[str, float | None]:
-    """The dense model on each axis, as means over all cells: each timed it beside its own model."""
-    parameters, latency = summarise(row.parameters_dense for row in costs), _known(row.latency_dense_ms for row in costs)
-    return {"parameters": parameters.mean, "latency_ms": None if latency is None else latency.mean}
+    """The dense model on each axis; ``None`` where nobody timed it."""
+    timed = any(row.latency_dense_ms for row in costs)
+    return {"parameters": summarise(row.parameters_dense for row in costs).mean, "latency_ratio": 1.0 if timed else None}
 
 
 def to_json(result: Result) -> str:

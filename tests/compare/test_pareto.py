@@ -50,12 +50,19 @@ def test_the_front_holds_what_nothing_beats_in_both() -> None:
                 for q in points
             )
         }
-        for axis in ("parameters", "latency_ms")
+        for axis in ("parameters", "latency_ratio")
     }
     assert by_hand["parameters"] == {("a", 0.5), ("a", 0.2), ("b", 0.2)}
-    assert by_hand["latency_ms"] == {("b", 0.5), ("a", 0.5), ("a", 0.2), ("b", 0.2)}
+    assert by_hand["latency_ratio"] == {("b", 0.5), ("a", 0.5), ("a", 0.2), ("b", 0.2)}
     for axis, expected in by_hand.items():
         assert {(p.method, p.budget) for p in front_of(points, axis)} == expected
+
+
+def test_latencies_that_are_as_good_as_equal_do_not_make_a_front() -> None:
+    rows = [Row(m, 0.2, 0, "pruned", "text", 128, ppl, 800, "plan") for m, ppl in (("a", 50.0), ("b", 40.0), ("c", 60.0))]
+    costs = [CostRow(m, 0.2, 0, 800, 1000, ms, 10.0) for m, ms in (("a", 8.0), ("b", 8.05), ("c", 7.0))]
+    (section,) = make_sections(rows, ["a", "b", "c"], [0.2])
+    assert [p.method for p in front_of(make_points(section, costs), "latency_ratio")] == ["c", "b"]
 
 
 def test_a_latency_that_one_seed_lacks_is_not_a_mean_over_the_others() -> None:
@@ -73,16 +80,16 @@ def test_the_plot_and_the_json_beside_it(tmp_path: Path) -> None:
     files = [file for file in write_plots(result(), tmp_path) if "pareto" in file.name]
     assert [file.name for file in files] == ["comparison.pareto.svg", "comparison.pareto.png", "comparison.pareto.json"]
     svg = files[0].read_text()
-    for word in ("a", "b", "c", "dense", "parameters, millions", "latency, ms", "perplexity, pruned"):
+    for word in ("a", "b", "c", "dense", "parameters, millions", "latency, of the dense model's", "perplexity, pruned"):
         assert f">{word}<" in svg, word
     record = json.loads(files[2].read_text())
-    assert record["dense"] == {"parameters": 1000, "latency_ms": 10.0}
+    assert record["dense"] == {"parameters": 1000, "latency_ratio": 1.0}
     points = {(p["method"], p["budget"]): p for p in record["sections"][0]["points"]}
-    assert points["a", 0.5]["on_front"] == ["parameters", "latency_ms"]
-    assert points["b", 0.5]["on_front"] == ["latency_ms"]
+    assert points["a", 0.5]["on_front"] == ["parameters", "latency_ratio"]
+    assert points["b", 0.5]["on_front"] == ["latency_ratio"]
     assert points["c", 0.2]["latency_ms"] is None
     charts = Page((tmp_path / "comparison.html").read_text()).charts
-    for chart, axis, scale in zip(charts[1:], ("parameters", "latency_ms"), (1e-6, 1.0), strict=True):
+    for chart, axis, scale in zip(charts[1:], ("parameters", "latency_ratio"), (1e-6, 0.1), strict=True):
         front = [(r["cost"], r["perplexity"]) for r in rows_of(chart) if r.get("words") == "Pareto front"]
         expected = [
             (MEASURED[key][1 if axis == "parameters" else 2], MEASURED[key][0]) for key, p in points.items() if axis in p["on_front"]

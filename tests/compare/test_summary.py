@@ -205,7 +205,7 @@ def test_the_page_holds_every_cell_of_the_table_and_its_charts(tmp_path: Path) -
     assert [chart["description"] for chart in page.charts] == [
         "text, 128 tokens, 3 seeds",
         "text, 128 tokens: parameters, millions",
-        "text, 128 tokens: latency, ms",
+        "text, 128 tokens: latency, of the dense model's",
     ]
     lines = rows_of(page.charts[0])
     # recovered at 0.2: 32, 32.8, 32.4, as in the table above
