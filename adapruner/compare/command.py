@@ -32,7 +32,7 @@ CheckFit = Callable[[Mapping[str, Sequence[str]]], None]
 
 _DESCRIPTION = """\
 Compare methods over budgets and seeds: every method at every budget with every seed is one fit in its own folder,
-FOLDER/METHOD/BUDGET/seed-N. Then one page (comparison.html), one table with mean, spread and paired differences (comparison.md,
+FOLDER/METHOD/BUDGET/seed-N. Then one page (comparison.html), one table with mean, spread and paired differences (comparison.md, .tex,
 .csv, .json), one plot (.svg, .png), and a Pareto plot of perplexity against parameters and latency (comparison.pareto.svg, .png, .json).
 
 Killed and started again, it runs only what is missing, and a run that was cut short goes on where it stopped.

@@ -58,10 +58,11 @@ class Result:
 
 
 def write_tables(result: Result, folder: Path) -> None:
-    """``comparison.json``, ``comparison.csv`` and ``comparison.md``."""
+    """``comparison.json``, ``comparison.csv``, ``comparison.md`` and ``comparison.tex``."""
     write_atomically(folder / f"{NAME}.json", to_json(result))
     write_atomically(folder / f"{NAME}.csv", to_csv(result.rows))
     write_atomically(folder / f"{NAME}.md", to_markdown(result))
+    write_atomically(folder / f"{NAME}.tex", "\n".join(section_table(section, result).to_latex() for section in result.sections))
 
 
 def to_json(result: Result) -> str:

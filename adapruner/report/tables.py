@@ -48,6 +48,30 @@ class TextTable:
         lines = [f"| {' | '.join(row)} |" for row in (self.columns, sides, *rows)]
         return "\n".join([f"## {self.title}\n", *lines, *(f"\n{note}" for note in self.notes)]) + "\n"
 
+    def to_latex(self) -> str:
+        """For a paper, with the package ``booktabs``: the best cells are bold, title and notes are the caption.
+
+        >>> print(TextTable("A & B", ("name", "20 %"), ((Cell("l2"), Cell("31.0", "best")),)).to_latex())
+        \\begin{table}
+        \\centering
+        \\begin{tabular}{lr}
+        \\toprule
+        name & 20 \\% \\\\
+        \\midrule
+        l2 & \\textbf{31.0} \\\\
+        \\bottomrule
+        \\end{tabular}
+        \\caption{A \\& B.}
+        \\end{table}
+        <BLANKLINE>
+        """
+        cells = [[f"\\textbf{{{latex(c.text)}}}" if c.style == "best" else latex(c.text) for c in row] for row in self.rows]
+        rows = [" & ".join(row) + " \\\\" for row in ([latex(name) for name in self.columns], *cells)]
+        columns = "l" * self.labels + "r" * (len(self.columns) - self.labels)
+        caption = " ".join([f"{self.title}.", *self.notes])
+        lines = ["\\begin{table}", "\\centering", f"\\begin{{tabular}}{{{columns}}}", "\\toprule", rows[0], "\\midrule", *rows[1:]]
+        return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", f"\\caption{{{latex(caption)}}}", "\\end{table}"]) + "\n"
+
     def print(self, console: Console) -> None:
         """On a terminal, or as plain text into a file. Title and notes are printed apart: in the table they would be wrapped to it."""
         from rich import box
@@ -68,6 +92,19 @@ class TextTable:
         console.print(table)
         for note in (*([f"* {self.mark}"] if starred else []), *self.notes):
             console.print(Text(note, style="dim"))
+
+
+def latex(text: str) -> str:
+    """Text with nothing in it that LaTeX would read as a command.
+
+    >>> latex("20 % of a_b ± 0.1")
+    '20 \\\\% of a\\\\_b $\\\\pm$ 0.1'
+    """
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+_LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+_LATEX |= {"±": "$\\pm$", TIMES: "$\\times$", "<": "$<$", ">": "$>$", MISSING: "--"}
 
 
 def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *notes: str | None) -> TextTable:
