@@ -21,6 +21,7 @@ from adapruner.data.text_sets import TextSets
 from adapruner.data.text_source import read_documents
 from adapruner.data.windows import TextWindows
 from adapruner.errors import ConfigurationError, DataError
+from adapruner.progress import announce
 
 
 class PruningDataModule(LightningDataModule):
@@ -44,6 +45,8 @@ class PruningDataModule(LightningDataModule):
         bos: which windows begin with the tokenizer's begin-of-text token: ``auto``, every one where the tokenizer puts one before a
             text; ``every``; ``first``, at the start of a text only, as LLM-Pruner measures; ``none``.
         prompts: for ``predict``: a file with one prompt a line, or .jsonl with ``prompt`` in each row.
+        take_fewer: where a source has less text than asked for, take what there is, down to a few windows, and say so; else it is an
+            error.
 
     Raises:
         ConfigurationError: if a number is out of range, a name stands twice, or calibration has both sources and a given set.
@@ -85,6 +88,7 @@ class PruningDataModule(LightningDataModule):
         allow_leak: bool = False,
         prompts: str | None = None,
         bos: str = "auto",
+        take_fewer: bool = False,
     ) -> None:
         super().__init__()
         for argument, value, hint in (
@@ -94,6 +98,7 @@ class PruningDataModule(LightningDataModule):
             ("evaluation", evaluation, list[EvaluationSet] | None),
             ("tokenizer", tokenizer, str | None),
             ("allow_leak", allow_leak, bool),
+            ("take_fewer", take_fewer, bool),
             ("prompts", prompts, str | Path | None),
         ):
             check_type(f"data.{argument}", value, hint)
@@ -103,7 +108,7 @@ class PruningDataModule(LightningDataModule):
         self.tokenizer_name: str | None = tokenizer
         self.tokenizer_object: Any = None
         self.prompts = None if prompts is None else read_prompts(prompts)
-        self.sets = TextSets(calibration, search, recovery, self.evaluation, seed, allow_leak, bos)
+        self.sets = TextSets(calibration, search, recovery, self.evaluation, seed, allow_leak, bos, take_fewer)
         self.sets.check(partial(check_size, "data.batch_size", batch_size, 1), partial(check_size, "data.num_workers", num_workers, 0, 256))
 
     def card(self) -> dict[str, Any] | None:
@@ -120,6 +125,7 @@ class PruningDataModule(LightningDataModule):
         """Builds all sets, whatever the stage; a second call does nothing."""
         if self.run_data is not None or stage == "predict":  # prompts are all that it needs
             return
+        announce("reads the text and cuts it into windows of tokens")
         data = self.run_data = self.sets.build(self._find_tokenizer())
         self.calibration_windows, self.calibration_windows_at = data.calibration_windows, dict(data.calibration_windows_at)
         self.calibration_sample_weights, self.calibration_fingerprint = data.calibration_sample_weights, data.calibration_fingerprint

@@ -16,6 +16,8 @@ CONFIG = "prune.yaml"
 PARTS = {"calibration": (0.0, 0.3), "search": (0.3, 0.45), "recovery": (0.45, 0.9), "test": (0.9, 1.0)}
 #: Windows of a source that perplexity is measured on: a few minutes' worth, and a spread of about one per cent.
 TEST_WINDOWS = 256
+#: Windows in a step of the recovery, as the configuration says.
+BATCH = 8
 _DESCRIPTION = """\
 Prune a model: search what goes, remove it, refit, recover with LoRA, measure, report and export.
 
@@ -101,9 +103,9 @@ def data_options(given: argparse.Namespace) -> dict[str, object]:
         return [{"name": name, "path": path, "part": list(PARTS[of]), **rows} for name, path in sources]
 
     evaluation = [{"name": source["name"], "source": source, "limit": TEST_WINDOWS} for source in parts("test")]
-    sets = {name: {"sources": parts(name)} for name in ("calibration", "search", "recovery")}
-    if not given.recovery:
-        del sets["recovery"]
+    sets: dict[str, object] = {name: {"sources": parts(name)} for name in ("calibration", "search")}
+    if given.recovery:  # as many windows as it trains on, and no more text is read
+        sets["recovery"] = {"sources": parts("recovery"), "samples": given.recovery * BATCH}
     return {**sets, "evaluation": evaluation}
 
 
