@@ -135,6 +135,8 @@ class PruningSearchCallback(Callback):
             room=self._bytes_to_write(trainer, model),
         )
         self.options = self.scored.options
+        for listener in listeners_of(trainer):
+            listener.on_scored(trainer, pl_module)
         recover = short_recovery(trainer, pl_module, self.options.search.recovery_steps)
         self.found = find_plan(self.scored, recover=recover, on_trial=partial(log_trial, trainer.loggers))
         self.plan, self.scored = self.found.plan, self.scored.after_search()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from adapruner.argument_checks import check_fields
 from adapruner.errors import ConfigurationError, nearest
+from adapruner.recovery.distillation import Distillation, training_loss
 from adapruner.recovery.merging import merge_lora
 
 
@@ -136,6 +137,7 @@ def recover_briefly(
     build_optimizer: Callable[[list[nn.Parameter]], tuple[torch.optim.Optimizer, Any]],
     clip_norm: float | None = None,
     seed: int = 0,
+    distillation: Distillation | None = None,
 ) -> nn.Module:
     """A short recovery without a Trainer: adapters, ``steps`` optimizer steps, merge.
 
@@ -146,6 +148,7 @@ def recover_briefly(
         batches: dictionaries of ``input_ids``, ``labels``, ``attention_mask`` ``[batch, seq_len]``; read again from the
             start when they end before the steps do.
         build_optimizer: trainable parameters -> optimizer and scheduler (or ``None``), the latter stepped per batch.
+        distillation: what is added to the loss, or takes its place; ``None``: the cross entropy alone.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -154,7 +157,7 @@ def recover_briefly(
         optimizer, scheduler = build_optimizer(parameters)
         with activations_as_configured(adapted, config):
             for batch in itertools.islice(_repeat(batches), steps):
-                loss = adapted(**{name: value.to(parameters[0].device) for name, value in batch.items()}, use_cache=False).loss
+                loss = training_loss(adapted, distillation, {name: value.to(parameters[0].device) for name, value in batch.items()})
                 optimizer.zero_grad()
                 loss.backward()
                 if clip_norm:

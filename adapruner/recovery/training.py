@@ -17,10 +17,10 @@ from adapruner.data.resumable import training_loader
 from adapruner.errors import ConfigurationError
 from adapruner.files.digests import DamagedError
 from adapruner.models.fingerprint import digest_weights
-from adapruner.models.next_token_loss import mean_next_token_loss
 from adapruner.progress import announce, progress_bar
 from adapruner.recovery.checkpoint_contents import read_contents
 from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
+from adapruner.recovery.distillation import Distillation, DistillationConfig, training_loss
 from adapruner.recovery.last_checkpoint import random_state, set_random_state, write_checkpoint
 from adapruner.recovery.lora import LoRAConfig, activations_as_configured, attach_lora, check_adapters, recover_briefly
 from adapruner.recovery.merging import merge_lora
@@ -53,6 +53,8 @@ class RecoveryConfig:
     """Largest norm of the gradients of one step; ``None`` leaves them as they are."""
     seed: int = 0
     """Seed of the adapters' initial values, of dropout and of the order of windows."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    """How much is learnt from the dense model's distributions; nothing by default."""
     every_n_steps: int = 50
     """Steps between two checkpoints in the run folder: what a kill can cost at most."""
 
@@ -91,7 +93,8 @@ class RecoveredModel:
     def to_report(self) -> dict[str, Any]:
         """The report's section on LoRA recovery."""
         lora = self.config.lora
-        return {"r": lora.r, "alpha": lora.alpha, "steps": len(self.history), "seconds": self.seconds, "history": self.history}
+        section = {"r": lora.r, "alpha": lora.alpha, "steps": len(self.history), "seconds": self.seconds, "history": self.history}
+        return {**section, "distillation": self.config.distillation.to_report()}
 
 
 def train_adapters(
@@ -102,6 +105,7 @@ def train_adapters(
     folder: Path | None = None,
     identity: dict[str, Any] | None = None,
     tokenizer: Any = None,
+    distillation: Distillation | None = None,
 ) -> RecoveredModel:
     """Trains low-rank adapters on the pruned model and merges them; its mode, and which parameters train, are as before.
 
@@ -114,6 +118,7 @@ def train_adapters(
         folder: the run folder, where ``checkpoints/recovery.pt`` is kept, and gone on from; ``None`` keeps nothing.
         identity: what the result depends on beside ``config``, as plain values; a checkpoint of another identity is left alone.
         tokenizer: quotes the text of a sample whose loss is not finite.
+        distillation: with what the teacher says of these windows, where ``config`` distils.
 
     Raises:
         ModelError: if a loss or a gradient is not finite, naming the step and where it can be told the sample and the layer.
@@ -122,6 +127,8 @@ def train_adapters(
     check_adapters(model, config.lora)
     loader: Any = training_loader(windows, config.batch_size, config.seed)
     identity = {**asdict(config), **(identity or {}), "weights": digest_weights(model), "steps": None}
+    if distillation is not None:
+        identity["teacher"] = distillation.targets.identity
     mode, trains = model.training, {name: p.requires_grad for name, p in model.named_parameters()}
     with ExitStack() as undone, torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(config.seed)
@@ -131,7 +138,7 @@ def train_adapters(
         state.resume()
         with activations_as_configured(adapted, config.lora), progress_bar("recovery", config.steps) as advance:
             for batch in _endless(loader) if state.step < config.steps else ():
-                loss = _step(adapted, batch, state, config, tokenizer)
+                loss = _step(adapted, batch, state, config, tokenizer, distillation)
                 state.finished(loss)
                 advance(state.step, f"loss {loss:.4f} nats/token")
                 if state.step >= config.steps:
@@ -166,7 +173,9 @@ def recovery_config(recovery: RecoveryConfig | int | None) -> RecoveryConfig | N
     return RecoveryConfig(steps=recovery) if isinstance(recovery, int) else recovery
 
 
-def short_recovery(windows: Any, config: RecoveryConfig | None, steps: int) -> Callable[[nn.Module], nn.Module] | None:
+def short_recovery(
+    windows: Any, config: RecoveryConfig | None, steps: int, distillation: Distillation | None = None
+) -> Callable[[nn.Module], nn.Module] | None:
     """The same recovery as a function of a model, for ``steps`` optimizer steps, each time over the same batches.
 
     ``None`` without a recovery, or where no steps are asked for.
@@ -177,13 +186,16 @@ def short_recovery(windows: Any, config: RecoveryConfig | None, steps: int) -> C
     def recover(model: nn.Module) -> nn.Module:
         batches: Any = training_loader(windows, config.batch_size, config.seed)
         build, clip = config.build_optimizer, config.clip_norm
-        return recover_briefly(model, batches, config.lora, steps=steps, build_optimizer=build, clip_norm=clip, seed=config.seed)
+        options: dict[str, Any] = {"clip_norm": clip, "seed": config.seed, "distillation": distillation}
+        return recover_briefly(model, batches, config.lora, steps=steps, build_optimizer=build, **options)
 
     return recover
 
 
-def _step(adapted: Any, batch: dict[str, Tensor], state: _State, config: RecoveryConfig, tokenizer: Any) -> float:
-    loss = mean_next_token_loss(adapted, **{name: value.to(state.device) for name, value in batch.items()})
+def _step(
+    adapted: Any, batch: dict[str, Tensor], state: _State, config: RecoveryConfig, tokenizer: Any, distillation: Distillation | None
+) -> float:
+    loss = training_loss(adapted, distillation, {name: value.to(state.device) for name, value in batch.items()})
 
     def suspect() -> Suspect:
         return batch, f"the batch of step {state.step + 1}", tokenizer

@@ -232,6 +232,14 @@ class Reconstruction(Record):
     seconds: float
 
 
+class Distillation(Record):
+    """Share of the divergence from the dense model in the loss, and how its distributions were kept."""
+
+    weight: float
+    temperature: float
+    top_k: int
+
+
 class Lora(Record):
     """LoRA recovery; ``history`` holds pairs of step and loss (nats per token)."""
 
@@ -240,6 +248,7 @@ class Lora(Record):
     steps: int
     seconds: float
     history: list[tuple[int, float | None]]
+    distillation: Distillation | None = None
 
 
 class Recovery(Record):
