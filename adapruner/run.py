@@ -26,9 +26,9 @@ from adapruner.progress import RUN_LOG, logged_to, shown
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.distillation import Distillation, check_vocabulary
-from adapruner.recovery.lora import check_adapters
+from adapruner.recovery.form import check_trainable
 from adapruner.recovery.teacher import vocabulary_of
-from adapruner.recovery.training import RecoveredModel, RecoveryConfig, recovery_config, short_recovery, train_adapters
+from adapruner.recovery.training import RecoveredModel, RecoveryConfig, recovery_config, short_recovery, train_recovery
 from adapruner.report.measured_before import MeasuredBefore
 from adapruner.report.record import check_can_draw, write_report
 from adapruner.report.recorder import ReportConfig, ReportRecorder
@@ -92,7 +92,7 @@ def prune(
         calibration: texts that decide which units matter: a list, a mapping of source names to lists, a ``datasets.Dataset`` with a
             column ``text``, or token windows ``[n, seq_len]``.
         budget: how much to remove; a number is a fraction of the block parameters.
-        recovery: LoRA recovery after the refit, or a number of optimizer steps; ``None`` leaves it out.
+        recovery: LoRA recovery (or another ``form``) after the refit, or a number of optimizer steps; ``None`` leaves it out.
         evaluation: held-out texts, in the same forms, on which perplexity is measured at every stage; ``None`` measures nothing.
         recovery_texts: what recovery trains on; the calibration texts when empty.
         report: what else is compared and measured for the report.
@@ -119,7 +119,7 @@ def prune(
     with shown(progress), _run_folder(folder) as where, ExitStack() as log:
         model, tokenizer = load_model(model, tokenizer)
         if recovery is not None:
-            check_adapters(model, recovery.lora)
+            check_trainable(model, recovery.form, recovery.lora)
             check_vocabulary(recovery.distillation, vocabulary_of(model))
         data = _data(calibration, tokenizer, asked.search.seed, evaluation, _recovery_texts(recovery, recovery_texts, calibration))
         reports = where is not None or evaluation is not None
@@ -206,7 +206,7 @@ def _recover(
         return None
     identity = {"plan": found.plan.hash, "text": data.recovery_windows.fingerprint}
     options: dict[str, Any] = {"identity": identity, "tokenizer": tokenizer, "distillation": distillation}
-    return train_adapters(model, data.recovery_windows, recovery, folder=folder, **options)
+    return train_recovery(model, data.recovery_windows, recovery, folder=folder, **options)
 
 
 def _finish_report(

@@ -45,10 +45,10 @@ from adapruner.pruning.recipe import Recipe
 from adapruner.pruning.surgery import prune_model, write_widths
 from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.recovery.distillation import Distillation, DistillationConfig, check_teacher, check_vocabulary
-from adapruner.recovery.lora import check_adapters
+from adapruner.recovery.form import check_trainable
 from adapruner.recovery.post_pruning import PostPruning, recipe_of, refit_plan
 from adapruner.recovery.teacher import vocabulary_of, write_down
-from adapruner.recovery.training import RecoveredModel, RecoveryConfig, recovery_config, train_adapters
+from adapruner.recovery.training import RecoveredModel, RecoveryConfig, recovery_config, train_recovery
 from adapruner.search.config import SearchConfig
 from adapruner.search.find_plan import FoundPlan, find_plan
 from adapruner.search.options import pruning_options
@@ -301,7 +301,8 @@ def recover(
     folder: str | Path | None = None,
     distillation: Distillation | None = None,
 ) -> RecoveredModel:
-    """Trains low-rank adapters on the pruned model and merges them; the model's widths stay. Interrupted, it leaves the model as it was.
+    """Trains low-rank adapters on the pruned model and merges them, or its layers (``form``); the model's widths stay. Interrupted, it
+    leaves the model as it was.
 
     Args:
         model: the pruned model, on the device where it is to be trained; changed in place.
@@ -320,7 +321,7 @@ def recover(
     _check_tokenizer(tokenizer)
     config = recovery_config(recovery) or RecoveryConfig()
     check_language_model(model, "model")
-    check_adapters(model, config.lora)
+    check_trainable(model, config.form, config.lora)
     check_teacher(config.distillation, distillation)
     remove_padding(model)
     windows = windows_from_texts(texts, tokenizer, role="recovery", seq_len=seq_len, seed=config.seed)
@@ -329,7 +330,7 @@ def recover(
     with _alone_in(where):
         if config.distillation and distillation is None:
             distillation = prepare_distillation(model, windows, config.distillation, where)
-        return train_adapters(model, windows, config, folder=where, identity=identity, tokenizer=tokenizer, distillation=distillation)
+        return train_recovery(model, windows, config, folder=where, identity=identity, tokenizer=tokenizer, distillation=distillation)
 
 
 @typed

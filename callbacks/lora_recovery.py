@@ -22,16 +22,18 @@ from adapruner.errors import ConfigurationError, DataError, ModelError
 from adapruner.models.model_attribute import held_model, hold_model
 from adapruner.models.rotary import restore_rotary
 from adapruner.progress import plain_lines
+from adapruner.recovery.briefly import recover_briefly
 from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
 from adapruner.recovery.distillation import DistillationConfig, check_vocabulary
-from adapruner.recovery.lora import LoRAConfig, activations_as_configured, attach_lora, recover_briefly
+from adapruner.recovery.form import RecoveryForm, check_form, check_trainable, make_plain, make_trainable
+from adapruner.recovery.lora import LoRAConfig, activations_as_configured
 from adapruner.recovery.merging import merge_lora
 from adapruner.recovery.teacher import vocabulary_of
 from adapruner.stages import prepare_distillation
 
 
 class LoRARecoveryCallback(PruningListener):
-    """Trains low-rank adapters on the (pruned) model instead of the model itself.
+    """Trains low-rank adapters on the (pruned) model instead of the model itself; or, with ``form="full"``, every weight of its layers.
 
     Put it after :class:`PruningSearchCallback` in the list of callbacks. At the end of ``fit`` the adapters are merged, so
     that the module holds an ordinary model again.
@@ -43,6 +45,8 @@ class LoRARecoveryCallback(PruningListener):
         distillation: learn from the dense model's next-token distributions, too, or from these alone. They are written into ``teacher/``
             in the run folder before anything is pruned, so that a run that goes on finds them. The module's ``training_step`` has to
             ask for them by its attribute ``distillation``, as :class:`adapruner.PrunableCausalLM` does.
+        form: ``lora``, or ``full``: every weight of the decoder's layers trains, in float32, and nothing is left to merge. Of ``lora`` only
+            ``checkpoint_activations`` counts then.
 
     >>> LoRARecoveryCallback(LoRAConfig(r=16)).lora.r
     16
@@ -55,10 +59,13 @@ class LoRARecoveryCallback(PruningListener):
         seed: int = 0,
         model_attribute: str = "model",
         distillation: DistillationConfig = DistillationConfig(),
+        form: RecoveryForm = "lora",
     ) -> None:
         super().__init__()
         check_seed("recovery.seed", seed)
+        check_form(form)
         self.lora, self.seed, self.model_attribute, self.distillation = lora, seed, model_attribute, distillation
+        self.form = form
         self.history: list[tuple[int, float]] = []
         self.seconds = 0.0
         self._started: float | None = None
@@ -81,8 +88,18 @@ class LoRARecoveryCallback(PruningListener):
         self._find_teacher(trainer, pl_module)
         with isolate_rng():
             torch.manual_seed(self.seed)
-            hold_model(pl_module, self.model_attribute, attach_lora(held_model(pl_module, self.model_attribute), self.lora).train())
+            model = held_model(pl_module, self.model_attribute)
+            hold_model(pl_module, self.model_attribute, make_trainable(model, self.form, self.lora))
         self._attached = True
+
+    def check_trainable(self, trainer: Trainer, model: Any) -> None:
+        """Refuses what this recovery could not train: see :func:`adapruner.recovery.form.check_trainable`."""
+        check_trainable(model, self.form, self.lora)
+        if self.form == "full" and str(trainer.precision).endswith("true") and "16" in str(trainer.precision):
+            raise ConfigurationError(
+                f"trainer.precision: expected weights in float32 for full fine-tuning, got {trainer.precision}; give bf16-mixed, or "
+                "recovery.form lora"
+            )
 
     def check_with_model(self, pl_module: LightningModule, model: Any) -> None:
         """Refuses distillation for a module that would not use it, or of more tokens than there are."""
@@ -182,7 +199,7 @@ class LoRARecoveryCallback(PruningListener):
             make_whole()
         for listener in listeners_of(trainer):  # a resumed run that had ended has no end of training
             listener.before_merge(trainer, pl_module)
-        hold_model(pl_module, self.model_attribute, merge_lora(held_model(pl_module, self.model_attribute)))
+        hold_model(pl_module, self.model_attribute, make_plain(held_model(pl_module, self.model_attribute)))
         self._attached = False  # another fit of the module trains adapters again
         if self.distillation:
             pl_module.distillation = None  # type: ignore[assignment]
@@ -195,8 +212,8 @@ class LoRARecoveryCallback(PruningListener):
     def report_sections(self, trainer: Trainer) -> dict[str, Any]:
         """Settings and curve of the recovery, and the seed of its adapters."""
         lora, steps = self.lora, trainer.global_step
-        section = {"r": lora.r, "alpha": lora.alpha, "steps": steps, "seconds": self.seconds, "history": self.history}
-        section["distillation"] = self.distillation.to_report()
+        section: dict[str, Any] = {"form": self.form, "r": lora.r, "alpha": lora.alpha, "steps": steps, "seconds": self.seconds}
+        section |= {"history": self.history, "distillation": self.distillation.to_report()}
         return {"recovery": section, "recovery_seed": self.seed}
 
     def state_dict(self) -> dict[str, Any]:
@@ -223,7 +240,7 @@ def short_recovery(trainer: Trainer, pl_module: LightningModule, steps: int) -> 
     options: dict[str, Any] = {"clip_norm": trainer.gradient_clip_val, "seed": lora.seed, "distillation": distillation}
 
     def recover(model: torch.nn.Module) -> torch.nn.Module:
-        return recover_briefly(model, training_batches(trainer), settings, steps=steps, build_optimizer=build, **options)
+        return recover_briefly(model, training_batches(trainer), settings, form=lora.form, steps=steps, build_optimizer=build, **options)
 
     return recover
 

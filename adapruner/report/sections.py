@@ -241,8 +241,9 @@ class Distillation(Record):
 
 
 class Lora(Record):
-    """LoRA recovery; ``history`` holds pairs of step and loss (nats per token)."""
+    """Recovery by training; ``full`` has no use for ``r`` and ``alpha``; ``history`` holds pairs of step and loss (nats per token)."""
 
+    form: str = "lora"
     r: int
     alpha: float
     steps: int
