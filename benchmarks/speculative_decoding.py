@@ -119,13 +119,13 @@ def recovery_windows(training: dict[str, list[str]], tokenizer: Any, count: int)
 
 
 def prompts_of(tokenizer: Any, count: int, tokens: int) -> list[torch.Tensor]:
-    """Starts of held-out texts ``[1, tokens]``, of every source in turn."""
-    found: list[torch.Tensor] = []
-    held = {name: iter(rows) for name, rows in texts("test").items() if name in SOURCES}
-    while len(found) < count:
-        for rows in held.values():
-            ids = next(ids for text in rows if len(ids := tokenizer(text)["input_ids"]) >= 2 * tokens)
-            found.append(torch.tensor([ids[:tokens]]))
+    """Stretches of held-out text ``[1, tokens]``, evenly spaced, of every source in turn."""
+    held = {name: tokenizer("\n\n".join(rows[:400]))["input_ids"] for name, rows in texts("test").items() if name in SOURCES}
+    each, found = -(-count // len(held)), list[torch.Tensor]()
+    for place in range(each):
+        for ids in held.values():
+            start = place * (len(ids) - tokens) // each
+            found.append(torch.tensor([ids[start : start + tokens]]))
     return found[:count]
 
 
@@ -205,7 +205,8 @@ def write_table(record: dict[str, Any]) -> None:
     same = "every way wrote the very tokens of the dense model" if all(row["same"] for row in record["rows"]) else "**tokens differ**"
     words = (
         f"\n{record['prompts']} held-out prompts of {record['prompt_tokens']} tokens, {record['new_tokens']} new tokens each, greedy, "
-        f"float32, {record['threads']} thread, {record['proposed']} tokens proposed at a time, timed {record['rounds']} times in turn: {same}."
+        f"float32, {record['threads']} thread, {record['proposed']} tokens proposed at a time, timed {record['rounds']} times in turn: "
+        f"{same}."
     )
     page = PAGE.read_text()
     before, _, rest = page.partition(BEGIN)
