@@ -57,6 +57,8 @@ def main() -> None:
         "proposed": options.proposed,
         "threads": options.threads,
         "rounds": options.rounds,
+        "recovery steps of the drafts of 50 %": options.steps,
+        "calibration windows of the drafts of 50 %": options.windows,
         "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
         "rows": measure(dense.float().eval(), prompts, ways, options),
     }
@@ -71,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fifth", type=Path, default=Path("runs/smollm2-135m/model"), help="the draft of 20 %%: an export of make real")
     parser.add_argument("--folder", type=Path, default=Path("runs/speculative"), help="where the drafts of 50 %% are made, and found again")
     parser.add_argument("--steps", type=int, default=30, help="optimizer steps of their recovery")
+    parser.add_argument("--windows", type=int, default=64, help="calibration windows of 128 tokens for the drafts of 50 %%")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--prompt_tokens", type=int, default=48)
     parser.add_argument("--new_tokens", type=int, default=64)
@@ -89,30 +92,35 @@ def drafts(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     ):
         where = options.folder / folder
         if not where.is_dir():
-            make_draft(where, options.steps, **changes)
+            make_draft(where, options.steps, options.windows, **changes)
         yield name, adapruner.load(where)
 
 
-def make_draft(folder: Path, steps: int, **changes: Any) -> None:
+def make_draft(folder: Path, steps: int, windows: int, **changes: Any) -> None:
     """A draft of half the block parameters, refitted, then distilled from the dense model."""
-    calibration = {name: found[:400] for name, found in texts("calibration").items() if name in SOURCES}
-    training = {name: found for name, found in texts("recovery").items() if name in SOURCES}
+    calibration, training = ({n: found for n, found in texts(part).items() if n in SOURCES} for part in ("calibration", "recovery"))
     distillation = adapruner.DistillationConfig(1.0, batch_size=4)
     recovery = adapruner.RecoveryConfig(steps=steps, batch_size=4, learning_rate=3e-4, distillation=distillation)
     model, tokenizer = adapruner.stages.load_model(MODEL)
-    recipe = adapruner.Recipe({"taylor_second": 1.0})
-    windows = recovery_windows(training, tokenizer, 4 * steps)
     result = adapruner.prune(
-        model, tokenizer, calibration, 0.5, recipe=recipe, recovery=recovery, recovery_texts=windows, statistics_batch_size=4,
-        reconstruction=adapruner.ReconstructionConfig(samples=48), **changes,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        windows_of(calibration, tokenizer, windows),
+        0.5,
+        recipe=adapruner.Recipe({"taylor_second": 1.0}),
+        reconstruction=adapruner.ReconstructionConfig(samples=windows),
+        recovery=recovery,
+        recovery_texts=windows_of(training, tokenizer, 4 * steps),
+        statistics_batch_size=4,
+        **changes,
+    )
     folder.parent.mkdir(parents=True, exist_ok=True)
     result.save(folder)
 
 
-def recovery_windows(training: dict[str, list[str]], tokenizer: Any, count: int) -> torch.Tensor:
-    """``[count, 128]``: as much text as the steps will read, so that the teacher reads no more."""
-    ids = [tokenizer("\n\n".join(found))["input_ids"] for found in training.values()]
+def windows_of(training: dict[str, list[str]], tokenizer: Any, count: int) -> torch.Tensor:
+    """``[count, 128]``: as much text as will be read, so that the teacher reads no more; evenly spaced, of every source alike."""
+    ids = [tokenizer("\n\n".join(found[:400]))["input_ids"] for found in training.values()]
     parts = [torch.tensor(row[: len(row) // 128 * 128]).view(-1, 128) for row in ids]
     each = -(-count // len(parts))
     return torch.cat([part[:: max(1, len(part) // each)][:each] for part in parts])[:count]
