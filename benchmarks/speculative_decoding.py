@@ -51,18 +51,17 @@ def main() -> None:
     ways["prompt lookup"] = {"prompt_lookup_num_tokens": options.proposed}
     record = {
         "model": MODEL,
-        "prompts": len(prompts),
         "prompt_tokens": options.prompt_tokens,
         "new_tokens": options.new_tokens,
         "proposed": options.proposed,
         "threads": options.threads,
-        "rounds": options.rounds,
         "recovery steps of the drafts of 50 %": options.steps,
         "calibration windows of the drafts of 50 %": options.windows,
         "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
-        "rows": measure(dense.float().eval(), prompts, ways, options),
     }
-    write_atomically(options.json, json.dumps(record, indent=1) + "\n")
+    for number, rows in enumerate(measure(dense.float().eval(), prompts, ways, options), start=1):
+        record |= {"prompts": number, "rows": rows}  # after every prompt: a run that is ended leaves what it has
+        write_atomically(options.json, json.dumps(record, indent=1) + "\n")
     write_table(record)
 
 
@@ -72,13 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--table", type=Path, help="only write the table of these figures")
     parser.add_argument("--fifth", type=Path, default=Path("runs/smollm2-135m/model"), help="the draft of 20 %%: an export of make real")
     parser.add_argument("--folder", type=Path, default=Path("runs/speculative"), help="where the drafts of 50 %% are made, and found again")
-    parser.add_argument("--steps", type=int, default=30, help="optimizer steps of their recovery")
+    parser.add_argument("--steps", type=int, default=30, help="optimizer steps of their recovery; 0: refitted alone")
     parser.add_argument("--windows", type=int, default=64, help="calibration windows of 128 tokens for the drafts of 50 %%")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--prompt_tokens", type=int, default=48)
     parser.add_argument("--new_tokens", type=int, default=64)
     parser.add_argument("--proposed", type=int, default=4, help="tokens that a draft proposes at a time")
-    parser.add_argument("--rounds", type=int, default=2, help="times that every way is timed, in turn")
     parser.add_argument("--threads", type=int, default=1)
     return parser
 
@@ -100,7 +98,7 @@ def make_draft(folder: Path, steps: int, windows: int, **changes: Any) -> None:
     """A draft of half the block parameters, refitted, then distilled from the dense model."""
     calibration, training = ({n: found for n, found in texts(part).items() if n in SOURCES} for part in ("calibration", "recovery"))
     distillation = adapruner.DistillationConfig(1.0, batch_size=4)
-    recovery = adapruner.RecoveryConfig(steps=steps, batch_size=4, learning_rate=3e-4, distillation=distillation)
+    recovery = adapruner.RecoveryConfig(steps=steps, batch_size=4, learning_rate=3e-4, distillation=distillation) if steps else None
     model, tokenizer = adapruner.stages.load_model(MODEL)
     result = adapruner.prune(
         model,
@@ -110,7 +108,7 @@ def make_draft(folder: Path, steps: int, windows: int, **changes: Any) -> None:
         recipe=adapruner.Recipe({"taylor_second": 1.0}),
         reconstruction=adapruner.ReconstructionConfig(samples=windows),
         recovery=recovery,
-        recovery_texts=windows_of(training, tokenizer, 4 * steps),
+        recovery_texts=windows_of(training, tokenizer, 4 * steps) if steps else None,
         statistics_batch_size=4,
         **changes,
     )
@@ -173,27 +171,30 @@ def counted(counts: dict[str, int]) -> Iterator[None]:
             kind.get_candidates, kind.update_candidate_strategy = get, update
 
 
-def measure(dense: Any, prompts: list[torch.Tensor], ways: dict[str, dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row for each way; all ways of one prompt after the other, so that a busy machine is busy for all of them."""
-    rows = {name: {"way": name, "seconds": 0.0, "tokens": 0, "proposed": 0, "taken": 0, "passes": 0} for name in ways}
-    fixed: dict[str, Any] = {"do_sample": False, "max_new_tokens": options.new_tokens, "min_new_tokens": options.new_tokens}
-    for _ in range(options.rounds):
-        for prompt in prompts:
-            expected: torch.Tensor | None = None
-            for name, how in ways.items():
-                row: dict[str, Any] = rows[name]
-                with counted(row), torch.no_grad():
-                    started = time.perf_counter()
-                    written = dense.generate(prompt, attention_mask=torch.ones_like(prompt), pad_token_id=0, **fixed, **how)
-                    row["seconds"] += time.perf_counter() - started
-                row["tokens"] += written.shape[1] - prompt.shape[1]
-                expected = written if expected is None else expected
-                row["same"] = bool(row.get("same", True) and torch.equal(written, expected))
+def measure(
+    dense: Any, prompts: list[torch.Tensor], ways: dict[str, dict[str, Any]], options: argparse.Namespace
+) -> Iterator[list[dict[str, Any]]]:
+    """One row for each way, after every prompt; all ways of one prompt after the other, so that a busy machine is busy for all of them."""
+    rows: dict[str, dict[str, Any]] = {
+        name: {"way": name, "seconds": 0.0, "tokens": 0, "proposed": 0, "taken": 0, "passes": 0, "same": True} for name in ways
+    }
     for name, how in ways.items():
-        draft = how.get("assistant_model")
-        rows[name]["parameters"] = None if draft is None else count_parameters(draft)
-    rows["dense alone"]["parameters"] = count_parameters(dense)
-    return list(rows.values())
+        model = how.get("assistant_model", dense if name == "dense alone" else None)
+        rows[name]["parameters"] = None if model is None else count_parameters(model)
+    fixed: dict[str, Any] = {"do_sample": False, "max_new_tokens": options.new_tokens, "min_new_tokens": options.new_tokens}
+    dense.generate(prompts[0], attention_mask=torch.ones_like(prompts[0]), pad_token_id=0, do_sample=False, max_new_tokens=2)  # warm-up
+    for prompt in prompts:
+        expected: torch.Tensor | None = None
+        for name, how in ways.items():
+            row = rows[name]
+            with counted(row), torch.no_grad():
+                started = time.perf_counter()
+                written = dense.generate(prompt, attention_mask=torch.ones_like(prompt), pad_token_id=0, **fixed, **how)
+                row["seconds"] += time.perf_counter() - started
+            row["tokens"] += written.shape[1] - prompt.shape[1]
+            expected = written if expected is None else expected
+            row["same"] = row["same"] and torch.equal(written, expected)
+        yield list(rows.values())
 
 
 def write_table(record: dict[str, Any]) -> None:
@@ -213,8 +214,7 @@ def write_table(record: dict[str, Any]) -> None:
     same = "every way wrote the very tokens of the dense model" if all(row["same"] for row in record["rows"]) else "**tokens differ**"
     words = (
         f"\n{record['prompts']} held-out prompts of {record['prompt_tokens']} tokens, {record['new_tokens']} new tokens each, greedy, "
-        f"float32, {record['threads']} thread, {record['proposed']} tokens proposed at a time, timed {record['rounds']} times in turn: "
-        f"{same}."
+        f"float32, {record['threads']} thread, {record['proposed']} tokens proposed at a time, each way timed in turn: {same}."
     )
     page = PAGE.read_text()
     before, _, rest = page.partition(BEGIN)
