@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from adapruner.pruning.plan import PruningPlan, read_plan
     from adapruner.pruning.recipe import Recipe
     from adapruner.recovery.configuration import ReconstructionConfig
+    from adapruner.recovery.distillation import DistillationConfig
     from adapruner.recovery.lora import LoRAConfig
     from adapruner.recovery.training import RecoveryConfig
     from adapruner.report.recorder import ReportConfig
@@ -55,6 +56,7 @@ __all__ = [
     "AdaPrunerError",
     "Allocation",
     "Budget",
+    "DistillationConfig",
     "LoRAConfig",
     "ObjectiveConfig",
     "PrunableCausalLM",
@@ -81,6 +83,7 @@ __all__ = [
 _LAZY = {
     "Allocation": "adapruner.pruning.allocation",
     "Budget": "adapruner.pruning.budget",
+    "DistillationConfig": "adapruner.recovery.distillation",
     "LoRAConfig": "adapruner.recovery.lora",
     "ObjectiveConfig": "adapruner.search.objectives",
     "PrunableCausalLM": "adapruner.module",

@@ -17,7 +17,6 @@ from adapruner.evaluation.perplexity import NLLResult
 from adapruner.export.loading import ExportedModel, open_export
 from adapruner.importance.finiteness import check_weights
 from adapruner.models.loading import DEMO, check_dtype, load_language_model, load_tokenizer, model_source
-from adapruner.models.next_token_loss import mean_next_token_loss
 from adapruner.models.rotary import restore_rotary
 from adapruner.models.units import ModelStructure
 from adapruner.pruned_module import PrunedCheckpoints
@@ -25,6 +24,7 @@ from adapruner.pruning.before_pruning import trace_for_plan
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import prune_model
 from adapruner.recovery.checkpoint_contents import PLAN_KEY, fit_to_checkpoint
+from adapruner.recovery.distillation import Distillation, training_loss
 from adapruner.recovery.sharding import FlatlyShardedModel, ShardedModel, token_share
 
 
@@ -97,6 +97,8 @@ class PrunableCausalLM(PrunedCheckpoints, LightningModule):
         self.plan: PruningPlan | None = None
         self.exported: ExportedModel | None = None
         """Set where ``name_or_path`` is an export: what was pruned before."""
+        self.distillation: Distillation | None = None
+        """Set by a recovery that distils, for the time of its training."""
         self.measured: dict[int, NLLResult] = {}
         """Loader -> result of the last ``validate`` or ``test``, over all processes."""
         self.listener: TextListener | None = None
@@ -199,11 +201,11 @@ class PrunableCausalLM(PrunedCheckpoints, LightningModule):
         return logits
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Mean NLL per counted token of the batch; labels of -100 (padding, prompts) do not count.
+        """Mean NLL per counted token of the batch, or what distillation makes of it; labels of -100 (padding, prompts) do not count.
 
         Of several ranks each weighs by its tokens, so that they train together what one would with their batches joined.
         """
-        loss = mean_next_token_loss(self.model, **batch)
+        loss = training_loss(self.model, self.distillation, batch)
         self.log("train_loss", loss, prog_bar=True)
         return loss * token_share(batch["labels"])
 

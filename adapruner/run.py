@@ -25,8 +25,10 @@ from adapruner.files.folder_lock import check_there, held
 from adapruner.progress import RUN_LOG, logged_to, shown
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
-from adapruner.recovery.lora import check_adapters
-from adapruner.recovery.training import RecoveredModel, RecoveryConfig, recovery_config, short_recovery, train_adapters
+from adapruner.recovery.distillation import Distillation, check_vocabulary
+from adapruner.recovery.form import check_trainable
+from adapruner.recovery.teacher import vocabulary_of
+from adapruner.recovery.training import RecoveredModel, RecoveryConfig, recovery_config, short_recovery, train_recovery
 from adapruner.report.measured_before import MeasuredBefore
 from adapruner.report.record import check_can_draw, write_report
 from adapruner.report.recorder import ReportConfig, ReportRecorder
@@ -35,7 +37,7 @@ from adapruner.search.options import pruning_options
 from adapruner.search.score import ScoredModel, score_model
 from adapruner.search.study import SearchOutcome
 from adapruner.search.validation import check_model_and_data
-from adapruner.stages import PrunedModel, export, load_model, reconstruct
+from adapruner.stages import PrunedModel, export, load_model, prepare_distillation, reconstruct
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def prune(
         calibration: texts that decide which units matter: a list, a mapping of source names to lists, a ``datasets.Dataset`` with a
             column ``text``, or token windows ``[n, seq_len]``.
         budget: how much to remove; a number is a fraction of the block parameters.
-        recovery: LoRA recovery after the refit, or a number of optimizer steps; ``None`` leaves it out.
+        recovery: LoRA recovery (or another ``form``) after the refit, or a number of optimizer steps; ``None`` leaves it out.
         evaluation: held-out texts, in the same forms, on which perplexity is measured at every stage; ``None`` measures nothing.
         recovery_texts: what recovery trains on; the calibration texts when empty.
         report: what else is compared and measured for the report.
@@ -117,23 +119,25 @@ def prune(
     with shown(progress), _run_folder(folder) as where, ExitStack() as log:
         model, tokenizer = load_model(model, tokenizer)
         if recovery is not None:
-            check_adapters(model, recovery.lora)
+            check_trainable(model, recovery.form, recovery.lora)
+            check_vocabulary(recovery.distillation, vocabulary_of(model))
         data = _data(calibration, tokenizer, asked.search.seed, evaluation, _recovery_texts(recovery, recovery_texts, calibration))
         reports = where is not None or evaluation is not None
         prompts = [lambda: report.check_prompts(model, tokenizer)] if reports else []
         check_model_and_data(model, data, asked.budget, report.sequence_lengths() if reports else {}, *prompts)
         keep = None if where is None else partial(log.enter_context, logged_to(where / RUN_LOG))
         scored = score_model(model, data, asked, folder=where, compared_metrics=report.compare, on_accepted=keep)
-        recover = short_recovery(data.recovery_windows, recovery, asked.search.recovery_steps)
+        distillation = _distillation(model, data, recovery, where)  # while the model is dense
+        recover = short_recovery(data.recovery_windows, recovery, asked.search.recovery_steps, distillation)
         found = find_plan(scored, recover=recover)  # the folder is this call's already
         scored = scored.after_search()
         save_found_plan(scored, found, tokenizer)
-        recorder = _recorder(report, scored, found, tokenizer, recovery) if reports else None
+        recorder = _recorder(report, scored, found, tokenizer, recovery, distillation) if reports else None
         pruned = reconstruct(scored, found)
         scored = scored.after_pruning()
         if recorder is not None:
             recorder.measure_stage(pruned.stage, pruned.model)
-        recovered = _recover(pruned.model, data, recovery, where, found, tokenizer)
+        recovered = _recover(pruned.model, data, recovery, where, found, tokenizer, distillation)
         rows, record = _finish_report(recorder, pruned, recovered, where)
     return PruningResult(model, tokenizer, found.plan, found.outcome, rows, record)
 
@@ -164,8 +168,20 @@ def _recovery_texts(recovery: Any, texts: Any, calibration: Any) -> Any:
     return calibration if texts is None else texts
 
 
+def _distillation(model: Any, data: RunData, recovery: RecoveryConfig | None, folder: Path | None) -> Distillation | None:
+    """What the dense model says of the recovery's text, where it is to be learnt."""
+    if recovery is None or not recovery.distillation:
+        return None
+    return prepare_distillation(model, data.recovery_windows, recovery.distillation, folder)
+
+
 def _recorder(
-    report: ReportConfig, scored: ScoredModel, found: FoundPlan, tokenizer: Any, recovery: RecoveryConfig | None
+    report: ReportConfig,
+    scored: ScoredModel,
+    found: FoundPlan,
+    tokenizer: Any,
+    recovery: RecoveryConfig | None,
+    distillation: Distillation | None,
 ) -> ReportRecorder:
     """Of the dense model everything is measured now."""
     settings = None if recovery is None else asdict(recovery)
@@ -173,17 +189,24 @@ def _recorder(
         report, scored, found, tokenizer, MeasuredBefore.of(scored, found, batch_size=report.batch_size, recovery=settings)
     )
     steps = recovery.steps if recovery is not None and report.compare_recovered else 0
-    recorder.measure_dense(short_recovery(scored.data.recovery_windows, recovery, steps))
+    recorder.measure_dense(short_recovery(scored.data.recovery_windows, recovery, steps, distillation))
     return recorder
 
 
 def _recover(
-    model: Any, data: RunData, recovery: RecoveryConfig | None, folder: Path | None, found: FoundPlan, tokenizer: Any
+    model: Any,
+    data: RunData,
+    recovery: RecoveryConfig | None,
+    folder: Path | None,
+    found: FoundPlan,
+    tokenizer: Any,
+    distillation: Distillation | None,
 ) -> RecoveredModel | None:
     if recovery is None:
         return None
     identity = {"plan": found.plan.hash, "text": data.recovery_windows.fingerprint}
-    return train_adapters(model, data.recovery_windows, recovery, folder=folder, identity=identity, tokenizer=tokenizer)
+    options: dict[str, Any] = {"identity": identity, "tokenizer": tokenizer, "distillation": distillation}
+    return train_recovery(model, data.recovery_windows, recovery, folder=folder, **options)
 
 
 def _finish_report(

@@ -5,6 +5,7 @@
 :func:`search`        finds the plan: which units stay
 :func:`apply`         removes the other units
 :func:`reconstruct`   removes them and refits what stays, in closed form
+:func:`teach`         writes down what the dense model says of a text, for a recovery that distils
 :func:`recover`       trains low-rank adapters on the pruned model and merges them
 :func:`evaluate`      perplexity of a model on texts
 :func:`export`        writes the folder that transformers, vLLM and llama.cpp load
@@ -43,9 +44,11 @@ from adapruner.pruning.problem import bias_means
 from adapruner.pruning.recipe import Recipe
 from adapruner.pruning.surgery import prune_model, write_widths
 from adapruner.recovery.configuration import ReconstructionConfig
-from adapruner.recovery.lora import check_adapters
+from adapruner.recovery.distillation import Distillation, DistillationConfig, check_teacher, check_vocabulary
+from adapruner.recovery.form import check_trainable
 from adapruner.recovery.post_pruning import PostPruning, recipe_of, refit_plan
-from adapruner.recovery.training import RecoveredModel, RecoveryConfig, recovery_config, train_adapters
+from adapruner.recovery.teacher import vocabulary_of, write_down
+from adapruner.recovery.training import RecoveredModel, RecoveryConfig, recovery_config, train_recovery
 from adapruner.search.config import SearchConfig
 from adapruner.search.find_plan import FoundPlan, find_plan
 from adapruner.search.options import pruning_options
@@ -227,6 +230,67 @@ def reconstruct(scored: ScoredModel, found: FoundPlan, *, widths_only: bool = Fa
 
 
 @typed
+def teach(
+    model: Any,
+    tokenizer: Any = None,
+    texts: Any = None,
+    recovery: RecoveryConfig = RecoveryConfig(),
+    *,
+    seq_len: int = 256,
+    folder: str | Path | None = None,
+) -> Distillation:
+    """Runs the dense model over the text that :func:`recover` will train on, and keeps its most likely tokens: before it is pruned, so that
+    teacher and student need not be held at once.
+
+    Args:
+        model: the dense causal LM, or a name or folder to load one from; it stays as it is.
+        tokenizer, texts, seq_len: as :func:`recover` will get them.
+        recovery: with ``distillation.weight`` above 0.
+        folder: where the files are kept, and found again; ``None`` keeps them in memory.
+
+    Raises:
+        ConfigurationError: if ``recovery`` distils nothing, or there is no room for the files.
+
+    >>> import adapruner
+    >>> model, tokenizer = adapruner.stages.load_model("demo")
+    >>> recovery = adapruner.RecoveryConfig(steps=2, distillation=adapruner.DistillationConfig(weight=0.5, top_k=8))
+    >>> text = "Return a list of the words in the string, using sep as the delimiter string. " * 8
+    >>> taught = adapruner.stages.teach(model, tokenizer, [text], recovery, seq_len=16)  # doctest: +ELLIPSIS
+    adapruner: the teacher writes down the 8 most likely of 4,096 tokens at ... positions: ... MiB in memory
+    ...
+    >>> recovered = adapruner.stages.recover(model, tokenizer, [text], recovery, seq_len=16, distillation=taught)  # doctest: +ELLIPSIS
+    recovery: ...
+    >>> len(recovered.history)
+    2
+    """
+    if not recovery.distillation:
+        raise ConfigurationError("recovery.distillation.weight: expected a number above 0 to teach for, got 0; give 0.5, or do not teach")
+    model, tokenizer = load_model(model, tokenizer)
+    windows = windows_from_texts(texts, tokenizer, role="recovery", seq_len=seq_len, seed=recovery.seed)
+    where = None if folder is None else Path(folder)
+    with _alone_in(where):
+        return prepare_distillation(model, windows, recovery.distillation, where)
+
+
+def prepare_distillation(model: Any, windows: Any, config: DistillationConfig, folder: Path | None) -> Distillation:
+    """What the teacher says of the windows, as a loss: the model itself, still dense, or the one that ``config`` names, for a moment.
+
+    Args:
+        model: the dense causal LM, on its device.
+        windows: of the recovery.
+        folder: the run folder; this process's already.
+
+    Raises:
+        ConfigurationError: if the teacher has another vocabulary, or there is no room.
+    """
+    teacher = model
+    if config.teacher is not None:
+        teacher = load_model(config.teacher)[0].to(next(model.parameters()).device)
+        check_vocabulary(config, vocabulary_of(model), vocabulary_of(teacher))
+    return Distillation(write_down(teacher, windows, config, folder), config)
+
+
+@typed
 def recover(
     model: Any,
     tokenizer: Any = None,
@@ -235,8 +299,10 @@ def recover(
     *,
     seq_len: int = 256,
     folder: str | Path | None = None,
+    distillation: Distillation | None = None,
 ) -> RecoveredModel:
-    """Trains low-rank adapters on the pruned model and merges them; the model's widths stay. Interrupted, it leaves the model as it was.
+    """Trains low-rank adapters on the pruned model and merges them, or its layers (``form``); the model's widths stay. Interrupted, it
+    leaves the model as it was.
 
     Args:
         model: the pruned model, on the device where it is to be trained; changed in place.
@@ -245,20 +311,26 @@ def recover(
         recovery: how, or a number of optimizer steps.
         seq_len: tokens in a window.
         folder: where a checkpoint is kept, and gone on from; ``None`` writes nothing.
+        distillation: what :func:`teach` returned, where ``recovery`` distils; its settings are those of the loss. Without it the teacher is
+            the model that ``recovery.distillation.teacher`` names.
 
     Raises:
+        ConfigurationError: if ``recovery`` distils and there is no teacher.
         ModelError: if a loss or a gradient is not finite.
     """
     _check_tokenizer(tokenizer)
     config = recovery_config(recovery) or RecoveryConfig()
     check_language_model(model, "model")
-    check_adapters(model, config.lora)
+    check_trainable(model, config.form, config.lora)
+    check_teacher(config.distillation, distillation)
     remove_padding(model)
     windows = windows_from_texts(texts, tokenizer, role="recovery", seq_len=seq_len, seed=config.seed)
     where = None if folder is None else Path(folder)
     identity = {"text": windows.fingerprint, "plan": _plan_hash(model)}
     with _alone_in(where):
-        return train_adapters(model, windows, config, folder=where, identity=identity, tokenizer=tokenizer)
+        if config.distillation and distillation is None:
+            distillation = prepare_distillation(model, windows, config.distillation, where)
+        return train_recovery(model, windows, config, folder=where, identity=identity, tokenizer=tokenizer, distillation=distillation)
 
 
 @typed

@@ -49,7 +49,8 @@ from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.problem import PruningProblem, make_plan
 from adapruner.pruning.recipe import Recipe
-from adapruner.recovery.lora import LoRAConfig, recover_briefly
+from adapruner.recovery.briefly import recover_briefly
+from adapruner.recovery.lora import LoRAConfig
 from adapruner.recovery.post_pruning import PostPruning, measure_stages
 from adapruner.recovery.reconstruction import ReconstructionConfig
 from adapruner.recovery.streams import SharedStream

@@ -47,6 +47,9 @@ class PruningListener(Callback):
     def on_search_accepted(self, trainer: Trainer) -> None:
         """Nothing is left to refuse and the run folder is this run's: what is to be there of a killed run may be written."""
 
+    def on_scored(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The statistics are collected; the model is dense, and nothing is decided yet."""
+
     def on_pruning_stage(self, trainer: Trainer, pl_module: LightningModule, stage: str, pruning: PruningSearchCallback) -> None:
         """The model is at a stage: ``dense``, with the plan known and nothing removed yet, then ``pruned`` or ``reconstructed``."""
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,17 +18,22 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from adapruner.argument_checks import check_seed, typed_as
 from adapruner.callbacks.listener import PruningListener, check_callbacks, first_of, listeners_of
-from adapruner.errors import ModelError
+from adapruner.errors import ConfigurationError, DataError, ModelError
 from adapruner.models.model_attribute import held_model, hold_model
 from adapruner.models.rotary import restore_rotary
 from adapruner.progress import plain_lines
+from adapruner.recovery.briefly import recover_briefly
 from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
-from adapruner.recovery.lora import LoRAConfig, activations_as_configured, attach_lora, recover_briefly
+from adapruner.recovery.distillation import DistillationConfig, check_vocabulary
+from adapruner.recovery.form import RecoveryForm, check_form, check_trainable, make_plain, make_trainable
+from adapruner.recovery.lora import LoRAConfig, activations_as_configured
 from adapruner.recovery.merging import merge_lora
+from adapruner.recovery.teacher import vocabulary_of
+from adapruner.stages import prepare_distillation
 
 
 class LoRARecoveryCallback(PruningListener):
-    """Trains low-rank adapters on the (pruned) model instead of the model itself.
+    """Trains low-rank adapters on the (pruned) model instead of the model itself; or, with ``form="full"``, every weight of its layers.
 
     Put it after :class:`PruningSearchCallback` in the list of callbacks. At the end of ``fit`` the adapters are merged, so
     that the module holds an ordinary model again.
@@ -35,16 +42,30 @@ class LoRARecoveryCallback(PruningListener):
         lora: rank, scale, dropout and where adapters go.
         seed: of the adapters' initial values, so that a searched and a given plan start alike.
         model_attribute: the module's attribute that holds the language model, such as ``model`` or ``net.lm``.
+        distillation: learn from the dense model's next-token distributions, too, or from these alone. They are written into ``teacher/``
+            in the run folder before anything is pruned, so that a run that goes on finds them. The module's ``training_step`` has to
+            ask for them by its attribute ``distillation``, as :class:`adapruner.PrunableCausalLM` does.
+        form: ``lora``, or ``full``: every weight of the decoder's layers trains, in float32, and nothing is left to merge. Of ``lora`` only
+            ``checkpoint_activations`` counts then.
 
     >>> LoRARecoveryCallback(LoRAConfig(r=16)).lora.r
     16
     """
 
     @typed_as("recovery.")
-    def __init__(self, lora: LoRAConfig = LoRAConfig(), seed: int = 0, model_attribute: str = "model") -> None:
+    def __init__(
+        self,
+        lora: LoRAConfig = LoRAConfig(),
+        seed: int = 0,
+        model_attribute: str = "model",
+        distillation: DistillationConfig = DistillationConfig(),
+        form: RecoveryForm = "lora",
+    ) -> None:
         super().__init__()
         check_seed("recovery.seed", seed)
-        self.lora, self.seed, self.model_attribute = lora, seed, model_attribute
+        check_form(form)
+        self.lora, self.seed, self.model_attribute, self.distillation = lora, seed, model_attribute, distillation
+        self.form = form
         self.history: list[tuple[int, float]] = []
         self.seconds = 0.0
         self._started: float | None = None
@@ -57,16 +78,58 @@ class LoRARecoveryCallback(PruningListener):
         """Attaches the adapters, once, at the start of ``fit``.
 
         Raises:
-            ConfigurationError: if callbacks are in an order that cannot work; the model is as it was.
+            ConfigurationError: if callbacks are in an order that cannot work, or it is to be distilled and nothing was pruned; the model is
+                as it was.
         """
         if stage != "fit" or self._attached:
             return
         check_callbacks(trainer.callbacks)  # type: ignore[attr-defined]
         pl_module.configure_model()
+        self._find_teacher(trainer, pl_module)
         with isolate_rng():
             torch.manual_seed(self.seed)
-            hold_model(pl_module, self.model_attribute, attach_lora(held_model(pl_module, self.model_attribute), self.lora).train())
+            model = held_model(pl_module, self.model_attribute)
+            hold_model(pl_module, self.model_attribute, make_trainable(model, self.form, self.lora))
         self._attached = True
+
+    def check_trainable(self, trainer: Trainer, model: Any) -> None:
+        """Refuses what this recovery could not train: see :func:`adapruner.recovery.form.check_trainable`."""
+        check_trainable(model, self.form, self.lora)
+        if self.form == "full" and str(trainer.precision).endswith("true") and "16" in str(trainer.precision):
+            raise ConfigurationError(
+                f"trainer.precision: expected weights in float32 for full fine-tuning, got {trainer.precision}; give bf16-mixed, or "
+                "recovery.form lora"
+            )
+
+    def check_with_model(self, pl_module: LightningModule, model: Any) -> None:
+        """Refuses distillation for a module that would not use it, or of more tokens than there are."""
+        if self.distillation and not hasattr(pl_module, "distillation"):
+            raise ConfigurationError(
+                f"recovery.distillation: expected a module with the attribute distillation, got {type(pl_module).__name__} without one; "
+                "set it to None in __init__, and return adapruner.recovery.distillation.training_loss(model, self.distillation, batch) in "
+                "training_step"
+            )
+        check_vocabulary(self.distillation, vocabulary_of(model))
+
+    def on_scored(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The dense model writes down what is to be learnt of it, or a run before this one has."""
+        if self.distillation:
+            model = held_model(pl_module, self.model_attribute)
+            folder, windows = Path(trainer.default_root_dir), _training_windows(trainer)
+            pl_module.distillation = prepare_distillation(model, windows, self.distillation, folder)  # type: ignore[assignment]
+
+    def _find_teacher(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Where no search came before, which would have called :meth:`on_scored`."""
+        if not self.distillation or getattr(pl_module, "distillation", None) is not None:
+            return
+        if self.distillation.teacher is None:
+            raise ConfigurationError(
+                "recovery.distillation.teacher: expected a teacher's name where no search stands before, got None; name the dense model"
+            )
+        model = held_model(pl_module, self.model_attribute)
+        self.check_with_model(pl_module, model)
+        model.to(trainer.strategy.root_device)
+        self.on_scored(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Training time is counted from here; where Lightning draws no bar, plain lines say where it is."""
@@ -136,8 +199,10 @@ class LoRARecoveryCallback(PruningListener):
             make_whole()
         for listener in listeners_of(trainer):  # a resumed run that had ended has no end of training
             listener.before_merge(trainer, pl_module)
-        hold_model(pl_module, self.model_attribute, merge_lora(held_model(pl_module, self.model_attribute)))
+        hold_model(pl_module, self.model_attribute, make_plain(held_model(pl_module, self.model_attribute)))
         self._attached = False  # another fit of the module trains adapters again
+        if self.distillation:
+            pl_module.distillation = None  # type: ignore[assignment]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Merges the adapters that ``test(ckpt_path=...)`` and the like brought, so that the module holds an ordinary model again."""
@@ -147,7 +212,8 @@ class LoRARecoveryCallback(PruningListener):
     def report_sections(self, trainer: Trainer) -> dict[str, Any]:
         """Settings and curve of the recovery, and the seed of its adapters."""
         lora, steps = self.lora, trainer.global_step
-        section = {"r": lora.r, "alpha": lora.alpha, "steps": steps, "seconds": self.seconds, "history": self.history}
+        section: dict[str, Any] = {"form": self.form, "r": lora.r, "alpha": lora.alpha, "steps": steps, "seconds": self.seconds}
+        section |= {"history": self.history, "distillation": self.distillation.to_report()}
         return {"recovery": section, "recovery_seed": self.seed}
 
     def state_dict(self) -> dict[str, Any]:
@@ -170,13 +236,27 @@ def short_recovery(trainer: Trainer, pl_module: LightningModule, steps: int) -> 
     lora, build = first_of(trainer, LoRARecoveryCallback), getattr(pl_module, "build_optimizer", None)
     if lora is None or build is None or steps < 1:
         return None
-    settings, seed, clip = lora.lora, lora.seed, trainer.gradient_clip_val
+    settings, distillation = lora.lora, getattr(pl_module, "distillation", None)
+    options: dict[str, Any] = {"clip_norm": trainer.gradient_clip_val, "seed": lora.seed, "distillation": distillation}
 
     def recover(model: torch.nn.Module) -> torch.nn.Module:
-        batches = training_batches(trainer)
-        return recover_briefly(model, batches, settings, steps=steps, build_optimizer=build, clip_norm=clip, seed=seed)
+        return recover_briefly(model, training_batches(trainer), settings, form=lora.form, steps=steps, build_optimizer=build, **options)
 
     return recover
+
+
+def _training_windows(trainer: Trainer) -> Any:
+    """The text that ``fit`` trains on: the data module's, else what its batches hold, which must be of one length."""
+    known = getattr(getattr(trainer, "datamodule", None), "recovery_windows", None)
+    if known is not None:
+        return known
+    batches = list(training_batches(trainer))
+    lengths = {batch["input_ids"].shape[1] for batch in batches}
+    if len(lengths) != 1:
+        raise DataError(f"recovery.distillation: expected training windows of one length, got {sorted(lengths)}; pad them alike")
+    ids, labels = (torch.cat([batch[name] for batch in batches]) for name in ("input_ids", "labels"))
+    masks = [batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in batches]
+    return SimpleNamespace(input_ids=ids, labels=labels, attention_mask=torch.cat(masks))
 
 
 def training_batches(trainer: Trainer) -> Iterable[Any]:

@@ -68,6 +68,11 @@ class PrunedExportCallback(PruningListener):
             raise ConfigurationError(f"export.folder: expected a place beside or inside the run folder, got {folder}; give {run / 'model'}")
         if self.options.adapters == "folder" and first_of(trainer, LoRARecoveryCallback) is None:
             raise ConfigurationError("export.adapters: expected a run with LoRA recovery for a folder of adapters, got none; give merged")
+        recovery = first_of(trainer, LoRARecoveryCallback)
+        if self.options.adapters == "folder" and recovery is not None and recovery.form != "lora":
+            raise ConfigurationError(
+                f"export.adapters: expected recovery.form lora for a folder of adapters, got {recovery.form!r}; give merged"
+            )
         if self.push is not None and trainer.is_global_zero:
             from adapruner.export.push import check_push
 

@@ -37,6 +37,7 @@ from adapruner.search.config import SearchConfig
 from adapruner.search.find_plan import FoundPlan, find_plan, save_found_plan
 from adapruner.search.journal import FILE as JOURNAL
 from adapruner.search.options import pruning_options
+from adapruner.search.rounds import folder_of_round
 from adapruner.search.score import ScoredModel, score_model
 from adapruner.stages import reconstruct
 
@@ -103,7 +104,8 @@ class PruningSearchCallback(Callback):
         if stage != "fit" or self.plan is not None:
             return
         self.folder = Path(self.folder_name or trainer.default_root_dir)
-        if self.checkpoint is None and not (self.folder / JOURNAL).exists():  # else the run's own search says the plan
+        studies = (self.folder, folder_of_round(self.folder, 1))
+        if self.checkpoint is None and not any((place / JOURNAL).exists() for place in studies):  # else the run's own search says the plan
             self.checkpoint = requested_checkpoint(trainer)
         check_trainer(trainer, self.folder, self.checkpoint, self.loggers.waiting or trainer.loggers)
         with no_empty_folders(self.folder):  # it makes the folder: not where anything else is refused
@@ -135,6 +137,8 @@ class PruningSearchCallback(Callback):
             room=self._bytes_to_write(trainer, model),
         )
         self.options = self.scored.options
+        for listener in listeners_of(trainer):
+            listener.on_scored(trainer, pl_module)
         recover = short_recovery(trainer, pl_module, self.options.search.recovery_steps)
         self.found = find_plan(self.scored, recover=recover, on_trial=partial(log_trial, trainer.loggers))
         self.plan, self.scored = self.found.plan, self.scored.after_search()

@@ -30,7 +30,6 @@ from adapruner.errors import ConfigurationError, DataError, ModelError, check_al
 from adapruner.export.staging import check_no_export
 from adapruner.pruning.budget import Budget
 from adapruner.recovery.checkpoint_contents import check_checkpoint
-from adapruner.recovery.lora import check_adapters
 from adapruner.search.validation import check_model_and_data
 
 #: Most steps that are tried of an optimizer and its scheduler.
@@ -72,7 +71,7 @@ def check_training(trainer: Trainer, pl_module: LightningModule, model: Any, dat
         budget,
         lengths,
         lambda: check_tokenizer(pl_module, module),
-        lambda: None if recovery is None else check_adapters(model, recovery.lora),
+        lambda: None if recovery is None else recovery.check_trainable(trainer, model),
         lambda: check_optimizer(pl_module, trainer.max_steps),
         lambda: check_training_data(trainer, module),
         *(partial(listener.check_with_model, pl_module, model) for listener in listeners_of(trainer)),

@@ -58,7 +58,7 @@ def noted(found: dict[str, tuple[bool, bool]], tables: Tables, name: str, functi
 
 def test_a_run_from_python_holds_no_table_longer_than_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     tables, found = Tables(monkeypatch), dict[str, tuple[bool, bool]]()
-    for name in ("find_plan", "reconstruct", "train_adapters"):
+    for name in ("find_plan", "reconstruct", "train_recovery"):
         monkeypatch.setattr(run, name, noted(found, tables, name, getattr(run, name)))
     search = adapruner.SearchConfig(n_trials=4, chunks=2, space=adapruner.SearchSpace(metrics=["l2", "gate_fisher"]))
     report = adapruner.ReportConfig(compare=["l2"], latency_seq_len=16, latency_repeats=1)
@@ -66,7 +66,7 @@ def test_a_run_from_python_holds_no_table_longer_than_it_is_read(monkeypatch: py
     data: Any = {"calibration": windows.input_ids, "evaluation": random_windows(4, 16, seed=3).input_ids}
     model = tiny_llama(intermediate_size=480)
     result = adapruner.prune(model, **data, budget=0.3, search=search, report=report, recovery=2, progress=False)
-    assert found == {"find_plan": (True, True), "reconstruct": (False, True), "train_adapters": (False, False)}
+    assert found == {"find_plan": (True, True), "reconstruct": (False, True), "train_recovery": (False, False)}
     assert result.report["calibration"]
     assert {row["method"] for row in result.perplexity} == {"dense", "adapruner", "best fixed", "l2"}
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.data.from_texts import data_from_texts
 from adapruner.errors import AdaPrunerError, ConfigurationError, PlanError, StudyError
 from adapruner.files.folder_lock import FolderLock
+from adapruner.files.tensor_file import write_tensors
 from adapruner.models.fingerprint import fingerprint_model
+from adapruner.recovery import teacher as teacher_module
 from adapruner.recovery import training
 from adapruner.recovery.lora import LoRAConfig
 from adapruner.recovery.training import RecoveryConfig
@@ -103,6 +106,98 @@ def test_the_choice_and_the_comparison_can_be_made_after_a_recovery() -> None:
     assert result.outcome.candidates[0].recovered is not None
     measured = {(row["method"], row["stage"]) for row in result.perplexity}
     assert {("best fixed", "recovered"), ("adapruner", "recovered")} < measured
+
+
+DISTILLED = RecoveryConfig(steps=6, every_n_steps=2, learning_rate=3e-3, distillation=adapruner.DistillationConfig(1.0, top_k=16))
+
+
+@pytest.mark.slow  # two runs of 40 steps
+def test_a_recovery_that_distils_comes_nearer_to_the_dense_model(capsys: pytest.CaptureFixture[str]) -> None:
+    search = quick(n_trials=3, rerank=RerankConfig(candidates=2, keep=0.5, recovery_steps=2))  # the short recovery distils, too
+    recovery, options = replace(DISTILLED, steps=40), {"search": search, "recovery_texts": random_windows(24, 32, seed=4).input_ids}
+    result = prune(recovery=recovery, evaluation=texts(20, seed=9), **options)
+    assert result.report["recovery"]["lora"]["distillation"] == {"weight": 1.0, "temperature": 1.0, "top_k": 16}
+    history = [loss for _, loss in result.report["recovery"]["lora"]["history"]]
+    assert sum(history[-5:]) < 0.8 * sum(history[:5])
+    plain = prune(recovery=replace(recovery, distillation=adapruner.DistillationConfig()), evaluation=texts(20, seed=9), **options)
+    dense, windows = tiny_llama(intermediate_size=FFN), random_windows(8, 32, seed=8).input_ids
+    away = {}
+    for name, model in (("distilled", result.model), ("plain", plain.model)):
+        with torch.no_grad():
+            p, q = (m.eval()(windows).logits.log_softmax(-1) for m in (dense, model))
+        away[name] = float((p.exp() * (p - q)).sum(-1).mean())
+    assert away["distilled"] < away["plain"]
+    assert plain.report["recovery"]["lora"]["distillation"] is None
+
+
+def test_teach_then_prune_then_recover_is_the_run(tmp_path: Path) -> None:
+    data, windows = texts(60), random_windows(24, 32, seed=4).input_ids
+    model, tokenizer = tiny_llama(intermediate_size=FFN), word_tokenizer()
+    whole = prune(recovery=DISTILLED, recovery_texts=windows)
+    scored = stages.score(model, tokenizer, data, 0.3, search=quick())
+    taught = stages.teach(model, tokenizer, windows, DISTILLED, folder=tmp_path)
+    stages.reconstruct(scored, stages.search(scored))
+    with pytest.raises(ConfigurationError, match=r"distillation: expected what adapruner\.stages\.teach returned of the dense model"):
+        stages.recover(model, tokenizer, windows, DISTILLED)
+    stages.recover(model, tokenizer, windows, DISTILLED, distillation=taught)
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=1e-6)
+    with pytest.raises(ConfigurationError, match=r"recovery\.distillation\.weight: expected a number above 0 to teach for, got 0"):
+        stages.teach(model, tokenizer, windows, RecoveryConfig(steps=1))
+
+
+def test_a_teacher_by_name(tmp_path: Path) -> None:
+    """An export that is pruned again may learn from the model before the first pruning."""
+    save_tiny(tmp_path / "dense", intermediate_size=FFN)
+    windows = random_windows(12, 32, seed=4).input_ids
+    recovery = replace(DISTILLED, steps=2, distillation=replace(DISTILLED.distillation, teacher=str(tmp_path / "dense")))
+    own = prune(recovery=DISTILLED, recovery_texts=windows)
+    named = prune(recovery=replace(recovery, steps=6), recovery_texts=windows)
+    for name, value in own.model.state_dict().items():
+        assert torch.equal(named.model.state_dict()[name], value), name
+    pruned = stages.apply(tiny_llama(intermediate_size=FFN), own.plan).model
+    assert stages.recover(pruned, None, windows, recovery).history[0][1] > 0
+    save_tiny(tmp_path / "other", vocab_size=128)
+    other = replace(recovery, distillation=replace(recovery.distillation, teacher=str(tmp_path / "other")))
+    with pytest.raises(ConfigurationError, match=r"recovery\.distillation\.teacher: expected one of the model's 96 tokens, got 128 in"):
+        prune(recovery=other, recovery_texts=windows)
+    with pytest.raises(ConfigurationError, match=r"recovery\.distillation\.top_k: expected at most 96, the vocabulary, got 97"):
+        prune(recovery=replace(DISTILLED, distillation=adapruner.DistillationConfig(0.5, top_k=97)))
+
+
+@pytest.mark.slow  # three runs
+@pytest.mark.parametrize("place", ["teacher", "recovery"])
+def test_a_killed_run_that_distils_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Killed while the teacher writes, or in recovery: the teacher writes nothing twice, and the weights are those of an unbroken run."""
+
+    class Killed(BaseException):
+        pass
+
+    monkeypatch.setattr(teacher_module, "PART_BYTES", 2**14)
+    windows = random_windows(24, 32, seed=4).input_ids
+    options: dict[str, Any] = {"recovery": DISTILLED, "recovery_texts": windows, "recipe": adapruner.Recipe({"l2": 1.0}), "search": None}
+    unbroken = prune(**options, folder=tmp_path / "whole")
+    files = len(list((tmp_path / "whole" / "teacher").iterdir()))
+    owner, name = (teacher_module, "write_tensors") if place == "teacher" else (training._State, "finished")
+    inner, calls = getattr(owner, name), []
+
+    def counted(*arguments: Any) -> Any:
+        inner(*arguments)
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise Killed("here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, counted)
+        with pytest.raises(Killed, match="here"):
+            prune(**options, folder=tmp_path / "killed")
+    written: list[Any] = []
+    monkeypatch.setattr(teacher_module, "write_tensors", lambda *a: written.append(a) or write_tensors(*a))
+    resumed = prune(**options, folder=tmp_path / "killed")
+    assert files > 4
+    assert len(written) == (files - 3 if place == "teacher" else 0)
+    for key, value in unbroken.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[key], value), key
 
 
 def test_apply_keeps_the_weights_and_export_needs_to_know_the_plan(tmp_path: Path) -> None:

@@ -125,7 +125,9 @@ class EvaluationCommands:
             zero = ", its output biases zero" if given.output_bias else ""
             return f"{name} pruned by the plan {given.hash}, neither reconstructed nor recovered{zero}"
         exported = self.model.exported
-        return f"the dense model {name}" if exported is None else f"the export {name} (plan {exported.plan.hash})"
+        if exported is None:
+            return f"the dense model {name}"
+        return f"the export {name} (plan {exported.plan.hash})" if exported.plan is not None else f"{name}, an export trained elsewhere"
 
     def _describe_checkpoint(self, file: Path, given: PruningPlan | None) -> str:
         record = read_checkpoint(file, "ckpt_path")
@@ -138,7 +140,8 @@ class EvaluationCommands:
 
     def _prune(self, plan: PruningPlan) -> bool:
         """Whether there was anything to do: the export of this plan is pruned already."""
-        if self.model.exported is not None and self.model.exported.plan.hash == plan.hash:
+        own = None if self.model.exported is None else self.model.exported.plan
+        if own is not None and own.hash == plan.hash:
             return False
         self.model.structure = trace_for_plan(self.model.model, plan)
         plan.check(self.model.structure, fingerprint_model(self.model.model), digest_weights(self.model.model))

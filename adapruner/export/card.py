@@ -134,7 +134,10 @@ def _recovery(report: Mapping[str, Any]) -> str:
     recovery = report.get("recovery") or {}
     refit, lora = recovery.get("reconstruction"), recovery.get("lora")
     parts = [f"closed-form refit with ridge {refit['ridge']:g}"] if refit else []
-    parts += [f"LoRA of rank {lora['r']}, alpha {lora['alpha']:g}, {lora['steps']} steps"] if lora else []
+    if lora:
+        full = lora.get("form") == "full"
+        how = "full fine-tuning" if full else f"LoRA of rank {lora['r']}, alpha {lora['alpha']:g}"
+        parts += [f"{how}, {lora['steps']} steps"]
     return "; ".join(parts)
 
 

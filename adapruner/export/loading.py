@@ -24,7 +24,8 @@ class ExportedModel:
     """The model of an export, adapters that lay beside it merged, and the plan that it was pruned by."""
 
     model: Any
-    plan: PruningPlan
+    plan: PruningPlan | None
+    """``None`` where another program has written the folder, from a model that it had loaded from an export."""
 
 
 @typed
@@ -35,13 +36,14 @@ def load(folder: str | Path, dtype: str = "auto", device_map: Any = None) -> Any
     weights come from safetensors only.
 
     Args:
-        folder: what :func:`adapruner.export.folder.export_model` wrote.
+        folder: what :func:`adapruner.export.folder.export_model` wrote, or ``save_pretrained`` of a model that was loaded from there and
+            trained elsewhere, which knows of no ``plan.json``.
         dtype: ``auto`` (as saved) or a torch type's name.
         device_map: as in ``from_pretrained``.
 
     Raises:
         ModelError: if the folder is missing, is no export, or is damaged.
-        PlanError: if ``plan.json`` is missing or was changed.
+        PlanError: if ``plan.json`` was changed, or taken out of an export.
 
     >>> load("nowhere")
     Traceback (most recent call last):
@@ -54,16 +56,24 @@ def load(folder: str | Path, dtype: str = "auto", device_map: Any = None) -> Any
         raise ModelError(f"folder: expected an export, got no folder at {folder}; {hint}")
     if not is_export(folder):
         raise ModelError(f"folder: expected an export by adapruner, got {folder} without its mark in config.json; use from_pretrained")
-    config, plan = read_config(folder), read_plan(folder / PLAN_FILE)
+    config, plan = read_config(folder), _plan_of(folder)
     marked = config.get(MARK, {}).get("plan_hash")
-    if marked != plan.hash:
+    if plan is not None and marked != plan.hash:
         raise ModelError(f"folder: expected the plan {marked}, got {plan.hash} in {folder}; export again")
     for file in weight_files(folder):
         read_header(file)
     check_whole(folder)
     model = _from_pretrained(folder, _class(config), dtype, device_map)
-    model.save_pretrained = ExportingSave(model, plan)
+    if plan is not None:
+        model.save_pretrained = ExportingSave(model, plan)
     return model
+
+
+def _plan_of(folder: Path) -> PruningPlan | None:
+    """What the model was pruned by; ``None`` in a folder that says neither this nor its files' digests: both are written together."""
+    if not (folder / PLAN_FILE).exists() and not (folder / SUMS).exists():
+        return None
+    return read_plan(folder / PLAN_FILE)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -129,7 +139,7 @@ def open_export(
             ) from None
     if merge and (folder / ADAPTER_FOLDER).is_dir():
         model = merge_lora(attach_adapter(model, folder / ADAPTER_FOLDER)).eval()
-    return ExportedModel(model, read_plan(folder / PLAN_FILE))
+    return ExportedModel(model, _plan_of(folder))
 
 
 def weight_files(folder: Path) -> list[Path]:

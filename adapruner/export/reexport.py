@@ -44,6 +44,7 @@ def is_stock(folder: Path) -> bool:
 
 def _as_it_is(exported: ExportedModel, source: Path, folder: Path, options: ExportOptions, card: dict[str, Any]) -> ExportRecord:
     type(exported.model).save_pretrained(exported.model, folder, max_shard_size=options.max_shard_size)
+    assert exported.plan is not None  # it was read before
     exported.plan.save(folder / PLAN_FILE)
     copy_tokenizer(source, folder)
     adapters, apart = source / ADAPTER_FOLDER, options.adapters == "folder"
@@ -66,4 +67,5 @@ def _as_it_is(exported: ExportedModel, source: Path, folder: Path, options: Expo
 def _padded(exported: ExportedModel, source: Path, folder: Path, options: ExportOptions, card: dict[str, Any]) -> ExportRecord:
     card = card_of_run(str(source), card, dtype=options.dtype)
     sizes = options.max_shard_size
+    assert exported.plan is not None
     return export_model(exported.model, source, None, exported.plan, folder, max_shard_size=sizes, card=card, pad=True)

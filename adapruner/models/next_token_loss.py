@@ -9,7 +9,8 @@ backward pass. Where a model cannot be taken apart so, its logits are made whole
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,6 +25,13 @@ from adapruner.models.forward import answering
 IGNORED = -100
 #: Bytes of float32 logits that are held at a time; a batch that has fewer is not taken apart.
 MOST_BYTES = 64 * 2**20
+
+
+class PartLoss(Protocol):
+    """Losses ``[n]`` of logits ``[n, vocabulary]`` at some positions, batch and sequence joined."""
+
+    def __call__(self, logits: Tensor, positions: slice) -> Tensor: ...
+
 
 #: Model -> its trunk and the class of the trunk's output, or ``None`` where it cannot be taken apart.
 _trunks: WeakKeyDictionary[nn.Module, tuple[Any, type] | None] = WeakKeyDictionary()
@@ -46,18 +54,44 @@ def next_token_losses(model: Any, labels: Tensor, **inputs: Any) -> Tensor:
     >>> torch.allclose(losses.sum() / (ids.numel() - 1), model(ids, labels=ids).loss)
     True
     """
-    targets = torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORED)], dim=1)
-    causal, rows = _causal(model), _rows_at_once(model)
-    if labels.numel() <= rows or not splits_at_head(causal):
+    targets = next_tokens(labels)
+    flat = targets.flatten()
+
+    def loss(logits: Tensor, positions: slice) -> Tensor:
+        return cross_entropies(logits, flat[positions].to(logits.device))
+
+    return losses_in_parts(model, loss, **inputs).view_as(targets)
+
+
+def next_tokens(labels: Tensor) -> Tensor:
+    """``[batch, seq_len]``: the label after each position; -100 after the last.
+
+    >>> next_tokens(torch.tensor([[7, -100, 9]])).tolist()
+    [[-100, 9, -100]]
+    """
+    return torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORED)], dim=1)
+
+
+def losses_in_parts(model: Any, loss: PartLoss, **inputs: Any) -> Tensor:
+    """The loss ``[batch * seq_len]`` of every position, made of the logits of one part of the positions after the other.
+
+    Differentiable, where gradients are on, with respect to the inputs and the model's weights.
+
+    Args:
+        model: a Hugging Face causal LM, or one with peft's adapters.
+        loss: logits ``[n, vocabulary]`` and which positions they are of, batch and sequence joined -> losses ``[n]``, each of its own
+            row of logits alone.
+        inputs: ``input_ids`` or ``inputs_embeds`` first, and ``attention_mask``, as the model takes them.
+    """
+    given: Tensor = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]
+    causal, rows, count = _causal(model), _rows_at_once(model), given.shape[0] * given.shape[1]
+    parts = [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
+    if count <= rows or not splits_at_head(causal):
         logits = model(**inputs, use_cache=False).logits.flatten(0, 1)
-        pairs = zip(logits.split(rows), targets.to(logits.device).flatten().split(rows), strict=True)
-        return torch.cat([_losses(part, wanted) for part, wanted in pairs]).view_as(targets)
-    hidden = _trunks[causal][0](**inputs, use_cache=False).last_hidden_state  # type: ignore[index]
-    flat, counted = hidden.flatten(0, 1), targets.to(hidden.device).flatten()
-    frozen_head = flat.requires_grad and not _trains(causal, _trunks[causal][0])  # type: ignore[index]
-    starts = range(0, len(flat), rows)
-    parts = [_part(causal, flat[start : start + rows], counted[start : start + rows], frozen_head) for start in starts]
-    return torch.cat(parts).view_as(targets)
+        return torch.cat([loss(logits[part], part) for part in parts])
+    hidden = _trunks[causal][0](**inputs, use_cache=False).last_hidden_state.flatten(0, 1)  # type: ignore[index]
+    frozen_head = hidden.requires_grad and not _trains(causal, _trunks[causal][0])  # type: ignore[index]
+    return torch.cat([_part(causal, hidden[part], partial(loss, positions=part), frozen_head) for part in parts])
 
 
 def mean_next_token_loss(model: Any, labels: Tensor, **inputs: Any) -> Tensor:
@@ -132,11 +166,11 @@ def _rows_at_once(model: Any) -> int:
     return max(1, MOST_BYTES // (4 * vocabulary)) if vocabulary else 1024
 
 
-def _part(model: Any, hidden: Tensor, targets: Tensor, frozen_head: bool) -> Tensor:
+def _part(model: Any, hidden: Tensor, loss: Callable[[Tensor], Tensor], frozen_head: bool) -> Tensor:
     trunk, output = _trunks[model]  # type: ignore[misc]
 
     def losses(states: Tensor) -> Tensor:
-        return _losses(_head(model, states, trunk, output), targets)
+        return loss(_head(model, states, trunk, output))
 
     if not torch.is_grad_enabled():
         return losses(hidden)
@@ -182,6 +216,7 @@ def _head(model: Any, hidden: Tensor, trunk: Any, output: type) -> Tensor:
     return logits[0]
 
 
-def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    """NLL ``[n]`` in nats, at least float32, of targets ``[n]`` under logits ``[n, vocabulary]``; 0 where the target is -100."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return cross_entropy(wide, targets, ignore_index=IGNORED, reduction="none")

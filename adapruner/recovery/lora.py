@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adapruner.argument_checks import check_fields
 from adapruner.errors import ConfigurationError, nearest
-from adapruner.recovery.merging import merge_lora
 
 
 @dataclass(frozen=True)
@@ -125,46 +122,3 @@ def describe_lora(adapted: Any) -> dict[str, Any]:
         "dropout": settings.lora_dropout,
         "target_modules": targets if isinstance(targets, str) else sorted(targets),
     }
-
-
-def recover_briefly(
-    model: nn.Module,
-    batches: Iterable[dict[str, Tensor]],
-    config: LoRAConfig,
-    *,
-    steps: int,
-    build_optimizer: Callable[[list[nn.Parameter]], tuple[torch.optim.Optimizer, Any]],
-    clip_norm: float | None = None,
-    seed: int = 0,
-) -> nn.Module:
-    """A short recovery without a Trainer: adapters, ``steps`` optimizer steps, merge.
-
-    Every compared method is recovered so: same batches, optimizer and schedule as the run itself. The
-    model is changed in place; give a copy to keep it.
-
-    Args:
-        batches: dictionaries of ``input_ids``, ``labels``, ``attention_mask`` ``[batch, seq_len]``; read again from the
-            start when they end before the steps do.
-        build_optimizer: trainable parameters -> optimizer and scheduler (or ``None``), the latter stepped per batch.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        adapted = attach_lora(model, config).train()
-        parameters = [p for p in adapted.parameters() if p.requires_grad]
-        optimizer, scheduler = build_optimizer(parameters)
-        with activations_as_configured(adapted, config):
-            for batch in itertools.islice(_repeat(batches), steps):
-                loss = adapted(**{name: value.to(parameters[0].device) for name, value in batch.items()}, use_cache=False).loss
-                optimizer.zero_grad()
-                loss.backward()
-                if clip_norm:
-                    torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-                optimizer.step()
-                if scheduler is not None:
-                    scheduler.step()
-    return merge_lora(adapted)
-
-
-def _repeat(batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    while True:
-        yield from batches

@@ -1,4 +1,4 @@
-"""LoRA recovery without a Trainer: one process, one device, resumable. Lightning's Trainer does the same on any number of devices."""
+"""Recovery without a Trainer: one process, one device, resumable. Lightning's Trainer does the same on any number of devices."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from adapruner.data.resumable import training_loader
 from adapruner.errors import ConfigurationError
 from adapruner.files.digests import DamagedError
 from adapruner.models.fingerprint import digest_weights
-from adapruner.models.next_token_loss import mean_next_token_loss
 from adapruner.progress import announce, progress_bar
+from adapruner.recovery.briefly import recover_briefly
 from adapruner.recovery.checkpoint_contents import read_contents
 from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
+from adapruner.recovery.distillation import Distillation, DistillationConfig, training_loss
+from adapruner.recovery.form import RecoveryForm, check_form, check_trainable, copy_of_layers, make_plain, make_trainable
 from adapruner.recovery.last_checkpoint import random_state, set_random_state, write_checkpoint
-from adapruner.recovery.lora import LoRAConfig, activations_as_configured, attach_lora, check_adapters, recover_briefly
-from adapruner.recovery.merging import merge_lora
+from adapruner.recovery.lora import LoRAConfig, activations_as_configured
 
 FILE = Path("checkpoints") / "recovery.pt"
 
 
 @dataclass(frozen=True)
 class RecoveryConfig:
-    """LoRA recovery of a pruned model.
+    """Recovery of a pruned model by training: with adapters (LoRA), or of its layers as they are.
 
     Raises:
         ConfigurationError: if a number is out of range.
@@ -41,6 +42,9 @@ class RecoveryConfig:
 
     steps: int = 100
     """Optimizer steps."""
+    form: RecoveryForm = "lora"
+    """``lora`` trains low-rank adapters and merges them; ``full`` trains every weight of the layers, in float32: its optimizer holds as
+    much again twice."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     """Rank, scale, dropout and place of the adapters."""
     batch_size: int = 8
@@ -53,11 +57,14 @@ class RecoveryConfig:
     """Largest norm of the gradients of one step; ``None`` leaves them as they are."""
     seed: int = 0
     """Seed of the adapters' initial values, of dropout and of the order of windows."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    """How much is learnt from the dense model's distributions; nothing by default."""
     every_n_steps: int = 50
     """Steps between two checkpoints in the run folder: what a kill can cost at most."""
 
     def __post_init__(self) -> None:
         check_fields(self, "recovery.")
+        check_form(self.form)
         for name in ("steps", "batch_size", "every_n_steps"):
             if getattr(self, name) < 1:
                 got = getattr(self, name)
@@ -91,10 +98,11 @@ class RecoveredModel:
     def to_report(self) -> dict[str, Any]:
         """The report's section on LoRA recovery."""
         lora = self.config.lora
-        return {"r": lora.r, "alpha": lora.alpha, "steps": len(self.history), "seconds": self.seconds, "history": self.history}
+        section = {"form": self.config.form, "r": lora.r, "alpha": lora.alpha, "steps": len(self.history), "seconds": self.seconds}
+        return {**section, "history": self.history, "distillation": self.config.distillation.to_report()}
 
 
-def train_adapters(
+def train_recovery(
     model: nn.Module,
     windows: Any,
     config: RecoveryConfig,
@@ -102,10 +110,12 @@ def train_adapters(
     folder: Path | None = None,
     identity: dict[str, Any] | None = None,
     tokenizer: Any = None,
+    distillation: Distillation | None = None,
 ) -> RecoveredModel:
-    """Trains low-rank adapters on the pruned model and merges them; its mode, and which parameters train, are as before.
+    """Trains low-rank adapters on the pruned model and merges them, or the layers' own weights; its mode, and which parameters train, are
+    as before.
 
-    A training that is interrupted or fails leaves the model as it was.
+    A training that is interrupted or fails leaves the model as it was: in full fine-tuning a copy of the layers is kept for that.
 
     Args:
         model: the pruned model on its device; changed in place.
@@ -114,38 +124,45 @@ def train_adapters(
         folder: the run folder, where ``checkpoints/recovery.pt`` is kept, and gone on from; ``None`` keeps nothing.
         identity: what the result depends on beside ``config``, as plain values; a checkpoint of another identity is left alone.
         tokenizer: quotes the text of a sample whose loss is not finite.
+        distillation: with what the teacher says of these windows, where ``config`` distils.
 
     Raises:
         ModelError: if a loss or a gradient is not finite, naming the step and where it can be told the sample and the layer.
         ConfigurationError: if no layer has one of the adapters' target names, or the checkpoint cannot be written.
     """
-    check_adapters(model, config.lora)
+    check_trainable(model, config.form, config.lora)
     loader: Any = training_loader(windows, config.batch_size, config.seed)
     identity = {**asdict(config), **(identity or {}), "weights": digest_weights(model), "steps": None}
+    if distillation is not None:
+        identity["teacher"] = distillation.targets.identity
     mode, trains = model.training, {name: p.requires_grad for name, p in model.named_parameters()}
     with ExitStack() as undone, torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(config.seed)
-        adapted = attach_lora(model, config.lora).train()
-        undone.callback(_take_off, adapted, mode, trains)  # where the training does not come to its end
+        before = copy_of_layers(model) if config.form == "full" else {}
+        adapted = make_trainable(model, config.form, config.lora)
+        undone.callback(_take_off, adapted, mode, trains, before)  # where the training does not come to its end
         state = _State(adapted, loader, config, folder, identity)
         state.resume()
         with activations_as_configured(adapted, config.lora), progress_bar("recovery", config.steps) as advance:
             for batch in _endless(loader) if state.step < config.steps else ():
-                loss = _step(adapted, batch, state, config, tokenizer)
+                loss = _step(adapted, batch, state, config, tokenizer, distillation)
                 state.finished(loss)
                 advance(state.step, f"loss {loss:.4f} nats/token")
                 if state.step >= config.steps:
                     break
         state.save()
         undone.pop_all()
-    merged = merge_lora(adapted).train(mode)
+    merged = make_plain(adapted).train(mode)
     _set_trained(merged, trains)
     return RecoveredModel(merged, state.history, state.seconds, config)
 
 
-def _take_off(adapted: Any, mode: bool, trains: dict[str, bool]) -> None:
-    """Leaves the model as it was before adapters were put on it: its own weights were not trained."""
-    model = adapted.unload()
+def _take_off(adapted: Any, mode: bool, trains: dict[str, bool], before: dict[str, Tensor]) -> None:
+    """Leaves the model as it was: adapters come off, whole weights come back."""
+    model = adapted.unload() if hasattr(adapted, "unload") else adapted
+    with torch.no_grad():
+        for name, value in before.items():
+            model.get_parameter(name).copy_(value)
     if hasattr(model, "peft_config"):
         del model.peft_config  # else save_pretrained looks for adapters
     _set_trained(model.train(mode), trains)
@@ -166,7 +183,9 @@ def recovery_config(recovery: RecoveryConfig | int | None) -> RecoveryConfig | N
     return RecoveryConfig(steps=recovery) if isinstance(recovery, int) else recovery
 
 
-def short_recovery(windows: Any, config: RecoveryConfig | None, steps: int) -> Callable[[nn.Module], nn.Module] | None:
+def short_recovery(
+    windows: Any, config: RecoveryConfig | None, steps: int, distillation: Distillation | None = None
+) -> Callable[[nn.Module], nn.Module] | None:
     """The same recovery as a function of a model, for ``steps`` optimizer steps, each time over the same batches.
 
     ``None`` without a recovery, or where no steps are asked for.
@@ -177,13 +196,16 @@ def short_recovery(windows: Any, config: RecoveryConfig | None, steps: int) -> C
     def recover(model: nn.Module) -> nn.Module:
         batches: Any = training_loader(windows, config.batch_size, config.seed)
         build, clip = config.build_optimizer, config.clip_norm
-        return recover_briefly(model, batches, config.lora, steps=steps, build_optimizer=build, clip_norm=clip, seed=config.seed)
+        options: dict[str, Any] = {"clip_norm": clip, "seed": config.seed, "distillation": distillation}
+        return recover_briefly(model, batches, config.lora, form=config.form, steps=steps, build_optimizer=build, **options)
 
     return recover
 
 
-def _step(adapted: Any, batch: dict[str, Tensor], state: _State, config: RecoveryConfig, tokenizer: Any) -> float:
-    loss = mean_next_token_loss(adapted, **{name: value.to(state.device) for name, value in batch.items()})
+def _step(
+    adapted: Any, batch: dict[str, Tensor], state: _State, config: RecoveryConfig, tokenizer: Any, distillation: Distillation | None
+) -> float:
+    loss = training_loss(adapted, distillation, {name: value.to(state.device) for name, value in batch.items()})
 
     def suspect() -> Suspect:
         return batch, f"the batch of step {state.step + 1}", tokenizer

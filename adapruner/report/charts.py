@@ -276,4 +276,4 @@ def loss_chart(history: Sequence[tuple[int, float | None]]) -> alt.LayerChart | 
     line = chart.mark_line(color=colour("recovered"), clip=True).add_params(pan_and_zoom())
     told = chart.mark_point(size=80, opacity=0).encode(tooltip=["step:Q", alt.Tooltip("loss:Q", format=".4f")])
     words = f"from {nll_text(points[0][1])} to {nll_text(points[-1][1])} nats per token in {points[-1][0]:.0f} steps"
-    return alt.layer(line, told).properties(height=210, description=f"Loss of LoRA recovery, {words}")
+    return alt.layer(line, told).properties(height=210, description=f"Loss of the recovery, {words}")

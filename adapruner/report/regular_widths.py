@@ -28,6 +28,8 @@ def at_any_width(scored: ScoredModel, found: FoundPlan) -> Recipe | None:
     recipe = scored.options.recipe if found.outcome is None else found.outcome.recipe
     if recipe is None or scored.given is not None or recipe.sequential or not regular_multiple(scored.problem, found.remaining):
         return None
+    if scored.options.rounds > 1:  # the recipe is the last round's alone
+        return None
     if scored.problem.latency is not None:  # the plan met it on the clock, by corrections that another plan would not have
         return None
     loose = replace(recipe, allocation=replace(recipe.allocation, round_to=1))

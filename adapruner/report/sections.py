@@ -237,14 +237,24 @@ class Reconstruction(Record):
     seconds: float
 
 
-class Lora(Record):
-    """LoRA recovery; ``history`` holds pairs of step and loss (nats per token)."""
+class Distillation(Record):
+    """Share of the divergence from the dense model in the loss, and how its distributions were kept."""
 
+    weight: float
+    temperature: float
+    top_k: int
+
+
+class Lora(Record):
+    """Recovery by training; ``full`` has no use for ``r`` and ``alpha``; ``history`` holds pairs of step and loss (nats per token)."""
+
+    form: str = "lora"
     r: int
     alpha: float
     steps: int
     seconds: float
     history: list[tuple[int, float | None]]
+    distillation: Distillation | None = None
 
 
 class Recovery(Record):

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from adapruner.recovery.post_pruning import PostPruning
 from adapruner.recovery.streams import SharedStream
 from adapruner.search.chosen_samples import write_chosen_set
 from adapruner.search.device_latency import meet_latency
+from adapruner.search.rounds import find_in_rounds
 from adapruner.search.score import ScoredModel
 from adapruner.search.sequential_statistics import collect_in_sequence
 from adapruner.search.study import SearchOutcome, run_search
@@ -38,7 +40,8 @@ class FoundPlan:
     remaining: PruningPlan
     """The same units for the model that they were searched in; differs from ``plan`` only where layers or hidden channels went first."""
     outcome: SearchOutcome | None
-    """The search: its trials, the winner's recipe, the second look; ``None`` where a plan or a recipe was given."""
+    """The search (of several rounds the last): its trials, the winner's recipe, the second look; ``None`` where a plan or a recipe was
+    given."""
 
 
 def save_found_plan(scored: ScoredModel, found: FoundPlan, tokenizer: Any = None) -> None:
@@ -85,7 +88,10 @@ def find_plan(
     """
     model, problem = scored.model, scored.problem
     with scored.stage.entered(model):
-        plan, outcome = _plan(scored, recover, on_trial)
+        if scored.options.rounds > 1 and scored.given is None:
+            plan, outcome = find_in_rounds(scored, partial(_plan, recover=recover, on_trial=on_trial))
+        else:
+            plan, outcome = _plan(scored, recover, on_trial)
         if problem.latency is not None:  # every rank timed its own device: the first one's clock counts
             plan = Ranks().broadcast(plan)
         Ranks().check_same_plan(plan.hash)

@@ -44,6 +44,8 @@ class PruningOptions:
     of the router."""
     depth_width: DepthWidthConfig = field(default_factory=DepthWidthConfig)
     """Layers and hidden channels that go before units are searched."""
+    rounds: int = 1
+    """Rounds in which the budget is reached, each an equal share of the dense model: prune, refit, score what is left, prune on."""
     statistics_batch_size: int = 8
     """Calibration samples in one forward and backward pass."""
 
@@ -54,6 +56,26 @@ class PruningOptions:
         if self.plan is not None and self.recipe is not None:
             raise ConfigurationError(f"pruning.recipe: expected a plan or a recipe, got both ({self.plan.hash}); leave one out")
         check_beside_depth_and_width(self.depth_width, self.budget, self.search.space, self.recipe)
+        self._check_rounds()
+
+    def _check_rounds(self) -> None:
+        """Refuses what cannot be done in several rounds."""
+        if self.rounds < 1:
+            raise ConfigurationError(f"pruning.rounds: expected 1 or more, got {self.rounds}; give 1 to prune once")
+        if self.rounds == 1 or self.plan is not None:
+            return
+        recipe, space = self.recipe, self.search.space
+        for wrong, what in (
+            (bool(self.depth_width), "remove_layers or hidden_fraction"),
+            (self.budget.of == "latency", "a latency"),
+            (self.attention_units == "query_head", "attention_units query_head"),  # of a KV head with one left it means another unit
+            (recipe is None and self.search.storage is not None, "search.storage"),
+            (recipe is None and self.search.objective.pareto, "search.objective.pareto"),
+            (space.pruned_fraction if recipe is None else recipe.pruned_fraction, "a pruned_fraction beside the budget's"),
+            (True in space.bias_compensations if recipe is None else recipe.bias_compensation, "bias_compensation"),
+        ):
+            if wrong:
+                raise ConfigurationError(f"pruning.rounds: expected 1 with {what}, got {self.rounds}; give 1, or do without it")
 
     def weights_left(self, whole: int) -> int:
         """How many of so many weights the pruned model will have, at least; 0 where only the search will tell."""
@@ -91,7 +113,8 @@ def pruning_options(
         hidden_fraction: fraction of hidden channels to remove before the search of units, for Llama, Mistral, Qwen2 and Qwen3.
             They count towards the budget; protected layers lose them too.
         layer_score: what decides which layers go; see :mod:`adapruner.pruning.layer_scores`.
-        units: ``attention_units``, ``ffn_units``, ``statistics_batch_size``, as in :class:`adapruner.search.options.PruningOptions`.
+        units: ``attention_units``, ``ffn_units``, ``rounds``, ``statistics_batch_size``, as in
+            :class:`adapruner.search.options.PruningOptions`.
 
     Raises:
         ConfigurationError: if a value is of a type that nothing could be done with, or options exclude each other.

@@ -10,9 +10,13 @@ from torch.utils.data import DataLoader
 from adapruner.callbacks.compression_report import CompressionReportCallback
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruned_export import PrunedExportCallback
+from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback
 from adapruner.errors import ConfigurationError, ModelError
-from adapruner.recovery.lora import LoRAConfig, recover_briefly
+from adapruner.export.loading import load
+from adapruner.recovery.briefly import recover_briefly
+from adapruner.recovery.lora import LoRAConfig
 from tests.callbacks.conftest import ForeignData, ForeignModule, Run, foreign_trainer, search_callback
+from tests.callbacks.test_recovery_checkpoint import OrderedData
 from tests.tiny import random_windows, word_tokenizer
 
 
@@ -32,6 +36,50 @@ def test_a_short_recovery_is_what_the_trainer_does(tmp_path: Path) -> None:
     )
     torch.testing.assert_close(dict(briefly.state_dict()), dict(trained.state_dict()))
     assert not torch.equal(trained.lm_head.weight, trained.model.embed_tokens.weight)
+
+
+def full() -> LoRARecoveryCallback:
+    return LoRARecoveryCallback(LoRAConfig(dropout=0.0), model_attribute="language", form="full")
+
+
+def test_a_full_recovery_is_what_a_short_one_does(tmp_path: Path) -> None:
+    trained, before = Run(tmp_path, [full()], max_steps=6).module.language, ForeignModule().language
+    briefly = recover_briefly(
+        ForeignModule().language,
+        ForeignData().train_dataloader(),
+        full().lora,
+        form="full",
+        steps=6,
+        build_optimizer=lambda parameters: (torch.optim.AdamW(parameters, lr=1e-3), None),
+    )
+    torch.testing.assert_close(dict(briefly.state_dict()), dict(trained.state_dict()))
+    assert all(p.requires_grad for p in trained.parameters())
+    for name, value in before.state_dict().items():
+        assert torch.equal(trained.state_dict()[name], value) == (".layers." not in name), name
+
+
+@pytest.mark.slow  # three runs
+def test_a_full_recovery_after_a_search_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    """Its checkpoint holds whole weights, no adapters; the plan of it prunes a fresh module."""
+
+    def fit(folder: str, steps: int, *more: Any, ckpt_path: Any = None) -> Any:
+        module = ForeignModule()
+        checkpoint = RecoveryCheckpointCallback(1)
+        checkpoint.settings = {"model": "a"}
+        trainer = foreign_trainer(
+            tmp_path / folder, [search_callback(), full(), checkpoint, *more], max_steps=steps, enable_checkpointing=True
+        )
+        trainer.fit(module, datamodule=OrderedData(), ckpt_path=ckpt_path)
+        return module.language
+
+    unbroken = fit("whole", 4, PrunedExportCallback(verify=False))
+    fit("first", 2)
+    checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    assert not any("lora" in name for name in torch.load(checkpoint, weights_only=True)["state_dict"])
+    resumed, loaded = fit("first", 4, ckpt_path=checkpoint), load(tmp_path / "whole" / "model")
+    for name, value in unbroken.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+        assert torch.equal(loaded.state_dict()[name], value), name
 
 
 def test_before_the_search_it_is_refused(tmp_path: Path) -> None:

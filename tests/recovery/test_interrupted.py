@@ -7,7 +7,7 @@ import torch
 
 from adapruner.recovery import training
 from adapruner.recovery.lora import LoRAConfig
-from adapruner.recovery.training import RecoveryConfig, train_adapters
+from adapruner.recovery.training import RecoveryConfig, train_recovery
 from tests.tiny import random_windows, tiny_llama
 
 
@@ -28,7 +28,7 @@ def test_the_model_is_as_it_was(monkeypatch: pytest.MonkeyPatch, error: type[Bas
     monkeypatch.setattr(training, "_step", step)
     config = RecoveryConfig(steps=5, learning_rate=0.1, lora=LoRAConfig(r=2, alpha=4, dropout=0.0))
     with pytest.raises(error, match="here"):
-        train_adapters(model, random_windows(8, 16, seed=4), config)
+        train_recovery(model, random_windows(8, 16, seed=4), config)
     after = dict(model.named_parameters())
     assert after.keys() == before.keys()
     assert all(after[name] is parameter for name, parameter in before.items())

@@ -10,7 +10,8 @@ import torch
 from adapruner.errors import ConfigurationError
 from adapruner.models.tracing import trace_structure
 from adapruner.pruning.surgery import prune_model
-from adapruner.recovery.lora import LoRAConfig, activations_as_configured, attach_lora, check_adapters, recover_briefly
+from adapruner.recovery.briefly import recover_briefly
+from adapruner.recovery.lora import LoRAConfig, activations_as_configured, attach_lora, check_adapters
 from adapruner.recovery.merging import merge_lora
 from tests.recovery.test_reconstruction import plan_for
 from tests.tiny import random_windows, tiny_llama

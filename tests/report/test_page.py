@@ -110,7 +110,7 @@ def test_every_plot_is_drawn_with_its_values() -> None:
     assert all(bar in rows_of(page.chart("Importance of search dimensions")) for bar in bars)
     kept = rows_of(page.chart("FFN channels kept per layer"))[:8]
     assert [row["kept"] for row in kept] == report["model"]["units"]["ffn"]["kept"]
-    assert len(rows_of(page.chart("Loss of LoRA recovery"))) >= len(report["recovery"]["lora"]["history"])
+    assert len(rows_of(page.chart("Loss of the recovery"))) >= len(report["recovery"]["lora"]["history"])
 
 
 def test_every_trial_is_in_the_search_history() -> None:
