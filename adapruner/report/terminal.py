@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapruner.progress import terminal
 from adapruner.report.answer import answer_sentence, calibration_sentences, comparisons, ideal_sentence, left_out, widths_sentence
-from adapruner.report.formats import MISSING, nll_text
+from adapruner.report.formats import MISSING, memory_text, nll_text
 from adapruner.report.schema import Report, validate_report
 from adapruner.report.sections import Export, Search
 from adapruner.report.tables import TextTable, cost_table, perplexity_table, score_table, speed_tables
@@ -70,4 +70,9 @@ def _export_lines(export: Export) -> list[str]:
     loads = "loads with stock transformers" if export.stock else "loads with trust_remote_code=True"
     difference = export.max_abs_logit_difference
     checked = "logits not compared" if difference is None else f"largest logit difference {difference:.1e}"
-    return [f"Exported to {export.path}: {export.class_name}, {loads}; {checked}.", *(f"- {note}" for note in export.notes)]
+    lines = [f"Exported to {export.path}: {export.class_name}, {loads}; {checked}.", *(f"- {note}" for note in export.notes)]
+    if export.gguf is not None:
+        file = export.gguf
+        lines.append(f"For llama.cpp, {file.path}: {file.architecture} in {file.dtype}, {memory_text(file.bytes / 2**30)}.")
+        lines += [f"- {note}" for note in file.notes]
+    return lines
