@@ -76,7 +76,7 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     allocation, budget = FORMS[request.param]
     recipe = adapruner.Recipe({"wanda_sp": 1.0}, allocation=allocation)
     model = load_language_model(SOURCE, dtype="float32")
-    result = adapruner.prune(model, tokenizer, given, budget=budget, recipe=recipe, reconstruction=None, progress=False)
+    result = adapruner.prune(model, tokenizer, given, budget=budget, recipe=recipe, progress=False)
     result.save(folder / "out")
     windows = windows_of("test", tokenizer, WINDOWS, WINDOW)
     file = write_gguf(folder / "out", folder / "model.gguf")
