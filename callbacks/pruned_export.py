@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adapruner.argument_checks import check_call
 from adapruner.callbacks.compression_report import CompressionReportCallback
+from adapruner.callbacks.gguf_target import GgufTarget
 from adapruner.callbacks.listener import PruningListener, first_of
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
@@ -41,17 +42,21 @@ class PrunedExportCallback(PruningListener):
         folder: where to; ``model`` in the run folder when empty. An earlier export there is replaced.
         verify: load the folder in a fresh process, as it will be served, and compare logits and perplexity.
         push: upload the folder to the hub under this name, ``user/model``, at the very end. A new repository is private.
+        gguf: write the model for llama.cpp, too, to this file, ``model.gguf``; a relative path lies in the run folder.
         options: ``dtype``, ``max_shard_size``, ``adapters``, ``pad``, as in :class:`adapruner.export.options.ExportOptions`.
 
     >>> PrunedExportCallback(dtype="bfloat16").options.dtype
     'bfloat16'
     """
 
-    def __init__(self, folder: str | None = None, verify: bool = True, push: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, folder: str | None = None, verify: bool = True, push: str | None = None, gguf: str | None = None, **options: Any
+    ) -> None:
         super().__init__()
-        check_call(PrunedExportCallback.__init__, {"folder": folder, "verify": verify, "push": push}, "export.")
+        check_call(PrunedExportCallback.__init__, {"folder": folder, "verify": verify, "push": push, "gguf": gguf}, "export.")
         self.options = ExportOptions(**options, prefix="export.")
         self.folder_name, self.verify, self.push = folder, verify, push
+        self.gguf = None if gguf is None else GgufTarget(gguf, self.options)
         self.record: ExportRecord | None = None
         self.verification: Verification | None = None
 
@@ -62,7 +67,7 @@ class PrunedExportCallback(PruningListener):
 
     def check_before_search(self, trainer: Trainer) -> None:
         """Refuses what cannot be written, before the hours of work, not after."""
-        folder, run = self._folder(trainer), Path(self._pruning(trainer).folder_name or trainer.default_root_dir)
+        folder, run = self._folder(trainer), self._run_folder(trainer)
         check_folder(folder)
         if run.resolve().is_relative_to(folder.resolve()):
             raise ConfigurationError(f"export.folder: expected a place beside or inside the run folder, got {folder}; give {run / 'model'}")
@@ -73,15 +78,24 @@ class PrunedExportCallback(PruningListener):
             raise ConfigurationError(
                 f"export.adapters: expected recovery.form lora for a folder of adapters, got {recovery.form!r}; give merged"
             )
+        if self.gguf is not None:
+            self.gguf.check(run, folder)
         if self.push is not None and trainer.is_global_zero:
             from adapruner.export.push import check_push
 
             check_push(self.push)
 
+    def check_with_model(self, pl_module: LightningModule, model: Any) -> None:
+        """Refuses a model that was to be written as GGUF, too, and cannot be."""
+        if self.gguf is not None:
+            pruning = self._pruning(pl_module.trainer)
+            self.gguf.check_model(model, getattr(pl_module, "tokenizer", None), pruning.options)
+
     def bytes_to_write(self, trainer: Trainer, weights: int) -> int:
         """Bytes that an export of so many weights takes, at least."""
         own = next(trainer.lightning_module.parameters()).element_size()
-        return weights * (4 if self.options.dtype == "float32" else 2 if self.options.dtype else own)
+        each = 4 if self.options.dtype == "float32" else 2 if self.options.dtype else own
+        return weights * each * (1 if self.gguf is None else 2)
 
     def before_merge(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """With ``adapters: folder``: writes and checks the folder; called by recovery, which then merges the adapters."""
@@ -118,6 +132,8 @@ class PrunedExportCallback(PruningListener):
         if self.verify:
             windows, tokens = VERIFIED
             self.verification = self._verified(folder, model, scored.data.search_windows.input_ids[:windows, :tokens])
+        if self.gguf is not None:
+            self.gguf.write(folder, self._run_folder(trainer))
 
     def _verified(self, folder: Path, model: Any, input_ids: Tensor) -> Verification:
         """How the folder, which stays, compares with the model."""
@@ -140,7 +156,9 @@ class PrunedExportCallback(PruningListener):
     def report_sections(self, trainer: Trainer) -> dict[str, Any]:
         """What was exported, and how far the folder's logits are from the model's; nothing before the export."""
         compared = None if self.verification is None else self.verification.to_report()
-        return {} if self.record is None else {"export": self.record.to_report(compared)}
+        if self.record is None:
+            return {}
+        return {"export": {**self.record.to_report(compared), "gguf": None if self.gguf is None else self.gguf.to_report()}}
 
     def _card(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Licence of the base model, seeds, and what the report measured so far."""
@@ -162,7 +180,10 @@ class PrunedExportCallback(PruningListener):
     def _folder(self, trainer: Trainer) -> Path:
         if self.folder_name:
             return Path(self.folder_name)
-        return Path(self._pruning(trainer).folder_name or trainer.default_root_dir) / "model"
+        return self._run_folder(trainer) / "model"
+
+    def _run_folder(self, trainer: Trainer) -> Path:
+        return Path(self._pruning(trainer).folder_name or trainer.default_root_dir)
 
     def _pruning(self, trainer: Trainer) -> PruningSearchCallback:
         found = first_of(trainer, PruningSearchCallback)

@@ -188,6 +188,7 @@ def _list_contents(path: Path, remarks: list[str]) -> dict[str, Any]:
         holds[MODEL] = export
     if journal is not None:
         holds[JOURNAL] = {"trials": journal["finished"], "bytes": _size(path / JOURNAL)}
+    holds |= {file.name: {"bytes": _size(file)} for file in sorted(path.glob("*.gguf")) if file.is_file()}
     remarks += [f"{name} is no file" for name in _OTHERS if os.path.lexists(path / name) and not (path / name).is_file()]
     holds |= {name: {"bytes": _size(path / name)} for name in _OTHERS if (path / name).is_file()}
     return holds

@@ -20,6 +20,7 @@ from adapruner.export.card import model_card
 from adapruner.export.licence import is_hub_name
 from adapruner.export.options import DTYPES, ExportOptions
 from adapruner.export.padding import pad_to_uniform
+from adapruner.export.quantising import group_notes
 from adapruner.export.staging import check_folder, staged
 from adapruner.export.target import Target, choose_target, has_uneven_experts
 from adapruner.export.widths import check_widths
@@ -110,7 +111,7 @@ def export_model(
     filled.load_state_dict(target.state, strict=True, assign=True)
     filled.tie_weights()
     cast_weights(filled, dtype)
-    notes += _carry_generation_config(model, filled)
+    notes += _carry_generation_config(model, filled) + group_notes(filled)
     if (quantised := getattr(model.config, QUANTISED_BASE, None)) is not None:
         notes.append(f"the base model's weights were quantised, and dequantised from {quantised} before the pruning")
     class_name = type(filled).__name__

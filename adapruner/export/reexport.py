@@ -11,6 +11,7 @@ from adapruner.export.card import card_of_run, model_card, written_in
 from adapruner.export.folder import PLAN_FILE, ExportRecord, cast_weights, copy_tokenizer, export_model, list_files
 from adapruner.export.loading import ExportedModel, check_whole, open_export, read_config
 from adapruner.export.options import ExportOptions
+from adapruner.export.quantising import group_notes
 
 
 def reexport(source: Path, folder: Path, options: ExportOptions, card: dict[str, Any]) -> tuple[Any, ExportRecord]:
@@ -53,13 +54,14 @@ def _as_it_is(exported: ExportedModel, source: Path, folder: Path, options: Expo
         for name in ADAPTER_FILES:
             shutil.copyfile(adapters / name, folder / ADAPTER_FOLDER / name)
     name, readme, stock = type(exported.model).__name__, source / "README.md", is_stock(folder)
-    notes = [f"{changed} was changed after the export: taken along as it is" for changed in check_whole(source)]
+    odd = group_notes(exported.model)
+    notes = [*odd, *(f"{changed} was changed after the export: taken along as it is" for changed in check_whole(source))]
     if readme.is_file() and (apart or not adapters.is_dir()):
         text = readme.read_text(encoding="utf-8", errors="replace")
         text += f"\nWritten again in {options.dtype}, after these measurements.\n" if options.dtype and "## Measured" in text else ""
     else:
-        notes, card = [], {**card, **written_in(options.dtype, card)}
-        text = model_card(exported.plan, class_name=name, stock=stock, notes=[], card=card)
+        notes, card = odd, {**card, **written_in(options.dtype, card)}
+        text = model_card(exported.plan, class_name=name, stock=stock, notes=odd, card=card)
     (folder / "README.md").write_text(text, encoding="utf-8")
     return ExportRecord(folder, name, stock, notes, list_files(folder))
 

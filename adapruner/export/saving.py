@@ -13,6 +13,7 @@ from adapruner.errors import ConfigurationError
 from adapruner.export.adapters import ADAPTER_FOLDER
 from adapruner.export.card import model_card
 from adapruner.export.folder import PLAN_FILE, ExportRecord, export_model, list_files
+from adapruner.export.quantising import group_notes
 from adapruner.export.staging import is_export, scratch_beside
 from adapruner.files.digests import SUMS, write_sums
 from adapruner.models.units import ModelStructure
@@ -66,9 +67,10 @@ class ExportingSave:
         type(model).save_pretrained(model, folder, max_shard_size=max_shard_size)
         self.plan.save(folder / PLAN_FILE)
         stock = "auto_map" not in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        (folder / "README.md").write_text(model_card(self.plan, class_name=name, stock=stock, notes=[]), encoding="utf-8")
+        notes = group_notes(model)
+        (folder / "README.md").write_text(model_card(self.plan, class_name=name, stock=stock, notes=notes), encoding="utf-8")
         write_sums(folder)
-        return ExportRecord(folder, name, stock, [], list_files(folder))
+        return ExportRecord(folder, name, stock, notes, list_files(folder))
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:

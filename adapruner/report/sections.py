@@ -340,6 +340,18 @@ class Took(Record):
     """The most that tensors held on its GPU, where there is one."""
 
 
+class GgufFile(Record):
+    """The file for llama.cpp."""
+
+    path: str
+    architecture: str
+    """By its name in llama.cpp."""
+    dtype: str
+    """The matrices'."""
+    bytes: int
+    notes: list[str]
+
+
 class Export(Record):
     """The exported folder."""
 
@@ -358,6 +370,8 @@ class Export(Record):
     perplexity_own: float | None = None
     """The same by the model in its own dtype, where that is another."""
     notes: list[str]
+    gguf: GgufFile | None = None
+    """What was written of it for llama.cpp."""
 
 
 class Generation(Record):

@@ -17,7 +17,7 @@ from adapruner.report.answer import (
     widths_sentence,
     worse_sentences,
 )
-from adapruner.report.formats import MISSING, nll_text
+from adapruner.report.formats import MISSING, memory_text, nll_text
 from adapruner.report.schema import Report, validate_report
 from adapruner.report.sections import Export, Search
 from adapruner.report.tables import TextTable, cost_table, perplexity_table, score_table, speed_tables
@@ -83,5 +83,9 @@ def _export_lines(export: Export) -> list[str]:
     loads = "loads with stock transformers" if export.stock else "loads with trust_remote_code=True"
     difference = export.max_abs_logit_difference
     checked = "logits not compared" if difference is None else f"largest logit difference {difference:.1e}"
-    code = [f"  {line}" for line in loading_code(export).splitlines() if line]
-    return [f"Exported to {export.path}: {export.class_name}, {loads}; {checked}.", *(f"- {note}" for note in export.notes), *code]
+    lines = [f"Exported to {export.path}: {export.class_name}, {loads}; {checked}.", *(f"- {note}" for note in export.notes)]
+    if export.gguf is not None:
+        file = export.gguf
+        lines.append(f"For llama.cpp, {file.path}: {file.architecture} in {file.dtype}, {memory_text(file.bytes / 2**30)}.")
+        lines += [f"- {note}" for note in file.notes]
+    return [*lines, *(f"  {line}" for line in loading_code(export).splitlines() if line)]

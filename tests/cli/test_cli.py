@@ -51,6 +51,7 @@ def test_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
         "--pruning.budget",
         "--report.compare",
         "--export.folder",
+        "--export.gguf",
         "--import FILE",
     ):
         assert option in out

@@ -49,10 +49,7 @@ class Gguf:
     def check(self, target: Path, options: ExportOptions) -> None:
         """Refuses what :func:`check_gguf` refuses, and a file that is there without our mark."""
         check_gguf(target, options.dtype)
-        if os.path.lexists(target) and not is_own(target):
-            raise ConfigurationError(
-                f"gguf: expected a new name or an earlier export, got {target}, which is another's; choose another name"
-            )
+        check_free(target)
 
     def write(self, folder: Path, target: Path, options: ExportOptions) -> GgufRecord:
         """Writes what :func:`write_gguf` writes."""
@@ -89,8 +86,11 @@ def write_gguf(folder: str | Path, file: str | Path, dtype: str | None = None) -
     return GgufRecord(file, f"for llama.cpp, {name} in {dtype}", notes, architecture=name, dtype=dtype)
 
 
-def check_gguf(file: str | Path, dtype: str | None = None) -> None:
+def check_gguf(file: str | Path, dtype: str | None = None, argument: str = "gguf") -> None:
     """Refuses what :func:`write_gguf` could not do for any folder; writes nothing, so that it can come before heavy work.
+
+    Args:
+        argument: that names ``file`` in messages.
 
     Raises:
         ConfigurationError: if the dtype is unknown, ``file`` is a folder, or the package ``gguf`` is not installed.
@@ -98,8 +98,20 @@ def check_gguf(file: str | Path, dtype: str | None = None) -> None:
     if dtype is not None and dtype not in DTYPES:
         raise ConfigurationError(f"dtype: expected a type that GGUF export writes, got {dtype!r}; {nearest(dtype, DTYPES)}")
     if Path(file).is_dir():
-        raise ConfigurationError(f"gguf: expected a file, got the folder {file}; add a file name such as model.gguf")
-    _library()
+        raise ConfigurationError(f"{argument}: expected a file, got the folder {file}; add a file name such as model.gguf")
+    _library(argument)
+
+
+def check_free(file: Path, argument: str = "gguf") -> None:
+    """Refuses a file that is there and that this package did not write.
+
+    Raises:
+        ConfigurationError: naming ``argument``.
+    """
+    if os.path.lexists(file) and not is_own(file):
+        raise ConfigurationError(
+            f"{argument}: expected a new name or an earlier export, got {file}, which is another's; choose another name"
+        )
 
 
 def is_own(file: Path) -> bool:
@@ -112,11 +124,13 @@ def is_own(file: Path) -> bool:
     return head.startswith(b"GGUF") and _MARK.encode() in head
 
 
-def _library() -> Any:
+def _library(argument: str = "gguf") -> Any:
     try:
         import gguf
     except ImportError:
-        raise ConfigurationError("gguf: expected the package gguf to be installed, got none; pip install 'adapruner[gguf]'") from None
+        raise ConfigurationError(
+            f"{argument}: expected the package gguf to be installed, got none; pip install 'adapruner[gguf]'"
+        ) from None
     return gguf
 
 

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
@@ -16,48 +11,10 @@ from adapruner.export.formats.gguf import write_gguf
 from adapruner.export.loading import load
 from tests.export.cases import UNEVEN, plan_for
 
+from .llama_runs import F16, llama, our_greedy, quantised, their_greedy, their_logits, types_of
 from .test_writing import ROWS, VOCABULARY, byte_tokenizer, export
 
 pytest.importorskip("gguf")
-llama_cpp = pytest.importorskip("llama_cpp")
-
-F32, F16 = 0, 1
-
-
-@contextmanager
-def llama(file: Path, kind: int = F32, flash: bool = False) -> Iterator[Any]:
-    """The file in llama.cpp, keys and values kept in float32: its default, float16, would round where ours does not."""
-    model = llama_cpp.Llama(
-        str(file), n_ctx=256, n_batch=128, type_k=kind, type_v=kind, flash_attn=flash, n_threads=1, logits_all=True, verbose=False
-    )
-    try:
-        yield model
-    finally:
-        model.close()
-
-
-def their_logits(model: Any, ids: list[int]) -> torch.Tensor:
-    """``[t, vocabulary]``."""
-    model.reset()
-    model.eval(ids)
-    return torch.tensor(model.scores[: len(ids)])
-
-
-def their_greedy(model: Any, ids: list[int], count: int) -> list[int]:
-    """One token at a time through the cache."""
-    model.reset()
-    model.eval(ids)
-    found: list[int] = []
-    for _ in range(count):
-        found.append(int(model.scores[model.n_tokens - 1].argmax()))
-        model.eval(found[-1:])
-    return found
-
-
-def our_greedy(model: Any, ids: list[int], count: int) -> list[int]:
-    given = torch.tensor([ids])
-    settings = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    return model.generate(given, attention_mask=torch.ones_like(given), **settings)[0, len(ids) :].tolist()
 
 
 @pytest.mark.parametrize(("family", "kept", "output_bias", "changes", "architecture"), ROWS)
@@ -129,14 +86,10 @@ def test_irregular_files_can_be_quantized(pruned, tmp_path, family, changes):
     """Widths that are multiples of 32 take 8 bits; llama.cpp keeps the others in 16."""
     case = pruned(family, [1, 2, 1], [64, 96, 50], vocab_size=VOCABULARY, head_dim=32, intermediate_size=96, **changes)
     file = write_gguf(export(case, tmp_path / "out"), tmp_path / "model.gguf").path
-    settings = llama_cpp.llama_model_quantize_default_params()
-    settings.ftype, settings.nthread = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, 1
-    assert llama_cpp.llama_model_quantize(str(file).encode(), str(tmp_path / "q8.gguf").encode(), settings) == 0
-    import gguf
-
-    types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "q8.gguf").tensors}
+    eight_bits = quantised(file, "Q8_0")
+    types = types_of(eight_bits)
     assert [types[f"blk.{layer}.ffn_down.weight"] for layer in range(3)] == ["Q8_0", "Q8_0", "F16"]
     ids = case.input_ids[0].tolist()
-    with llama(tmp_path / "q8.gguf") as other:
+    with llama(eight_bits) as other:
         similarity = torch.cosine_similarity(their_logits(other, ids), case.logits()[0], dim=-1)
     assert similarity.min() > 0.98
