@@ -10,6 +10,7 @@ from typing import Any
 from adapruner.argument_checks import typed
 from adapruner.errors import ModelError
 from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter
+from adapruner.export.auto_map import auto_map_of
 from adapruner.export.folder import PLAN_FILE
 from adapruner.export.saving import ExportingSave
 from adapruner.export.staging import is_export
@@ -188,6 +189,8 @@ def _from_pretrained(folder: Path, model_class: Any, dtype: str, device_map: Any
             options["experts_implementation"] = "eager"
         if "auto_map" in config.to_dict():
             del config.auto_map  # or an Auto class would ask to run the folder's code
+        if "pruned_shapes" in config.to_dict():
+            config.auto_map = auto_map_of(config)  # saved again, it names every class, also where an older release named one
         model, info = model_class.from_pretrained(folder, config=config, ignore_mismatched_sizes=True, **options)
     except (ValueError, OSError, RuntimeError, StrictDataclassError) as error:
         raise ModelError(f"folder: expected a model that loads, got {error} in {folder}; export again") from None
