@@ -55,7 +55,12 @@ def load(folder: str | Path, dtype: str = "auto", device_map: Any = None) -> Any
         raise ModelError(f"folder: expected an export, got no folder at {folder}; {hint}")
     if not is_export(folder):
         raise ModelError(f"folder: expected an export by adapruner, got {folder} without its mark in config.json; use from_pretrained")
-    config, plan = read_config(folder), read_plan(folder / PLAN_FILE)
+    config = read_config(folder)
+    if "block_configs" in config:
+        raise ModelError(
+            f"folder: expected an export that transformers loads, got one in DeciLM's form, {folder}; give the one that it was made from"
+        )
+    plan = read_plan(folder / PLAN_FILE)
     marked = config.get(MARK, {}).get("plan_hash")
     if marked != plan.hash:
         raise ModelError(f"folder: expected the plan {marked}, got {plan.hash} in {folder}; export again")
