@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from adapruner.export.formats.gguf.folder import ExportedFolder, read_folder
 from adapruner.export.loading import check_whole
 from adapruner.export.options import ExportOptions
 from adapruner.export.staging import check_folder, is_export, staged
+from adapruner.files.atomic import replace_folder
 from adapruner.files.digests import write_sums
 
 CLASS = "DeciLMForCausalLM"
@@ -46,8 +49,12 @@ class Deci:
         return target.is_dir() and (is_export(target) or not any(target.iterdir()))
 
     def write(self, folder: Path, target: Path, options: ExportOptions) -> FormatRecord:
-        """Writes what :func:`write_deci` writes."""
-        return write_deci(folder, target, options.max_shard_size)
+        """Writes what :func:`write_deci` writes: beside the scratch folder first, which lies on the target's file system."""
+        new = folder.with_name(f"{folder.name}.{self.name}")
+        notes = _fill(new, folder, options.max_shard_size)
+        check_folder(target)
+        replace_folder(new, Path(os.path.realpath(target)))
+        return _record(target, notes)
 
 
 def write_deci(folder: str | Path, target: str | Path, max_shard_size: str | int = "5GB") -> FormatRecord:
@@ -62,26 +69,32 @@ def write_deci(folder: str | Path, target: str | Path, max_shard_size: str | int
         ConfigurationError: if ``target`` holds something else or cannot be written.
         ModelError: if the folder is damaged, or DeciLM computes something else.
     """
+    with staged(Path(target)) as new:
+        notes = _fill(new, Path(folder), max_shard_size)
+    return _record(Path(target), notes)
+
+
+def _record(target: Path, notes: tuple[str, ...]) -> FormatRecord:
+    return FormatRecord(target, f"for vLLM, {CLASS}", notes)
+
+
+def _fill(new: Path, folder: Path, max_shard_size: str | int) -> tuple[str, ...]:
+    """Makes the new folder of an export, and returns the notes."""
     from huggingface_hub import save_torch_state_dict
 
-    exported, target = read_folder(folder), Path(target)
+    exported = read_folder(folder)
     layout = read_layout(exported)
-    check_whole(exported.path)
-    state, config = _state(exported, layout), _config(exported, layout)
+    check_whole(folder)
+    new.mkdir()
+    save_torch_state_dict(_state(exported, layout), new, max_shard_size=max_shard_size, metadata={"format": "pt"})
+    (new / "config.json").write_text(json.dumps(_config(exported, layout), indent=2) + "\n", encoding="utf-8")
+    shutil.copyfile(configuration_decilm.__file__, new / Path(configuration_decilm.__file__).name)
+    shutil.copyfile(folder / PLAN_FILE, new / PLAN_FILE)
+    copy_tokenizer(folder, new)  # the generation settings with it
     notes = _notes(layout)
-    with staged(target) as new:
-        new.mkdir()
-        save_torch_state_dict(state, new, max_shard_size=max_shard_size, metadata={"format": "pt"})
-        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        source = Path(configuration_decilm.__file__)
-        (new / source.name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-        copy_tokenizer(exported.path, new)
-        for name in (PLAN_FILE, "generation_config.json"):
-            if (exported.path / name).is_file():
-                (new / name).write_bytes((exported.path / name).read_bytes())
-        (new / "README.md").write_text(_card(exported.path / "README.md", notes), encoding="utf-8")
-        write_sums(new)
-    return FormatRecord(target, f"for vLLM, {CLASS}", notes)
+    (new / "README.md").write_text(_card(folder / "README.md", notes), encoding="utf-8")
+    write_sums(new)
+    return notes
 
 
 def _config(exported: ExportedFolder, layout: Layout) -> dict[str, Any]:
