@@ -49,16 +49,18 @@ def real(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     result.save(base / "pruned")
     write_deci(base / "pruned", base / "deci")
     expected["pruned"], counts["pruned"] = cases.greedy(result.model, torch.tensor(given)), count_parameters(result.model)
-    ways = [("dense", "vllm"), ("dense", "transformers"), ("pruned", "transformers"), ("pruned", "deci")]
-    group = [
-        job(f"{name}|{way}", base / ("deci" if way == "deci" else name), "vllm" if way == "deci" else way, given, TIMED_TOKENS, ROUNDS)
-        for name, way in ways
-    ]
-    answers = ask(vllm_python, [group], base)
+    pairs = [[("dense", "vllm"), ("pruned", "deci")], [("dense", "transformers"), ("pruned", "transformers")]]
+    answers = ask(vllm_python, [[_job(*way, base, given) for way in pair] for pair in pairs], base)
+    ways = [way for pair in pairs for way in pair]
     rows = [_row(name, way, expected[name], answers[f"{name}|{way}"], counts[name]) for name, way in ways]
     found = {"rows": rows, "widths": _widths(base / "pruned"), "versions": answers["versions"]}
     save(RECORD, real=found)
     return found
+
+
+def _job(name: str, way: str, base: Path, given: list[list[int]]) -> dict[str, Any]:
+    folder, implementation = (base / "deci", "vllm") if way == "deci" else (base / name, way)
+    return job(f"{name}|{way}", folder, implementation, given, TIMED_TOKENS, ROUNDS)
 
 
 def _row(name: str, way: str, expected: list[list[int]], answer: dict[str, Any], parameters: int) -> dict[str, Any]:
