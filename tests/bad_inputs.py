@@ -310,6 +310,7 @@ ROWS: dict[str, tuple[BadInput, ...]] = {
         BadInput("export of no run", r"run: expected the folder of a run, or an export, got no folder at gone", ("gone", "out"), command=_EXPORT),
         BadInput("export of a folder that is no run", r"run: expected a run with plan\.json, got texts without it", ("texts", "out"), command=_EXPORT),
         BadInput("an unknown dtype of an export", r"dtype: expected float32, bfloat16 or float16, got 'float8'", ("run", "out", "--dtype", "float8"), command=_EXPORT),
+        BadInput("an export for DeciLM over other files", r"folder: expected an empty folder or an earlier export, got other files in .*mine; choose another", ("run", "mine", "--format", "deci"), foreign_export_folder, command=_EXPORT),
         BadInput("export without a folder", r"export: expected adapruner export RUN DIR", ("run",), command=_EXPORT),
         BadInput("an unknown option of export", r"export: expected .* got unrecognized arguments: --half", ("run", "out", "--half"), command=_EXPORT),
         BadInput("a comparison of nothing", r"base: expected at least one, got none", (), command=_COMPARE),

@@ -27,6 +27,7 @@ examples:
   adapruner export runs/llama/model out/half --dtype float16            # no base model and no checkpoint needed
   adapruner export runs/llama out/llama-pruned --push me/llama-pruned
   adapruner export runs/llama out/llama.gguf --format gguf              # the file alone
+  adapruner export runs/llama out/deci --format deci                    # irregular widths for vLLM's DeciLM
 """
 _FOLDER = "huggingface"
 
@@ -50,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("run", metavar="RUN", help="the folder of a run, or an export")
     add("folder", metavar="DIR", type=lambda name: Path(os.path.abspath(name)), help="where to: new, empty, or an earlier export")
-    add("--format", metavar="NAME", default=_FOLDER, help="what to write to DIR: huggingface (default), gguf, or one of your own")
+    add("--format", metavar="NAME", default=_FOLDER, help="what to write to DIR: huggingface (default), gguf, deci, or one of your own")
     add("--dtype", metavar="TYPE", help="float32, bfloat16 or float16 (default: as trained)")
     add("--max_shard_size", metavar="SIZE", default="5GB", help="of one safetensors file (default: 5GB)")
     add("--adapters", metavar="HOW", default="merged", help="merged into the weights (default), or in a folder of their own, DIR/adapter")

@@ -10,6 +10,7 @@ from typing import Any
 from adapruner.argument_checks import typed
 from adapruner.errors import ModelError
 from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter
+from adapruner.export.auto_map import auto_map_of
 from adapruner.export.folder import PLAN_FILE
 from adapruner.export.saving import ExportingSave
 from adapruner.export.staging import is_export
@@ -56,7 +57,12 @@ def load(folder: str | Path, dtype: str = "auto", device_map: Any = None) -> Any
         raise ModelError(f"folder: expected an export, got no folder at {folder}; {hint}")
     if not is_export(folder):
         raise ModelError(f"folder: expected an export by adapruner, got {folder} without its mark in config.json; use from_pretrained")
-    config, plan = read_config(folder), _plan_of(folder)
+    config = read_config(folder)
+    if "block_configs" in config:
+        raise ModelError(
+            f"folder: expected an export that transformers loads, got one in DeciLM's form, {folder}; give the one that it was made from"
+        )
+    plan = _plan_of(folder)
     marked = config.get(MARK, {}).get("plan_hash")
     if plan is not None and marked != plan.hash:
         raise ModelError(f"folder: expected the plan {marked}, got {plan.hash} in {folder}; export again")
@@ -198,6 +204,8 @@ def _from_pretrained(folder: Path, model_class: Any, dtype: str, device_map: Any
             options["experts_implementation"] = "eager"
         if "auto_map" in config.to_dict():
             del config.auto_map  # or an Auto class would ask to run the folder's code
+        if "pruned_shapes" in config.to_dict():
+            config.auto_map = auto_map_of(config)  # saved again, it names every class, also where an older release named one
         model, info = model_class.from_pretrained(folder, config=config, ignore_mismatched_sizes=True, **options)
     except (ValueError, OSError, RuntimeError, StrictDataclassError) as error:
         raise ModelError(f"folder: expected a model that loads, got {error} in {folder}; export again") from None

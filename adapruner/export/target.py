@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from adapruner.errors import ModelError
+from adapruner.export.auto_map import auto_map_of
 from adapruner.export.meta_models import build_on_meta, dense_on_meta, make_config, named_widths
 from adapruner.models.families import LayerShape, family_of, modeling_adapruner
 from adapruner.models.shapes import layer_attributes, whole_shape
@@ -110,6 +111,7 @@ def _own_file(model: Any, structure: ModelStructure, state: dict[str, Tensor], s
     config, before = dense.config, {name: tuple(tensor.shape) for name, tensor in dense.state_dict().items()}
     config.pruned_shapes = {name: list(t.shape) for name, t in state.items() if before.get(name) != tuple(t.shape)}
     config.pruned_attributes = _pruned_attributes(model, structure, shapes)
+    config.auto_map = auto_map_of(config)
     widths = [named_widths(model.config, structure, shape) for shape in shapes]
     if family_of(structure.model_type).head_counts and len(widths[0]) > 1:  # the names that transformers itself gives to such widths
         config.allow_global_per_layer_attribute_access = True

@@ -102,6 +102,23 @@ def test_irregular_export_survives_saving_again(pruned, tmp_path):
     torch.testing.assert_close(case.logits(reload(tmp_path / "again", trust_remote_code=True)), case.logits(), rtol=0, atol=1e-5)
 
 
+def test_every_auto_class_with_added_biases_and_saved_again(pruned, tmp_path):
+    import transformers
+
+    case = pruned("llama", *UNEVEN, output_bias=True)
+    export_model(case.model, None, case.structure, case.plan, tmp_path / "out")
+    with torch.no_grad():
+        expected = case.model.model(case.input_ids)[0]
+    for name in ("AutoModel", "AutoModelForSequenceClassification", "AutoModelForTokenClassification"):
+        auto, again = getattr(transformers, name), tmp_path / name
+        auto.from_pretrained(tmp_path / "out", trust_remote_code=True).save_pretrained(again)
+        assert len(json.loads((again / "config.json").read_text())["auto_map"]) == 4
+        model = auto.from_pretrained(again, trust_remote_code=True).eval()
+        assert type(model).__name__.startswith("PrunedLlama")
+        with torch.no_grad():
+            torch.testing.assert_close(model.base_model(case.input_ids)[0], expected, rtol=0, atol=1e-5)
+
+
 def test_after_our_own_tracing_and_surgery(tmp_path):
     tracing = pytest.importorskip("adapruner.models.tracing")
     surgery = pytest.importorskip("adapruner.pruning.surgery")

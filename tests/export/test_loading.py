@@ -55,6 +55,20 @@ def test_a_loaded_model_can_be_saved_for_strangers(exported, tmp_path):
     assert ("auto_map" in config) is not record.stock
 
 
+def test_of_an_earlier_release_it_is_saved_with_every_auto_class(pruned, tmp_path):
+    """They named the causal language model alone."""
+    case = pruned("llama", *UNEVEN)
+    record = export_model(case.model, None, case.structure, case.plan, tmp_path / "out")
+    config = json.loads((record.path / "config.json").read_text())
+    written = dict(config["auto_map"])
+    config["auto_map"] = {"AutoModelForCausalLM": written["AutoModelForCausalLM"]}
+    (record.path / "config.json").write_text(json.dumps(config))
+    write_sums(record.path)
+    load(record.path).save_pretrained(tmp_path / "again")
+    assert len(written) == 4
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["auto_map"] == written
+
+
 def test_truncated_weights(exported):
     _, record = exported
     weights = record.path / "model.safetensors"

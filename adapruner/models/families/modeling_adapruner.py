@@ -1,11 +1,13 @@
-"""Causal language models whose decoder layers have different widths or added biases, written by adapruner.
+"""Language models whose decoder layers have different widths or added biases, written by adapruner.
 
 This file is copied into export folders and must stand alone: it imports torch and transformers, nothing else. In
 ``config.json``, ``pruned_shapes`` gives every tensor whose shape differs from what the stock class builds, and
-``pruned_attributes`` what the layers' forwards read besides. ``PrunedLlamaForCausalLM`` is ``LlamaForCausalLM`` with those;
-so for every other class of transformers.
+``pruned_attributes`` what the layers' forwards read besides, both by the names in the causal language model.
+``PrunedLlamaForCausalLM`` is ``LlamaForCausalLM`` with those, ``PrunedLlamaModel`` is ``LlamaModel``, the model without a head,
+which serving engines build; so for every other class of transformers.
 
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    AutoModel.from_pretrained(folder, trust_remote_code=True)  # also AutoModelForSequenceClassification, ...TokenClassification
 """
 
 from typing import Any
@@ -15,6 +17,8 @@ import transformers
 from torch import nn
 
 PREFIX = "Pruned"
+AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForTokenClassification", "AutoModel")
+"""By which a folder can be loaded, where transformers has such a class for the family."""
 
 
 class LiveView:
@@ -75,18 +79,37 @@ def _pick_alibi(module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any
 class PrunedLayers:
     """Mixed into a stock class: builds it, then brings it to the widths of its configuration before weights are loaded."""
 
+    base_model: Any
+    base_model_prefix: str
+
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
-        resize_tensors(self, config.pruned_shapes)  # type: ignore[arg-type]
-        set_attributes(self, config.pruned_attributes)  # type: ignore[arg-type]
+        # A model with a head holds the layers in its base model; loaded without one, it is the base model itself.
+        resize_tensors(self.base_model, self._in_base_model(config.pruned_shapes))
+        set_attributes(self.base_model, self._in_base_model(config.pruned_attributes))
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: transformers would not convert tensors of a checkpoint (single experts into one) as the stock class needs them."""
+        return False
+
+    def _in_base_model(self, named: dict[str, Any]) -> dict[str, Any]:
+        return {name.removeprefix(f"{self.base_model_prefix}."): value for name, value in named.items()}
+
+
+def auto_class_of(name: str) -> str:
+    """The Auto class that loads a class of transformers: ``AutoModelForCausalLM`` for ``GPT2LMHeadModel``."""
+    if name.endswith("LMHeadModel"):
+        return "AutoModelForCausalLM"
+    return next(auto for auto in AUTO_CLASSES if name.endswith(auto.removeprefix("AutoModel")))
 
 
 def __getattr__(name: str) -> Any:
-    """``PrunedXForCausalLM``, made from ``XForCausalLM``."""
+    """``PrunedX``, made from ``X``: ``PrunedLlamaForCausalLM`` from ``LlamaForCausalLM``."""
     stock = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
     if stock is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     made = type(name, (PrunedLayers, stock), {"__module__": __name__, "__doc__": f"{stock.__name__} with its own widths in each layer."})
-    made.register_for_auto_class("AutoModelForCausalLM")  # type: ignore[attr-defined]  # saved again, it carries this file along
+    made.register_for_auto_class(auto_class_of(name))  # type: ignore[attr-defined]  # saved again, it carries this file along
     globals()[name] = made
     return made

@@ -49,6 +49,16 @@ def gguf(monkeypatch: pytest.MonkeyPatch) -> FakeGguf:
     return fake
 
 
+def test_decilm_s_form_is_written_of_the_whole_folder(run: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    export("run", "deci", "--no-verify", "--format", "deci")
+    assert "wrote" in (said := capsys.readouterr().out)
+    assert "deci for vLLM, DeciLMForCausalLM" in said
+    assert json.loads(Path("deci/config.json").read_text())["architectures"] == ["DeciLMForCausalLM"]
+    export("run", "deci", "--no-verify", "--format", "deci")  # an earlier one is replaced
+    assert read_plan("deci/plan.json").hash == read_plan("run/plan.json").hash
+    assert sorted(path.name for path in Path().iterdir() if path.name.startswith((".adapruner", "deci"))) == ["deci"]
+
+
 def test_gguf_is_written_of_the_whole_folder(run: Finished, capsys: pytest.CaptureFixture[str], gguf: FakeGguf) -> None:
     export("run", "out", "--no-verify", "--dtype", "float16", "--gguf", "small.gguf")
     assert gguf.seen == [(Path("small.gguf"), "float16"), ("out", True, read_plan("run/plan.json").hash, "float16")]

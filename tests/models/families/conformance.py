@@ -44,6 +44,12 @@ def logits(model: Any, ids: torch.Tensor | None = None) -> torch.Tensor:
     return model(token_ids() if ids is None else ids).logits
 
 
+@torch.no_grad()
+def trunk(model: Any) -> torch.Tensor:
+    """``[samples, length, hidden]``: what the model without its head computes."""
+    return model.base_model(token_ids())[0]
+
+
 def check_cut(row: Row, units: AttentionUnits) -> None:
     """In float64: masked == pruned, inside a block and for good; the block leaves no trace; parameters are counted right."""
     model = build(row).double()
@@ -72,13 +78,13 @@ def check_generation(row: Row) -> None:
     assert with_cache.tolist() == without.tolist()
 
 
-def export(row: Row, widths: Widths, units: AttentionUnits, folder: Path) -> tuple[ExportRecord, torch.Tensor]:
-    """The exported folder and the logits that it must have."""
+def export(row: Row, widths: Widths, units: AttentionUnits, folder: Path) -> tuple[ExportRecord, torch.Tensor, torch.Tensor]:
+    """The exported folder, and the logits and hidden states that it must have."""
     model = build(row)
     structure = trace_structure(model, units)
     plan = plan_for(structure, widths)
     prune_model(model, structure, plan)
-    return export_model(model, None, structure, plan, folder), logits(model)
+    return export_model(model, None, structure, plan, folder), logits(model), trunk(model)
 
 
 def check_recovery(row: Row) -> None:

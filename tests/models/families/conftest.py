@@ -19,15 +19,18 @@ import json, sys, warnings
 warnings.filterwarnings("ignore")
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+import transformers
 folders, ids = json.loads(open(sys.argv[1]).read()), load_file(sys.argv[2])["ids"]
 found = {}
 for folder, stock in folders.items():
     config = json.loads(open(folder + "/config.json").read())
     experts = {"experts_implementation": "eager"} if "num_experts" in config or "num_local_experts" in config else {}
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=not stock, **experts).eval()
-    with torch.no_grad():
-        found[folder] = model(ids).logits.contiguous()
+    for auto in config.get("auto_map", ["AutoModelForCausalLM"]):
+        model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=not stock, **experts).eval()
+        with torch.no_grad():
+            if auto == "AutoModelForCausalLM":
+                found[folder] = model(ids).logits.contiguous()
+            found[folder + "|" + auto] = model.base_model(ids)[0].contiguous()
 assert "adapruner" not in sys.modules
 save_file(found, sys.argv[3])
 """
@@ -35,14 +38,15 @@ save_file(found, sys.argv[3])
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Any]]:
-    """(row's name, ``uniform`` | ``irregular`` | ``query_head``) -> record, logits before and logits in a fresh process."""
+    """(row's name, ``uniform`` | ``irregular`` | ``query_head``) -> record, logits before and logits in a fresh process; the hidden states
+    before, and in that process by every Auto class that the folder names."""
     base: Path = tmp_path_factory.mktemp("families")
     made: dict[tuple[str, str], dict[str, Any]] = {}
     for index, row in enumerate(ROWS):
         for form in ("uniform", "irregular", "query_head"):
             widths, units = ("uniform", "query_head") if form == "query_head" else (form, "kv_group")
-            record, expected = conformance.export(row, widths, units, base / f"{index}-{form}")  # type: ignore[arg-type]
-            made[row.name, form] = {"record": record, "expected": expected}
+            record, expected, trunk = conformance.export(row, widths, units, base / f"{index}-{form}")  # type: ignore[arg-type]
+            made[row.name, form] = {"record": record, "expected": expected, "trunk": trunk}
     (base / "folders.json").write_text(json.dumps({str(m["record"].path): m["record"].stock for m in made.values()}))
     save_file({"ids": conformance.token_ids()}, base / "ids.safetensors")
     files = [str(base / name) for name in ("folders.json", "ids.safetensors", "logits.safetensors")]
@@ -50,5 +54,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], d
     assert done.returncode == 0, done.stderr[-2000:]
     loaded = load_file(files[2])
     for value in made.values():
-        value["loaded"] = loaded[str(value["record"].path)]
+        name = str(value["record"].path)
+        value["loaded"] = loaded[name]
+        value["trunks"] = {key.partition("|")[2]: hidden for key, hidden in loaded.items() if key.startswith(f"{name}|")}
     return made

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from adapruner.export.loading import load
 from adapruner.models.families import TRIED, known_families
@@ -51,6 +52,16 @@ def test_exported_and_loaded_in_a_fresh_process(exports: Any, row: Row, form: st
     made = exports[row.name, form]
     torch.testing.assert_close(made["loaded"], made["expected"], rtol=0, atol=1e-5)
     assert made["record"].stock is (row.stock and form != "irregular") or form == "query_head"
+
+
+@every_row
+def test_every_auto_class_loads_the_same_trunk(exports: Any, row: Row) -> None:
+    made = exports[row.name, "irregular"]
+    stock = type(build(row).config)
+    classes = ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForTokenClassification", "AutoModel")
+    assert set(made["trunks"]) == {auto for auto in classes if stock in getattr(transformers, auto)._model_mapping}
+    for auto, hidden in made["trunks"].items():
+        torch.testing.assert_close(hidden, made["trunk"], rtol=0, atol=1e-5, msg=lambda text, auto=auto: f"{auto}: {text}")
 
 
 @every_row
