@@ -64,7 +64,7 @@ def test_the_file_is_that_of_the_folder_and_is_named_at_the_end(tmp_path: Path, 
     assert found["notes"] == list(other.notes)
     told = f"{file}: {other.architecture} in float16"
     assert f"wrote {file} for llama.cpp, {other.architecture} in float16" in said
-    assert told in " ".join(said.split())
+    assert told.replace(" ", "") in "".join(said.split())  # a terminal folds a long path anywhere
     assert told.replace(": ", ", ") in (tmp_path / "report.html").read_text()
 
 
