@@ -6,12 +6,13 @@ VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs-installed
 
 # One thread per process and a few processes: the models of the tests are too small to share among threads.
 TEST_RUN := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart real test lint format clean
+.PHONY: help install quickstart real test lint format docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -44,6 +45,14 @@ lint: $(STAMP) ## ruff and mypy, nothing is changed
 format: $(STAMP) ## mend what ruff can mend
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+$(DOCS_STAMP): $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(DOCS_STAMP) ## build the site into build/docs; a warning is an error
+	$(VENV)/bin/python -m sphinx -b html -W --keep-going -n -q -d build/doctrees docs build/docs
+	@echo "build/docs/index.html"
 
 clean: ## remove .venv, builds and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
