@@ -64,7 +64,7 @@ def main() -> None:
         tokenizer,
         calibration=conversations(given.conversations, "calibration"),
         budget=given.fraction,
-        search=given.trials,
+        search=adapruner.SearchConfig(n_trials=given.trials, random_sets=0),
         recovery=given.steps,
         recovery_texts=conversations(given.conversations, "recovery"),
         evaluation=conversations(given.conversations, "test"),

@@ -78,9 +78,9 @@ def main() -> None:
         callbacks=[
             PruningSearchCallback(
                 adapruner.Budget(given.fraction),
-                adapruner.SearchConfig(n_trials=given.trials),
+                adapruner.SearchConfig(n_trials=given.trials, random_sets=0),
                 model_attribute="lm",
-                calibration={"stdlib": texts()["stdlib"], "numpy": texts()["numpy"]},
+                calibration={"stdlib": texts()["stdlib"], "torch": texts()["torch"]},
                 tokenizer=tokenizer,
             ),
             LoRARecoveryCallback(model_attribute="lm"),

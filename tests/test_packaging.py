@@ -30,11 +30,11 @@ def read_pyproject() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def run_python(arguments: list[str], folder: Path, search_path: Path | None = None) -> str:
+def run_python(arguments: list[str], folder: Path, search_path: Path | None = None, timeout: float = 300) -> str:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     if search_path is not None:
         environment["PYTHONPATH"] = str(search_path)
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
 
