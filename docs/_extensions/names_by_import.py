@@ -62,5 +62,8 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nod
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
+    # Where pages come from an earlier build, nothing has imported what they are of.
+    for name in ("adapruner.module", "adapruner.data_module", "adapruner.run", "adapruner.callbacks.pruning_search"):
+        importlib.import_module(name)
     app.connect("missing-reference", resolve)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
