@@ -14,12 +14,13 @@ VLLM_STAMP := $(VLLM_VENV)/.installed
 VLLM_PINS := tests/serving/vllm-requirements.txt
 # They come along, do not match that build of torch, and are not needed for text.
 VLLM_UNUSED := torchvision torchaudio torchcodec
+DOCS_STAMP := $(VENV)/.docs-installed
 
 # One thread per process and a few processes: the models of the tests are too small to share among threads.
 TEST_RUN := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart real test test-vllm test-llama-cpp test-quantise lint format clean
+.PHONY: help install quickstart real test test-vllm test-llama-cpp test-quantise lint format docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -95,6 +96,14 @@ lint: $(STAMP) ## ruff and mypy, nothing is changed
 format: $(STAMP) ## mend what ruff can mend
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+$(DOCS_STAMP): $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(DOCS_STAMP) ## build the site into build/docs; a warning is an error
+	$(VENV)/bin/python -m sphinx -b html -W --keep-going -n -q -d build/doctrees docs build/docs
+	@echo "build/docs/index.html"
 
 clean: ## remove environments, builds and caches; runs/ stays
 	rm -rf $(VENV) $(VLLM_VENV) .venv-* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

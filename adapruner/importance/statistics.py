@@ -4,7 +4,7 @@ A trial of the search changes how samples are weighted and how metrics are mixed
 because every statistic here is kept *per sample* and the metrics are linear (or a modulus of a linear form) in the
 sample weights. Only gradients of activations are asked of autograd: no weight gradient of the model is ever stored.
 
-For a linear layer y = W x with loss gradient dL/dy, summed over the tokens t of one sample (method.md, "Per-sample unit
+For a linear layer y = W x with loss gradient dL/dy, summed over the tokens t of one sample (docs/method.md, "Per-sample unit
 statistics"):
 
 - ``first``: rows, sum_j W_ij G_ij = sum_t (y_ti - b_i) dL/dy_ti; columns, sum_i W_ij G_ij = sum_t x_tj dL/dx_tj.

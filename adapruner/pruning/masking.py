@@ -1,7 +1,7 @@
 """Switches units off without touching a weight: zeros, or the mean, at the input of the output projections.
 
 Slower than :func:`adapruner.pruning.surgery.pruned` and obvious: the reference the fast path is tested against, and the
-gate (m_u in method.md) that Taylor scores differentiate.
+gate (m_u in docs/method.md) that Taylor scores differentiate.
 """
 
 from __future__ import annotations
