@@ -108,7 +108,7 @@ def test_what_the_other_commands_are_given(command: str, parser: object) -> None
 
 
 def test_commands_and_programs_are_known() -> None:
-    targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
     extras = set(re.findall(r"^([a-z]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
     for block, words in LINES:
         given = arguments(words)
