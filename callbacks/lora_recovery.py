@@ -15,6 +15,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils.data import DataLoader, IterableDataset
 
 from adapruner.argument_checks import check_seed, typed_as
 from adapruner.callbacks.listener import PruningListener, check_callbacks, first_of, listeners_of
@@ -250,13 +251,25 @@ def _training_windows(trainer: Trainer) -> Any:
     known = getattr(getattr(trainer, "datamodule", None), "recovery_windows", None)
     if known is not None:
         return known
-    batches = list(training_batches(trainer))
+    batches = list(_each_once(training_batches(trainer)))
     lengths = {batch["input_ids"].shape[1] for batch in batches}
     if len(lengths) != 1:
         raise DataError(f"recovery.distillation: expected training windows of one length, got {sorted(lengths)}; pad them alike")
     ids, labels = (torch.cat([batch[name] for batch in batches]) for name in ("input_ids", "labels"))
     masks = [batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in batches]
     return SimpleNamespace(input_ids=ids, labels=labels, attention_mask=torch.cat(masks))
+
+
+def _each_once(batches: Iterable[Any]) -> Iterable[Any]:
+    """A loader's whole data set in its own order, whatever the loader draws from it in an epoch."""
+    if not isinstance(batches, DataLoader):
+        return batches
+    if isinstance(batches.dataset, IterableDataset):
+        raise DataError(
+            "recovery.distillation: expected training text that can be read before it is trained on, got an IterableDataset; "
+            "give a data set with a length, or distil nothing (weight 0)"
+        )
+    return DataLoader(batches.dataset, batch_size=batches.batch_size or 1, collate_fn=batches.collate_fn)
 
 
 def training_batches(trainer: Trainer) -> Iterable[Any]:

@@ -124,7 +124,12 @@ def logit_parts(model: Any, **inputs: Any) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def splits_at_head(model: Any) -> bool:
-    """Whether trunk and head, one after the other, give the model's own logits; tried on two tokens, once for each model."""
+    """Whether trunk and head, one after the other, give the model's own logits; tried on two tokens, once for each model.
+
+    A sharded root gathers its weights in its own forward: then they do not, and it may have been whole when it was tried.
+    """
+    if any(hasattr(p, "full_tensor") for p in model.parameters()):
+        return False
     if model not in _trunks:
         _trunks[model] = _trunk(model)
     return _trunks[model] is not None
@@ -136,8 +141,6 @@ def _trunk(model: Any) -> tuple[Any, type] | None:
     if not isinstance(model, PreTrainedModel) or model.base_model is model or getattr(model.config, "output_router_logits", False):
         return None
     weight: Any = model.get_input_embeddings().weight
-    if any(hasattr(p, "full_tensor") for p in model.parameters()):  # a sharded root gathers its weights in its own forward
-        return None
     ids, training = torch.tensor([[0, 1]], device=weight.device), {m: m.training for m in model.modules()}
     try:
         model.eval()

@@ -42,6 +42,8 @@ class _Part:
     """Where each window's begin, and the end of the last."""
     tensors: dict[str, Tensor] | None
     file: Path | None = None
+    identity: str = ""
+    """Of what the file has to hold."""
 
     def rows(self, window: int) -> tuple[Tensor, ...]:
         rows = slice(self.starts[window], self.starts[window + 1])
@@ -50,6 +52,11 @@ class _Part:
         from safetensors import safe_open
 
         with safe_open(self.file, "pt") as opened:  # it maps the file: only these rows are read
+            if (opened.metadata() or {}).get("key") != self.identity:
+                raise ConfigurationError(
+                    f"recovery.distillation: expected what the teacher said of this text in {self.file}, got it of another, written since; "
+                    "teach again, in a folder of its own"
+                )
             return tuple(opened.get_slice(name)[rows] for name in _NAMES)
 
 
@@ -194,7 +201,7 @@ class _Work:
         except DamagedError as error:
             announce(f"{file} is damaged ({error}): the teacher writes it again")
             return None
-        return None if found is None else _Part(self._starts(number), None, file)
+        return None if found is None else _Part(self._starts(number), None, file, self.identity)
 
     def _starts(self, number: int) -> list[int]:
         labels = self.windows.labels[number * self.step : (number + 1) * self.step]
@@ -206,7 +213,7 @@ class _Work:
         if self.folder is None:
             return _Part(self._starts(number), tensors)
         write_tensors(self._file(number), self.identity, tensors)
-        return _Part(self._starts(number), None, self._file(number))
+        return _Part(self._starts(number), None, self._file(number), self.identity)
 
     def _of_windows(self, rows: range, batch_size: int) -> dict[str, Tensor]:
         found, device = list[TopTokens](), input_device(self.teacher)

@@ -178,7 +178,8 @@ def loading_code(export: Export) -> str:
 def search_sentence(search: Search) -> str:
     """How many trials the search made, and in which time."""
     took = f"{duration_text(search.seconds_total)}, of which {duration_text(search.seconds_statistics)} for the statistics"
-    return f"{search.trials} trials in {took}: {search.completed} completed, {search.stopped_early} stopped early."
+    where = f" in the last of {search.rounds} rounds" if search.rounds > 1 else ""
+    return f"{search.trials} trials{where} in {took}: {search.completed} completed, {search.stopped_early} stopped early."
 
 
 def calibration_sentences(calibration: Calibration | None) -> list[str]:

@@ -180,7 +180,8 @@ class ReportRecorder:
                 self.measure_stage("pruned", model)
         post_pruning = PostPruning.of_windows(self.data.calibration_windows, reconstruction, recover, SharedStream())
         recipes = {metric: Recipe({metric: 1.0}, allocation=Allocation("uniform")) for metric in self.config.compare}
-        if found.outcome is not None and found.outcome.best_fixed is not None and recipes:
+        of_dense = self.scored.options.rounds == 1  # a later round's is for a model that is smaller already
+        if of_dense and found.outcome is not None and found.outcome.best_fixed is not None and recipes:
             trial, recipe = found.outcome.best_fixed
             recipes["best fixed"] = recipe
             self.protocols.append(f"Best fixed: the best recipe tried before the search, {trial.name}, in one global ranking.")

@@ -111,6 +111,7 @@ def search_section(scored: ScoredModel, found: FoundPlan, dense_nll: float | Non
         "importance": outcome.importance,
         "judged": judged_in_words(scored),
         "candidates": to_rows(outcome.candidates),
+        "rounds": scored.options.rounds,
         "front": [{"trial": t.trial, "value": t.value, "cost": t.cost} for t in outcome.front],
     }
 

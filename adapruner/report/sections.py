@@ -173,6 +173,8 @@ class Search(Record):
     """The best few evaluated again, the winner first."""
     front: list[dict[str, Any]] = []
     """Trials that no other beats in both value and cost, of a search for a Pareto front."""
+    rounds: int = 1
+    """Of pruning; all else is of the last one."""
 
     @property
     def sampled(self) -> int:

@@ -30,6 +30,9 @@ from adapruner.pruning.plan import PruningPlan, read_plan
 FILE = "study.journal"
 PLAN = "plan.json"
 KILLED = "killed"
+ROUND = "round-"
+"""Before the number of a round in the name of its folder."""
+FIRST_ROUND = f"{ROUND}1"
 #: In a storage of several machines: the host and the run folder that a trial runs in.
 OWNER = "owner"
 #: Attribute of a finished trial: :func:`seal_of` it.
@@ -47,6 +50,26 @@ def check_journal(folder: Path, identity: dict[str, Any], storage: str | None = 
         open_study(folder, identity, None, storage)
 
 
+def check_study(folder: Path, identity: dict[str, Any], rounds: int, storage: str | None = None) -> None:
+    """:func:`check_journal` where the first of several rounds has its study, and that there is none of another number of rounds.
+
+    Raises:
+        StudyError: as :func:`check_journal`.
+        ConfigurationError: if there is.
+    """
+    first = folder / FIRST_ROUND
+    other = first if rounds == 1 else folder
+    if (other / FILE).exists():
+        raise ConfigurationError(
+            f"folder: expected one without a search of {'several rounds' if rounds == 1 else 'one round'}, got {other / FILE}; "
+            "choose another run folder, or give pruning.rounds as before"
+        )
+    if rounds == 1:
+        check_journal(folder, identity, storage)
+    else:
+        check_journal(first, {**identity, "round": [1, rounds]}, storage)
+
+
 def check_no_other_search(folder: Path, given: PruningPlan | None) -> None:
     """A run that does not search would replace the plan, the report and the model of the search in this folder.
 
@@ -56,7 +79,8 @@ def check_no_other_search(folder: Path, given: PruningPlan | None) -> None:
     Raises:
         ConfigurationError: if there is a study in the folder, and its plan is another.
     """
-    if not (folder / FILE).exists():
+    study = next((file for file in (folder / FILE, folder / FIRST_ROUND / FILE) if file.exists()), None)
+    if study is None:
         return
     try:
         own = read_plan(folder / PLAN).hash
@@ -64,7 +88,7 @@ def check_no_other_search(folder: Path, given: PruningPlan | None) -> None:
         own = None
     if given is None or given.hash != own:
         raise ConfigurationError(
-            f"folder: expected one without the study of a search, got {folder / FILE}, whose plan "
+            f"folder: expected one without the study of a search, got {study}, whose plan "
             f"{'is yet to come' if own is None else f'{own} this run would replace'}; choose another run folder"
         )
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from adapruner.distributed import is_rank_zero
-from adapruner.errors import ConfigurationError
+from adapruner.errors import BudgetError, ConfigurationError
 from adapruner.models.fingerprint import digest_weights
 from adapruner.models.tracing import trace_structure
 from adapruner.models.units import ModelStructure
@@ -29,8 +29,11 @@ from adapruner.pruning.budget import ABSOLUTE_TARGETS, Budget
 from adapruner.pruning.costs.sizes import measure_sizes
 from adapruner.pruning.depth_and_width import remaining_budget
 from adapruner.pruning.plan import PruningPlan
+from adapruner.pruning.problem import PruningProblem
 from adapruner.pruning.surgery import cut_layer, restored
+from adapruner.recovery.configuration import deciding_values
 from adapruner.recovery.post_pruning import PostPruning, refit_plan
+from adapruner.search.journal import ROUND
 from adapruner.search.score import ScoredModel, score_model
 from adapruner.search.statistics_cache import read_or_collect
 from adapruner.search.study import SearchOutcome
@@ -42,7 +45,7 @@ Find = Callable[[ScoredModel], tuple[PruningPlan, SearchOutcome | None]]
 
 def folder_of_round(folder: Path, number: int) -> Path:
     """Where round ``number``, counted from 1, keeps what it goes on from."""
-    return folder / f"round-{number}"
+    return folder / f"{ROUND}{number}"
 
 
 def find_in_rounds(scored: ScoredModel, find: Find) -> tuple[PruningPlan, SearchOutcome | None]:
@@ -65,6 +68,7 @@ def find_in_rounds(scored: ScoredModel, find: Find) -> tuple[PruningPlan, Search
                 now = _score_again(scored, number)
                 found, outcome = find(now)
             plan = join_plans(plan, found, scored.problem.structure)
+            _check_what_stays(plan, scored.problem)
         if number < scored.options.rounds:
             earlier.append({"plan": plan.hash, "pruned_fraction": plan.pruned_fraction, "recipe": plan.recipe})
     assert plan is not None
@@ -90,6 +94,17 @@ def join_plans(first: PruningPlan, second: PruningPlan, dense: ModelStructure) -
         unit_parameters=first.unit_parameters,
         parameters={**second.parameters, "dense": dense.parameters, "block_dense": dense.block_parameters},
     )
+
+
+def _check_what_stays(plan: PruningPlan, problem: PruningProblem) -> None:
+    """A round takes its fraction of what is there: of the dense model less may be left."""
+    for group in problem.structure.groups:
+        least, kept = problem.budget.smallest_width(group.units, group.at_least), len(plan.kept[group.name])
+        if not problem.budget.is_protected(group.layer, problem.structure.layers) and kept < least:
+            raise BudgetError(
+                f"pruning.rounds: expected {least} of {group.units} units of {group.name} to stay, as budget.keep_at_least says, got "
+                f"{kept} left by all rounds together; give fewer rounds, or a lower keep_at_least"
+            )
 
 
 def _budget_until(scored: ScoredModel, number: int) -> Budget:
@@ -138,7 +153,8 @@ def _score_again(scored: ScoredModel, number: int) -> ScoredModel:
 def _cut_and_refitted(scored: ScoredModel, plan: PruningPlan, number: int) -> Iterator[None]:
     """The model as rounds up to ``number`` leave it, inside the block; the refit is made once."""
     model, problem, reconstruction = scored.model, scored.problem, scored.options.reconstruction
-    folder, key = _folder(scored, number), f"1:{problem.weights}:{plan.hash}:{plan.recipe}:{reconstruction}:{scored.identity}"
+    deciding = None if reconstruction is None else deciding_values(reconstruction)
+    folder, key = _folder(scored, number), f"1:{problem.weights}:{plan.hash}:{plan.recipe}:{deciding}:{scored.identity}"
     windows = scored.data.calibration_windows
 
     def refit() -> dict[str, Tensor]:

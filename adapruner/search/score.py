@@ -24,7 +24,7 @@ from adapruner.pruning.self_check import check_family
 from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.recovery.reconstruction import fitting_form, too_few_tokens
 from adapruner.search.depth_and_width import DepthWidthStage, RemainingModel, prune_depth_and_width
-from adapruner.search.journal import check_journal, check_no_other_search
+from adapruner.search.journal import check_no_other_search, check_study
 from adapruner.search.options import PruningOptions
 from adapruner.search.prepare_problem import ProblemBuilder
 from adapruner.search.split import split_windows
@@ -119,7 +119,7 @@ def score_model(
         refit = refit_strength(builder, options.search, options.reconstruction)
         identity = study_identity(options, data, fingerprint, weights, refit)
         if options.searches and folder is not None:
-            Ranks().on_rank_zero(check_journal, folder, identity, options.search.storage)
+            Ranks().on_rank_zero(check_study, folder, identity, options.rounds, options.search.storage)
         elif folder is not None:
             Ranks().on_rank_zero(check_no_other_search, folder, given)
         needs, grams = _needs(options, compared_metrics), options.searches and refit is not None

@@ -136,3 +136,10 @@ def test_what_cannot_be_taken_apart_is_computed_whole(in_parts: None) -> None:
     own = cross_entropy(model(input_ids=ids, attention_mask=mask).logits[:, :-1].transpose(1, 2), labels[:, 1:])
     torch.testing.assert_close(mean_next_token_loss(model, labels, input_ids=ids, attention_mask=mask), own)
     assert not splits_at_head(torch.nn.Linear(2, 2))
+
+
+def test_a_model_that_is_sharded_after_it_was_tried_is_called_whole(in_parts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(next(row for row in ROWS if row.model_type == "llama"))
+    assert splits_at_head(model)
+    monkeypatch.setattr(torch.nn.Parameter, "full_tensor", lambda self: self, raising=False)  # as parameters of a sharded model have it
+    assert not splits_at_head(model)

@@ -163,3 +163,11 @@ def test_the_loss_of_its_targets_is_that_of_whole_logits(small_parts: None) -> N
     found, wanted = (training_loss(student, Distillation(source, CONFIG), batch) for source in (targets, Whole()))
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
     assert abs(float((found - training_loss(student, None, batch)).detach())) > 1e-2
+
+
+def test_files_that_another_text_replaced_are_not_taken_for_the_first(tmp_path: Path) -> None:
+    model, windows = tiny_llama(), padded_windows()
+    first = write_down(model, windows, CONFIG, tmp_path)
+    write_down(model, random_windows(9, 12, seed=8), CONFIG, tmp_path)
+    with pytest.raises(ConfigurationError, match="expected what the teacher said of this text"):
+        first.of(batch_of(windows, [0]))

@@ -12,7 +12,7 @@ import torch
 
 import adapruner
 from adapruner import stages
-from adapruner.errors import ConfigurationError
+from adapruner.errors import BudgetError, ConfigurationError, StudyError
 from adapruner.export.verification import verify_export
 from adapruner.models.fingerprint import fingerprint_model
 from adapruner.models.tracing import trace_structure
@@ -200,3 +200,28 @@ def test_a_plan_that_is_given_needs_no_rounds() -> None:
     plan = prune(rounds=2, reconstruction=None).plan
     again = prune(recipe=None, plan=plan, rounds=2, reconstruction=ReconstructionConfig())
     assert again.plan.hash == plan.hash
+
+
+def test_what_has_to_stay_stays_over_all_rounds() -> None:
+    budget = adapruner.Budget(0.35, keep_at_least=0.5)
+    with pytest.raises(BudgetError, match=r"pruning.rounds: expected \d+ of \d+ units of .+ to stay, as budget.keep_at_least says"):
+        prune(budget=budget, rounds=3)
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_a_folder_holds_searches_of_one_number_of_rounds(tmp_path: Path, first: int, then: int) -> None:
+    searched(rounds=first, folder=tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigurationError, match=r"expected one without a search of (several rounds|one round)"):
+        searched(rounds=then, folder=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_another_budget_or_a_recipe_is_refused_before_anything_is_replaced(tmp_path: Path) -> None:
+    searched(rounds=2, folder=tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(StudyError, match="expected"):
+        searched(rounds=2, folder=tmp_path, budget=0.2)
+    with pytest.raises(ConfigurationError, match="expected one without the study of a search"):
+        prune(folder=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
