@@ -41,7 +41,7 @@ PROMPTS = (
     "import os\n",
     "In 1969, the first",
 )
-WINDOWS, WINDOW = 4, 256
+WINDOWS, WINDOW = 12, 256
 
 
 @dataclass
