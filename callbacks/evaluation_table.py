@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -14,7 +12,7 @@ from adapruner.evaluation.perplexity import IGNORED, NLLResult, describe_protoco
 from adapruner.progress import terminal
 from adapruner.report.answer import listed, text_lines
 from adapruner.report.formats import MISSING, nll_text, perplexity_text
-from adapruner.report.run_sections import hardware_in_words, package_versions
+from adapruner.report.run_sections import command_line, hardware_in_words, package_versions
 from adapruner.report.sections import DataCard
 from adapruner.report.tables import TextTable, make_table
 
@@ -94,12 +92,11 @@ def protocol_card(trainer: Trainer, role: str) -> list[str]:
     data: Any = getattr(trainer, "datamodule", None)
     record = data.card() if hasattr(data, "card") else None
     lines = [] if record is None else [*text_lines(DataCard.model_validate(record), role), f"data seed: {record['seed']}"]
-    command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
     return [
         *lines,
         f"hardware: {hardware_in_words(trainer.strategy.root_device, trainer.world_size)}",
         f"versions: {listed(package_versions())}",
-        f"command: {command}",
+        f"command: {command_line(sys.argv)}",
     ]
 
 

@@ -9,5 +9,5 @@ class RecoveryBar(RichProgressBar):
     """Lightning's own, which says ``Epoch 0/-2`` where steps are counted and not epochs."""
 
     def _get_train_description(self, current_epoch: int) -> str:
-        text = "LoRA recovery" if current_epoch == 0 else f"LoRA recovery, pass {current_epoch + 1} over its text"
+        text = "recovery" if current_epoch == 0 else f"recovery, pass {current_epoch + 1} over its text"
         return f"{text:{len(self.validation_description)}}"

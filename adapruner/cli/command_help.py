@@ -79,7 +79,7 @@ more:
   adapruner {command} --help GROUP               {groups},
   {space}                               or a part of one, such as {part}
   adapruner {command} --help all
-  adapruner {command} --model.optimizer.help AdamW               the options of an object"""
+  adapruner {command} --model.optimizer.help=AdamW               the options of an object"""
 
 
 def asks_for_help(words: Sequence[str]) -> bool:

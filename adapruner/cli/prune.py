@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
+from adapruner.cli.option_catalogue import read_catalogue
 from adapruner.errors import ConfigurationError
 
 CONFIG = "prune.yaml"
@@ -21,8 +23,8 @@ BATCH = 8
 _DESCRIPTION = """\
 Prune a model: search what goes, remove it, refit, recover with LoRA, measure, report and export.
 
-MODEL is a folder, a GGUF file or a hub name. --texts is a file or a folder (.txt, .md, .jsonl, .csv, .parquet, also .gz) with text of the
-kind that the model is for. It may be repeated, as NAME=PATH: the search then finds out how much each says. Every document goes to exactly
+MODEL is a folder, a GGUF file or a hub name. --texts is a file or a folder (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet, also .gz) with
+text of the kind that the model is for. It may be repeated, as NAME=PATH: the search then finds out how much each says. Every document goes to exactly
 one of calibration, search, recovery and test. A killed run goes on when it is called again.
 """
 _EPILOG = """\
@@ -79,6 +81,8 @@ def fit_words(arguments: Sequence[str]) -> list[str]:
     >>> fit_words(["my-model", "--texts", "my-texts", "--fraction", "0.3"])[:4]
     ['--config', 'prune.yaml', '--model.name_or_path', 'my-model']
     """
+    if arguments and arguments[0].startswith("-") and arguments[0].partition("=")[0] not in _own_options():
+        raise ConfigurationError(f"prune: expected the model first, got {arguments[0]}; write options of fit behind MODEL")
     given, others = make_parser().parse_known_args(list(arguments))
     _check(given, others)
     options = {
@@ -91,7 +95,13 @@ def fit_words(arguments: Sequence[str]) -> list[str]:
     if given.dtype is not None:
         options["model.dtype"] = given.dtype
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return ["--config", CONFIG, *words, f"--config={json.dumps({'data': data_options(given), **_left_out(given)})}", *others]
+    return [
+        "--config",
+        CONFIG,
+        *words,
+        f"--config={json.dumps({'data': data_options(given), **_left_out(given)}, ensure_ascii=False)}",
+        *others,
+    ]
 
 
 def data_options(given: argparse.Namespace) -> dict[str, object]:
@@ -126,13 +136,25 @@ def _left_out(given: argparse.Namespace) -> dict[str, object]:
 def _named(text: str) -> tuple[str, str]:
     """``NAME=PATH``, or a path, whose last part is the name."""
     name, separator, path = text.partition("=")
-    return (name, path) if separator else (text.rstrip("/").rpartition("/")[2] or text, text)
+    return (
+        (name, path) if separator and "/" not in name and not os.path.exists(text) else (text.rstrip("/").rpartition("/")[2] or text, text)
+    )
+
+
+def _own_options() -> list[str]:
+    return [option for action in make_parser()._actions for option in action.option_strings]
+
+
+def _is_option_of_fit(name: str) -> bool:
+    """Whether ``fit`` is to judge it: a name of its own, or one with a dot, which it knows how to correct."""
+    fit = read_catalogue("fit")
+    return "." in name or name in fit.options or name in fit.groups or name in ("config", "print_config")
 
 
 def _check(given: argparse.Namespace, others: Sequence[str]) -> None:
-    own = [action.option_strings[-1] for action in make_parser()._actions if action.option_strings]
+    own = _own_options()
     for word in others:
-        if word.startswith("--") and "." not in word and not word.startswith(("--config", "--print_config", "--seed_everything")):
+        if word.startswith("--") and not _is_option_of_fit(word.partition("=")[0][2:]):
             close = get_close_matches(word.partition("=")[0], own, n=1)
             hint = f"did you mean {close[0]}?" if close else "see adapruner prune --help"
             raise ConfigurationError(f"{word.lstrip('-')}: expected an option of prune or of fit, got an unknown one; {hint}")

@@ -55,7 +55,9 @@ def front_of(points: Sequence[Point], axis: str) -> list[Point]:
     for number, (point, cost) in enumerate(known):
         as_cheap = [other for place, (other, its) in enumerate(known) if place != number and its <= cost * (1 + TOLERANCE[axis])]
         twins = [other for other in front if (other.cost(axis), other.perplexity.mean) == (cost, point.perplexity.mean)]
-        if not twins and all(other.perplexity.mean >= point.perplexity.mean for other in as_cheap):
+        cheaper = [other for other, its in known if its * (1 + TOLERANCE[axis]) < cost]
+        beaten = any(other.perplexity.mean < point.perplexity.mean for other in as_cheap)
+        if not twins and not beaten and all(other.perplexity.mean > point.perplexity.mean for other in cheaper):
             front.append(point)
     return front
 

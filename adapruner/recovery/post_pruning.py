@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from adapruner.calibration.choice import CalibrationChoice
 from adapruner.errors import ConfigurationError
+from adapruner.progress import announce
 from adapruner.pruning.depth_and_width import DepthWidthCut
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.problem import PruningProblem, bias_means, part_weights
@@ -109,6 +110,15 @@ def reconstructed(model: nn.Module, problem: PruningProblem, plan: PruningPlan, 
         yield model
 
 
+def _weights_of(problem: PruningProblem, recipe: Recipe) -> Tensor:
+    """``[samples]``: the recipe's; alike where the plan comes from elsewhere, and knows sources or samples that are not here."""
+    try:
+        return problem.calibration.sample_weights(replace(recipe.calibration, seq_len=None))
+    except ConfigurationError:
+        announce("the plan's calibration weights are of another pool: this one's samples count alike in the refit")
+        return problem.calibration.sample_weights(CalibrationChoice())
+
+
 def refit_plan(
     model: nn.Module,
     problem: PruningProblem,
@@ -120,7 +130,7 @@ def refit_plan(
     assert post_pruning.reconstruction is not None
     recipe = recipe_of(plan)
     config = post_pruning.reconstruction if recipe.ridge is None else replace(post_pruning.reconstruction, ridge=recipe.ridge)
-    weights = problem.calibration.sample_weights(replace(recipe.calibration, seq_len=None))
+    weights = _weights_of(problem, recipe)
     if post_pruning.rows is not None:
         weights = weights[post_pruning.rows]
     input_ids, shared = post_pruning.input_ids, post_pruning.shared

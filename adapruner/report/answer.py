@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -162,16 +163,17 @@ def took_sentence(report: Report) -> str | None:
     if report.took is None:
         return None
     device = "" if report.took.device_peak_gib is None else f", {report.took.device_peak_gib:.1f} GiB on its GPU"
-    return f"The run took {duration_text(report.took.seconds)} and {report.took.peak_gib:.1f} GiB{device}."
+    return f"The process that ended the run took {duration_text(report.took.seconds)} and {report.took.peak_gib:.1f} GiB{device}."
 
 
 def loading_code(export: Export) -> str:
     """Python that loads the export, and generates."""
     trusting = "" if export.stock else ", trust_remote_code=True"
+    path = json.dumps(export.path, ensure_ascii=False)  # a Windows path has backslashes
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{export.path}"{trusting})\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{export.path}")'
+        f"model = AutoModelForCausalLM.from_pretrained({path}{trusting})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({path})"
     )
 
 

@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import copy
-import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -22,18 +20,19 @@ from adapruner.argument_checks import check_fields
 from adapruner.errors import ConfigurationError
 from adapruner.evaluation.generation import MOST_NEW_TOKENS, encode_prompt, generate_text
 from adapruner.evaluation.perplexity import describe_protocol, evaluate_nll
-from adapruner.importance.metrics import find_metric
+from adapruner.importance.metrics import METRICS, find_metric
 from adapruner.progress import announce, progress_bar
 from adapruner.pruning.allocation import Allocation
 from adapruner.pruning.depth_and_width import depth_and_width_removed
 from adapruner.pruning.recipe import Recipe
-from adapruner.recovery.post_pruning import PostPruning, pruned_only
+from adapruner.recovery.post_pruning import PostPruning, pruned_only, recipe_of
 from adapruner.recovery.streams import SharedStream
 from adapruner.report.measured_before import MeasuredBefore, Values
 from adapruner.report.regular_widths import at_any_width, time_widths
 from adapruner.report.run_sections import (
     EvaluatedText,
     calibration_section,
+    command_line,
     cost_section,
     hardware_in_words,
     metric_sentences,
@@ -271,19 +270,16 @@ class ReportRecorder:
             "cost": self.cost,
             "export": export,
             "generations": self.generations or None,
-            "metrics": metric_sentences([*self.config.compare, *scored.options.search.space.metrics]),
+            "metrics": metric_sentences([*self.config.compare, *_metrics_of(scored, found)]),
             "took": took_section(next(model.parameters()).device),
         }
 
 
-def command_line(words: Sequence[str]) -> str:
-    """What one would type to run this again, where the program is installed.
-
-    >>> command_line(["/usr/bin/adapruner", "fit", "--config", "my run.yaml"])
-    "adapruner fit --config 'my run.yaml'"
-    """
-    program, own = Path(words[0]).name, {"adapruner", "__main__.py"}
-    return shlex.join([*(["adapruner"] if program in own else ["python", words[0]]), *words[1:]])
+def _metrics_of(scored: ScoredModel, found: FoundPlan) -> Iterable[str]:
+    """Those that the search could mix, or those of the recipe that was given."""
+    if found.outcome is not None:
+        return scored.options.search.space.metrics
+    return [name for name in recipe_of(found.plan).coefficients if name in METRICS]
 
 
 def _count_on(advance: Callable[..., None], before: int, done: int, total: int) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import math
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -178,6 +180,16 @@ def cost_section(
     elif batches:
         section["protocol"] += "; the device's memory did not suffice for the sweep over batch and length"
     return section
+
+
+def command_line(words: Sequence[str]) -> str:
+    """What one would type to run this again, where the program is installed.
+
+    >>> command_line(["/usr/bin/adapruner", "fit", "--config", "my run.yaml"])
+    "adapruner fit --config 'my run.yaml'"
+    """
+    program, own = Path(words[0]).name, {"adapruner", "__main__.py"}
+    return shlex.join([*(["adapruner"] if program in own else ["python", words[0]]), *words[1:]])
 
 
 def package_versions() -> dict[str, str]:

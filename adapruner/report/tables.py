@@ -113,7 +113,7 @@ def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def perplexity_table(comparison: Comparison) -> TextTable:
-    """Methods by stage, in the order of the last stage that all have; per cent above the dense model at a method's last stage."""
+    """Methods by stage, in the order of the last stage that all have; and how far above the dense model there."""
     several, stages, rows, dense = len(comparison.rows) > 1, comparison.stages, [], comparison.dense
     if dense is not None:
         texts = (f"dense {perplexity_text(dense)}", *[""] * (len(stages) or 1), "")
@@ -124,9 +124,19 @@ def perplexity_table(comparison: Comparison) -> TextTable:
             value = row.values.get(stage)
             best = several and value is not None and value == comparison.best(stage)
             cells.append(Cell(MISSING if value is None else perplexity_text(value), "best" if best else ""))
-        rows.append((*cells, Cell(change_text(dense, row.final))))
+        rows.append((*cells, Cell(change_text(dense, row.values[comparison.common] if comparison.common else row.final))))
     title, mark = f"Perplexity on {comparison.title} (lower is better)", f"lowest of its column; rows in the order of {comparison.common}"
-    return TextTable(title, ("method", *(stages or ("perplexity",)), "to dense"), tuple(rows), comparison.notes, mark=mark)
+    return TextTable(
+        title,
+        (
+            "method",
+            *(stages or ("perplexity",)),
+            "to dense" if comparison.common in (None, stages[-1]) else f"{comparison.common}, to dense",
+        ),
+        tuple(rows),
+        comparison.notes,
+        mark=mark,
+    )
 
 
 def change_text(before: float | None, after: float) -> str:
@@ -181,7 +191,7 @@ def values_table(search: Search) -> TextTable:
     best = "best recipe" if search.best_trial is None else f"best recipe, trial {search.best_trial}"
     values = ((best, search.best_value), ("best fixed recipe", search.best_fixed_value), ("dense model", search.dense_value))
     rows = [(name, nll_text(value)) for name, value in values if nll_text(value) != MISSING]
-    return make_table("", ("NLL on the search split", "nats per token"), rows)
+    return make_table("", ("on the search split", "nats per token"), rows)
 
 
 def fixed_table(search: Search) -> TextTable:

@@ -75,7 +75,7 @@ def _search_line(search: Search) -> str:
     named = (("best", search.best_value), ("best fixed recipe", search.best_fixed_value), ("dense", search.dense_value))
     values = ", ".join(f"{name} {nll_text(value)}" for name, value in named if value is not None)
     stopped = f"{search.completed} completed, {search.stopped_early} stopped early"
-    return f"Search: {search.trials} trials, {stopped}; NLL per token: {values or MISSING}."
+    return f"Search: {search.trials} trials, {stopped}; {search.judged}, nats per token: {values or MISSING}."
 
 
 def _export_lines(export: Export) -> list[str]:

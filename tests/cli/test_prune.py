@@ -77,10 +77,26 @@ def test_options_of_fit_come_last_and_win() -> None:
 
 
 @pytest.mark.parametrize(
+    "word", ["--report=null", "--zero_shot=null", "--ckpt_path=x", "--trainer={devices: 1}", "--print_config", "--config=a"]
+)
+def test_options_of_fit_without_a_dot_are_its_own(word: str) -> None:
+    assert fit_words([*GIVEN, word])[-1] == word
+
+
+def test_paths_are_taken_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "lang=en").mkdir()
+    words = fit_words(["my-model", "--texts", "lang=en", "--texts", "a/b=c.txt", "--texts", "\N{GRINNING FACE}.txt"])
+    sources = record_of(words)["data"]["calibration"]["sources"]  # type: ignore[index]
+    assert [source["path"] for source in sources] == ["lang=en", "a/b=c.txt", "\N{GRINNING FACE}.txt"]
+    assert "\N{GRINNING FACE}" in "".join(words)  # YAML has no surrogates
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
         (["my-model"], "arguments are required: --texts"),
         ([*GIVEN, "--fracton", "3"], "fracton: expected an option of prune or of fit, got an unknown one; did you mean --fraction"),
+        (["--pruning.budget.of", "macs", *GIVEN], "expected the model first, got --pruning.budget.of"),
         ([*GIVEN, "another"], "expected one model, got 'another' too"),
         ([*GIVEN, "--texts", "other/wiki=x", "--texts", "wiki=y"], "texts: expected each name once"),
         ([*GIVEN, "--fraction", "1"], "fraction: expected 0 or more and less than 1, got 1"),
