@@ -23,9 +23,9 @@ BATCH = 8
 _DESCRIPTION = """\
 Prune a model: search what goes, remove it, refit, recover with LoRA, measure, report and export.
 
-MODEL is a folder, a GGUF file or a hub name. --texts is a file or a folder (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet, also .gz) with
-text of the kind that the model is for. It may be repeated, as NAME=PATH: the search then finds out how much each says. Every document goes to exactly
-one of calibration, search, recovery and test. A killed run goes on when it is called again.
+MODEL is a folder, a GGUF file or a hub name. --texts is a file or a folder (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet, also .gz)
+with text of the kind that the model is for. It may be repeated, as NAME=PATH: the search then finds out how much each says. Every
+document goes to exactly one of calibration, search, recovery and test. A killed run goes on when it is called again.
 """
 _EPILOG = """\
 Any option of fit may follow, such as --pruning.budget.of macs or --config mine.yaml; it goes before what stands here.
@@ -95,13 +95,8 @@ def fit_words(arguments: Sequence[str]) -> list[str]:
     if given.dtype is not None:
         options["model.dtype"] = given.dtype
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [
-        "--config",
-        CONFIG,
-        *words,
-        f"--config={json.dumps({'data': data_options(given), **_left_out(given)}, ensure_ascii=False)}",
-        *others,
-    ]
+    sets = json.dumps({"data": data_options(given), **_left_out(given)}, ensure_ascii=False)
+    return ["--config", CONFIG, *words, f"--config={sets}", *others]
 
 
 def data_options(given: argparse.Namespace) -> dict[str, object]:
@@ -136,9 +131,9 @@ def _left_out(given: argparse.Namespace) -> dict[str, object]:
 def _named(text: str) -> tuple[str, str]:
     """``NAME=PATH``, or a path, whose last part is the name."""
     name, separator, path = text.partition("=")
-    return (
-        (name, path) if separator and "/" not in name and not os.path.exists(text) else (text.rstrip("/").rpartition("/")[2] or text, text)
-    )
+    if separator and "/" not in name and not os.path.exists(text):
+        return name, path
+    return text.rstrip("/").rpartition("/")[2] or text, text
 
 
 def _own_options() -> list[str]:

@@ -126,17 +126,8 @@ def perplexity_table(comparison: Comparison) -> TextTable:
             cells.append(Cell(MISSING if value is None else perplexity_text(value), "best" if best else ""))
         rows.append((*cells, Cell(change_text(dense, row.values[comparison.common] if comparison.common else row.final))))
     title, mark = f"Perplexity on {comparison.title} (lower is better)", f"lowest of its column; rows in the order of {comparison.common}"
-    return TextTable(
-        title,
-        (
-            "method",
-            *(stages or ("perplexity",)),
-            "to dense" if comparison.common in (None, stages[-1]) else f"{comparison.common}, to dense",
-        ),
-        tuple(rows),
-        comparison.notes,
-        mark=mark,
-    )
+    last = "to dense" if comparison.common in (None, *stages[-1:]) else f"{comparison.common}, to dense"
+    return TextTable(title, ("method", *(stages or ("perplexity",)), last), tuple(rows), comparison.notes, mark=mark)
 
 
 def change_text(before: float | None, after: float) -> str:
