@@ -125,7 +125,8 @@ class PruningDataModule(LightningDataModule):
         """Builds all sets, whatever the stage; a second call does nothing."""
         if self.run_data is not None or stage == "predict":  # prompts are all that it needs
             return
-        announce("reads the text and cuts it into windows of tokens")
+        if self.trainer is not None:
+            announce("reads the text and cuts it into windows of tokens")
         data = self.run_data = self.sets.build(self._find_tokenizer())
         self.calibration_windows, self.calibration_windows_at = data.calibration_windows, dict(data.calibration_windows_at)
         self.calibration_sample_weights, self.calibration_fingerprint = data.calibration_sample_weights, data.calibration_fingerprint

@@ -45,7 +45,7 @@ def test_the_page_s_format_writes_the_model(pruned: Any, tmp_path: Path, torch_f
 
 
 def test_the_formats_that_come_along_are_known_and_their_names_taken() -> None:
-    assert set(FORMATS) == {"gguf", "huggingface"}
+    assert set(FORMATS) == {"deci", "gguf", "huggingface"}
     with pytest.raises(ConfigurationError, match="export format: expected a new name, got 'gguf', which is taken"):
         register_export_format(type("Other", (), {"name": "gguf"}))
     with pytest.raises(ConfigurationError, match="format: expected a known export format, got 'hugging'; did you mean 'huggingface'"):
