@@ -90,12 +90,17 @@ def load_model(model: Any, tokenizer: Any = None) -> tuple[Any, Any]:
     _check_tokenizer(tokenizer)
     source = str(model) if isinstance(model, str | Path) else None
     if source is not None:
-        exported = open_export(model_source(source))
-        model = load_language_model(source) if exported is None else exported.model
+        model = _load_by_name(source)
     if isinstance(tokenizer, str | Path) or (tokenizer is None and source is not None):
         tokenizer = load_tokenizer(str(tokenizer or source))
     check_language_model(model, "model")
     return model, tokenizer
+
+
+def _load_by_name(source: str) -> Any:
+    """An export or any other causal LM, without a tokenizer."""
+    exported = open_export(model_source(source))
+    return load_language_model(source) if exported is None else exported.model
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
@@ -285,7 +290,7 @@ def prepare_distillation(model: Any, windows: Any, config: DistillationConfig, f
     """
     teacher = model
     if config.teacher is not None:
-        teacher = load_model(config.teacher)[0].to(next(model.parameters()).device)
+        teacher = _load_by_name(config.teacher).to(next(model.parameters()).device)
         check_vocabulary(config, vocabulary_of(model), vocabulary_of(teacher))
     return Distillation(write_down(teacher, windows, config, folder), config)
 

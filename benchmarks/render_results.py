@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pages import between_markers
 from real_chart import draw
 from real_tables import real_models, short_table
 
@@ -235,15 +236,6 @@ COST_WORDS = (
 )
 
 
-def write_between_marks(file: Path, text: str) -> None:
-    """Replaces what stands between the two marks."""
-    head, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{file}: expected the marks {BEGIN} and {END}, got none; write them where the table belongs")
-    file.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quality", nargs="*", type=Path, default=[], help="cells measured anew")
@@ -265,7 +257,8 @@ def main() -> None:
         measured = read(arguments.real_models)
         real = real_models(measured)
         draw(measured["cells"], arguments.out / "real_models.png")
-        write_between_marks(README, short_table(measured["cells"]))
+        page = between_markers(README.read_text(encoding="utf-8"), BEGIN, END, short_table(measured["cells"]))
+        README.write_text(page, encoding="utf-8")
     for name, text in (
         ("results.json", json.dumps(found, indent=1) + "\n"),
         ("results.md", render(record, whole, cost, remarks, real)),

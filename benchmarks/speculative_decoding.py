@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pages import between_markers
 from transformers.generation import candidate_generator
 
 import adapruner
@@ -216,11 +217,7 @@ def write_table(record: dict[str, Any]) -> None:
         f"\n{record['prompts']} held-out prompts of {record['prompt_tokens']} tokens, {record['new_tokens']} new tokens each, greedy, "
         f"float32, {record['threads']} thread, {record['proposed']} tokens proposed at a time, each way timed in turn: {same}."
     )
-    page = PAGE.read_text()
-    before, _, rest = page.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    assert found, f"{PAGE} has no {BEGIN} ... {END}"
-    write_atomically(PAGE, f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{words}\n{END}{after}")
+    write_atomically(PAGE, between_markers(PAGE.read_text(encoding="utf-8"), BEGIN, END, "\n".join([*lines, words])))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from adapruner.cli.one_line_parser import OneLineParser
 from adapruner.errors import ConfigurationError
 from adapruner.export.options import ExportOptions
 from adapruner.progress import announce
@@ -32,22 +32,9 @@ examples:
 _FOLDER = "huggingface"
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in our one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigurationError(f"export: expected adapruner export RUN DIR [options], got {message}; see adapruner export --help")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The command's own options."""
-    parser = _Parser(
-        prog="adapruner export",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = OneLineParser("export", "RUN DIR [options]", description=_DESCRIPTION, epilog=_EPILOG)
     add = parser.add_argument
     add("run", metavar="RUN", help="the folder of a run, or an export")
     add("folder", metavar="DIR", type=lambda name: Path(os.path.abspath(name)), help="where to: new, empty, or an earlier export")

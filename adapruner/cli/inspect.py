@@ -9,10 +9,10 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from adapruner.cli.one_line_parser import OneLineParser
 from adapruner.cli.run_contents import gather
-from adapruner.errors import ConfigurationError
 from adapruner.progress import terminal
 
 if TYPE_CHECKING:
@@ -27,18 +27,9 @@ A run that was ended half-way shows what is there so far: its trials, the best o
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in our one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigurationError(f"inspect: expected adapruner inspect RUN [--json], got {message}; see adapruner inspect --help")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The command's own options."""
-    parser = _Parser(
-        prog="adapruner inspect", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = OneLineParser("inspect", "RUN [--json]", description=_DESCRIPTION)
     parser.add_argument("run", metavar="RUN", help="the folder of a run, an export, or a plan.json")
     parser.add_argument("--json", action="store_true", help="everything as JSON instead of tables")
     return parser

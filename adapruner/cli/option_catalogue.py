@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -34,6 +34,18 @@ class Option:
     """The class whose fields are options below it: ``ReconstructionConfig`` of ``pruning.reconstruction``, which has ``.ridge``."""
     open: bool = False
     """Whether names below it are not all known here: it holds an object of any class, or a mapping."""
+
+
+def nearest_option(name: str, options: Sequence[str], groups: Iterable[str]) -> str | None:
+    """The option or group that was probably meant: as a whole, or by its last word, where the groups before it were left out.
+
+    >>> nearest_option("n_trails", ["search.n_trials", "search.seed"], ["search"])
+    'search.n_trials'
+    """
+    close = difflib.get_close_matches(name, [*options, *groups], n=1, cutoff=0.7)
+    last = {known.split(".")[-1]: known for known in reversed(options)}
+    words = [] if close else difflib.get_close_matches(name.split(".")[-1], last, n=1, cutoff=0.8)
+    return next(iter([*close, *(last[word] for word in words)]), None)
 
 
 @dataclass(frozen=True)
@@ -68,12 +80,8 @@ class Catalogue:
 
     def nearest(self, name: str, below: str = "") -> str:
         """The option that was probably meant, or where they all are."""
-        known = [one for one in (*self.options, *self.groups) if one.startswith(below)]
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-        if not close:  # --n_trials: its groups were left out
-            last = {one.split(".")[-1]: one for one in reversed(known)}
-            close = [last[word] for word in difflib.get_close_matches(name.split(".")[-1], last, n=1, cutoff=0.8)]
-        return f"did you mean {close[0]}?" if close else f"see adapruner {self.command} --help"
+        close = nearest_option(name, *([one for one in names if one.startswith(below)] for names in (self.options, self.groups)))
+        return f"did you mean {close}?" if close else f"see adapruner {self.command} --help"
 
     def _judge(self, name: str) -> Iterator[str]:
         if name in self.options or name in self.groups or (name.startswith("trainer.") and not self._same_lightning):

@@ -6,7 +6,6 @@ an error, each option that was given on the command line or in a configuration i
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import is_dataclass
@@ -18,6 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser, get_loader
 
 from adapruner.cli.class_paths import classes_in, find_class, parser_of
+from adapruner.cli.option_catalogue import nearest_option
 from adapruner.errors import AdaPrunerError, ConfigurationError, nearest, together
 from adapruner.files.yaml_text import YAMLRefused, check_yaml, read_yaml_text
 
@@ -177,11 +177,8 @@ class Options:
         return Options(parser_of(kind), kind.__name__, f"{self.prefix}{name}.", self.help)
 
     def _unknown(self, name: str) -> str:
-        close = difflib.get_close_matches(name, [*self.types, *self.groups], n=1, cutoff=0.7)
-        if not close:  # --n_trials: its groups were left out
-            last = {known.split(".")[-1]: known for known in reversed(self.types)}
-            close = [last[word] for word in difflib.get_close_matches(name.split(".")[-1], last, n=1, cutoff=0.8)]
-        hint = f"did you mean {self.prefix}{close[0]}?" if close else self.help
+        close = nearest_option(name, list(self.types), self.groups)
+        hint = f"did you mean {self.prefix}{close}?" if close else self.help
         return f"{self.prefix}{name}: expected an option of {self.owner}, got an unknown one; {hint}"
 
     def _line(self, name: str, expected: str, value: Any) -> str:

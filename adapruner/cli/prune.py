@@ -8,8 +8,8 @@ import os
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import NoReturn
 
+from adapruner.cli.one_line_parser import OneLineParser
 from adapruner.cli.option_catalogue import read_catalogue
 from adapruner.errors import ConfigurationError
 
@@ -38,22 +38,14 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in our one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigurationError(f"prune: expected adapruner prune MODEL --texts DIR [options], got {message}; see adapruner prune --help")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The command's own options."""
-    parser = _Parser(
-        prog="adapruner prune",
+    parser = OneLineParser(
+        "prune",
+        "MODEL --texts DIR [options]",
         usage="adapruner prune MODEL --texts PATH [--texts NAME=PATH ...] [options] [options of fit]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="a folder, a GGUF file or a hub name")

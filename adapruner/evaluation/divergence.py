@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from adapruner.errors import ConfigurationError, DataError
-from adapruner.evaluation.perplexity import IGNORED, Windows, at_least_fp32, batch_inputs, in_chunks, next_labels
+from adapruner.evaluation.perplexity import Windows, batch_inputs, in_chunks
 from adapruner.models.forward import evaluation_mode
-from adapruner.models.next_token_loss import logit_parts
+from adapruner.models.next_token_loss import IGNORED, at_least_fp32, logit_parts, next_labels
 
 _SMALLEST = 1e-30
 

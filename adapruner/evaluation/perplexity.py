@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from adapruner.errors import ConfigurationError, DataError
 from adapruner.models.forward import evaluation_mode, input_device
-from adapruner.models.next_token_loss import IGNORED, next_token_losses
+from adapruner.models.next_token_loss import IGNORED, at_least_fp32, next_labels, next_token_losses
 from adapruner.models.smaller_batches import in_parts
 
 ROWS_AT_ONCE = 1024
@@ -255,13 +255,3 @@ def _check_windows(windows: Windows) -> None:
             raise DataError(f"windows.{name}: expected the shape of input_ids, {list(shape)}, got {list(got)}; build the windows again")
     if not bool((windows.labels[:, 1:] != IGNORED).any()):
         raise DataError("windows.labels: expected at least one token to predict, got only -100; give longer texts or windows")
-
-
-def next_labels(labels: Tensor) -> Tensor:
-    """``[b, t]``: position i holds label i + 1, the last position nothing."""
-    return torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORED)], dim=1)
-
-
-def at_least_fp32(logits: Tensor) -> Tensor:
-    """Float64 stays; anything narrower than float32 becomes it."""
-    return logits if logits.dtype == torch.float64 else logits.float()

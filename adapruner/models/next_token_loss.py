@@ -54,7 +54,7 @@ def next_token_losses(model: Any, labels: Tensor, **inputs: Any) -> Tensor:
     >>> torch.allclose(losses.sum() / (ids.numel() - 1), model(ids, labels=ids).loss)
     True
     """
-    targets = next_tokens(labels)
+    targets = next_labels(labels)
     flat = targets.flatten()
 
     def loss(logits: Tensor, positions: slice) -> Tensor:
@@ -63,10 +63,10 @@ def next_token_losses(model: Any, labels: Tensor, **inputs: Any) -> Tensor:
     return losses_in_parts(model, loss, **inputs).view_as(targets)
 
 
-def next_tokens(labels: Tensor) -> Tensor:
+def next_labels(labels: Tensor) -> Tensor:
     """``[batch, seq_len]``: the label after each position; -100 after the last.
 
-    >>> next_tokens(torch.tensor([[7, -100, 9]])).tolist()
+    >>> next_labels(torch.tensor([[7, -100, 9]])).tolist()
     [[-100, 9, -100]]
     """
     return torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORED)], dim=1)
@@ -221,5 +221,9 @@ def _head(model: Any, hidden: Tensor, trunk: Any, output: type) -> Tensor:
 
 def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
     """NLL ``[n]`` in nats, at least float32, of targets ``[n]`` under logits ``[n, vocabulary]``; 0 where the target is -100."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return cross_entropy(wide, targets, ignore_index=IGNORED, reduction="none")
+    return cross_entropy(at_least_fp32(logits), targets, ignore_index=IGNORED, reduction="none")
+
+
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """Float64 stays; anything narrower than float32 becomes it."""
+    return logits if logits.dtype == torch.float64 else logits.float()

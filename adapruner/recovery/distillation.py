@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapruner.argument_checks import check_fields
 from adapruner.errors import ConfigurationError
-from adapruner.models.next_token_loss import IGNORED, cross_entropies, losses_in_parts, mean_next_token_loss, next_tokens
+from adapruner.models.next_token_loss import IGNORED, at_least_fp32, cross_entropies, losses_in_parts, mean_next_token_loss, next_labels
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class TopTokens:
         >>> found.index.tolist(), round(float(found.log_probs.exp().sum() + found.log_rest.exp().sum()), 6)
         ([[2, 3]], 1.0)
         """
-        wide = _wide(logits) / temperature
+        wide = at_least_fp32(logits) / temperature
         index = wide.topk(k, dim=-1).indices
         return cls(index, *_log_masses(wide, index))
 
@@ -125,15 +125,11 @@ def divergence(logits: Tensor, teacher: TopTokens, temperature: float = 1.0) -> 
     >>> float(divergence(logits, TopTokens.of_logits(logits, k=2)))
     0.0
     """
-    wide = _wide(logits) / temperature
+    wide = at_least_fp32(logits) / temperature
     log_probs, log_rest = _log_masses(wide, teacher.index)
     outcomes = torch.cat([teacher.log_probs, teacher.log_rest[:, None]], 1).to(wide.dtype)
     probs, found = outcomes.exp(), torch.cat([log_probs, log_rest[:, None]], 1)
     return torch.where(probs > 0, probs * (outcomes - found), 0.0).sum(1)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _log_masses(wide: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,7 +166,7 @@ class Distillation:
         Raises:
             ConfigurationError: if the teacher has not seen one of the windows.
         """
-        targets = next_tokens(labels)
+        targets = next_labels(labels)
         flat = targets.flatten()
         counted, teacher = (flat != IGNORED), self.targets.of({"labels": labels, **inputs})
         before = [0, *counted.cumsum(0).tolist()]  # counted positions before each

@@ -23,7 +23,7 @@ from adapruner.files.digests import DamagedError
 from adapruner.files.tensor_file import read_tensors, write_tensors
 from adapruner.models.fingerprint import digest_weights
 from adapruner.models.forward import evaluation_mode, input_device
-from adapruner.models.next_token_loss import IGNORED, logit_parts, next_tokens
+from adapruner.models.next_token_loss import IGNORED, logit_parts, next_labels
 from adapruner.models.smaller_batches import with_smaller_batches
 from adapruner.progress import announce, progress_bar
 from adapruner.recovery.distillation import DistillationConfig, TopTokens, check_vocabulary
@@ -220,7 +220,7 @@ class _Work:
         with evaluation_mode(self.teacher):
             for start in range(rows.start, rows.stop, batch_size):
                 batch = slice(start, min(start + batch_size, rows.stop))
-                counted = (next_tokens(self.windows.labels[batch]) != IGNORED).flatten().to(device)
+                counted = (next_labels(self.windows.labels[batch]) != IGNORED).flatten().to(device)
                 ids, mask = (value[batch].to(device) for value in (self.windows.input_ids, self.windows.attention_mask))
                 position = 0
                 for logits in logit_parts(self.teacher, input_ids=ids, attention_mask=mask):
