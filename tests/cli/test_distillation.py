@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.cli import main
 from adapruner.export.loading import load
+from tests.cli.command_line import interrupted_at_step
 from tests.spoilt import make_workspace
 
 STEPS = ("--trainer.max_steps=4", "--checkpoint.every_n_steps=1", "--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=9")
@@ -35,17 +35,8 @@ def test_a_killed_fit_goes_on_and_the_report_says_it(
     assert report["recovery"]["lora"]["distillation"] == {"weight": 0.5, "temperature": 2.0, "top_k": 8}
     page = (tmp_path / "whole" / "report.html").read_text()
     assert "50 % of the loss is the divergence from the dense model's 8 most likely tokens at temperature 2" in " ".join(page.split())
-    inner = LoRARecoveryCallback.on_train_batch_end
-
-    def kill(self: Any, trainer: Any, *rest: Any) -> None:
-        inner(self, trainer, *rest)
-        if trainer.global_step == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LoRARecoveryCallback, "on_train_batch_end", kill)
-        with pytest.raises(SystemExit, match=r"^130$"):
-            fit("killed")
+    with interrupted_at_step(2, monkeypatch), pytest.raises(SystemExit, match=r"^130$"):
+        fit("killed")
     capsys.readouterr()
     resumed = fit("killed")
     said = capsys.readouterr().out

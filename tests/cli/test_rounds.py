@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.cli import main
 from adapruner.export.loading import load
 from adapruner.models.fingerprint import fingerprint_model
@@ -17,6 +16,7 @@ from adapruner.models.tracing import trace_structure
 from adapruner.models.units import count_parameters
 from adapruner.pruning.plan import read_plan
 from adapruner.search import find_plan as find_module
+from tests.cli.command_line import interrupted_at_step
 from tests.spoilt import make_workspace
 
 ROUNDS = ("--pruning.rounds=2", "--trainer.max_steps=3", "--checkpoint.every_n_steps=1", "--pruning.search.n_trials=3")
@@ -40,17 +40,8 @@ def test_from_the_command_line_and_on_from_a_kill(tmp_path: Path, monkeypatch: p
     report = json.loads(Path("whole/report.json").read_text())
     assert {"dense", "reconstructed", "recovered"} <= {row["stage"] for row in report["perplexity"]}
     assert report["search"]["trials"] == 3
-    inner = LoRARecoveryCallback.on_train_batch_end
-
-    def kill(self: Any, trainer: Any, *rest: Any) -> None:
-        inner(self, trainer, *rest)
-        if trainer.global_step == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LoRARecoveryCallback, "on_train_batch_end", kill)
-        with pytest.raises(SystemExit, match=r"^130$"):
-            fit("killed")
+    with interrupted_at_step(2, monkeypatch), pytest.raises(SystemExit, match=r"^130$"):
+        fit("killed")
     resumed: list[int] = []
     search = find_module.run_search
 

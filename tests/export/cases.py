@@ -78,8 +78,6 @@ class Pruned:
 
 def tiny_model(model_type: str, heads: int = 4, kv_heads: int = 2, **changes: Any) -> Any:
     """A random float32 model whose logits depend on the position (a large rotation and large weights)."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     values = {
         "vocab_size": VOCABULARY,
         "hidden_size": HIDDEN,
@@ -97,9 +95,16 @@ def tiny_model(model_type: str, heads: int = 4, kv_heads: int = 2, **changes: An
         **({"head_dim": HEAD_DIM} if model_type == "qwen3" else {}),
         **changes,
     }
+    return random_model(model_type, values)
+
+
+def random_model(model_type: str, values: dict[str, Any]) -> Any:
+    """A model of these values with random weights, biases and norms too: as zeros and ones they would hide a lost one."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values)).eval()
-    with torch.no_grad():  # biases and norms start as zeros and ones, which would hide a lost one
+    with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))

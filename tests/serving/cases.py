@@ -14,6 +14,7 @@ from adapruner.models.tracing import trace_structure
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import prune_model
+from tests.export.cases import random_model
 from tests.export.formats.gguf.test_writing import byte_tokenizer
 from tests.models.families import conformance
 
@@ -62,7 +63,6 @@ def greedy(model: Any, ids: torch.Tensor, new_tokens: int = NEW_TOKENS) -> list[
 
 def build(family: str, vocabulary: int) -> Any:
     """A random float32 model, wide enough for every engine (heads of 64), whose tokens depend on what it reads."""
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     model_type, changes = FAMILIES[family]
     values = {
@@ -81,13 +81,9 @@ def build(family: str, vocabulary: int) -> Any:
         "pad_token_id": 0,
         **changes,
     }
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values)).eval()
-    with torch.no_grad():  # biases and norms start as zeros and ones, which would hide a lost one
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-        if model_type == "gemma2":  # multiplies embeddings, which are its output layer, too: it would repeat the last token
+    model = random_model(model_type, values)
+    if model_type == "gemma2":  # multiplies embeddings, which are its output layer, too: it would repeat the last token
+        with torch.no_grad():
             model.get_input_embeddings().weight.mul_(0.02)
     return model
 
