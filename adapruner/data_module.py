@@ -1,4 +1,4 @@
-"""Every set of a pruning run for a Lightning Trainer: calibration, search, recovery, evaluation."""
+"""Every set of a pruning run for a Lightning Trainer: calibration, search, reconstruction, recovery, evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adapruner.data.padding_rows import share_out
 from adapruner.data.prompts import prompt_loader, read_prompts
 from adapruner.data.resumable import training_loader
 from adapruner.data.run_data import RunData
-from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
+from adapruner.data.sets import CalibrationData, EvaluationSet, ReconstructionData, RecoveryData, SearchData
 from adapruner.data.text_sets import TextSets
 from adapruner.data.text_source import read_documents
 from adapruner.data.windows import TextWindows
@@ -47,6 +47,7 @@ class PruningDataModule(LightningDataModule):
         prompts: for ``predict``: a file with one prompt a line, or .jsonl with ``prompt`` in each row.
         take_fewer: where a source has less text than asked for, take what there is, down to a few windows, and say so; else it is an
             error.
+        reconstruction: what the refit sees, or null where that is the calibration pool.
 
     Raises:
         ConfigurationError: if a number is out of range, a name stands twice, or calibration has both sources and a given set.
@@ -69,6 +70,7 @@ class PruningDataModule(LightningDataModule):
     calibration_sample_weights: torch.Tensor | None
     calibration_fingerprint: str
     search_windows: TextWindows
+    reconstruction_windows: TextWindows | None
     recovery_windows: TextWindows | None
     evaluation_windows: dict[tuple[str, int], TextWindows]
     fingerprint: str | None
@@ -89,11 +91,13 @@ class PruningDataModule(LightningDataModule):
         prompts: str | None = None,
         bos: str = "auto",
         take_fewer: bool = False,
+        reconstruction: ReconstructionData | None = None,
     ) -> None:
         super().__init__()
         for argument, value, hint in (
             ("calibration", calibration, CalibrationData),
             ("search", search, SearchData),
+            ("reconstruction", reconstruction, ReconstructionData | None),
             ("recovery", recovery, RecoveryData | None),
             ("evaluation", evaluation, list[EvaluationSet] | None),
             ("tokenizer", tokenizer, str | None),
@@ -108,7 +112,8 @@ class PruningDataModule(LightningDataModule):
         self.tokenizer_name: str | None = tokenizer
         self.tokenizer_object: Any = None
         self.prompts = None if prompts is None else read_prompts(prompts)
-        self.sets = TextSets(calibration, search, recovery, self.evaluation, seed, allow_leak, bos, take_fewer)
+        text = {"reconstruction": reconstruction, "allow_leak": allow_leak, "bos": bos, "take_fewer": take_fewer}
+        self.sets = TextSets(calibration, search, recovery, self.evaluation, seed, **text)  # type: ignore[arg-type]
         self.sets.check(partial(check_size, "data.batch_size", batch_size, 1), partial(check_size, "data.num_workers", num_workers, 0, 256))
 
     def card(self) -> dict[str, Any] | None:
@@ -131,6 +136,7 @@ class PruningDataModule(LightningDataModule):
         self.calibration_windows, self.calibration_windows_at = data.calibration_windows, dict(data.calibration_windows_at)
         self.calibration_sample_weights, self.calibration_fingerprint = data.calibration_sample_weights, data.calibration_fingerprint
         self.search_windows, self.recovery_windows = data.search_windows, data.recovery_windows
+        self.reconstruction_windows = data.reconstruction_windows
         self.evaluation_windows, self.fingerprint = dict(data.evaluation_windows), data.fingerprint
 
     def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:

@@ -68,6 +68,18 @@ class Ranks:
             raise error
         return result
 
+    def add_up(self, *tensors: Any) -> None:
+        """Each of the tensors becomes the sum of every rank's, in place; on the device that the process group serves."""
+        if self.active:
+            for tensor in tensors:
+                self._dist.all_reduce(tensor)
+
+    def make_equal(self, *tensors: Any) -> None:
+        """Each of the tensors becomes rank 0's, in place."""
+        if self.active:
+            for tensor in tensors:
+                self._dist.broadcast(tensor, src=0)
+
     def check_same_plan(self, plan_hash: str) -> None:
         """Every rank says which plan it is about to cut by.
 

@@ -78,6 +78,7 @@ def prune(
     recovery: RecoveryConfig | int | None = None,
     evaluation: Any = None,
     recovery_texts: Any = None,
+    reconstruction_samples: int = 0,
     report: ReportConfig = ReportConfig(),
     folder: str | Path | None = None,
     progress: bool = True,
@@ -95,6 +96,8 @@ def prune(
         recovery: LoRA recovery (or another ``form``) after the refit, or a number of optimizer steps; ``None`` leaves it out.
         evaluation: held-out texts, in the same forms, on which perplexity is measured at every stage; ``None`` measures nothing.
         recovery_texts: what recovery trains on; the calibration texts when empty.
+        reconstruction_samples: windows of 128 tokens that the refit sees of each source of the calibration texts, instead of those that
+            the units are scored on: more of them make a better refit and take time in proportion.
         report: what else is compared and measured for the report.
         folder: the run folder. With one the run goes on where an earlier call was ended, and writes ``plan.json``, ``trials.csv``,
             ``report.html`` and what a resumed run needs; without one nothing is written to disk.
@@ -121,7 +124,8 @@ def prune(
         if recovery is not None:
             check_trainable(model, recovery.form, recovery.lora)
             check_vocabulary(recovery.distillation, vocabulary_of(model))
-        data = _data(calibration, tokenizer, asked.search.seed, evaluation, _recovery_texts(recovery, recovery_texts, calibration))
+        trained = _recovery_texts(recovery, recovery_texts, calibration)
+        data = _data(calibration, tokenizer, asked.search.seed, evaluation, trained, reconstruction_samples)
         reports = where is not None or evaluation is not None
         prompts = [lambda: report.check_prompts(model, tokenizer)] if reports else []
         check_model_and_data(model, data, asked.budget, report.sequence_lengths() if reports else {}, *prompts)
@@ -156,10 +160,10 @@ def _run_folder(folder: str | Path | None) -> Iterator[Path | None]:
         yield where
 
 
-def _data(calibration: Any, tokenizer: Any, seed: int, evaluation: Any, recovery: Any) -> RunData:
+def _data(calibration: Any, tokenizer: Any, seed: int, evaluation: Any, recovery: Any, refitted: int) -> RunData:
     if isinstance(calibration, RunData):
         return calibration
-    return data_from_texts(calibration, tokenizer, evaluation=evaluation, recovery=recovery, seed=seed)
+    return data_from_texts(calibration, tokenizer, evaluation=evaluation, recovery=recovery, seed=seed, reconstruction_samples=refitted)
 
 
 def _recovery_texts(recovery: Any, texts: Any, calibration: Any) -> Any:

@@ -26,6 +26,7 @@ from torch import nn
 from adapruner.argument_checks import check_type, got, typed
 from adapruner.data.from_texts import data_from_texts, evaluation_from_texts, windows_from_texts
 from adapruner.data.run_data import RunData
+from adapruner.distributed import Ranks
 from adapruner.errors import ConfigurationError, PlanError
 from adapruner.evaluation.perplexity import NLLResult, evaluate_nll
 from adapruner.export.folder import ExportRecord, export_model
@@ -225,7 +226,7 @@ def reconstruct(scored: ScoredModel, found: FoundPlan, *, widths_only: bool = Fa
     apply_depth_and_width(model, scored.stage.cut)
     if refits:
         with progress_bar("reconstruction", problem.structure.layers) as advance:
-            refit_plan(model, problem, plan, PostPruning.of_windows(scored.data.calibration_windows, reconstruction, None), advance)
+            refit_plan(model, problem, plan, PostPruning.of_data(scored.data, reconstruction, None), advance, Ranks())
         write_widths(model.config, problem.structure, plan)
     else:
         prune_model(model, problem.structure, plan, bias_means(problem, recipe_of(plan)))

@@ -15,7 +15,7 @@ from adapruner.data.documents import CHAT_COLUMN
 from adapruner.data.draw_windows import WindowDrawer
 from adapruner.data.files import in_pieces
 from adapruner.data.run_data import RunData
-from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
+from adapruner.data.sets import CalibrationData, EvaluationSet, ReconstructionData, RecoveryData, SearchData
 from adapruner.data.text_sets import TextSets
 from adapruner.data.text_source import TextSource, read_documents
 from adapruner.data.windows import IGNORED, TextWindows, TooLittleTextError
@@ -33,10 +33,12 @@ def data_from_texts(
     tokenizer: Any,
     *,
     search: Any = None,
+    reconstruction: Any = None,
     recovery: Any = None,
     evaluation: Any = None,
     seq_len: int = 128,
     samples_per_source: int = 64,
+    reconstruction_samples: int = 0,
     search_samples: int = 64,
     search_seq_len: int = 256,
     recovery_seq_len: int = 256,
@@ -45,7 +47,7 @@ def data_from_texts(
 ) -> RunData:
     """Token windows of every set of a run, the same as :class:`adapruner.PruningDataModule` draws from files with these texts.
 
-    Each of the four sets is a list of texts (one source, named ``texts``) or of conversations (lists of ``{"role", "content"}``, which
+    Each of the five sets is a list of texts (one source, named ``texts``) or of conversations (lists of ``{"role", "content"}``, which
     the tokenizer's chat template writes, and of which only the answers are counted), a ``datasets.Dataset`` with a column ``text`` or
     ``messages``, token windows, or a mapping of source names to any of these, such as a ``DatasetDict``. Token windows are an int64
     tensor ``[n, seq_len]``, or an object or mapping with ``input_ids`` and, if it likes, ``attention_mask`` and ``labels`` of the same
@@ -59,10 +61,12 @@ def data_from_texts(
         tokenizer: a Hugging Face tokenizer; token windows need none.
         search: what the search's objective is measured on. ``None`` holds out the documents of ``calibration`` that fall into
             ``part: [0.75, 1.0]`` of each source, and leaves the pool ``part: [0.0, 0.75]``; of token windows the last quarter.
+        reconstruction: what the refit sees; ``None`` for the sources of the pool.
         recovery: what the pruned model is trained on, or ``None``.
         evaluation: held-out text whose perplexity is reported, or ``None``; a source is a set.
         seq_len: tokens in a calibration window.
         samples_per_source: calibration windows from each source.
+        reconstruction_samples: windows for the refit from each source; with 0 and no text of its own it sees the pool.
         search_samples: search windows in all.
         search_seq_len: tokens in a search window.
         recovery_seq_len: tokens in a training window.
@@ -80,8 +84,8 @@ def data_from_texts(
     """
     pool = _sources("calibration", calibration) or [_source("calibration", SOURCE_NAME, None)]  # which refuses it
     own, train = _sources("search", search), _sources("recovery", recovery)
-    held = _sources("evaluation", evaluation)
-    _check_tokenizer([*pool, *own, *train, *held], tokenizer)
+    held, refit = _sources("evaluation", evaluation), _sources("reconstruction", reconstruction)
+    _check_tokenizer([*pool, *own, *refit, *train, *held], tokenizer)
     pool, searched = (pool, own) if own else _hold_out(pool)
     sets = TextSets(
         CalibrationData(pool, samples_per_source, _length_of(pool, seq_len)),
@@ -89,6 +93,7 @@ def data_from_texts(
         RecoveryData(train, seq_len=_length_of(train, recovery_seq_len)) if train else None,
         [EvaluationSet(source.name, source, [window]) for source in held],
         seed=seed,
+        reconstruction=ReconstructionData(refit, reconstruction_samples or samples_per_source) if refit or reconstruction_samples else None,
         take_fewer=True,
     )
     sets.check()

@@ -37,7 +37,8 @@ def check_disjoint(seen: Mapping[str, Collection[str]], held_out: Mapping[str, C
 
 
 def check_leaks(data: RunData, short: Collection[str] = ()) -> None:
-    """Refuses sets of a run that share documents; recovery may share with calibration and search.
+    """Refuses sets of a run that share documents; recovery may share with calibration, reconstruction and search, and these two with each
+    other.
 
     Args:
         short: hashes of the short documents.
@@ -47,6 +48,8 @@ def check_leaks(data: RunData, short: Collection[str] = ()) -> None:
     """
     calibration = {"calibration": set().union(*(windows.documents for windows in data.calibration_windows_at.values()))}
     search = {"search": data.search_windows.documents}
+    if data.reconstruction_windows is not None:
+        calibration["reconstruction"] = data.reconstruction_windows.documents
     trained = {} if data.recovery_windows is None else {"recovery": data.recovery_windows.documents}
     held_out = {f"evaluation {name!r}": windows.documents for (name, _), windows in data.evaluation_windows.items()}
     check_disjoint(calibration | search | trained, held_out, short)

@@ -6,13 +6,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from adapruner.argument_checks import check_seed, got
-from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
+from adapruner.data.sets import CalibrationData, EvaluationSet, ReconstructionData, RecoveryData, SearchData
 from adapruner.data.text_source import TextSource
 from adapruner.errors import ConfigurationError
 
 
 def checks_of_sets(
-    calibration: CalibrationData, search: SearchData, recovery: RecoveryData | None, evaluation: Sequence[EvaluationSet], seed: int
+    calibration: CalibrationData,
+    search: SearchData,
+    recovery: RecoveryData | None,
+    evaluation: Sequence[EvaluationSet],
+    seed: int,
+    reconstruction: ReconstructionData | None = None,
 ) -> list[Callable[[], object]]:
     """Independent checks of everything about the sets that can be known without reading them; each raises its own error."""
     sizes: list[tuple[str, int | None, int]] = [
@@ -27,6 +32,10 @@ def checks_of_sets(
     if recovery is not None:
         sizes += [("recovery.samples", recovery.samples, max(1, len(recovery.sources))), ("recovery.seq_len", recovery.seq_len, 2)]
         sources += recovery.sources
+    if reconstruction is not None:
+        sizes.append(("reconstruction.samples_per_source", reconstruction.samples_per_source, 1))
+        sizes.append(("reconstruction.seq_len", reconstruction.seq_len, 2))
+        sources += reconstruction.sources
     for item in evaluation:
         sizes += [(f"evaluation.{item.name}.windows", window, 2) for window in item.windows]
         sizes.append((f"evaluation.{item.name}.limit", item.limit, 1))
@@ -34,6 +43,7 @@ def checks_of_sets(
         *(partial(check_size, f"data.{name}", value, least) for name, value, least in sizes),
         partial(check_seed, "data.seed", seed),
         partial(_check_calibration, calibration),
+        partial(_check_reconstruction, calibration, reconstruction),
         *_checks_of_names(calibration, search, recovery, evaluation),
         partial(_check_streams, recovery, evaluation),
         *(source.reader.check for source in sources),
@@ -67,6 +77,18 @@ def _check_calibration(calibration: CalibrationData) -> None:
     if calibration.other_seq_lens:
         lengths = [str(n) for n in (calibration.seq_len, *calibration.other_seq_lens)]
         _check_names("data.calibration.other_seq_lens, with seq_len", lengths)
+
+
+def _check_reconstruction(calibration: CalibrationData, reconstruction: ReconstructionData | None) -> None:
+    if reconstruction is None:
+        return
+    if reconstruction.sources:
+        _check_names("data.reconstruction.sources", [source.name for source in reconstruction.sources])
+    elif calibration.given_set is not None:
+        raise ConfigurationError(
+            f"data.reconstruction.sources: expected sources beside a given calibration set ({calibration.given_set}), got none; name them, "
+            "or leave data.reconstruction out"
+        )
 
 
 def _check_streams(recovery: RecoveryData | None, evaluation: Sequence[EvaluationSet]) -> None:

@@ -40,6 +40,8 @@ class RunData:
     """``[n]`` float32 with sum 1, the weights of a given set; ``None`` where all samples start alike."""
     clusters: int = 0
     """Number of k-means groups of the pool whose weights are searched; 0 for none."""
+    reconstruction_windows: Any = None
+    """What the refit sees; ``None`` where that is the pool."""
     recovery_windows: Any = None
     """Training text; ``None`` where there is none, or a loader serves it."""
     evaluation_windows: Mapping[tuple[str, int], Any] = field(default_factory=dict)
@@ -50,6 +52,11 @@ class RunData:
     """What the windows were drawn with."""
     card: Mapping[str, Any] | None = None
     """What text every set holds, as JSON types: ``sets`` (a row for each set and window length), ``leaks`` and ``seed``."""
+
+    @property
+    def refitted_on(self) -> Any:
+        """The windows that the refit sees: its own, or the pool's."""
+        return self.calibration_windows if self.reconstruction_windows is None else self.reconstruction_windows
 
     @classmethod
     def of(cls, data: Any) -> RunData:
@@ -71,6 +78,7 @@ class RunData:
             calibration_fingerprint=getattr(data, "calibration_fingerprint", pool.fingerprint),
             calibration_sample_weights=getattr(data, "calibration_sample_weights", None),
             clusters=int(getattr(getattr(data, "calibration", None), "clusters", 0) or 0),
+            reconstruction_windows=getattr(data, "reconstruction_windows", None),
             recovery_windows=getattr(data, "recovery_windows", None),
             evaluation_windows=getattr(data, "evaluation_windows", {}),
             fingerprint=getattr(data, "fingerprint", None),

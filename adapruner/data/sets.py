@@ -38,6 +38,23 @@ class CalibrationData:
 
 
 @dataclass(frozen=True)
+class ReconstructionData:
+    """What the refit after the surgery sees, where that is more than the calibration pool. More text is the surest way to a better refit:
+    it costs time in proportion, and no memory (``pruning.reconstruction.states_gib``)."""
+
+    sources: list[TextSource] = field(default_factory=list)
+    """Where windows come from; the calibration pool's own sources when empty. The weights that a search gives sources count here too, by
+    their names; a source that the pool has not counts like the mean of the others."""
+    samples_per_source: int = 256
+    """Windows from each source."""
+    seq_len: int | None = None
+    """Tokens in a window; those of the calibration samples when empty."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data.reconstruction.")
+
+
+@dataclass(frozen=True)
 class SearchData:
     """What the search's objective is measured on."""
 

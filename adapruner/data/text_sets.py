@@ -17,7 +17,7 @@ from adapruner.data.draw_windows import WindowDrawer
 from adapruner.data.leaks import check_leaks
 from adapruner.data.options import checks_of_sets
 from adapruner.data.run_data import RunData
-from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
+from adapruner.data.sets import CalibrationData, EvaluationSet, ReconstructionData, RecoveryData, SearchData
 from adapruner.data.text_source import TextSource
 from adapruner.data.windows import TextWindows
 from adapruner.errors import ConfigurationError, check_all
@@ -46,6 +46,8 @@ class TextSets:
     """Lets sets share documents."""
     bos: str = "auto"
     """Which windows begin with the tokenizer's begin-of-text token, see :data:`adapruner.data.bos.POLICIES`."""
+    reconstruction: ReconstructionData | None = None
+    """What the refit sees, or ``None`` where that is the calibration pool."""
     take_fewer: bool = False
     """Takes what there is where a source has less text than asked for, down to a few windows, and says so in one line."""
 
@@ -53,7 +55,8 @@ class TextSets:
     def sources(self) -> list[TextSource]:
         """Every source of every set."""
         trained = self.recovery.sources if self.recovery else []
-        return [*self.calibration.sources, *self.search.sources, *trained, *(item.source for item in self.evaluation)]
+        refitted = self.reconstruction.sources if self.reconstruction else []
+        return [*self.calibration.sources, *refitted, *self.search.sources, *trained, *(item.source for item in self.evaluation)]
 
     @cached_property
     def given_set(self) -> CalibrationSet | None:
@@ -73,7 +76,7 @@ class TextSets:
         """
         check_all(
             partial(check_policy, self.bos),
-            *checks_of_sets(self.calibration, self.search, self.recovery, self.evaluation, self.seed),
+            *checks_of_sets(self.calibration, self.search, self.recovery, self.evaluation, self.seed, self.reconstruction),
             *others,
         )
         _ = self.given_set
@@ -89,6 +92,7 @@ class TextSets:
         c, s, r = self.calibration, self.search, self.recovery
         pool_at, weights = self._pool(drawer)
         search = drawer.shuffled("search", drawer.evenly("search", s.sources, s.seq_len, s.samples))
+        refit = self._refit(drawer)
         recovery = None if r is None else drawer.evenly("recovery", r.sources, r.seq_len, r.samples)
         evaluation = {key: windows for item in self.evaluation for key, windows in drawer.joined(item).items()}
         if drawer.short_of:
@@ -97,6 +101,7 @@ class TextSets:
             announce(f"measures perplexity of {', of '.join(drawer.limited)} (data.evaluation's limit)")
         pool_fingerprint = _pool_fingerprint(pool_at, c.clusters, weights)
         prints = [pool_fingerprint, *("none" if w is None else w.fingerprint for w in (search, recovery, *evaluation.values()))]
+        prints += [] if refit is None else [f"refit {refit.fingerprint}"]
         names = " ".join(f"{name}/{window}" for name, window in evaluation)
         data = RunData(
             calibration_windows=pool_at[c.seq_len],
@@ -105,6 +110,7 @@ class TextSets:
             calibration_fingerprint=pool_fingerprint,
             calibration_sample_weights=weights,
             clusters=c.clusters,
+            reconstruction_windows=refit,
             recovery_windows=recovery,
             evaluation_windows=evaluation,
             fingerprint=_hash(f"{' '.join(prints)} {names}"),
@@ -131,11 +137,19 @@ class TextSets:
             raise ConfigurationError(f"data.calibration.clusters: {got}; give fewer clusters")
         return pool_at, weights
 
+    def _refit(self, drawer: WindowDrawer) -> TextWindows | None:
+        """The refit's own windows, sorted by source as the pool is."""
+        c, r = self.calibration, self.reconstruction
+        return None if r is None else drawer.each("reconstruction", r.sources or c.sources, r.seq_len or c.seq_len, r.samples_per_source)
+
     def _card(self, data: RunData) -> dict[str, Any]:
         given, sources = self.calibration.given_set, self.calibration.sources
         words = sources_in_words(sources) if given is None else [f"given set {given}"]
         rows = [describe_set("calibration", "", words, windows) for windows in data.calibration_windows_at.values()]
         rows.append(describe_set("search", "", sources_in_words(self.search.sources), data.search_windows))
+        if self.reconstruction is not None:
+            refitted = sources_in_words(self.reconstruction.sources or sources)
+            rows.append(describe_set("reconstruction", "", refitted, data.reconstruction_windows))
         if self.recovery is not None:
             rows.append(describe_set("recovery", "", sources_in_words(self.recovery.sources), data.recovery_windows))
         held_out = {item.name: sources_in_words([item.source]) for item in self.evaluation}

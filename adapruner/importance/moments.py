@@ -24,6 +24,11 @@ class InputMoments:
         """Nothing seen yet."""
         return cls(torch.zeros(channels, channels, device=device), torch.zeros(channels, device=device), torch.zeros((), device=device))
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All sums; what several processes saw adds up."""
+        return self.gram, self.total, self.tokens
+
     def add(self, inputs: Tensor, weights: Tensor) -> None:
         """Takes in the tokens of a batch.
 

@@ -14,7 +14,7 @@ Constraint = Literal["ridge", "rotation"]
 
 
 #: Fields that decide what a refit takes, and nothing of its result.
-WITHOUT_EFFECT = frozenset({"shared_gib"})
+WITHOUT_EFFECT = frozenset({"shared_gib", "states_gib", "states_folder"})
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class ReconstructionConfig:
     """Memory that the dense model's hidden states on the windows may take, behind every attention and every layer, while several plans of
     it are refitted: computed once instead of for each, with the same result. On a GPU they lie on it, where four times as much is free. 0
     computes them again for each."""
+    states_gib: float = 8.0
+    """Memory on the model's device that the hidden states of the refit's windows may take; more than that is kept in files, with the same
+    result, so that thousands of windows fit beside any model. 0 keeps all of them in files."""
+    states_folder: str | None = None
+    """Folder of these files, on a fast disk; the system's folder for temporary files when empty. Nothing is left in it."""
     intercept: bool = True
     """Whether the bias of an output projection that has one is refitted too, without a penalty; else it stays."""
 
@@ -57,6 +62,8 @@ class ReconstructionConfig:
             )
         if not 0 <= self.shared_gib < math.inf:
             raise ConfigurationError(f"reconstruction.shared_gib: expected a finite number of 0 or more, got {self.shared_gib}; give 1.0")
+        if not self.states_gib >= 0:
+            raise ConfigurationError(f"reconstruction.states_gib: expected a number of 0 or more, got {self.states_gib}; give 8.0")
         if self.form not in ("sequential", "local"):
             raise ConfigurationError(f"reconstruction.form: expected 'sequential' or 'local', got {self.form!r}; name one of them")
         if self.constraint not in ("ridge", "rotation"):

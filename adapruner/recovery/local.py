@@ -23,6 +23,7 @@ from adapruner.models.units import ModelStructure, UnitGroup
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import check_plan, cut_layer, restored
 from adapruner.recovery.configuration import ReconstructionConfig
+from adapruner.recovery.hidden_states import HiddenStates
 from adapruner.recovery.sequential import Shares, solve_and_refit
 from adapruner.recovery.solve import RefitEquations, Solver, refit
 from adapruner.recovery.streams import LayerModules, Windows, layer_modules, run_dense
@@ -134,7 +135,7 @@ def refit_each_layer(
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Cuts and refits layer by layer, in place; the Gram matrices of one layer are in memory at a time."""
-    stream = list(windows.starts)
+    stream = windows.store.copy_of(windows.starts)
     for modules in layer_modules(model, structure):
         groups = [g for g in structure.groups if g.layer == modules.index and not plan.keeps_all(g)]
         fitted, held_out = _layer_moments(modules, windows, stream, groups, shares, model)
@@ -147,12 +148,14 @@ def refit_each_layer(
             equations = local_equations(group, kept, fitted.pop(group.name), *rest)
             checked = local_equations(group, kept, held_out.pop(group.name), *rest) if held_out else None
             solve_and_refit(projection, group.name, equations, checked, config)
+            if shares.ranks is not None:
+                shares.ranks.make_equal(*(p.data for p in (projection.weight, projection.bias) if p is not None))
         if progress:
             progress(modules.index + 1)
 
 
 def _layer_moments(
-    modules: LayerModules, windows: Windows, stream: list[Tensor], groups: list[UnitGroup], shares: Shares, model: nn.Module
+    modules: LayerModules, windows: Windows, stream: HiddenStates, groups: list[UnitGroup], shares: Shares, model: nn.Module
 ) -> tuple[dict[str, InputMoments], dict[str, InputMoments]]:
     """Group name -> moments of the fitted and of the held-out windows; moves the dense stream past the layer, in place."""
     projections: dict[str, Any] = {g.name: model.get_submodule(g.output.module) for g in groups}
@@ -167,4 +170,6 @@ def _layer_moments(
             rows: Any = slice(None) if bool(counted.all()) else counted
             for name, projection in projections.items():
                 found[name].add(seen[projection][0][rows], weights[batch][rows][:, None])
+    if shares.ranks is not None:
+        shares.ranks.add_up(*(tensor for found in moments for of_group in found.values() for tensor in of_group.tensors))
     return moments[0], moments[1] if len(moments) > 1 else {}

@@ -11,9 +11,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from adapruner.calibration.choice import CalibrationChoice
+from adapruner.data.run_data import RunData
+from adapruner.distributed import Ranks
 from adapruner.errors import ConfigurationError
 from adapruner.progress import announce
 from adapruner.pruning.depth_and_width import DepthWidthCut
@@ -38,7 +41,7 @@ class PostPruning:
     """What every compared method gets after its units are chosen."""
 
     input_ids: Tensor
-    """Calibration windows ``[n, seq_len]`` for the reconstruction."""
+    """Windows ``[n, seq_len]`` for the reconstruction."""
     reconstruction: ReconstructionConfig | None
     recover: Callable[[nn.Module], nn.Module] | None
     """Recovers a model in place; ``None``: not compared after recovery."""
@@ -46,12 +49,30 @@ class PostPruning:
     """``[n]`` int64: the windows' positions in the pool, where they are not all of it."""
     shared: SharedStream | None = None
     """Keeps the dense model's hidden states on the windows, where several plans of one model are refitted."""
+    sources: tuple[list[str], Tensor] | None = None
+    """Names of the windows' sources and the index ``[n]`` of each window's, where the windows are not the pool's."""
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages that a plan goes through, in their order."""
         later = [("reconstructed", self.reconstruction), ("recovered", self.recover)]
         return ("pruned", *(stage for stage, how in later if how is not None))
+
+    @classmethod
+    def of_data(
+        cls,
+        data: RunData,
+        reconstruction: ReconstructionConfig | None,
+        recover: Callable[[nn.Module], nn.Module] | None,
+        shared: SharedStream | None = None,
+    ) -> PostPruning:
+        """With the refit's own windows where a run has them, else with the pool's."""
+        own = data.reconstruction_windows
+        found = cls.of_windows(data.refitted_on, reconstruction, recover, shared)
+        if own is None:
+            return found
+        index = own.source_index if found.rows is None else own.source_index[found.rows]
+        return replace(found, rows=None, sources=(list(own.source_names), index))
 
     @classmethod
     def of_windows(
@@ -110,6 +131,17 @@ def reconstructed(model: nn.Module, problem: PruningProblem, plan: PruningPlan, 
         yield model
 
 
+def _window_weights(problem: PruningProblem, recipe: Recipe, post_pruning: PostPruning) -> Tensor:
+    """``[windows]``: the recipe's weights of the pool's samples; of others each has the mean weight of its source there."""
+    weights = _weights_of(problem, recipe)
+    if post_pruning.sources is None:
+        return weights if post_pruning.rows is None else weights[post_pruning.rows]
+    (names, index), pool = post_pruning.sources, problem.calibration.sources
+    known = {name: float(weights[pool.index == number].mean()) for number, name in enumerate(pool.names)}
+    other = sum(known.values()) / len(known)
+    return torch.tensor([known.get(name, other) for name in names])[index]
+
+
 def _weights_of(problem: PruningProblem, recipe: Recipe) -> Tensor:
     """``[samples]``: the recipe's; alike where the plan comes from elsewhere, and knows sources or samples that are not here."""
     try:
@@ -125,14 +157,17 @@ def refit_plan(
     plan: PruningPlan,
     post_pruning: PostPruning,
     progress: Callable[[int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> None:
-    """Cuts and refits the model in place, for good, at the strength and with the sample weights of the plan's own recipe."""
+    """Cuts and refits the model in place, for good, at the strength and with the sample weights of the plan's own recipe.
+
+    Args:
+        ranks: the processes that refit this same plan and share its windows; ``None`` where this one works alone.
+    """
     assert post_pruning.reconstruction is not None
     recipe = recipe_of(plan)
     config = post_pruning.reconstruction if recipe.ridge is None else replace(post_pruning.reconstruction, ridge=recipe.ridge)
-    weights = _weights_of(problem, recipe)
-    if post_pruning.rows is not None:
-        weights = weights[post_pruning.rows]
+    weights = _window_weights(problem, recipe, post_pruning)
     input_ids, shared = post_pruning.input_ids, post_pruning.shared
     counted = (weights > _NEGLIGIBLE * weights.max()).nonzero().flatten()
     if 0 < len(counted) < len(weights):
@@ -145,6 +180,7 @@ def refit_plan(
         config,
         sample_weights=weights,
         progress=progress,
+        ranks=ranks,
         dense=None if shared is None else shared.of(model, problem.structure, input_ids, config),
     )
 

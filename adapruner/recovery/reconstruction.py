@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapruner.distributed import Ranks
 from adapruner.errors import ModelError
 from adapruner.freed_memory import give_back_freed_memory
 from adapruner.models.forward import evaluation_mode
@@ -29,7 +30,15 @@ from adapruner.pruning.surgery import check_plan
 from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.recovery.local import refit_each_layer
 from adapruner.recovery.sequential import Shares, refit_in_sequence
-from adapruner.recovery.streams import DenseStream, choose_windows, has_plain_residual, record_dense_stream, start
+from adapruner.recovery.streams import (
+    DenseStream,
+    choose_windows,
+    has_plain_residual,
+    record_dense_stream,
+    start,
+    states_folder,
+    states_gib,
+)
 
 #: Every so many of the windows that count are held out where a strength is searched.
 HELD_OUT_EVERY = 8
@@ -56,6 +65,7 @@ def prune_and_reconstruct(
     sample_weights: Tensor | None = None,
     dense: DenseStream | None = None,
     progress: Callable[[int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> None:
     """Cuts a dense model down to the plan, in place, layer by layer, refitting o_proj and down_proj of each layer.
 
@@ -67,8 +77,11 @@ def prune_and_reconstruct(
         dense: what :func:`record_dense_stream` recorded of the dense model on the same windows with the same
             configuration; saves that part of the work where many plans of one model are refitted.
         progress: called with the number of layers done.
+        ranks: processes that all refit this plan on these windows: each takes a share of the batches, and all end with the same weights.
+            ``None`` where this one works alone. Not with ``dense``.
 
     Raises:
+        ConfigurationError: if hidden states go to a folder that is not there, or has too little room.
         DataError: if there is no window, or ``dense`` is of other windows.
         PlanError: if the plan was made for a model with other groups, or empties a layer.
         ModelError: if the residual stream is not attention, then FFN, each added to it; or a solution is not finite.
@@ -78,12 +91,19 @@ def prune_and_reconstruct(
         kind, reason = structure.left_whole[0]
         raise ModelError(f"reconstruction.form: expected 'local' where {kind} stays whole ({reason}), got 'sequential'; see fitting_form")
     picks = choose_windows(len(input_ids), config)
-    ids = input_ids[picks]
     if dense is not None:
-        dense.check(ids, config.batch_size)
+        dense.check(input_ids[picks], config.batch_size)
+    weights = _window_weights(sample_weights, picks, config)
+    if ranks is not None and dense is None and -(-len(picks) // config.batch_size) >= ranks.size > 1:
+        rows = _rows_of_rank(len(picks), config.batch_size, ranks)
+        picks, weights = picks[rows], [part[rows] for part in weights]
+    else:
+        ranks = None
     with evaluation_mode(model):
-        windows = start(model, ids, config.batch_size) if dense is None else dense.windows
-        shares = _share(sample_weights, picks, config, windows.starts[0].device)
+        ids = input_ids[picks]
+        windows = start(model, ids, config.batch_size, states_folder(model, structure, ids, config)) if dense is None else dense.windows
+        device = windows.starts[0].device
+        shares = _shares_of(weights, config.batch_size, device, ranks)
         if config.form == "local":
             refit_each_layer(model, structure, plan, windows, shares, config, progress)
         else:
@@ -106,19 +126,29 @@ def fitting_form(model: nn.Module, structure: ModelStructure, input_ids: Tensor,
     return replace(config, form="local")
 
 
-def _share(weights: Tensor | None, picks: Tensor, config: ReconstructionConfig, device: torch.device) -> Shares:
-    """The chosen windows' weights, scaled to mean 1; with candidates, every eighth that counts (or the last) is held out."""
+def _window_weights(weights: Tensor | None, picks: Tensor, config: ReconstructionConfig) -> list[Tensor]:
+    """The chosen windows' weights ``[n]``, mean 1; with candidates, every eighth that counts (or the last) is in a second part."""
     chosen = torch.ones(len(picks)) if weights is None else weights[picks].float().cpu()
     if float(chosen.sum()) <= 0:
         chosen = torch.ones(len(picks))
-    chosen = (chosen * len(chosen) / chosen.sum()).to(device)
+    chosen = chosen * len(chosen) / chosen.sum()
     counted = chosen.nonzero()[:, 0]
     if not config.candidates or len(counted) < 2:
-        return Shares(list(chosen.split(config.batch_size)), None)
+        return [chosen]
     held = counted[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] if len(counted) >= HELD_OUT_EVERY else counted[-1:]
     apart = torch.zeros_like(chosen)
     apart[held] = chosen[held]
-    return Shares(list((chosen - apart).split(config.batch_size)), list(apart.split(config.batch_size)))
+    return [chosen - apart, apart]
+
+
+def _shares_of(weights: list[Tensor], batch_size: int, device: torch.device, ranks: Ranks | None) -> Shares:
+    fitted, *held_out = [[part.to(device) for part in whole.split(batch_size)] for whole in weights]
+    return Shares(fitted, held_out[0] if held_out else None, ranks)
+
+
+def _rows_of_rank(windows: int, batch_size: int, ranks: Ranks) -> Tensor:
+    """Every so manieth batch, so that every rank has some of every source."""
+    return torch.cat(torch.arange(windows).split(batch_size)[ranks.rank :: ranks.size])
 
 
 def too_few_tokens(structure: ModelStructure, windows: int, seq_len: int, config: ReconstructionConfig) -> str | None:
@@ -138,10 +168,9 @@ def too_few_tokens(structure: ModelStructure, windows: int, seq_len: int, config
 def reconstruction_gib(model: Any, structure: ModelStructure, windows: int, seq_len: int, config: ReconstructionConfig) -> float:
     """GiB that :func:`prune_and_reconstruct` needs at most, the model's weights included, a ``dense`` stream not.
 
-    Streams hold hidden states of all windows in the model's dtype. Sequential: the dense and the pruned stream, the
-    attention's part, and one projection's inputs; one Gram matrix in single precision with its copy and its Cholesky factor in
-    double. Local: the dense stream, and both Gram matrices of a layer. Searching the strength holds a second and a third
-    Gram matrix. One batch of a layer's activations comes on top.
+    Streams hold hidden states of all windows in the model's dtype (:func:`adapruner.recovery.streams.states_gib`), none where they go
+    to files. One Gram matrix in single precision with its copy and its Cholesky factor in double; in the local form both of a layer.
+    Searching the strength holds a second and a third Gram matrix. One batch of a layer's activations comes on top.
     """
     kept = config.samples or windows
     tokens, batch = min(kept, windows) * seq_len, min(config.batch_size, windows) * seq_len
@@ -149,10 +178,9 @@ def reconstruction_gib(model: Any, structure: ModelStructure, windows: int, seq_
     hidden, widest = model.config.hidden_size, max(g.channels for g in structure.groups)
     per_layer = sum(g.channels**2 for g in structure.groups) // structure.layers
     copies = 3 if config.candidates else 1
-    if config.form == "local":
-        streams, grams = tokens * hidden * value, 4 * (per_layer * min(copies, 2) + 2 * widest**2)
-    else:
-        streams, grams = tokens * (3 * hidden + widest) * value, 4 * copies * widest**2
+    states = states_gib(model, structure, tokens, config)
+    streams = 0.0 if states > config.states_gib else states * 2**30
+    grams = 4 * (per_layer * min(copies, 2) + 2 * widest**2) if config.form == "local" else 4 * copies * widest**2
     sides = 32 if copies == 1 else 52  # bytes for each value of the weights: right-hand sides and solution
     solving = 16 * widest**2 + sides * hidden * widest  # and the Gram matrix and its factor in double precision
     activations = batch * (4 * widest + 4 * hidden) * max(4, value)

@@ -14,11 +14,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from adapruner.distributed import Ranks
 from adapruner.models.forward import answering
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import cut_layer
 from adapruner.recovery.configuration import ReconstructionConfig
+from adapruner.recovery.hidden_states import HiddenStates
 from adapruner.recovery.solve import RefitEquations, Solver, refit
 from adapruner.recovery.streams import DenseStream, LayerModules, Windows, advance_dense, layer_modules
 
@@ -30,6 +32,9 @@ class Shares:
     fitted: list[Tensor]
     held_out: list[Tensor] | None
     """Zero where ``fitted`` is not, and the other way round; ``None`` where nothing is held out."""
+    ranks: Ranks | None = None
+    """The processes that share the windows out, each with batches of its own: sums add up, and all get the same weights. ``None`` where
+    this one has all windows."""
 
 
 def refit_in_sequence(
@@ -43,7 +48,7 @@ def refit_in_sequence(
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Cuts and refits layer by layer, in place."""
-    stream, pruned = list(windows.starts), list(windows.starts)
+    stream, pruned = windows.starts, windows.store.copy_of(windows.starts)
     changed = False
     for modules in layer_modules(model, structure):
         index = modules.index
@@ -59,39 +64,54 @@ def refit_in_sequence(
             del attention_ends
             _refit_ffn(modules, windows, pruned, attended, ends, shares, config)
         else:
-            pruned = list(ends)
+            for batch, hidden in enumerate(ends):
+                pruned[batch] = hidden
         changed = changed or bool(here)
         if progress:
             progress(index + 1)
 
 
 def _attend(
-    modules: LayerModules, windows: Windows, pruned: list[Tensor], ends: list[Tensor] | None, shares: Shares, config: ReconstructionConfig
-) -> list[Tensor] | None:
+    modules: LayerModules,
+    windows: Windows,
+    pruned: HiddenStates,
+    ends: HiddenStates | None,
+    shares: Shares,
+    config: ReconstructionConfig,
+) -> HiddenStates | None:
     """What the attention adds to the pruned stream, per batch, refitted where there are ``ends`` to come near to.
 
     ``None`` where the layer has no attention. Without ``ends`` nothing has been removed so far.
     """
     if modules.o_proj is None:
         return None
-    inputs = [windows.input_of(modules.o_proj, modules.layer, modules.index, hidden) for hidden in pruned]
+    inputs = windows.store.empty(modules.o_proj.weight.shape[1], pruned[0])
+    for batch, hidden in enumerate(pruned):
+        inputs[batch] = windows.input_of(modules.o_proj, modules.layer, modules.index, hidden)
     if ends is not None:
         targets = (end.float() - hidden.float() for end, hidden in zip(ends, pruned, strict=True))
         refit_projection(modules.o_proj, modules.names["attention"], inputs, targets, shares, config)
-    return [modules.o_proj(x) for x in inputs]
+    attended = windows.store.empty(pruned[0].shape[-1], pruned[0])
+    for batch, x in enumerate(inputs):
+        attended[batch] = modules.o_proj(x)
+    return attended
 
 
 def _refit_ffn(
     modules: LayerModules,
     windows: Windows,
-    pruned: list[Tensor],
-    attended: list[Tensor] | None,
-    ends: list[Tensor],
+    pruned: HiddenStates,
+    attended: HiddenStates | None,
+    ends: HiddenStates,
     shares: Shares,
     config: ReconstructionConfig,
 ) -> None:
     """Moves the pruned stream past the layer, in place."""
-    inputs = list(_ffn_inputs(modules, windows, pruned, attended)) if modules.down_proj is not None else []
+    inputs: HiddenStates = []
+    if modules.down_proj is not None:
+        inputs = windows.store.empty(modules.down_proj.weight.shape[1], pruned[0])
+        for batch, x in enumerate(_ffn_inputs(modules, windows, pruned, attended)):
+            inputs[batch] = x
     for batch, output in enumerate(attended or ()):
         pruned[batch] = pruned[batch] + output
     if modules.down_proj is None:
@@ -103,7 +123,7 @@ def _refit_ffn(
 
 
 def refit_projection(
-    projection: Any, name: str, inputs: list[Tensor], targets: Iterable[Tensor], shares: Shares, config: ReconstructionConfig
+    projection: Any, name: str, inputs: HiddenStates, targets: Iterable[Tensor], shares: Shares, config: ReconstructionConfig
 ) -> None:
     """Solves for one projection, so that projection(``inputs``) comes near ``targets`` ``[batch, seq_len, out]``."""
     outputs, channels = projection.weight.shape
@@ -114,9 +134,13 @@ def refit_projection(
         fitted.add(x, target, shares.fitted[batch])
         if held_out is not None and shares.held_out is not None:
             held_out.add(x, target, shares.held_out[batch])
+    if shares.ranks is not None:
+        shares.ranks.add_up(*fitted.tensors, *(held_out.tensors if held_out else ()))
     kept = projection.weight.detach().float()
     bias = None if projection.bias is None else projection.bias.detach().float()
     solve_and_refit(projection, name, fitted.less(kept, bias), held_out and held_out.less(kept, bias), config)
+    if shares.ranks is not None:  # the same sums need not have the same solution on every kind of processor
+        shares.ranks.make_equal(*(p.data for p in (projection.weight, projection.bias) if p is not None))
 
 
 def solve_and_refit(
@@ -130,7 +154,7 @@ def solve_and_refit(
     refit(projection, fitted, solver, name)
 
 
-def _ffn_inputs(modules: LayerModules, windows: Windows, pruned: list[Tensor], attended: list[Tensor] | None) -> Iterator[Tensor]:
+def _ffn_inputs(modules: LayerModules, windows: Windows, pruned: HiddenStates, attended: HiddenStates | None) -> Iterator[Tensor]:
     """What down_proj gets. The attention is not run again: its module answers with what is known already.
 
     Whether that module's answer is o_proj's output and nothing else is looked at in the first batch, which is run in full.

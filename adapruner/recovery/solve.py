@@ -40,6 +40,11 @@ class RefitEquations:
         zeros = torch.zeros(outputs, channels, device=device), torch.zeros(outputs, device=device)
         return cls(InputMoments.empty(channels, device), *zeros)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All sums; what several processes saw adds up."""
+        return *self.inputs.tensors, self.cross, self.residual
+
     def add(self, inputs: Tensor, targets: Tensor, weights: Tensor) -> None:
         """Takes in a batch whose targets ``[batch, seq_len, out]`` are y, not r; :meth:`less` comes when all are in.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from adapruner.models.smaller_batches import within_memory
 from adapruner.models.tracing import find_decoder_layers
 from adapruner.models.units import ModelStructure
 from adapruner.recovery.configuration import ReconstructionConfig
+from adapruner.recovery.hidden_states import HiddenStates, StateStore, folder_with_room
 
 
 @dataclass
@@ -29,10 +31,12 @@ class Windows:
 
     ids: Tensor
     """``[windows, seq_len]``."""
-    starts: list[Tensor]
+    starts: HiddenStates
     """Per batch ``[batch, seq_len, hidden]``: the first layer's input."""
     arguments: dict[int, list[dict[str, Any]]]
     """Batch size -> per layer, the keyword arguments the model calls it with."""
+    store: StateStore
+    """Where hidden states of the windows are kept."""
 
     def call(self, layer: nn.Module, index: int, hidden: Tensor) -> Tensor:
         """The layer's output ``[batch, seq_len, hidden]``."""
@@ -70,9 +74,9 @@ class DenseStream:
     """
 
     windows: Windows
-    attention_ends: list[list[Tensor]] = field(default_factory=list)
+    attention_ends: list[HiddenStates] = field(default_factory=list)
     """Per layer and batch, ``[batch, seq_len, hidden]``."""
-    ends: list[list[Tensor]] = field(default_factory=list)
+    ends: list[HiddenStates] = field(default_factory=list)
 
     def is_of(self, input_ids: Tensor, batch_size: int) -> bool:
         """Whether it was recorded on these windows ``[n, seq_len]`` in batches of this size."""
@@ -100,10 +104,9 @@ def record_dense_stream(model: nn.Module, structure: ModelStructure, input_ids: 
     ids = input_ids[choose_windows(len(input_ids), config)]
     with evaluation_mode(model):
         stream = DenseStream(start(model, ids, config.batch_size))
-        hidden = list(stream.windows.starts)
+        hidden: HiddenStates = list(stream.windows.starts)
         for modules in layer_modules(model, structure):
-            attention_ends = advance_dense(modules, stream.windows, hidden)
-            stream.attention_ends.append(attention_ends)
+            stream.attention_ends.append(advance_dense(modules, stream.windows, hidden))
             stream.ends.append(list(hidden))
     return stream
 
@@ -133,6 +136,26 @@ class SharedStream:
         return self.last
 
 
+def states_folder(model: Any, structure: ModelStructure, ids: Tensor, config: ReconstructionConfig) -> Path | None:
+    """Where the hidden states of these windows ``[n, seq_len]`` go: a folder where they take more than ``config.states_gib``.
+
+    Raises:
+        ConfigurationError: if that folder is not there or has too little room.
+    """
+    gib = states_gib(model, structure, ids.numel(), config)
+    return folder_with_room(config.states_folder, gib) if gib > config.states_gib else None
+
+
+def states_gib(model: Any, structure: ModelStructure, tokens: int, config: ReconstructionConfig) -> float:
+    """GiB of hidden states of so many tokens during a refit.
+
+    Sequential: the dense and the pruned stream, the attention's part, and one projection's inputs. Local: the dense stream.
+    """
+    widest = max((g.channels for g in structure.groups), default=0)
+    width = model.config.hidden_size * (1 if config.form == "local" else 3) + (0 if config.form == "local" else widest)
+    return float(tokens * width * next(model.parameters()).element_size()) / 2**30
+
+
 def _has_room(device: torch.device, gib: float) -> bool:
     """Whether a GPU keeps three times as much for the refits themselves."""
     return device.type != "cuda" or torch.cuda.mem_get_info(device)[0] >= 4 * gib * 2**30
@@ -155,13 +178,19 @@ def choose_windows(count: int, config: ReconstructionConfig) -> Tensor:
     return torch.linspace(0, count - 1, min(config.samples or count, count)).round().long()
 
 
-def start(model: nn.Module, ids: Tensor, batch_size: int) -> Windows:
-    """Runs the model once per batch size for the layers' arguments, else only up to the first layer."""
+def start(model: nn.Module, ids: Tensor, batch_size: int, folder: Path | None = None) -> Windows:
+    """Runs the model once per batch size for the layers' arguments, else only up to the first layer.
+
+    Args:
+        folder: where hidden states are kept in files; ``None`` keeps them on the device.
+    """
     _, layers = find_decoder_layers(model)
     device = next(model.parameters()).device
     trunk: Any = getattr(model, "base_model", model)  # logits of a batch would be the largest tensor of the refit
-    windows = Windows(ids, [], {})
-    for batch in ids.to(device).split(batch_size):
+    batches = ids.split(batch_size)
+    store, starts = StateStore([(len(batch), ids.shape[1]) for batch in batches], folder), None
+    arguments: dict[int, list[dict[str, Any]]] = {}
+    for number, batch in enumerate(batches):
         calls: list[dict[str, Any]] = []
         first: list[Tensor] = []
 
@@ -170,19 +199,20 @@ def start(model: nn.Module, ids: Tensor, batch_size: int) -> Windows:
                 first.append(args[0] if args else kwargs["hidden_states"])
             calls.append({k: v for k, v in kwargs.items() if k != "hidden_states"})
 
-        if len(batch) in windows.arguments:
+        if len(batch) in arguments:
             with stopping_before(layers[0], first):
-                trunk(batch, use_cache=False)
+                trunk(batch.to(device), use_cache=False)
         else:
             handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
             try:
-                trunk(batch, use_cache=False)
+                trunk(batch.to(device), use_cache=False)
             finally:
                 for handle in handles:
                     handle.remove()
-            windows.arguments[len(batch)] = calls
-        windows.starts.append(first[0])
-    return windows
+            arguments[len(batch)] = calls
+        starts = store.empty(first[0].shape[-1], first[0]) if starts is None else starts
+        starts[number] = first[0]
+    return Windows(ids, [] if starts is None else starts, arguments, store)
 
 
 def layer_modules(model: nn.Module, structure: ModelStructure) -> Iterator[LayerModules]:
@@ -211,7 +241,7 @@ def run_dense(modules: LayerModules, windows: Windows, hidden: Tensor) -> tuple[
     return output, seen
 
 
-def advance_dense(modules: LayerModules, windows: Windows, hidden: list[Tensor]) -> list[Tensor]:
+def advance_dense(modules: LayerModules, windows: Windows, hidden: HiddenStates) -> HiddenStates:
     """Moves the dense stream past one layer, in place, batch by batch; returns the stream behind the attention.
 
     Args:
@@ -220,12 +250,13 @@ def advance_dense(modules: LayerModules, windows: Windows, hidden: list[Tensor])
     Raises:
         ModelError: in layer 0, if the residual stream is not attention, then FFN, each added to it.
     """
-    attention_ends = []
+    first = hidden[0]
+    attention_ends = windows.store.empty(first.shape[-1], first)
     for batch, before in enumerate(hidden):
         hidden[batch], seen = run_dense(modules, windows, before)
         if batch == 0 and modules.index == 0:
             _check_residual(before, hidden[batch], [output for _, output in seen.values()])
-        attention_ends.append(before if modules.o_proj is None else before + seen[modules.o_proj][1])
+        attention_ends[batch] = before if modules.o_proj is None else before + seen[modules.o_proj][1]
     return attention_ends
 
 

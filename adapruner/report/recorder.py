@@ -177,7 +177,7 @@ class ReportRecorder:
         if reconstruction is not None:  # else the stage after the surgery is this one
             with pruned_only(model, problem, found.remaining):
                 self.measure_stage("pruned", model)
-        post_pruning = PostPruning.of_windows(self.data.calibration_windows, reconstruction, recover, SharedStream())
+        post_pruning = PostPruning.of_data(self.data, reconstruction, recover, SharedStream())
         recipes = {metric: Recipe({metric: 1.0}, allocation=Allocation("uniform")) for metric in self.config.compare}
         of_dense = self.scored.options.rounds == 1  # a later round's is for a model that is smaller already
         if of_dense and found.outcome is not None and found.outcome.best_fixed is not None and recipes:

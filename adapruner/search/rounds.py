@@ -155,10 +155,9 @@ def _cut_and_refitted(scored: ScoredModel, plan: PruningPlan, number: int) -> It
     model, problem, reconstruction = scored.model, scored.problem, scored.options.reconstruction
     deciding = None if reconstruction is None else deciding_values(reconstruction)
     folder, key = _folder(scored, number), f"1:{problem.weights}:{plan.hash}:{plan.recipe}:{deciding}:{scored.identity}"
-    windows = scored.data.calibration_windows
 
     def refit() -> dict[str, Tensor]:
-        refit_plan(model, problem, plan, PostPruning.of_windows(windows, reconstruction, None))
+        refit_plan(model, problem, plan, PostPruning.of_data(scored.data, reconstruction, None))
         return {**_refitted(model, problem.structure), "digest": _digest(model)}
 
     with restored(model, problem.structure):

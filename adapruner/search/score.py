@@ -23,6 +23,7 @@ from adapruner.pruning.problem import PruningProblem
 from adapruner.pruning.self_check import check_family
 from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.recovery.reconstruction import fitting_form, too_few_tokens
+from adapruner.recovery.streams import choose_windows, states_folder
 from adapruner.search.depth_and_width import DepthWidthStage, RemainingModel, prune_depth_and_width
 from adapruner.search.journal import check_no_other_search, check_study
 from adapruner.search.options import PruningOptions
@@ -139,11 +140,12 @@ def _with_possible_reconstruction(model: Any, data: RunData, options: PruningOpt
     asked = options.reconstruction
     if asked is None:
         return options
-    windows = data.calibration_windows.input_ids
+    windows = data.refitted_on.input_ids
     few = too_few_tokens(remaining.structure, len(windows), windows.shape[1], asked)
     if few:
         announce(few)
     possible: ReconstructionConfig = fitting_form(model, remaining.structure, windows, asked)
+    states_folder(model, remaining.structure, windows[choose_windows(len(windows), possible)], possible)  # which it refuses now, or never
     if possible == asked:
         return options
     announce("reconstruction: local, since this family's layers do not simply add attention and FFN to their input")

@@ -12,7 +12,7 @@ import torch
 from adapruner.data.calibration_set import make_set
 from adapruner.data.leaks import check_leaks
 from adapruner.data.run_data import RunData
-from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
+from adapruner.data.sets import CalibrationData, EvaluationSet, ReconstructionData, RecoveryData, SearchData
 from adapruner.data.text_sets import TextSets
 from adapruner.data.text_source import TextSource
 from adapruner.errors import ConfigurationError, DataError
@@ -235,3 +235,34 @@ def test_a_given_set_is_the_pool(tokenizer: Any, options: dict[str, Any], tmp_pa
 def test_a_given_set_is_read_before_anything_is_read(options: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"calibration set no/set.json: expected a readable file, got No such file"):
         TextSets(**{**options, "calibration": CalibrationData(given_set="no/set.json")}).check()
+
+
+def test_the_refit_has_windows_of_its_own(tokenizer: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    plain = built(tokenizer, **options)
+    assert plain.reconstruction_windows is None
+    assert plain.refitted_on is plain.calibration_windows
+    of_pool = built(tokenizer, **options, reconstruction=ReconstructionData(samples_per_source=8))
+    assert of_pool.refitted_on.source_names == ["b", "a"]
+    assert tuple(of_pool.refitted_on.input_ids.shape) == (16, 16)
+    of_its_own = ReconstructionData([source(tmp_path, "own", 23)], samples_per_source=4, seq_len=24)
+    own = built(tokenizer, **options, reconstruction=of_its_own)
+    assert tuple(own.refitted_on.input_ids.shape) == (4, 24)
+    assert len({plain.fingerprint, of_pool.fingerprint, own.fingerprint}) == 3
+    assert plain.calibration_fingerprint == own.calibration_fingerprint
+    assert own.card is not None
+    row = next(row for row in own.card["sets"] if row["role"] == "reconstruction")
+    assert (row["windows"], row["seq_len"], row["hash"]) == (4, 24, own.refitted_on.fingerprint)
+
+
+@pytest.mark.parametrize("role", ["search", "evaluation"])
+def test_the_refit_must_not_see_what_is_judged(tokenizer: Any, options: dict[str, Any], role: str) -> None:
+    text = options["search"].sources[0] if role == "search" else options["evaluation"][0].source
+    with pytest.raises(DataError, match=f"expected reconstruction and {role}.* to share no document"):
+        built(tokenizer, **options, reconstruction=ReconstructionData([text], samples_per_source=2))
+
+
+def test_a_refit_without_sources_is_refused_beside_a_given_set(tokenizer: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    given = CalibrationData(given_set=str(tmp_path / "set.json"))
+    sets = TextSets(**{**options, "calibration": given}, reconstruction=ReconstructionData())
+    with pytest.raises(ConfigurationError, match=r"data\.reconstruction\.sources: expected sources beside a given calibration set"):
+        sets.check()
