@@ -77,14 +77,24 @@ def make_plan(problem: PruningProblem, recipe: Recipe, provenance: Mapping[str, 
     Raises:
         ConfigurationError: if the problem has no statistics: a run lets go of them once its model is pruned.
     """
-    structure = problem.structure
+    budget, costs = budget_of(problem, recipe)
+    kept = allocate(score_units(problem, recipe), problem.structure, budget, recipe.allocation, costs)
+    return plan_of_units(problem, recipe, kept, provenance)
+
+
+def score_units(problem: PruningProblem, recipe: Recipe) -> dict[str, Tensor]:
+    """Group name -> ``[units]`` float32, non-negative: the recipe's scores.
+
+    Raises:
+        ConfigurationError: if the problem has no statistics.
+    """
     if not problem.statistics.samples:
         raise ConfigurationError("problem: expected statistics of the dense model, got none; score the model, before it is pruned")
     statistics, pool = problem.at_length(recipe.calibration.seq_len)
-    scores = mix_metrics(
+    return mix_metrics(
         recipe.coefficients,
         statistics,
-        structure,
+        problem.structure,
         pool.sample_weights(recipe.calibration),
         reduction=recipe.reduction,
         head_reduction=recipe.head_reduction,
@@ -94,11 +104,27 @@ def make_plan(problem: PruningProblem, recipe: Recipe, provenance: Mapping[str, 
         score_order=recipe.score_order,
         seed=problem.seed,
     )
+
+
+def budget_of(problem: PruningProblem, recipe: Recipe) -> tuple[Budget, UnitCosts]:
+    """How much the recipe removes, and what its units cost."""
     budget, costs = problem.budget, problem.costs
     if recipe.pruned_fraction is not None:
         budget, costs = replace(budget, pruned_fraction=recipe.pruned_fraction), None
-    costs = costs or budget.costs(structure, sizes=problem.sizes, latency=problem.latency)
-    kept = allocate(scores, structure, budget, recipe.allocation, costs)
+    return budget, costs or budget.costs(problem.structure, sizes=problem.sizes, latency=problem.latency)
+
+
+def plan_of_units(
+    problem: PruningProblem, recipe: Recipe, kept: dict[str, list[int]], provenance: Mapping[str, Any] | None = None
+) -> PruningPlan:
+    """The plan that keeps these units.
+
+    Args:
+        recipe: what they were chosen by, or started from.
+        kept: group name, of all groups -> sorted units that stay.
+        provenance: how they were found, as JSON types.
+    """
+    structure, (budget, costs) = problem.structure, budget_of(problem, recipe)
     removed = sum((g.units - len(kept[g.name])) * g.parameters_per_unit for g in structure.groups)
     removed -= problem.added_biases if recipe.bias_compensation else 0
     return PruningPlan(

@@ -22,6 +22,7 @@ from adapruner.recovery.post_pruning import PostPruning
 from adapruner.recovery.streams import SharedStream
 from adapruner.search.chosen_samples import write_chosen_set
 from adapruner.search.device_latency import meet_latency
+from adapruner.search.learned_gates import learn_gates
 from adapruner.search.rounds import find_in_rounds
 from adapruner.search.score import ScoredModel
 from adapruner.search.sequential_statistics import collect_in_sequence
@@ -102,6 +103,19 @@ def find_plan(
 def _plan(
     scored: ScoredModel, recover: Callable[[nn.Module], nn.Module] | None, on_trial: OnTrial | None
 ) -> tuple[PruningPlan, SearchOutcome | None]:
+    plan, outcome = _ranked(scored, recover, on_trial)
+    gates, recipe = scored.options.gates, scored.options.recipe if outcome is None else outcome.recipe
+    if not gates or recipe is None:
+        return plan, outcome
+    data = scored.data
+    texts = data.refitted_on, data.search_windows
+    return learn_gates(scored.model, scored.problem, plan, recipe, *texts, gates, scored.folder, scored.identity).plan, outcome
+
+
+def _ranked(
+    scored: ScoredModel, recover: Callable[[nn.Module], nn.Module] | None, on_trial: OnTrial | None
+) -> tuple[PruningPlan, SearchOutcome | None]:
+    """The units that a ranking keeps: a given plan's, a recipe's, or the search's."""
     options, problem, folder = scored.options, scored.problem, scored.folder
     if scored.given is not None:
         announce(f"takes the plan {scored.given.hash}: no search")

@@ -16,6 +16,7 @@ from adapruner.pruning.recipe import Recipe
 from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.search.config import SearchConfig
 from adapruner.search.depth_and_width import check_beside_depth_and_width
+from adapruner.search.gates_config import GatesConfig
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class PruningOptions:
     """Layers and hidden channels that go before units are searched."""
     rounds: int = 1
     """Rounds in which the budget is reached, each an equal share of the dense model: prune, refit, score what is left, prune on."""
+    gates: GatesConfig = field(default_factory=GatesConfig)
+    """Learned gates, which exchange units of the winner for others before the surgery; 0 steps: none."""
     statistics_batch_size: int = 8
     """Calibration samples in one forward and backward pass."""
 
@@ -57,6 +60,8 @@ class PruningOptions:
             raise ConfigurationError(f"pruning.recipe: expected a plan or a recipe, got both ({self.plan.hash}); leave one out")
         check_beside_depth_and_width(self.depth_width, self.budget, self.search.space, self.recipe)
         self._check_rounds()
+        if self.gates and self.budget.of == "latency":
+            raise ConfigurationError(f"gates.steps: expected 0 with a budget of latency, got {self.gates.steps}; give 0, or another budget")
 
     def _check_rounds(self) -> None:
         """Refuses what cannot be done in several rounds."""
@@ -113,7 +118,7 @@ def pruning_options(
         hidden_fraction: fraction of hidden channels to remove before the search of units, for Llama, Mistral, Qwen2 and Qwen3.
             They count towards the budget; protected layers lose them too.
         layer_score: what decides which layers go; see :mod:`adapruner.pruning.layer_scores`.
-        units: ``attention_units``, ``ffn_units``, ``rounds``, ``statistics_batch_size``, as in
+        units: ``attention_units``, ``ffn_units``, ``rounds``, ``gates``, ``statistics_batch_size``, as in
             :class:`adapruner.search.options.PruningOptions`.
 
     Raises:
