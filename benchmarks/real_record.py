@@ -55,8 +55,9 @@ class Record:
         """Cells of all stages of one method, together."""
         started, cells = time.monotonic(), []
         for stage, values in stages:
+            seconds = round(time.monotonic() - started, 1)
             for domain, value in values.items():
-                where = {"domain": domain, "unseen": domain in UNSEEN, "perplexity": round(value, 4)}
+                where = {"domain": domain, "unseen": domain in UNSEEN, "perplexity": round(value, 4), "seconds": seconds}
                 cells.append({"model": self.model, "budget": budget, "method": method, "seed": seed, "stage": stage, **where})
             shown = "  ".join(f"{d}{'*' if d in UNSEEN else ''} {v:.2f}" for d, v in values.items())
             print(f"{budget:.0%} seed {seed} {method}, {stage}: {shown}  ({time.monotonic() - started:.0f} s)", flush=True)
@@ -102,5 +103,18 @@ def _device(name: str) -> str:
 
 
 def _setting(options: argparse.Namespace) -> dict[str, Any]:
-    cells = ("json", "data", "device", "budgets", "seeds", "methods", "task_limit")  # every cell says of itself
+    cells = (
+        "json",
+        "data",
+        "device",
+        "budgets",
+        "seeds",
+        "methods",
+        "task_limit",
+        "kept",
+        "units",
+        "refits",
+        "gate_steps",
+        "most_steps",
+    )  # every cell says of itself
     return {**{k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k not in cells}, "seq_len": SEQ_LEN}
