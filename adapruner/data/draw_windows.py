@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -53,12 +53,18 @@ class WindowDrawer:
         """``count`` windows ``[seq_len]`` from each source, or all when it is ``None``."""
         return TextWindows.concatenate([self._draw(role, source, seq_len, count, LEAST_WINDOWS) for source in sources])
 
-    def evenly(self, role: str, sources: Sequence[TextSource], seq_len: int, count: int | None) -> TextWindows:
-        """``count`` windows ``[seq_len]`` in all, of each source equally many (the first ones one more where that does not divide)."""
-        share, rest = divmod(count or 0, len(sources))
+    def evenly(
+        self, role: str, sources: Sequence[TextSource], seq_len: int, count: int | None, shares: Mapping[str, float] | None = None
+    ) -> TextWindows:
+        """``count`` windows ``[seq_len]`` in all, of each source equally many (the first ones one more where that does not divide).
+
+        Args:
+            shares: name of a source -> how many times as many it gets as one that is not named.
+        """
+        counts = apportion(count or 0, [(shares or {}).get(source.name, 1.0) for source in sources])
         parts: list[TextWindows] = []
         for number, source in enumerate(sources):
-            wanted = None if count is None else share + (number < rest)
+            wanted = None if count is None else counts[number]
             try:
                 parts.append(self._draw(role, source, seq_len, wanted, -(-LEAST_WINDOWS // len(sources))))
             except TooLittleTextError:
@@ -113,6 +119,23 @@ class WindowDrawer:
             if len(document.text) < SHORT_CHARACTERS:
                 self.short_documents.add(document.hash)
             yield document
+
+
+def apportion(count: int, shares: Sequence[float]) -> list[int]:
+    """Whole numbers in these proportions with the sum ``count``, each at least 1: by largest remainders, earlier ones first.
+
+    >>> apportion(7, [1.0, 1.0, 1.0]), apportion(8, [3.0, 1.0]), apportion(8, [100.0, 1.0])
+    ([3, 2, 2], [6, 2], [7, 1])
+    """
+    exact = [count * share / sum(shares) for share in shares]
+    found = [max(1, int(value)) for value in exact]
+    while sum(found) < count:
+        lowest = max(range(len(found)), key=lambda i: (exact[i] - found[i], -i))
+        found[lowest] += 1
+    while sum(found) > count and max(found) > 1:
+        highest = max((i for i in range(len(found)) if found[i] > 1), key=lambda i: (found[i] - exact[i], found[i]))
+        found[highest] -= 1
+    return found
 
 
 def _named(label: str, build: Any, *arguments: Any, **options: Any) -> TextWindows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,33 @@ class SearchData:
     """What the search's objective is measured on."""
 
     sources: list[TextSource]
-    """Where samples come from, in equal parts."""
+    """Where samples come from, in equal parts, or in ``shares``."""
     samples: int = 64
     """Windows in all."""
     seq_len: int = 256
     """Tokens in a sample."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """Name of a source -> how much it counts: the objective is a mean over samples, of which it has so many more than a source of 1, which
+    those have that are not named."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data.search.")
+        check_shares(self.shares, [source.name for source in self.sources])
+
+
+def check_shares(shares: dict[str, float], names: list[str]) -> None:
+    """Refuses shares of sources that are not there, and those that are no positive numbers.
+
+    Raises:
+        ConfigurationError: in both cases.
+    """
+    for name, share in shares.items():
+        if name not in names:
+            raise ConfigurationError(f"data.search.shares: expected names of sources, got {name!r}; {nearest(name, names)}")
+        if not 0 < share < math.inf:
+            raise ConfigurationError(
+                f"data.search.shares: expected positive numbers, got {share} for {name!r}; leave the source out instead"
+            )
 
 
 @dataclass(frozen=True)

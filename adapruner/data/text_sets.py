@@ -91,7 +91,7 @@ class TextSets:
         drawer = WindowDrawer(tokenizer, self.seed, self.take_fewer, self.bos)
         c, s, r = self.calibration, self.search, self.recovery
         pool_at, weights = self._pool(drawer)
-        search = drawer.shuffled("search", drawer.evenly("search", s.sources, s.seq_len, s.samples))
+        search = drawer.shuffled("search", drawer.evenly("search", s.sources, s.seq_len, s.samples, s.shares))
         refit = self._refit(drawer)
         recovery = None if r is None else drawer.evenly("recovery", r.sources, r.seq_len, r.samples)
         evaluation = {key: windows for item in self.evaluation for key, windows in drawer.joined(item).items()}

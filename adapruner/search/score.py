@@ -22,7 +22,6 @@ from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.problem import PruningProblem
 from adapruner.pruning.self_check import check_family
 from adapruner.recovery.configuration import ReconstructionConfig
-from adapruner.recovery.distillation import check_vocabulary
 from adapruner.recovery.reconstruction import fitting_form, too_few_tokens
 from adapruner.recovery.streams import choose_windows, states_folder
 from adapruner.recovery.teacher import vocabulary_of
@@ -104,8 +103,7 @@ def score_model(
     for kind, reason in structure.left_whole:
         announce(f"{kind} stays whole: {reason}")
     check_family(model, structure)
-    if options.gates:
-        check_vocabulary(options.gates.loss, vocabulary_of(model))
+    options.gates.check_vocabulary(vocabulary_of(model))
     pool, config = data.calibration_windows, options.depth_width
     stage = prune_depth_and_width(model, structure, config, options.budget, given, pool, options.statistics_batch_size)
     weights = digest_weights(model)

@@ -266,3 +266,9 @@ def test_a_refit_without_sources_is_refused_beside_a_given_set(tokenizer: Any, o
     sets = TextSets(**{**options, "calibration": given}, reconstruction=ReconstructionData())
     with pytest.raises(ConfigurationError, match=r"data\.reconstruction\.sources: expected sources beside a given calibration set"):
         sets.check()
+
+
+def test_sources_of_the_search_have_their_shares(tokenizer: Any, options: dict[str, Any]) -> None:
+    search = SearchData(options["search"].sources, samples=8, seq_len=24, shares={"y": 3.0})
+    found = built(tokenizer, **{**options, "search": search}).search_windows
+    assert sorted(found.source_index.tolist()) == [0] * 2 + [1] * 6

@@ -17,7 +17,6 @@ from adapruner.pruning.masking import masked
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.problem import PruningProblem, make_plan
 from adapruner.pruning.recipe import Recipe
-from adapruner.recovery.distillation import DistillationConfig
 from adapruner.search import learned_gates
 from adapruner.search.gates_config import GatesConfig
 from adapruner.search.learned_gates import LearnedGates, learn_gates
@@ -25,9 +24,8 @@ from tests.ranks import on_two_ranks
 from tests.tiny import VOCABULARY, prepare_problem, random_windows, tiny_llama
 
 WINDOWS, HELD_OUT = random_windows(12, 16, seed=3), random_windows(4, 16, seed=4)
-WHOLE = DistillationConfig(weight=1.0, top_k=VOCABULARY - 1)
 RANDOM = Recipe({"random": 1.0})  # the worst plan that is any
-CONFIG = GatesConfig(steps=12, learning_rate=0.1, batch_size=4, look_every=4, loss=WHOLE)
+CONFIG = GatesConfig(steps=12, learning_rate=0.1, batch_size=4, look_every=4, top_k=VOCABULARY - 1)
 
 
 def learned(
@@ -62,7 +60,7 @@ def test_a_bad_plan_is_mended_and_every_look_is_the_divergence_itself() -> None:
 
 def test_the_cross_entropy_alone_needs_no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learned_gates, "write_down", lambda *_: pytest.fail("no teacher is asked for"))
-    found, plan, model, problem = learned(replace(CONFIG, loss=DistillationConfig()))
+    found, plan, model, problem = learned(replace(CONFIG, divergence=0.0))
     with torch.no_grad(), masked(model, problem.structure, plan):
         expected = float(model(HELD_OUT.input_ids, labels=HELD_OUT.labels).loss)
     assert found.looks[0].held_out == pytest.approx(expected, rel=1e-4)
@@ -125,7 +123,7 @@ def test_two_ranks_are_one(tmp_path: Path) -> None:
 def test_gates_stand_between_search_and_surgery(tmp_path: Path) -> None:
     model = tiny_llama()
     dense = copy.deepcopy(model)
-    gates = GatesConfig(steps=2, batch_size=4, look_every=1, learning_rate=0.2, loss=WHOLE)
+    gates = GatesConfig(steps=2, batch_size=4, look_every=1, learning_rate=0.2, top_k=VOCABULARY - 1)
     texts = random_windows(12, 16, seed=9)
     result = adapruner.prune(model, calibration=texts, budget=0.4, recipe=RANDOM, gates=gates, folder=tmp_path / "run", progress=False)
     plain = adapruner.prune(copy.deepcopy(dense), calibration=texts, budget=0.4, recipe=RANDOM, folder=tmp_path / "plain", progress=False)
@@ -142,7 +140,8 @@ def test_what_gates_cannot_do_is_refused() -> None:
         ({"steps": -1}, r"gates\.steps: expected 0 or more, got -1"),
         ({"learning_rate": 0.0}, r"gates\.learning_rate: expected a positive number, got 0\.0"),
         ({"look_every": 0}, r"gates\.look_every: expected 1 or more, got 0"),
-        ({"loss": DistillationConfig(0.5, teacher="other")}, r"gates\.loss\.teacher: expected none"),
+        ({"divergence": 1.5}, r"gates\.divergence: expected a number in \[0, 1\], got 1\.5"),
+        ({"top_k": 0}, r"gates\.top_k: expected 1 or more, got 0"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             GatesConfig(**wrong)
