@@ -29,7 +29,7 @@ class GatesConfig:
     """Steps between two looks at the held-out windows; the units with the lowest loss there become the plan, those of the search among
     them. What a killed run had at its last look is gone on from."""
     divergence: float = 1.0
-    """Share of the divergence from the dense model in the loss, in [0, 1]; the rest is the cross entropy of the text's own tokens, by which the
+    """Share of the divergence from the dense model in the loss, in [0, 1]; the rest is the cross entropy of the text itself, by which the
     gates also learn the text's style, which a recovery would have taught anyway."""
     top_k: int = 32
     """The dense model's most likely tokens that are kept at each position; the others count as one. 8 bytes each."""

@@ -33,7 +33,16 @@ def llama(file: Path, kind: int = F32, flash: bool = False) -> Iterator[Any]:
 
     with patch.object(llama_cpp.llama_cpp, "llama_model_default_params", plain):
         model = llama_cpp.Llama(
-            str(file), n_ctx=256, n_batch=128, type_k=kind, type_v=kind, flash_attn=flash, n_threads=1, logits_all=True, verbose=False
+            str(file),
+            n_ctx=256,
+            n_batch=128,
+            type_k=kind,
+            type_v=kind,
+            flash_attn=flash,
+            n_threads=1,
+            n_threads_batch=1,
+            logits_all=True,
+            verbose=False,
         )
     try:
         yield model
