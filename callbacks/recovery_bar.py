@@ -28,6 +28,10 @@ class RecoveryBar(RichProgressBar):
         if self._counts_steps:  # a resumed training begins in the middle
             self._update(self.train_progress_bar_id, trainer.global_step)
 
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Done: what comes after it is printed below, not above a bar that is drawn once more behind the report."""
+        self._stop_progress()
+
     def _update(self, progress_bar_id: Any, current: int, visible: bool = True, hard: bool = False) -> None:
         if self._counts_steps and progress_bar_id is not None and progress_bar_id == self.train_progress_bar_id:
             current = self.trainer.global_step

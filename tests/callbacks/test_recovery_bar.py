@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import rich
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from torch.utils.data import DataLoader
 
@@ -24,6 +24,11 @@ class Losses(BoringModel):
         return found
 
 
+class Report(Callback):
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        rich.get_console().print("the report")
+
+
 @pytest.fixture
 def screen() -> Iterator[io.StringIO]:
     file = io.StringIO()
@@ -35,7 +40,7 @@ def train(screen: io.StringIO, folder: Path, ckpt_path: str | None = None, **opt
     """What a training on three batches printed, one line for each time that the bar was drawn."""
     bar = RecoveryBar(console_kwargs={"file": screen, "force_terminal": True, "width": 80})
     own: dict[str, Any] = {"default_root_dir": folder, "logger": False, "enable_model_summary": False, "accelerator": "cpu"}
-    trainer = Trainer(callbacks=[bar], limit_val_batches=0, **{**own, **options})
+    trainer = Trainer(callbacks=[bar, Report()], limit_val_batches=0, **{**own, **options})
     trainer.fit(Losses(), DataLoader(RandomDataset(32, 3)), ckpt_path=ckpt_path)
     trainer.save_checkpoint(folder / "here.ckpt")
     return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue()))
@@ -46,7 +51,9 @@ def test_one_bar_over_all_steps_in_one_line(screen: io.StringIO, tmp_path: Path)
     steps = [int(found[1]) for line in said if (found := re.match(r"recovery +[━╸╺]+ (\d+)/7 .*train_loss: +\d", line))]
     assert steps[-1] == 7
     assert steps == sorted(steps)  # it does not begin anew with each pass
-    assert {line.split()[0] for line in said if line.strip()} == {"recovery"}  # nothing went into a second line
+    *said, last = [line for line in said if line.strip()]
+    assert {line.split()[0] for line in said} == {"recovery"}  # nothing went into a second line
+    assert last == "the report"  # and the bar is not drawn again behind it
 
 
 def test_a_resumed_training_goes_on_where_it_was(screen: io.StringIO, tmp_path: Path) -> None:
