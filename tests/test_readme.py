@@ -92,7 +92,7 @@ def test_commands_are_spelt_right(line: list[str]) -> None:
 
 
 def test_a_stranger_reads_it_to_the_end() -> None:
-    assert len(README.splitlines()) <= 135
+    assert len(README.splitlines()) <= 120
 
 
 def test_links_lead_somewhere() -> None:
