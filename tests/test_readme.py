@@ -74,6 +74,7 @@ def test_the_lightning_project(names: dict[str, Any]) -> None:
     exec(code, names := {**names, "few": Few(), "__name__": "stranger"})
     assert names["search"].plan.pruned_fraction == pytest.approx(0.3, abs=0.002)
     assert Path("out/config.json").is_file()
+    assert Path("out/tokenizer.json").read_bytes() == Path("my-model/tokenizer.json").read_bytes()
 
 
 def test_every_block_has_a_test_here() -> None:
