@@ -27,6 +27,8 @@ RUN_LOG = "run.log"
 """What a run said, in its folder."""
 #: Seconds after which a long stage says where it is, whatever it has done since; and between two lines at least.
 LINE_EVERY, LINES_APART = 60.0, 1.0
+#: Characters of a terminal that has room for a long bar and a note.
+WIDE = 110
 
 #: Whether anything is printed at all.
 _SHOWN: ContextVar[bool] = ContextVar("shown", default=True)
@@ -118,7 +120,7 @@ def announce(message: str) -> None:
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
     """A bar with time left, on a terminal and in a notebook; yields ``advance(done, note="")``. Elsewhere plain lines, as the log has."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress
 
     if _silent():
         yield _Lines(title, total, None)
@@ -128,16 +130,7 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
         yield _Lines(title, total, console)
         return
     lines = _Lines(title, total, None)
-    columns = (
-        TextColumn("{task.description:<14}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*_columns(console.width), console=console, expand=True) as progress:
         task = progress.add_task(title, total=total, note="")
 
         def advance(done: int, note: str = "") -> None:
@@ -145,6 +138,22 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
             lines(done, note)
 
         yield advance
+
+
+def _columns(width: int) -> list[Any]:
+    """Of a bar in a terminal of ``width`` characters: where that is narrow the bar is short and the note is cut off, never a number."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    return [
+        TextColumn("{task.description:<14}", markup=False),
+        BarColumn(bar_width=24 if width >= WIDE else 8),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+    ]
 
 
 @contextmanager

@@ -370,7 +370,7 @@ def export(model: Any, folder: str | Path, tokenizer: Any = None, plan: PruningP
         model: the pruned model, adapters merged.
         folder: where to; new, empty, or an earlier export, which is replaced as a whole.
         tokenizer: saved along; without one the folder says that it has none.
-        plan: what the model was pruned by; known of a model that this package pruned.
+        plan: what the model was pruned by; known of a model that this package pruned, or loaded from an export.
         options: ``dtype``, ``max_shard_size``, ``pad``, ``card``, as :func:`adapruner.export.folder.export_model` takes them.
 
     Raises:
@@ -381,7 +381,7 @@ def export(model: Any, folder: str | Path, tokenizer: Any = None, plan: PruningP
     if known is None or (plan is not None and plan.hash != known[1].hash):
         raise ConfigurationError(
             f"model: expected one that adapruner pruned{'' if plan is None else f' by the plan {plan.hash}'}, got {type(model).__name__} "
-            "without a record of it; prune it with adapruner.stages.apply or adapruner.prune"
+            "without a record of it; prune it with adapruner.stages.apply or adapruner.prune, or load its export with adapruner.load"
         )
     return export_model(model, tokenizer, *known, folder, **options)
 

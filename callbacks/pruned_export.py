@@ -89,7 +89,7 @@ class PrunedExportCallback(PruningListener):
         """Refuses a model that was to be written as GGUF, too, and cannot be."""
         if self.gguf is not None:
             pruning = self._pruning(pl_module.trainer)
-            self.gguf.check_model(model, getattr(pl_module, "tokenizer", None), pruning.options)
+            self.gguf.check_model(model, pruning.tokenizer_of(pl_module), pruning.options)
 
     def bytes_to_write(self, trainer: Trainer, weights: int) -> int:
         """Bytes that an export of so many weights takes, at least."""
@@ -123,7 +123,7 @@ class PrunedExportCallback(PruningListener):
             return
         if pruning.lock is not None:
             pruning.lock.check()
-        model, tokenizer = held_model(pl_module, pruning.model_attribute), getattr(pl_module, "tokenizer", None)
+        model, tokenizer = held_model(pl_module, pruning.model_attribute), pruning.tokenizer_of(pl_module)
         restore_rotary(model)  # which a Trainer's precision may have rounded: what is served has it exact
         with staged(folder) as new:
             record = export_either(model, tokenizer, scored.structure, plan, new, self.options, card)

@@ -59,7 +59,7 @@ class PruningSearchCallback(Callback):
         model_attribute: the module's attribute that holds the language model, such as ``model`` or ``net.lm``.
         calibration: where there is no data module: texts, a mapping of source names to texts, a ``datasets.Dataset`` or token
             windows, as :func:`adapruner.prune` takes them.
-        tokenizer: for ``calibration``; the module's ``tokenizer`` when empty.
+        tokenizer: for ``calibration``, and saved with the export; the module's ``tokenizer`` when empty.
         options: ``recipe``, ``reconstruction``, ``attention_units``, ... as :func:`adapruner.search.options.pruning_options` takes them.
 
     >>> PruningSearchCallback(0.3).options.budget.pruned_fraction
@@ -146,7 +146,7 @@ class PruningSearchCallback(Callback):
         pruned = reconstruct(self.scored, self.found, widths_only=self._refit_is_known(trainer))
         self.reconstruction_seconds, self.scored = pruned.seconds, self.scored.after_pruning()
         pl_module.plan = self.plan  # type: ignore[assignment]
-        save_found_plan(self.scored, self.found, getattr(pl_module, "tokenizer", self.tokenizer))
+        save_found_plan(self.scored, self.found, self.tokenizer_of(pl_module))
         self._notify(trainer, pl_module, pruned.stage)
 
     def _bytes_to_write(self, trainer: Trainer, model: Any) -> int:
@@ -169,8 +169,11 @@ class PruningSearchCallback(Callback):
         """
         if self.calibration is None:
             return RunData.of(getattr(trainer, "datamodule", None))
-        tokenizer = self.tokenizer if self.tokenizer is not None else getattr(pl_module, "tokenizer", None)
-        return data_from_texts(self.calibration, tokenizer, seed=self.options.search.seed)
+        return data_from_texts(self.calibration, self.tokenizer_of(pl_module), seed=self.options.search.seed)
+
+    def tokenizer_of(self, pl_module: LightningModule) -> Any:
+        """The one that this callback was given, else the module's; ``None`` where there is none."""
+        return self.tokenizer if self.tokenizer is not None else getattr(pl_module, "tokenizer", None)
 
     def language_model(self, pl_module: LightningModule) -> Any:
         """The Hugging Face model inside the module, loaded if the module loads late.

@@ -1,13 +1,42 @@
-"""The Trainer's progress bar, with what is done in the place of a number of epochs that nobody chose."""
+"""The Trainer's progress bar over all steps of the recovery, in the place of one for each pass over its text."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from lightning.pytorch.callbacks import RichProgressBar
 
 
 class RecoveryBar(RichProgressBar):
-    """Lightning's own, which says ``Epoch 0/-2`` where steps are counted and not epochs."""
+    """Lightning's own, which says ``Epoch 0/-2`` where steps are counted and not epochs, begins anew with every pass over the text, and
+    so never says how long all of it will take."""
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """Optimizer steps of the whole training, where these are what ends it; else batches of a pass."""
+        return int(self.trainer.max_steps) if self._counts_steps else super().total_train_batches
+
+    @property
+    def _counts_steps(self) -> bool:
+        return self.trainer.max_epochs in (None, -1) and self.trainer.max_steps > 0
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """The bar of the first pass goes on in the others."""
+        if self._counts_steps and self.train_progress_bar_id is not None:
+            return
+        super().on_train_epoch_start(trainer, pl_module)
+        if self._counts_steps:  # a resumed training begins in the middle
+            self._update(self.train_progress_bar_id, trainer.global_step)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Done: what comes after it is printed below, not above a bar that is drawn once more behind the report."""
+        self._stop_progress()
+
+    def _update(self, progress_bar_id: Any, current: int, visible: bool = True, hard: bool = False) -> None:
+        if self._counts_steps and progress_bar_id is not None and progress_bar_id == self.train_progress_bar_id:
+            current = self.trainer.global_step
+        super()._update(progress_bar_id, current, visible, hard)
 
     def _get_train_description(self, current_epoch: int) -> str:
-        text = "recovery" if current_epoch == 0 else f"recovery, pass {current_epoch + 1} over its text"
+        text = "recovery" if current_epoch == 0 or self._counts_steps else f"recovery, pass {current_epoch + 1} over its text"
         return f"{text:{len(self.validation_description)}}"

@@ -186,15 +186,20 @@ def test_every_folder_with_python_files_is_a_package() -> None:
     assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
 
 
-def test_an_editable_install_is_the_checkout(source: Path, tmp_path: Path) -> None:
-    """By the build backend's own hook, as ``pip install -e`` calls it; its files are put on the search path as pip would."""
+def test_an_editable_install_is_the_checkout_also_for_a_script_beside_it(tmp_path: Path) -> None:
+    """By the build backend's own hook, as ``pip install -e`` calls it; its files are put on the search path as pip would.
+
+    A clone is a folder named ``adapruner``: to a script beside it that is a namespace package, unless a later place on the path has more.
+    """
+    source = copy_source(tmp_path / "beside" / "adapruner")
     code = f"import setuptools.build_meta as backend; print(backend.build_editable({str(tmp_path)!r}))"
     name = run_python(["-c", code], source).splitlines()[-1]
     site = tmp_path / "site"
     zipfile.ZipFile(tmp_path / name).extractall(site)
     code = f"import site; site.addsitedir({str(site)!r}); {IMPORT_CALLBACKS}"
-    loaded = run_python(["-S", "-c", code], tmp_path).split()  # without the environment's own installation
-    assert loaded == [(source / "adapruner" / "callbacks" / "__init__.py").as_posix(), "True", "False"]
+    loaded = run_python(["-S", "-c", code], tmp_path / "beside").split()  # without the environment's own installation
+    # The bare name is there, as it is in the checkout: behind everything else on the path.
+    assert loaded == [(source / "adapruner" / "callbacks" / "__init__.py").as_posix(), "False", "False"]
 
 
 @pytest.mark.parametrize("link", ["callbacks", "configs"])

@@ -91,6 +91,18 @@ def test_on_a_terminal_there_is_a_bar_and_the_log_has_the_lines(
     assert said == ["statistics: 1 of 2", "statistics: 2 of 2", "recovery: 1 of 2", "recovery: 2 of 2"]
 
 
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_narrow_terminal_cuts_off_the_note_and_no_number(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(width))
+    with progress_bar("search", 1024) as advance:
+        advance(517, "best 6.4856 nats/token (trial 13, searched), which no terminal of a usual width has room for")
+    said = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue()).splitlines()[-1]
+    assert re.match(r"search +[━╸╺]+ +517/1024 0:00:00 left -:--:-- best 6.4856 nats.*…$", said), said
+    assert len(said) <= width
+
+
 def test_the_log_is_appended_with_the_time_also_when_nothing_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / RUN_LOG
     file.write_text("an earlier attempt\n")

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from adapruner.cli.help_page import COMMANDS, LIKE_FIT, help_page
 from adapruner.cli.last_resort import GOES_ON, describe
+from adapruner.distributed import is_rank_zero
 from adapruner.errors import AdaPrunerError, ConfigurationError, nearest, printable, together
 
 
@@ -110,6 +111,8 @@ def _run(arguments: Sequence[str]) -> None:
         from adapruner.cli.export import run_export
 
         return run_export(rest)
+    if sys.stdout.isatty() and is_rank_zero():  # the imports take some seconds; what is read by a program begins with its answer
+        print("adapruner: loads PyTorch and Lightning", flush=True)
     from adapruner.cli.fit import run_trainer
     from adapruner.cli.quiet import quiet_libraries
 

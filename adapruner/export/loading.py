@@ -12,7 +12,7 @@ from adapruner.errors import ModelError
 from adapruner.export.adapters import ADAPTER_FOLDER, attach_adapter
 from adapruner.export.auto_map import auto_map_of
 from adapruner.export.folder import PLAN_FILE
-from adapruner.export.saving import ExportingSave
+from adapruner.export.saving import save_as_export
 from adapruner.export.staging import is_export
 from adapruner.export.target import has_uneven_experts
 from adapruner.files.digests import SUMS, DamagedError, check_sums
@@ -71,7 +71,7 @@ def load(folder: str | Path, dtype: str = "auto", device_map: Any = None) -> Any
     check_whole(folder)
     model = _from_pretrained(folder, _class(config), dtype, device_map)
     if plan is not None:
-        model.save_pretrained = ExportingSave(model, plan)
+        save_as_export(model, None, plan)
     return model
 
 

@@ -77,7 +77,7 @@ def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def save_as_export(model: Any, structure: ModelStructure, plan: PruningPlan) -> None:
+def save_as_export(model: Any, structure: ModelStructure | None, plan: PruningPlan) -> None:
     """From here on ``model.save_pretrained(folder)`` writes what :func:`adapruner.export.folder.export_model` writes.
 
     The configuration of a pruned model does not say how wide each layer is, so transformers' own ``save_pretrained`` would write a
@@ -87,16 +87,16 @@ def save_as_export(model: Any, structure: ModelStructure, plan: PruningPlan) -> 
 
     Args:
         model: a Hugging Face causal LM, pruned by ``plan``; changed in place.
-        structure: of the dense model.
+        structure: of the dense model; ``None`` where the model comes from an export.
         plan: what the model was pruned by.
     """
     model.save_pretrained = ExportingSave(model, plan, structure)
     model._pruned_by = (structure, plan)
 
 
-def pruned_by(model: Any) -> tuple[ModelStructure, PruningPlan] | None:
-    """The dense model's structure and the plan of a model that :func:`save_as_export` was called with; ``None`` for any other."""
-    found: tuple[ModelStructure, PruningPlan] | None = getattr(model, "_pruned_by", None)
+def pruned_by(model: Any) -> tuple[ModelStructure | None, PruningPlan] | None:
+    """The dense model's structure, if known, and the plan of a model that this package pruned or loaded; ``None`` for any other."""
+    found: tuple[ModelStructure | None, PruningPlan] | None = getattr(model, "_pruned_by", None)
     return found
 
 

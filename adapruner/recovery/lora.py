@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,7 +60,9 @@ def attach_lora(model: nn.Module, config: LoRAConfig) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, settings)  # type: ignore[arg-type]
+        with warnings.catch_warnings():  # peft asks by a name that transformers renames: nothing that a user could act on
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated", category=FutureWarning)
+            return get_peft_model(model, settings)  # type: ignore[arg-type]
     except ValueError as error:
         raise ConfigurationError(
             f"lora.target_modules: expected names of linear layers, got {config.target_modules!r} ({str(error)[:120]}); give all-linear"
@@ -75,7 +78,7 @@ def activations_as_configured(model: Any, config: LoRAConfig) -> Iterator[None]:
         model: a Hugging Face causal LM, with or without adapters; afterwards it is as it was.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not config.checkpoint_activations or base.is_gradient_checkpointing:
+    if not config.checkpoint_activations or any(getattr(module, "gradient_checkpointing", False) for module in base.modules()):
         yield
         return
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -40,6 +40,9 @@ def print_report(record: Mapping[str, Any] | Report, console: Console | None = N
     for part in _parts(report):
         if isinstance(part, TextTable):
             part.print(console)
+        elif isinstance(part, str):  # to be copied: whole lines, however long
+            console.print()
+            console.print(Text(part), soft_wrap=True)
         elif part:
             console.print()
             for line in part:
@@ -50,8 +53,8 @@ def print_report(record: Mapping[str, Any] | Report, console: Console | None = N
         console.print(Text(f"Not in this report: {', '.join(missing)}.", style="dim"))
 
 
-def _parts(report: Report) -> Iterator[TextTable | list[str]]:
-    """Tables, and lines that stand together."""
+def _parts(report: Report) -> Iterator[TextTable | list[str] | str]:
+    """Tables, lines that stand together, and code."""
     yield from map(perplexity_table, comparisons(report))
     yield worse_sentences(report)
     if report.zero_shot:
@@ -66,6 +69,7 @@ def _parts(report: Report) -> Iterator[TextTable | list[str]]:
         yield from speed_tables(report.cost.sweep)
     if report.export:
         yield _export_lines(report.export)
+        yield "\n".join(line for line in loading_code(report.export).splitlines() if line)
     took = took_sentence(report)
     yield [took] if took else []
 
@@ -79,7 +83,7 @@ def _search_line(search: Search) -> str:
 
 
 def _export_lines(export: Export) -> list[str]:
-    """Where the folder is, how it loads, and the notes."""
+    """Where the folder is, by what it loads, and the notes."""
     loads = "loads with stock transformers" if export.stock else "loads with trust_remote_code=True"
     difference = export.max_abs_logit_difference
     checked = "logits not compared" if difference is None else f"largest logit difference {difference:.1e}"
@@ -88,4 +92,4 @@ def _export_lines(export: Export) -> list[str]:
         file = export.gguf
         lines.append(f"For llama.cpp, {file.path}: {file.architecture} in {file.dtype}, {memory_text(file.bytes / 2**30)}.")
         lines += [f"- {note}" for note in file.notes]
-    return [*lines, *(f"  {line}" for line in loading_code(export).splitlines() if line)]
+    return lines

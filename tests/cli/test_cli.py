@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import subprocess
 import sys
@@ -40,6 +41,31 @@ def test_what_was_printed_can_be_given_back(capsys: pytest.CaptureFixture[str]) 
     code, again, _ = run(capsys, "fit", "--config", "mine.yaml", "--print_config")
     assert code == 0
     assert yaml.safe_load(again) == yaml.safe_load(out)
+
+
+class Screen(io.StringIO):
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self.is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "rank", "said"),
+    [(True, "0", "adapruner: loads PyTorch and Lightning\n"), (False, "0", ""), (True, "1", "")],
+    ids=["terminal", "file", "another rank"],
+)
+def test_a_terminal_shows_something_before_anything_heavy_is_imported(
+    is_terminal: bool, rank: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "adapruner.cli.fit", None)  # whose import fails
+    monkeypatch.setattr(sys, "stdout", screen := Screen(is_terminal))
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", "--config", "quickstart.yaml"])
+    assert screen.getvalue() == said
 
 
 def test_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:

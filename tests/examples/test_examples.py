@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,13 @@ TIMEOUT = 900
 PROGRAMS = {
     "lightning_project.py": (["--trials", "2", "--steps", "2"], "runs/lightning_project/model/config.json"),
     "chat_model.py": (["--trials", "2", "--steps", "2"], "runs/chat_model/model/config.json"),
+    "iterative_pruning.py": (["--rounds", "2", "--steps", "1"], "runs/iterative_pruning/round-2/config.json"),
+    "distillation.py": (["--steps", "4"], "runs/distillation/half-and-half/config.json"),
+}
+#: File -> the rows of the table that it prints in the end, whose last numbers are perplexities.
+TABLES: dict[str, list[str]] = {
+    "iterative_pruning.py": ["dense", "at once", "rounds=2", "a loop, trained in each round"],
+    "distillation.py": ["dense", "pruned and refitted", "cross entropy", "half and half", "divergence alone"],
 }
 
 
@@ -53,6 +61,15 @@ def test_programs(name: str, installed: Path, tmp_path: Path) -> None:
     file, parameters = run_python(["-c", loaded], tmp_path, search_path=installed).split()
     assert file.startswith(str(installed))
     assert 2_000_000 < int(parameters) < 3_900_000  # the demo has 4,033,728
+    check_table(TABLES.get(name, []), printed.splitlines())
+
+
+def check_table(rows: list[str], printed: list[str]) -> None:
+    """The last lines are a row for each model, whose perplexities differ: each was really another one."""
+    found = {re.split(r"\s{2,}", line)[0]: re.findall(r"\d+\.\d\d", line) for line in printed[-len(rows) :]} if rows else {}
+    assert list(found) == rows
+    assert len(set(map(tuple, found.values()))) == len(rows)
+    assert all(20 < float(value) < 200 for values in found.values() for value in values)
 
 
 @pytest.mark.slow  # as above

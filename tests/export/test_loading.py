@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from adapruner import stages
 from adapruner.errors import ModelError, PlanError
 from adapruner.export.folder import export_model
 from adapruner.export.loading import load
 from adapruner.files.digests import write_sums
 from adapruner.models.families import modeling_adapruner
+from adapruner.pruning.plan import read_plan
+from adapruner.recovery.training import RecoveryConfig
 
-from .cases import UNEVEN
+from .cases import UNEVEN, VOCABULARY
 
 EVEN = ([1, 1, 1], [10, 10, 10])
 
@@ -53,6 +58,27 @@ def test_a_loaded_model_can_be_saved_for_strangers(exported, tmp_path):
     assert config["architectures"] == [record.class_name]
     assert (tmp_path / "again" / "modeling_adapruner.py").exists() is not record.stock
     assert ("auto_map" in config) is not record.stock
+
+
+def test_a_loaded_model_is_trained_and_exported_again(exported, tmp_path):
+    case, record = exported
+    again = load(record.path)
+    stages.recover(again, texts=torch.randint(3, VOCABULARY, (8, 16)), recovery=RecoveryConfig(steps=1, learning_rate=1e-2))
+    written = stages.export(again, tmp_path / "again")
+    assert (written.class_name, written.stock) == (record.class_name, record.stock)
+    assert read_plan(tmp_path / "again" / "plan.json").hash == case.plan.hash
+    third = load(tmp_path / "again")
+    assert torch.equal(case.logits(third), case.logits(again))
+    assert not torch.allclose(case.logits(third), case.logits(), atol=0.01)  # it was trained
+
+
+def test_loading_and_saving_warn_of_nothing(pruned, tmp_path):
+    """In a process of its own: transformers says such things once."""
+    case = pruned("llama", *UNEVEN)
+    export_model(case.model, None, case.structure, case.plan, tmp_path / "out")
+    code = f"import adapruner; adapruner.load({str(tmp_path / 'out')!r}).save_pretrained({str(tmp_path / 'again')!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "config" not in done.stdout + done.stderr
 
 
 def test_of_an_earlier_release_it_is_saved_with_every_auto_class(pruned, tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def test_attached_and_merged_at_once_changes_nothing(model: Any) -> None:
     assert list(merged.state_dict()) == list(before)
     for name, value in merged.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_recovery_warns_of_nothing_that_a_user_could_not_act_on(model: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        recover_briefly(model, BATCHES, LoRAConfig(), steps=1, build_optimizer=adamw)
 
 
 def test_only_adapters_train_and_every_linear_layer_has_one(model: Any) -> None:

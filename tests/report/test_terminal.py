@@ -16,6 +16,11 @@ def printed(report: dict, width: int = 80) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def widest(text: str) -> int:
+    """Characters of the longest line that is no code: that is never wrapped."""
+    return max(len(line) for line in text.splitlines() if ".from_pretrained(" not in line)
+
+
 def test_answer_comes_first() -> None:
     words = " ".join(printed(sample_report()).split())
     assert words.startswith(
@@ -26,7 +31,7 @@ def test_answer_comes_first() -> None:
 
 def test_numbers_at_80_columns() -> None:
     text = printed(sample_report())
-    assert max(len(line) for line in text.splitlines()) <= 80
+    assert widest(text) <= 80
     assert "\x1b" not in text
     assert "…" not in text
     rows = {line.split()[0]: line.split()[1:] for line in reversed(text.splitlines()) if line.split()}
@@ -72,6 +77,17 @@ def test_time_memory_and_code_that_loads() -> None:
     assert "AutoModelForCausalLM.from_pretrained(" in text
 
 
+def test_the_code_can_be_copied_out_of_a_narrow_terminal() -> None:
+    report = sample_report()
+    report["export"] |= {"path": "runs/a-model-with-a-name-of-its-own-0.35/model", "stock": False}
+    lines = printed(report).splitlines()
+    first = next(number for number, line in enumerate(lines) if "import AutoModelForCausalLM" in line)
+    code = lines[first : first + 3]
+    compile("\n".join(code), "terminal", "exec")
+    assert code[1].endswith("trust_remote_code=True)")
+    assert code[2].startswith("tokenizer = ")
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_missing_sections_are_named(section: str) -> None:
     report = sample_report()
@@ -106,7 +122,7 @@ def test_calibration_says_how_much_it_matters() -> None:
     assert (
         "Same recipe with 4 random sets of 36 samples: 4.3960 ± 0.0411 nats per token; the chosen weights: 4.3500, lower than 3 of them."
     ) in words
-    assert max(len(line) for line in printed(report).splitlines()) <= 80
+    assert widest(printed(report)) <= 80
     assert "Calibration" not in printed(sample_report())
     del report["calibration"]["effective_samples"], report["calibration"]["set_file"]
     assert "Calibration: same recipe with 4 random sets" in " ".join(printed(report).split())
@@ -174,7 +190,7 @@ def test_bits_per_byte_and_the_protocol_stand_beneath_their_numbers() -> None:
 def test_cost_shows_the_ideal_and_the_sweep_in_80_columns() -> None:
     report = {**sample_report(), "cost": measured_cost()}
     text = printed(report).replace("\N{MULTIPLICATION SIGN}", "x")
-    assert max(len(line) for line in text.splitlines()) <= 80
+    assert widest(text) <= 80
     assert "Latency x0.71; if nothing but MACs counted, x0.67." in text
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "peak memory 0.50 GiB 0.40 GiB x0.80" in lines

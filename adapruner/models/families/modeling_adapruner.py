@@ -10,6 +10,7 @@ which serving engines build; so for every other class of transformers.
     AutoModel.from_pretrained(folder, trust_remote_code=True)  # also AutoModelForSequenceClassification, ...TokenClassification
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -19,6 +20,14 @@ from torch import nn
 PREFIX = "Pruned"
 AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForTokenClassification", "AutoModel")
 """By which a folder can be loaded, where transformers has such a class for the family."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Reading global config value for per-layer attribute")
+
+
+# The classes below build the global widths first and then every layer's own: a warning of the first is nothing a user could act on.
+logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").addFilter(_is_news)
 
 
 class LiveView:
