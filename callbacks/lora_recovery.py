@@ -30,6 +30,7 @@ from adapruner.recovery.form import RecoveryForm, check_form, check_trainable, m
 from adapruner.recovery.lora import LoRAConfig, activations_as_configured
 from adapruner.recovery.merging import merge_lora
 from adapruner.recovery.teacher import vocabulary_of
+from adapruner.stage_times import stage
 from adapruner.stages import prepare_distillation
 
 
@@ -136,6 +137,7 @@ class LoRARecoveryCallback(PruningListener):
         """Training time is counted from here; where Lightning draws no bar, plain lines say where it is."""
         restore_rotary(pl_module)  # where it stands alone, without the search
         self._activations.enter_context(activations_as_configured(held_model(pl_module, self.model_attribute), self.lora))
+        self._activations.enter_context(stage("recovery"))
         self._started = time.monotonic()
         steps = trainer.estimated_stepping_batches
         self._progress = plain_lines("recovery", int(steps) if math.isfinite(steps) else None)

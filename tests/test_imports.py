@@ -22,6 +22,7 @@ STOREYS: tuple[tuple[str, ...], ...] = (
     ("registry", "distributed", "argument_checks", "freed_memory"),
     ("progress",),
     ("files",),
+    ("stage_times",),
     ("demo",),
     ("models",),
     ("data",),

@@ -46,6 +46,7 @@ from adapruner.module import PrunableCausalLM
 from adapruner.progress import announce
 from adapruner.recovery.checkpoint_file import check_is_local
 from adapruner.recovery.last_checkpoint import find_checkpoint, settings_of
+from adapruner.stage_times import process_began
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the help has them
 
@@ -188,7 +189,7 @@ class PruningCLI(EvaluationCommands, LightningCLI):
         with ExitStack() as stack:
             search = first_of(self.trainer, PruningSearchCallback)
             if search is not None:
-                search.lock = self._hold(stack, search)
+                search.lock, search.began = self._hold(stack, search), process_began()
                 stack.enter_context(search.loggers.put_off(self.trainer))
             stack.enter_context(one_line("trainer", (MisconfigurationException,)))
             if self.trainer.strategy.root_device.type == "cpu" and self.trainer.world_size == 1:  # Lightning shares out cores to several

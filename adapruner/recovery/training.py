@@ -25,6 +25,7 @@ from adapruner.recovery.distillation import Distillation, DistillationConfig, tr
 from adapruner.recovery.form import RecoveryForm, check_form, check_trainable, copy_of_layers, make_plain, make_trainable
 from adapruner.recovery.last_checkpoint import random_state, set_random_state, write_checkpoint
 from adapruner.recovery.lora import LoRAConfig, activations_as_configured
+from adapruner.stage_times import stage
 
 FILE = Path("checkpoints") / "recovery.pt"
 
@@ -102,6 +103,7 @@ class RecoveredModel:
         return {**section, "history": self.history, "distillation": self.config.distillation.to_report()}
 
 
+@stage("recovery")
 def train_recovery(
     model: nn.Module,
     windows: Any,

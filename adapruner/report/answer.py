@@ -159,11 +159,12 @@ def worse_sentences(report: Report) -> list[str]:
 
 
 def took_sentence(report: Report) -> str | None:
-    """Time and memory of the run; ``None`` where nobody measured them."""
+    """Time and memory of the run, over its processes; ``None`` where nobody measured them."""
     if report.took is None:
         return None
     device = "" if report.took.device_peak_gib is None else f", {report.took.device_peak_gib:.1f} GiB on its GPU"
-    return f"The process that ended the run took {duration_text(report.took.seconds)} and {report.took.peak_gib:.1f} GiB{device}."
+    several = f", in {report.took.processes} processes, since it was resumed," if report.took.processes > 1 else ""
+    return f"The run took {duration_text(report.took.seconds)}{several} and {report.took.peak_gib:.1f} GiB{device}."
 
 
 def loading_code(export: Export) -> str:

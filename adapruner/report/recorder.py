@@ -45,6 +45,8 @@ from adapruner.report.schema import ANY_WIDTH
 from adapruner.search.find_plan import FoundPlan
 from adapruner.search.score import ScoredModel
 from adapruner.search.split import split_windows
+from adapruner.stage_times import running_times
+from adapruner.stage_times import stage as timed
 
 METHOD = "adapruner"
 #: Timed rounds of regular widths beside any: each cuts the model anew.
@@ -132,7 +134,9 @@ class ReportRecorder:
         self.dense_search_nll: float | None = None
         self.cost: dict[str, Any] | None = None
         self.widths: dict[str, Any] | None = None
+        self.times = running_times()
 
+    @timed("measuring")
     def measure_dense(self, recover: Recover | None = None) -> None:
         """The dense model, and every compared method through its stages; the model is dense again afterwards.
 
@@ -150,10 +154,12 @@ class ReportRecorder:
             self._measure_methods(model, recover)
         self.scored = self.scored.after_pruning()  # no method will be compared any more
 
+    @timed("measuring")
     def measure_stage(self, stage: str, model: nn.Module) -> None:
         """The run's own model at a stage: ``pruned`` or ``reconstructed``."""
         self._add(METHOD, stage, self.before.measure(METHOD, stage, lambda: self._measure(model, f"perplexity, {stage}")))
 
+    @timed("measuring")
     def measure_final(self, model: Any, recovered: bool) -> None:
         """The model as it leaves the run: perplexity where it was recovered, text, and what it costs beside the dense one."""
         if recovered:
@@ -271,7 +277,7 @@ class ReportRecorder:
             "export": export,
             "generations": self.generations or None,
             "metrics": metric_sentences([*self.config.compare, *_metrics_of(scored, found)]),
-            "took": took_section(next(model.parameters()).device),
+            "took": took_section(next(model.parameters()).device, self.times),
         }
 
 

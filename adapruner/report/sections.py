@@ -332,12 +332,16 @@ class Cost(Record):
 
 
 class Took(Record):
-    """What the run took, of the attempt that ended it."""
+    """What the run took, over all processes that worked at it one after the other."""
 
     seconds: float
-    """From the start of the process."""
+    """Time in all, without that between two processes."""
     peak_gib: float
-    """The most memory that the process held; of several, the first one."""
+    """The most memory that a process held; of several ranks, the first one's."""
+    processes: int = 1
+    """A run that was killed and went on has several."""
+    stages: dict[str, float] = {}
+    """Stage -> seconds, which add up to all of it."""
     device_peak_gib: float | None = None
     """The most that tensors held on its GPU, where there is one."""
 

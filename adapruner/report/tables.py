@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 from adapruner.evaluation.cost_table import COST_ROWS
 from adapruner.report.answer import Comparison
-from adapruner.report.formats import MISSING, TIMES, nll_text, perplexity_text, quantity_text, ratio_text
+from adapruner.report.formats import MISSING, TIMES, duration_text, nll_text, percent_text, perplexity_text, quantity_text, ratio_text
 from adapruner.report.schema import STAGES
-from adapruner.report.sections import Candidate, Cost, DataCard, Search, Stage, Sweep, TaskScore, ZeroShot
+from adapruner.report.sections import Candidate, Cost, DataCard, Search, Stage, Sweep, TaskScore, Took, ZeroShot
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -213,6 +213,13 @@ def speed_tables(sweep: Sweep | None) -> Iterator[TextTable]:
             rows.append((f"{row.batch:,} x {row.seq_len:,}", *speeds, ratio_text(*times), f"{TIMES}{row.ideal:.2f}"))
         note = sweep.protocol if sweep and what == "decode" else None
         yield make_table(f"{title}, tokens per second", ("batch x length", "dense", "pruned", "ratio", "ideal"), rows, note)
+
+
+def times_table(took: Took) -> TextTable:
+    """Stages in their order, with their share of the whole, which is last; what took less than a tenth of a second is left out."""
+    shown = [(name, seconds) for name, seconds in took.stages.items() if seconds >= 0.1]
+    rows = [(name, duration_text(seconds), percent_text(seconds / took.seconds if took.seconds else 0.0)) for name, seconds in shown]
+    return make_table("Time", ("stage", "time", "share"), [*rows, ("in all", duration_text(took.seconds), "")])
 
 
 def text_table(card: DataCard) -> TextTable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from adapruner.progress import terminal
+from adapruner.progress import is_shown, terminal
 from adapruner.report.answer import (
     answer_sentence,
     calibration_sentences,
@@ -19,8 +19,9 @@ from adapruner.report.answer import (
 )
 from adapruner.report.formats import MISSING, memory_text, nll_text
 from adapruner.report.schema import Report, validate_report
-from adapruner.report.sections import Export, Search
-from adapruner.report.tables import TextTable, cost_table, perplexity_table, score_table, speed_tables
+from adapruner.report.sections import Export, Search, Took
+from adapruner.report.tables import TextTable, cost_table, perplexity_table, score_table, speed_tables, times_table
+from adapruner.stage_times import running_times
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,6 +51,13 @@ def print_report(record: Mapping[str, Any] | Report, console: Console | None = N
         console.print(Text(f"Not in this report: {', '.join(missing)}.", style="dim"))
 
 
+def print_times() -> None:
+    """Prints how long the stages of the run took that this code is part of, where a run says anything."""
+    times = running_times()
+    if times is not None and is_shown():
+        times_table(Took(**times.summary())).print(terminal())
+
+
 def _parts(report: Report) -> Iterator[TextTable | list[str]]:
     """Tables, and lines that stand together."""
     yield from map(perplexity_table, comparisons(report))
@@ -66,6 +74,8 @@ def _parts(report: Report) -> Iterator[TextTable | list[str]]:
         yield from speed_tables(report.cost.sweep)
     if report.export:
         yield _export_lines(report.export)
+    if report.took and report.took.stages:
+        yield times_table(report.took)
     took = took_sentence(report)
     yield [took] if took else []
 

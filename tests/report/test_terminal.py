@@ -68,8 +68,24 @@ def test_time_memory_and_code_that_loads() -> None:
     report = sample_report()
     report["took"] = {"seconds": 741.0, "peak_gib": 2.76}
     text = " ".join(printed(report).split())
-    assert "2.8 GiB" in text
+    assert "The run took 12 min 21 s and 2.8 GiB." in text
+    assert "share" not in text  # a record of an earlier release has no stages
     assert "AutoModelForCausalLM.from_pretrained(" in text
+
+
+def test_every_stage_s_time_and_share_and_all_of_it_last() -> None:
+    report = sample_report()
+    stages = {"loading": 41.0, "search": 500.0, "refit": 0.04, "between stages": 199.96}
+    report["took"] = {"seconds": 741.0, "peak_gib": 2.76, "processes": 2, "stages": stages}
+    lines = [" ".join(line.split()) for line in printed(report).splitlines()]
+    start = lines.index("stage time share")
+    assert lines[start + 2 : start + 6] == [
+        "loading 41.0 s 5.5 %",
+        "search 8 min 20 s 67.5 %",
+        "between stages 3 min 20 s 27.0 %",
+        "in all 12 min 21 s",
+    ]
+    assert "The run took 12 min 21 s, in 2 processes, since it was resumed, and 2.8 GiB." in lines
 
 
 @pytest.mark.parametrize("section", SECTIONS)
