@@ -25,6 +25,8 @@ FILE = "stages.json"
 LOADING = "loading"
 """From the start of the run until nothing is left to refuse: libraries, model, text."""
 OTHER = "between stages"
+SUMMARY = "stages: "
+"""Begins the last line of the log: what is left then is the report."""
 
 
 @dataclass
@@ -127,7 +129,7 @@ def keep_times(folder: Path | None, identity: str = "", began: float | None = No
         _RUNNING.set(before)
         times.close()
         if is_rank_zero():
-            LOG.info(f"stages: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in seconds_by_stage(times.processes()).items())}")
+            LOG.info(f"{SUMMARY}{', '.join(f'{name} {seconds:.1f} s' for name, seconds in seconds_by_stage(times.processes()).items())}")
 
 
 def running_times() -> StageTimes | None:

@@ -257,6 +257,8 @@ class Lora(Record):
     seconds: float
     history: list[tuple[int, float | None]]
     distillation: Distillation | None = None
+    tokens: int | None = None
+    """Predictions that it trained on, over all steps and ranks; ``None`` where batches do not say."""
 
 
 class Recovery(Record):
