@@ -258,6 +258,9 @@ def test_with_a_folder_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"plan.json", "trials.csv", "study.journal", "report.json", "report.html", "calibration_set.json", "checkpoints"} <= names
+    assert resumed.report["generations"] == unbroken.report["generations"]
+    assert {name for row in resumed.report["generations"] for name in row} == {"prompt", "dense", "pruned", "recovered"}
+    assert resumed.report["generation_protocol"].startswith("Beginnings of 3 held-out texts")
     lora = resumed.report["recovery"]["lora"]
     assert lora["tokens"] == unbroken.report["recovery"]["lora"]["tokens"] > 6 * 8
     record = json.loads((tmp_path / "run" / "report.json").read_text())

@@ -383,8 +383,11 @@ class Export(Record):
 
 
 class Generation(Record):
-    """The continuation of one prompt by the dense and by the final model."""
+    """The continuation of one prompt by the model at its stages."""
 
     prompt: str
     dense: str
+    pruned: str | None = None
+    """Right after the surgery; ``None`` where the final model is that one."""
     recovered: str
+    """By the final model, whatever became of it after the surgery."""

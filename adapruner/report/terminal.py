@@ -13,6 +13,7 @@ from adapruner.report.answer import (
     ideal_sentence,
     left_out,
     loading_code,
+    seed_sentence,
     took_sentence,
     widths_sentence,
     worse_sentences,
@@ -61,7 +62,8 @@ def print_times() -> None:
 def _parts(report: Report) -> Iterator[TextTable | list[str]]:
     """Tables, and lines that stand together."""
     yield from map(perplexity_table, comparisons(report))
-    yield worse_sentences(report)
+    seeds = seed_sentence(report)
+    yield [*worse_sentences(report), *([seeds] if seeds else [])]
     if report.zero_shot:
         yield score_table(report.zero_shot)
     calibration = calibration_sentences(report.calibration)

@@ -73,6 +73,14 @@ def test_time_memory_and_code_that_loads() -> None:
     assert "AutoModelForCausalLM.from_pretrained(" in text
 
 
+def test_numbers_of_one_seed_say_so_and_how_to_get_a_spread() -> None:
+    report = sample_report()
+    said = "One run of seed 0: how far chance goes is not in these numbers; adapruner compare runs several seeds for it."
+    assert said in " ".join(printed(report).split())
+    report["perplexity"] = None
+    assert "how far chance goes" not in printed(report)
+
+
 def test_every_stage_s_time_and_share_and_all_of_it_last() -> None:
     report = sample_report()
     stages = {"loading": 41.0, "search": 500.0, "refit": 0.04, "between stages": 199.96}
