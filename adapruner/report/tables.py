@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -100,11 +101,23 @@ def latex(text: str) -> str:
     >>> latex("20 % of a_b ± 0.1")
     '20 \\\\% of a\\\\_b $\\\\pm$ 0.1'
     """
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character) or _plain_latex(character) for character in unicodedata.normalize("NFC", text))
 
 
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
-_LATEX |= {"±": "$\\pm$", TIMES: "$\\times$", "<": "$<$", ">": "$>$", MISSING: "--"}
+_LATEX |= {"±": "$\\pm$", TIMES: "$\\times$", "<": "$<$", ">": "$>$", MISSING: "--", "|": "\\textbar{}", "`": "\\textasciigrave{}"}
+# At the beginning of a row the end of the one before would take them for its own argument; some languages make quotes commands.
+_LATEX |= {"[": "{[}", "]": "{]}", "*": "{*}", '"': "{\\char34}", "→": "$\\rightarrow$", "\N{NO-BREAK SPACE}": "~"}
+#: Up to here, Latin with its accents, LaTeX knows a character by itself.
+_LAST_LATIN = "\N{LATIN SMALL LETTER LONG S}"
+
+
+def _plain_latex(character: str) -> str:
+    """A character that LaTeX knows as it is; any other, which would end its run, by its number."""
+    if character.isspace():
+        return " "
+    known = character.isprintable() and (character.isascii() or (character <= _LAST_LATIN and character.isalpha()))
+    return character if known else f"\\texttt{{U+{ord(character):04X}}}"
 
 
 def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *notes: str | None) -> TextTable:
