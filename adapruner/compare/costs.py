@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adapruner.compare.summary import CostRow, Spread, known_by_all
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from adapruner.compare.tables import Result
 
 TITLE = "What the runs took"
+LEAST_SECONDS = 0.5
+"""A stage that no run spent so long in has no column."""
 #: Attribute of a cost -> heading of its column, and how its values are written.
 COLUMNS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "seconds": ("time", duration_text),
@@ -44,21 +46,44 @@ def cost_table(result: Result) -> TextTable | None:
     shown = {name: column for name, column in COLUMNS.items() if any(getattr(row, name) for row in result.costs)}
     if "seconds" not in shown:
         return None
-    stages = [name for name in stage_names(result.costs) if any(row.stages.get(name, 0.0) >= 0.05 for row in result.costs)]
+    rows = [
+        (*labels, *(_text(known_by_all(getattr(row, name) for row in own), write) for name, (_, write) in shown.items()))
+        for labels, own in _groups(result)
+    ]
+    seeds = "Means over seeds ± sample standard deviation" if len(result.seeds) > 1 else "One seed"
+    note = f"{seeds}; time from the start of a cell's run to its end, over its processes where it was resumed."
+    together = f" {result.jobs} cells ran at a time and shared the machine." if result.jobs > 1 else ""
+    return _table(TITLE, ("removed", "method", *(heading for heading, _ in shown.values())), rows, note + together)
+
+
+def stage_table(result: Result) -> TextTable | None:
+    """The time of every method at every budget by stage, means over seeds; ``None`` where no run says it."""
+    stages = [name for name in stage_names(result.costs) if any(row.stages.get(name, 0.0) >= LEAST_SECONDS for row in result.costs)]
+    if not stages:
+        return None
     rows = []
+    for labels, own in _groups(result):
+        means = [known_by_all(row.stages.get(stage) for row in own) for stage in stages]
+        rows.append((*labels, *(MISSING if mean is None else duration_text(mean.mean) for mean in means)))
+    return _table(f"{TITLE}, by stage", ("removed", "method", *stages), rows, "Means over seeds; together they are the whole time.")
+
+
+def cost_tables(result: Result) -> list[TextTable]:
+    """Both, where there are some."""
+    return [table for table in (cost_table(result), stage_table(result)) if table is not None]
+
+
+def _groups(result: Result) -> Iterator[tuple[tuple[str, str], list[CostRow]]]:
+    """The runs of every method at every budget, and how they are called."""
     for budget in result.budgets:
         for method in result.methods:
             own = [row for row in result.costs if (row.method, row.budget) == (method, budget)]
-            if not own:
-                continue
-            texts = [_text(known_by_all(getattr(row, name) for row in own), write) for name, (_, write) in shown.items()]
-            texts += [_text(known_by_all(row.stages.get(stage) for row in own), duration_text) for stage in stages]
-            rows.append(tuple(map(Cell, (percent_text(budget), method, *texts))))
-    columns = ("removed", "method", *(heading for heading, _ in shown.values()), *stages)
-    seeds = "Means over seeds ± sample standard deviation" if len(result.seeds) > 1 else "One seed"
-    note = f"{seeds}; time from the start of a cell's run to its end, over its processes where it was resumed, then by stage."
-    together = f" {result.jobs} cells ran at a time and shared the machine." if result.jobs > 1 else ""
-    return TextTable(TITLE, columns, tuple(rows), (note + together,), labels=2)
+            if own:
+                yield (percent_text(budget), method), own
+
+
+def _table(title: str, columns: tuple[str, ...], rows: Sequence[Sequence[str]], note: str) -> TextTable:
+    return TextTable(title, columns, tuple(tuple(map(Cell, row)) for row in rows), (note,), labels=2)
 
 
 def _text(spread: Spread | None, write: Callable[[float | None], str]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapruner.compare.costs import cost_table, csv_columns, csv_values
+from adapruner.compare.costs import cost_table, cost_tables, csv_columns, csv_values
 from adapruner.compare.summary import CostRow, Line, Paired, Row, Section, Spread
 from adapruner.files.atomic import write_atomically
 from adapruner.progress import terminal
@@ -99,15 +99,15 @@ def to_csv(rows: Sequence[Row], costs: Sequence[CostRow] = ()) -> str:
 
 def to_markdown(result: Result) -> str:
     """One table per dataset and window; the best mean of each budget and stage is bold. Then what the runs took."""
-    took = cost_table(result)
-    parts = [table.to_markdown() for table in (*(section_table(section, result) for section in result.sections), *([took] if took else []))]
+    tables = [*(section_table(section, result) for section in result.sections), *cost_tables(result)]
+    parts = [table.to_markdown() for table in tables]
     parts += [f"{result.protocol}\n"] if result.protocol else []
     parts += [f"- {line}" for line in (*result.card, *result.remarks)]
     return "\n".join(parts).rstrip("\n") + "\n"
 
 
 def print_tables(result: Result, console: Console | None = None) -> None:
-    """Prints the tables on the terminal."""
+    """Prints the tables on the terminal; the time by stage, which is wide, is in the files."""
     from rich.text import Text
 
     console = console or terminal()
