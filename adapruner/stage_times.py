@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from adapruner.distributed import is_rank_zero
+from adapruner.errors import ConfigurationError
 from adapruner.files.atomic import write_atomically
 from adapruner.files.digests import opened, sealed
 from adapruner.progress import LOG, RUN_LOG
@@ -100,7 +101,7 @@ class StageTimes:
         self.own.since = time.time()
         if self.folder is not None and self.folder.is_dir():
             record = {"identity": self.identity, "processes": [asdict(process) for process in (*self.earlier, self.own)]}
-            with suppress(OSError):  # a full disk is told by what has to be written
+            with suppress(OSError, ConfigurationError):  # a full disk is told by what has to be written
                 write_atomically(self.folder / FILE, json.dumps(sealed(record), indent=1) + "\n")
 
 

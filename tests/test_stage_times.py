@@ -94,6 +94,14 @@ def test_what_ends_late_writes_into_no_folder_of_others(clock: list[float], tmp_
     assert not (tmp_path / FILE).exists()
 
 
+def test_times_that_cannot_be_written_end_nothing(tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()
+    with keep_times(tmp_path) as times, stage("search"):
+        pass
+    assert "search" in times.own.stages
+    assert (tmp_path / FILE).is_dir()
+
+
 def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
