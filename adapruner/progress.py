@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from adapruner.distributed import is_rank_zero
 from adapruner.errors import printable
@@ -26,7 +26,7 @@ LOG = logging.getLogger("adapruner")
 RUN_LOG = "run.log"
 """What a run said, in its folder."""
 #: Seconds after which a long stage says where it is, whatever it has done since; and between two lines at least.
-LINE_EVERY, LINES_APART = 60.0, 1.0
+LINE_EVERY, LINES_APART = 30.0, 1.0
 #: Characters of a terminal that has room for a long bar and a note.
 WIDE = 110
 
@@ -44,8 +44,9 @@ def shown(yes: bool) -> Iterator[None]:
         _SHOWN.reset(token)
 
 
-def _silent() -> bool:
-    return not _SHOWN.get() or not is_rank_zero()
+def is_shown() -> bool:
+    """Whether bars and lines are printed here: on the first rank, unless a run was asked to be silent."""
+    return _SHOWN.get() and is_rank_zero()
 
 
 def terminal(**options: Any) -> Console:
@@ -113,16 +114,28 @@ def announce(message: str) -> None:
     """One plain line."""
     if is_rank_zero():
         LOG.info(printable(message))
-    if not _silent():
+    if is_shown():
         terminal(soft_wrap=True, highlight=False).print(f"adapruner: {message}", markup=False)
 
 
-@contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
-    """A bar with time left, on a terminal and in a notebook; yields ``advance(done, note="")``. Elsewhere plain lines, as the log has."""
-    from rich.progress import Progress
+class Advance(Protocol):
+    """How far a stage is."""
 
-    if _silent():
+    def __call__(self, done: int, note: str = "") -> None:
+        """So much is done."""
+
+    def below(self, said: Sequence[str]) -> None:
+        """What is at work now: lines under a bar; without one, plain lines every half a minute."""
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Advance]:
+    """A bar with time spent and left, on a terminal and in a notebook; yields ``advance(done, note="")``. Elsewhere plain lines, as the log
+    has."""
+    from rich.progress import Progress
+    from rich.text import Text
+
+    if not is_shown():
         yield _Lines(title, total, None)
         return
     console = terminal()
@@ -130,14 +143,26 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[..., None]]:
         yield _Lines(title, total, console)
         return
     lines = _Lines(title, total, None)
-    with Progress(*_columns(console.width), console=console, expand=True) as progress:
+
+    class Bar(Progress):
+        below: Sequence[str] = ()
+
+        def get_renderables(self) -> Iterator[Any]:
+            yield from super().get_renderables()
+            yield from (Text(line, no_wrap=True, overflow="ellipsis") for line in self.below)
+
+    with Bar(*_columns(console.width), console=console, expand=True) as progress:
         task = progress.add_task(title, total=total, note="")
 
-        def advance(done: int, note: str = "") -> None:
-            progress.update(task, completed=done, note=note)
-            lines(done, note)
+        class Drawn:
+            def __call__(self, done: int, note: str = "") -> None:
+                progress.update(task, completed=done, note=note)
+                lines(done, note)
 
-        yield advance
+            def below(self, said: Sequence[str]) -> None:
+                progress.below = list(said)
+
+        yield Drawn()
 
 
 def _columns(width: int) -> list[Any]:
@@ -176,7 +201,7 @@ def plain_lines(title: str, total: int | None) -> Callable[..., None]:
     Args:
         total: ``None`` where no one knows.
     """
-    console = None if _silent() else terminal()
+    console = terminal() if is_shown() else None
     return _Lines(title, total, None if console is None or _has_bars(console) else console)
 
 
@@ -185,7 +210,7 @@ def _has_bars(console: Console) -> bool:
 
 
 class _Lines:
-    """Where a stage is, in plain lines: at every tenth and once a minute, with the time that it will take at this pace.
+    """Where a stage is, in plain lines: at every tenth and twice a minute, with the time spent and what it will take at this pace.
 
     Args:
         total: ``None`` where no one knows.
@@ -195,6 +220,7 @@ class _Lines:
     def __init__(self, title: str, total: int | None, console: Console | None) -> None:
         self.title, self.total, self.console = title, total, console
         self._tenth, self._said = -1, float("-inf")
+        self._began = self._said_below = time.monotonic()
         self._first: tuple[float, int] | None = None
 
     def __call__(self, done: int, note: str = "") -> None:
@@ -208,7 +234,18 @@ class _Lines:
             return
         self._tenth, self._said = tenth, now
         where = f"{self.title}: {done}" if total is None else f"{self.title}: {done} of {total}"
-        self._say(", ".join(part for part in (where, self._left(now, done), note) if part))
+        self._say(", ".join(part for part in (where, self._spent(now), self._left(now, done), note) if part))
+
+    def below(self, said: Sequence[str]) -> None:
+        """What is at work, each in a line, every half a minute."""
+        now = time.monotonic()
+        if said and now - self._said_below >= LINE_EVERY:
+            self._said_below = now
+            for line in said:
+                self._say(line)
+
+    def _spent(self, now: float) -> str:
+        return f"after {timedelta(seconds=round(now - self._began))}" if now - self._began >= 1 else ""
 
     def _left(self, now: float, done: int) -> str:
         began, first = self._first or (now, done)

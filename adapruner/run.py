@@ -6,6 +6,7 @@ callbacks (``callbacks/``) call the same stages when a Trainer says so.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -32,11 +33,13 @@ from adapruner.recovery.training import RecoveredModel, RecoveryConfig, recovery
 from adapruner.report.measured_before import MeasuredBefore
 from adapruner.report.record import check_can_draw, write_report
 from adapruner.report.recorder import ReportConfig, ReportRecorder
+from adapruner.report.terminal import print_times
 from adapruner.search.find_plan import FoundPlan, find_plan, save_found_plan
 from adapruner.search.options import pruning_options
 from adapruner.search.score import ScoredModel, score_model
 from adapruner.search.study import SearchOutcome
 from adapruner.search.validation import check_model_and_data
+from adapruner.stage_times import keep_times
 from adapruner.stages import PrunedModel, export, load_model, prepare_distillation, reconstruct
 
 
@@ -119,6 +122,7 @@ def prune(
     recovery = recovery_config(recovery)
     if folder is not None:
         check_can_draw("lift it, or give no folder")
+    began = time.time()
     with shown(progress), _run_folder(folder) as where, ExitStack() as log:
         model, tokenizer = load_model(model, tokenizer)
         if recovery is not None:
@@ -129,7 +133,7 @@ def prune(
         reports = where is not None or evaluation is not None
         prompts = [lambda: report.check_prompts(model, tokenizer)] if reports else []
         check_model_and_data(model, data, asked.budget, report.sequence_lengths() if reports else {}, *prompts)
-        keep = None if where is None else partial(log.enter_context, logged_to(where / RUN_LOG))
+        keep = partial(_keep, log, where, began)
         scored = score_model(model, data, asked, folder=where, compared_metrics=report.compare, on_accepted=keep)
         distillation = _distillation(model, data, recovery, where)  # while the model is dense
         recover = short_recovery(data.recovery_windows, recovery, asked.search.recovery_steps, distillation)
@@ -143,6 +147,7 @@ def prune(
             recorder.measure_stage(pruned.stage, pruned.model)
         recovered = _recover(pruned.model, data, recovery, where, found, tokenizer, distillation)
         rows, record = _finish_report(recorder, pruned, recovered, where)
+        print_times()
     return PruningResult(model, tokenizer, found.plan, found.outcome, rows, record)
 
 
@@ -158,6 +163,13 @@ def _run_folder(folder: str | Path | None) -> Iterator[Path | None]:
     check_no_export(where)
     with held(where), writing(where / "plan.json", remedy="make room, the same call goes on"):
         yield where
+
+
+def _keep(log: ExitStack, folder: Path | None, began: float, identity: str) -> None:
+    """What the run says and how long its stages take, from now on; on disk where there is a folder."""
+    if folder is not None:
+        log.enter_context(logged_to(folder / RUN_LOG))
+    log.enter_context(keep_times(folder, identity, began))
 
 
 def _data(calibration: Any, tokenizer: Any, seed: int, evaluation: Any, recovery: Any, refitted: int) -> RunData:

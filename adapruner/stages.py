@@ -55,6 +55,7 @@ from adapruner.search.find_plan import FoundPlan, find_plan
 from adapruner.search.options import pruning_options
 from adapruner.search.score import ScoredModel, score_model
 from adapruner.search.validation import check_model_and_data
+from adapruner.stage_times import stage
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,7 @@ def apply(model: Any, plan: PruningPlan | FoundPlan | str | Path) -> PrunedModel
 
 
 @typed
+@stage("refit")
 def reconstruct(scored: ScoredModel, found: FoundPlan, *, widths_only: bool = False) -> PrunedModel:
     """Removes the units that the plan does not keep, and refits the output projections of what stays; in place, instead of :func:`apply`.
 
@@ -278,6 +280,7 @@ def teach(
         return prepare_distillation(model, windows, recovery.distillation, where)
 
 
+@stage("teacher")
 def prepare_distillation(model: Any, windows: Any, config: DistillationConfig, folder: Path | None) -> Distillation:
     """What the teacher says of the windows, as a loss: the model itself, still dense, or the one that ``config`` names, for a moment.
 

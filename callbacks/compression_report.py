@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from adapruner.callbacks.loggers import log_report
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback, short_recovery
 from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback
-from adapruner.errors import ConfigurationError
+from adapruner.errors import ConfigurationError, ModelError
 from adapruner.files.folder_lock import check_there
 from adapruner.models.model_attribute import held_model
 from adapruner.progress import announce
@@ -137,12 +138,20 @@ class CompressionReportCallback(PruningListener):
             **sections,
         )
 
+    def _tokenizer(self, pl_module: LightningModule) -> Any:
+        """For the prompts; samples of held-out text, which nobody asked for, do without one that cannot be loaded."""
+        if self.config.prompts is not None:
+            return getattr(pl_module, "tokenizer", None) if self.config.prompts else None
+        with suppress(ModelError):
+            return getattr(pl_module, "tokenizer", None)
+        return None
+
     def _recorder(self, trainer: Trainer, pl_module: LightningModule, pruning: PruningSearchCallback) -> ReportRecorder:
         """It remembers earlier attempts where something says what the whole run depends on: the command line, by checkpoints' settings."""
         scored, found, checkpoint = pruning.scored, pruning.found, first_of(trainer, RecoveryCheckpointCallback)
         assert scored is not None
         assert found is not None
-        tokenizer = getattr(pl_module, "tokenizer", None) if self.config.prompts else None
+        tokenizer = self._tokenizer(pl_module)
         if checkpoint is None or not checkpoint.settings:
             return ReportRecorder(self.config, scored, found, tokenizer)
         depends = {"settings": checkpoint.settings, "batch_size": self.config.batch_size, "recovered too": self.config.compare_recovered}

@@ -25,11 +25,12 @@ from adapruner.models.rotary import restore_rotary
 from adapruner.progress import plain_lines
 from adapruner.recovery.briefly import recover_briefly
 from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
-from adapruner.recovery.distillation import DistillationConfig, check_vocabulary
+from adapruner.recovery.distillation import DistillationConfig, check_vocabulary, counted_tokens
 from adapruner.recovery.form import RecoveryForm, check_form, check_trainable, make_plain, make_trainable
 from adapruner.recovery.lora import LoRAConfig, activations_as_configured
 from adapruner.recovery.merging import merge_lora
 from adapruner.recovery.teacher import vocabulary_of
+from adapruner.stage_times import stage
 from adapruner.stages import prepare_distillation
 
 
@@ -68,7 +69,7 @@ class LoRARecoveryCallback(PruningListener):
         self.lora, self.seed, self.model_attribute, self.distillation = lora, seed, model_attribute, distillation
         self.form = form
         self.history: list[tuple[int, float]] = []
-        self.seconds = 0.0
+        self.seconds, self.tokens = 0.0, 0
         self._started: float | None = None
         self._attached = False
         self._batch: tuple[Any, int] = (None, 0)
@@ -136,6 +137,7 @@ class LoRARecoveryCallback(PruningListener):
         """Training time is counted from here; where Lightning draws no bar, plain lines say where it is."""
         restore_rotary(pl_module)  # where it stands alone, without the search
         self._activations.enter_context(activations_as_configured(held_model(pl_module, self.model_attribute), self.lora))
+        self._activations.enter_context(stage("recovery"))
         self._started = time.monotonic()
         steps = trainer.estimated_stepping_batches
         self._progress = plain_lines("recovery", int(steps) if math.isfinite(steps) else None)
@@ -178,7 +180,9 @@ class LoRARecoveryCallback(PruningListener):
         """Keeps the recovery curve for the report, over all ranks."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if isinstance(loss, torch.Tensor):
-            mean = float(trainer.strategy.reduce(loss.detach(), reduce_op="mean"))
+            own = torch.stack([loss.detach().float(), torch.tensor(float(counted_tokens(batch)), device=loss.device)])
+            mean, tokens = trainer.strategy.reduce(own, reduce_op="mean").tolist()  # type: ignore[union-attr]
+            self.tokens += round(tokens * trainer.world_size)
             self.history.append((trainer.global_step, mean))
             self._progress(trainer.global_step, f"loss {mean:.3f}")
 
@@ -214,18 +218,18 @@ class LoRARecoveryCallback(PruningListener):
         """Settings and curve of the recovery, and the seed of its adapters."""
         lora, steps = self.lora, trainer.global_step
         section: dict[str, Any] = {"form": self.form, "r": lora.r, "alpha": lora.alpha, "steps": steps, "seconds": self.seconds}
-        section |= {"history": self.history, "distillation": self.distillation.to_report()}
+        section |= {"history": self.history, "distillation": self.distillation.to_report(), "tokens": self.tokens or None}
         return {"recovery": section, "recovery_seed": self.seed}
 
     def state_dict(self) -> dict[str, Any]:
-        """The recovery curve so far, and the seconds it took."""
+        """The recovery curve so far, the seconds it took and the tokens it saw."""
         running = time.monotonic() - self._started if self._started is not None else 0.0
-        return {"history": [list(row) for row in self.history], "seconds": self.seconds + running}
+        return {"history": [list(row) for row in self.history], "seconds": self.seconds + running, "tokens": self.tokens}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with the curve of the checkpoint."""
         self.history = [(int(step), float(loss)) for step, loss in state_dict.get("history", [])]
-        self.seconds = float(state_dict.get("seconds", 0.0))
+        self.seconds, self.tokens = float(state_dict.get("seconds", 0.0)), int(state_dict.get("tokens", 0))
 
 
 def short_recovery(trainer: Trainer, pl_module: LightningModule, steps: int) -> Callable[[torch.nn.Module], torch.nn.Module] | None:

@@ -28,6 +28,7 @@ from adapruner.files.digests import write_sums
 from adapruner.models.model_attribute import held_model
 from adapruner.models.rotary import restore_rotary
 from adapruner.progress import announce
+from adapruner.stage_times import stage
 
 #: Windows of the search split, and tokens of each, whose perplexity is measured before and after writing.
 VERIFIED = (8, 128)
@@ -116,6 +117,7 @@ class PrunedExportCallback(PruningListener):
             write_atomically(record.path / "README.md", text)
             write_sums(record.path)
 
+    @stage("export")
     def _export(self, trainer: Trainer, pl_module: LightningModule, card: dict[str, Any]) -> None:
         pruning, folder = self._pruning(trainer), self._folder(trainer)
         scored, plan = pruning.scored, pruning.plan

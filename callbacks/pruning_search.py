@@ -6,6 +6,7 @@ optimizer. (In ``on_fit_start`` the optimizer would silently hold parameters tha
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -39,6 +40,7 @@ from adapruner.search.journal import FILE as JOURNAL
 from adapruner.search.options import pruning_options
 from adapruner.search.rounds import folder_of_round
 from adapruner.search.score import ScoredModel, score_model
+from adapruner.stage_times import keep_times
 from adapruner.stages import reconstruct
 
 
@@ -83,6 +85,7 @@ class PruningSearchCallback(Callback):
         self.folder_name, self.model_attribute = folder, model_attribute
         self.calibration, self.tokenizer = calibration, tokenizer
         self.checkpoint: str | None = None  # set by the command line when it resumes, else what fit(ckpt_path=...) asks for
+        self.began: float | None = None  # likewise: when its process began, by the system's clock
         self.weights_follow = False  # likewise, where it goes on from the run's own checkpoint
         self.plan: PruningPlan | None = None
         """For the dense model, once it is found."""
@@ -104,6 +107,7 @@ class PruningSearchCallback(Callback):
         if stage != "fit" or self.plan is not None:
             return
         self.folder = Path(self.folder_name or trainer.default_root_dir)
+        self.began = self.began or time.time()
         studies = (self.folder, folder_of_round(self.folder, 1))
         if self.checkpoint is None and not any((place / JOURNAL).exists() for place in studies):  # else the run's own search says the plan
             self.checkpoint = requested_checkpoint(trainer)
@@ -155,10 +159,11 @@ class PruningSearchCallback(Callback):
         every: Any = trainer.callbacks  # type: ignore[attr-defined]
         return sum(callback.bytes_to_write(trainer, left) for callback in every if hasattr(callback, "bytes_to_write"))
 
-    def _accepted(self, trainer: Trainer) -> None:
+    def _accepted(self, trainer: Trainer, identity: str) -> None:
         for listener in listeners_of(trainer):
             listener.on_search_accepted(trainer)
         self._holding.enter_context(logged_to(self.folder / RUN_LOG))
+        self._holding.enter_context(keep_times(self.folder, identity, self.began))
         self.loggers.open(trainer)
 
     def data(self, trainer: Trainer, pl_module: LightningModule) -> RunData:

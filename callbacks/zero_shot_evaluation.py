@@ -17,6 +17,7 @@ from adapruner.errors import ConfigurationError
 from adapruner.evaluation.zero_shot import TaskScore, ZeroShotTasks, describe_zero_shot, load_tasks, score_tasks
 from adapruner.models.model_attribute import held_model
 from adapruner.progress import announce
+from adapruner.stage_times import stage
 
 
 class ZeroShotEvaluationCallback(PruningListener):
@@ -113,6 +114,7 @@ class ZeroShotEvaluationCallback(PruningListener):
         if self._loaded is not None:
             self.scores[stage] = self._scores_of(pl_module, attribute, f"the {stage} model")
 
+    @stage("zero-shot tasks")
     def _scores_of(self, pl_module: Any, attribute: str, words: str) -> list[TaskScore]:
         """Scores the module's model, which ``words`` name, and says what came of it."""
         assert self._loaded is not None

@@ -324,6 +324,8 @@ ROWS: dict[str, tuple[BadInput, ...]] = {
         BadInput("an unknown option of export", r"export: expected .* got unrecognized arguments: --half", ("run", "out", "--half"), command=_EXPORT),
         BadInput("a comparison of nothing", r"base: expected at least one, got none", (), command=_COMPARE),
         BadInput("an unknown method", r"got 'baselines/l3\.yaml'; did you mean 'baselines/l2\.yaml'", ("--base", "base.yaml", "--methods", "baselines/l3.yaml", "--budgets", "0.2", "--seeds", "0"), command=_COMPARE),
+        BadInput("a comparison on a device that is no GPU", r"devices: expected numbers or identifiers of GPUs, got 'cpu'; give 0 1", ("--base", "base.yaml", "--methods", "adapruner", "--budgets", "0.2", "--devices", "cpu"), command=_COMPARE),
+        BadInput("a fraction beside a plan", r"fraction: expected none beside --pruning\.plan, which says what goes, got 0\.3", ("model", "--texts", "texts/rows.jsonl", "--fraction", "0.3", "--pruning.plan", "plan.json"), command="prune"),
         BadInput(
             "an unknown option in a comparison",
             r"methods: .* pruning\.search\.n_trails: .* did you mean pruning\.search\.n_trials",

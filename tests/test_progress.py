@@ -36,10 +36,10 @@ def test_a_line_at_every_tenth_with_the_time_left(clock: list[float], capsys: py
     with progress_bar("statistics", 20) as advance:
         lines_of(advance, clock, [(n, 10.0) for n in range(1, 21)], "best")
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "statistics: 1 of 20, best"  # nothing is known of the pace yet
-    assert said[1] == "statistics: 2 of 20, 0:03:00 left, best"
-    assert said[-2] == "statistics: 18 of 20, 0:00:20 left, best"
-    assert said[-1] == "statistics: 20 of 20, best"
+    assert said[0] == "statistics: 1 of 20, after 0:00:10, best"  # nothing is known of the pace yet
+    assert said[1] == "statistics: 2 of 20, after 0:00:20, 0:03:00 left, best"
+    assert said[-2] == "statistics: 18 of 20, after 0:03:00, 0:00:20 left, best"
+    assert said[-1] == "statistics: 20 of 20, after 0:03:20, best"
     assert len(said) == 11
 
 
@@ -49,23 +49,38 @@ def test_a_stage_of_a_blink_is_two_lines_at_most(clock: list[float], capsys: pyt
     assert capsys.readouterr().out == "statistics: 1 of 100\nstatistics: 100 of 100\n"
 
 
-def test_a_slow_stage_says_something_every_minute(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_slow_stage_says_something_every_half_minute(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar("recovery", 10_000) as advance:
         lines_of(advance, clock, [(n, 7.0) for n in range(1, 101)])
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 1 + 99 * 7 // 63
-    assert said[1] == "recovery: 10 of 10000, 19:25:30 left"
+    assert len(said) == 1 + 99 * 7 // 35
+    assert said[1] == "recovery: 6 of 10000, after 0:00:42, 19:25:58 left"
 
 
 def test_a_stage_that_is_resumed_counts_its_pace_from_there(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar("search", 100) as advance:
         lines_of(advance, clock, [(81, 0.0), (82, 10.0), (91, 90.0)])
-    assert capsys.readouterr().out.splitlines()[-1] == "search: 91 of 100, 0:01:30 left"
+    assert capsys.readouterr().out.splitlines()[-1] == "search: 91 of 100, after 0:01:40, 0:01:30 left"
 
 
 def test_a_total_that_nobody_knows(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     lines_of(plain_lines("recovery", None), clock, [(n, 20.0) for n in range(1, 8)], "loss 3.200")
-    assert capsys.readouterr().out.splitlines() == [f"recovery: {n}, loss 3.200" for n in (1, 4, 7)]
+    assert capsys.readouterr().out.splitlines() == [
+        "recovery: 1, after 0:00:20, loss 3.200",
+        "recovery: 3, after 0:01:00, loss 3.200",
+        "recovery: 5, after 0:01:40, loss 3.200",
+        "recovery: 7, after 0:02:20, loss 3.200",
+    ]
+
+
+def test_what_is_at_work_is_said_every_half_minute_without_a_bar(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("comparison", 2) as advance:
+        for number in range(70):
+            clock[0] += 1.0
+            advance.below([f"l2: search, {number}", "flap: refit"])
+        clock[0] += 60.0
+        advance.below([])
+    assert capsys.readouterr().out.splitlines() == ["l2: search, 29", "flap: refit", "l2: search, 59", "flap: refit"]
 
 
 class Terminal(io.StringIO):
@@ -88,7 +103,19 @@ def test_on_a_terminal_there_is_a_bar_and_the_log_has_the_lines(
     assert "statistics: 1 of 2" not in terminal.getvalue()
     assert "recovery" not in terminal.getvalue()  # somebody else draws its bar
     said = [line.split(" ", 2)[2] for line in (tmp_path / RUN_LOG).read_text().splitlines()]
-    assert said == ["statistics: 1 of 2", "statistics: 2 of 2", "recovery: 1 of 2", "recovery: 2 of 2"]
+    assert said == [f"{stage}: {n} of 2, after 0:00:0{n}" for stage in ("statistics", "recovery") for n in (1, 2)]
+
+
+def test_what_is_at_work_stands_below_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    with progress_bar("comparison", 2) as advance:
+        advance(1)
+        advance.below(["l2, 20.0 %, seed 0: search", "x" * 200])
+    last = terminal.getvalue().split("comparison")[-1]
+    assert "l2, 20.0 %, seed 0: search" in last
+    assert "x" * 59 + "…" in last
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])

@@ -31,6 +31,7 @@ from adapruner.recovery.lora import LoRAConfig
 from adapruner.recovery.training import RecoveryConfig
 from adapruner.search.config import RerankConfig
 from adapruner.search.trial_value import Objective
+from adapruner.stage_times import read_times
 from tests.tiny import random_windows, save_tiny, tiny_llama, word_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -257,7 +258,20 @@ def test_with_a_folder_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"plan.json", "trials.csv", "study.journal", "report.json", "report.html", "calibration_set.json", "checkpoints"} <= names
-    assert json.loads((tmp_path / "run" / "report.json").read_text())["model"]["plan_hash"] == unbroken.plan.hash
+    assert resumed.report["generations"] == unbroken.report["generations"]
+    assert {name for row in resumed.report["generations"] for name in row} == {"prompt", "dense", "pruned", "recovered"}
+    assert resumed.report["generation_protocol"].startswith("Beginnings of 3 held-out texts")
+    lora = resumed.report["recovery"]["lora"]
+    assert lora["tokens"] == unbroken.report["recovery"]["lora"]["tokens"] > 6 * 8
+    record = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert record["model"]["plan_hash"] == unbroken.plan.hash
+    took, once = record["took"], unbroken.report["took"]
+    assert (took["processes"], once["processes"]) == (3, 1)
+    assert list(once["stages"]) == ["loading", "statistics", "search", "measuring", "refit", "recovery", "between stages"]
+    assert set(once["stages"]) == set(took["stages"])
+    assert sum(took["stages"].values()) == pytest.approx(took["seconds"], rel=1e-6)
+    earlier = read_times(tmp_path / "run")[:2]
+    assert took["stages"]["search"] > sum(process.stages["search"] for process in earlier) > 0
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,6 @@ from adapruner.cli.imports import take_imports
 from adapruner.cli.instantiation import Instantiation, make_plainly, one_line
 from adapruner.cli.parsing import parse
 from adapruner.cli.shipped_configs import find_configs
-from adapruner.cli.threads import choose_threads
 from adapruner.data_module import PruningDataModule
 from adapruner.errors import ConfigurationError
 from adapruner.export.base_model import place_of_model
@@ -46,6 +45,8 @@ from adapruner.module import PrunableCausalLM
 from adapruner.progress import announce
 from adapruner.recovery.checkpoint_file import check_is_local
 from adapruner.recovery.last_checkpoint import find_checkpoint, settings_of
+from adapruner.stage_times import process_began
+from adapruner.threads import choose_threads
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the help has them
 
@@ -188,7 +189,7 @@ class PruningCLI(EvaluationCommands, LightningCLI):
         with ExitStack() as stack:
             search = first_of(self.trainer, PruningSearchCallback)
             if search is not None:
-                search.lock = self._hold(stack, search)
+                search.lock, search.began = self._hold(stack, search), process_began()
                 stack.enter_context(search.loggers.put_off(self.trainer))
             stack.enter_context(one_line("trainer", (MisconfigurationException,)))
             if self.trainer.strategy.root_device.type == "cpu" and self.trainer.world_size == 1:  # Lightning shares out cores to several

@@ -18,6 +18,8 @@ CONFIG = "prune.yaml"
 PARTS = {"calibration": (0.0, 0.3), "search": (0.3, 0.45), "recovery": (0.45, 0.9), "test": (0.9, 1.0)}
 #: Windows of a source that perplexity is measured on: a few minutes' worth, and a spread of about one per cent.
 TEST_WINDOWS = 256
+#: Of the attention and FFN parameters, to remove.
+FRACTION = 0.2
 #: Windows in a step of the recovery, as the configuration says.
 BATCH = 8
 _DESCRIPTION = """\
@@ -50,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", metavar="MODEL", help="a folder, a GGUF file or a hub name")
     add("--texts", metavar="PATH", action="append", required=True, help="text, or NAME=PATH; may be repeated")
-    add("--fraction", metavar="F", type=float, default=0.2, help="of the attention and FFN parameters, to remove (default: 0.2)")
+    add("--fraction", metavar="F", type=float, help="of the attention and FFN parameters, to remove (default: 0.2)")
     add("--out", metavar="DIR", help="the folder of the run (default: runs/MODEL-F)")
     add("--trials", metavar="N", type=int, default=64, help="of the search (default: 64)")
     add("--recovery", metavar="N", type=int, default=200, help="LoRA steps of 8 windows; 0: none (default: 200)")
@@ -82,7 +84,7 @@ def fit_words(arguments: Sequence[str]) -> list[str]:
         "pruning.budget.pruned_fraction": given.fraction,
         "pruning.search.n_trials": given.trials,
         "trainer.max_steps": given.recovery,
-        "trainer.default_root_dir": given.out or default_folder(given.model, given.fraction),
+        "trainer.default_root_dir": given.out or default_folder(given.model, None if _has_plan(others) else given.fraction),
     }
     if given.dtype is not None:
         options["model.dtype"] = given.dtype
@@ -106,14 +108,14 @@ def data_options(given: argparse.Namespace) -> dict[str, object]:
     return {**sets, "evaluation": evaluation}
 
 
-def default_folder(model: str, fraction: float) -> str:
-    """A run of its own for each model and fraction.
+def default_folder(model: str, fraction: float | None) -> str:
+    """A run of its own for each model and fraction; ``None``: by a plan that is given.
 
     >>> default_folder("models/Llama-3.gguf", 0.2)
     'runs/Llama-3-0.2'
     """
     name = re.sub(r"\.gguf$", "", model.rstrip("/").rpartition("/")[2]) or "model"
-    return f"runs/{name}-{fraction:g}"
+    return f"runs/{name}-{'plan' if fraction is None else f'{fraction:g}'}"
 
 
 def _left_out(given: argparse.Namespace) -> dict[str, object]:
@@ -126,6 +128,11 @@ def _named(text: str) -> tuple[str, str]:
     if separator and "/" not in name and not os.path.exists(text):
         return name, path
     return text.rstrip("/").rpartition("/")[2] or text, text
+
+
+def _has_plan(others: Sequence[str]) -> bool:
+    """Whether an option of ``fit`` gives a plan, which says by itself what goes."""
+    return any(word.partition("=")[0] == "--pruning.plan" for word in others)
 
 
 def _own_options() -> list[str]:
@@ -153,5 +160,11 @@ def _check(given: argparse.Namespace, others: Sequence[str]) -> None:
     for name, low in (("trials", 1), ("recovery", 0)):
         if getattr(given, name) < low:
             raise ConfigurationError(f"{name}: expected {low} or more, got {getattr(given, name)}; correct it")
+    if given.fraction is None:
+        given.fraction = FRACTION
+    elif _has_plan(others):
+        raise ConfigurationError(
+            f"fraction: expected none beside --pruning.plan, which says what goes, got {given.fraction:g}; leave one of them out"
+        )
     if not 0 <= given.fraction < 1:
         raise ConfigurationError(f"fraction: expected 0 or more and less than 1, got {given.fraction:g}; give 0.2 for a fifth")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 from adapruner.compare.cells import Cell, check_folder, is_done, lay_out
 from adapruner.compare.plots import write_plots
-from adapruner.compare.process import FitProcess
+from adapruner.compare.process import Starter
 from adapruner.compare.progress import Display, Outcome
 from adapruner.compare.schedule import Start, run_cells
 from adapruner.compare.spec import BASE_METHOD, ComparisonSpec, FindConfig, make_spec, read_options, read_spec
@@ -68,7 +67,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seeds", nargs="+", metavar="N", help="of data, search and recovery alike (default: 0 1 2)")
     add("--folder", metavar="DIR", help="where everything goes (default: runs/compare)")
     add("--against", metavar="METHOD", help="the method that differences are taken to, by its name in the table (default: the first)")
-    add("--jobs", metavar="N", help="cells at a time; they share the processor cores and the accelerator (default: 1)")
+    add("--jobs", metavar="N", help="cells at a time; each has its share of the cores, and a GPU where there are some (default: 1)")
+    add("--devices", nargs="+", metavar="GPU", help="GPUs to spread the cells over, by number or UUID; one cell on each, unless --jobs")
     add("--keep_models", action="store_true", default=None, help="keep the exported model of every cell")
     add("--import", metavar="FILE", help="metrics, samplers and the like of your own, which every fit imports, too; may be repeated")
     return parser
@@ -114,7 +114,7 @@ def run_compare(
         with _terminated_is_interrupted(), progress_bar("comparison", len(cells)) as advance:
             outcomes = run_cells(
                 cells,
-                start or _starter(spec),
+                start or Starter(spec.jobs, spec.devices),
                 Display(advance, len(cells), done),
                 # A comparison that is cut short shows what it has.
                 after_each=lambda outcomes: write_tables(collect(spec, cells, outcomes), spec.folder),
@@ -149,6 +149,7 @@ def collect(spec: ComparisonSpec, cells: Sequence[Cell], outcomes: Mapping[Cell,
         card=tuple(provenance_lines(reports[0])) if reports else (),
         other=spec.against,
         costs=tuple(cost for _, cost in measured),
+        jobs=spec.jobs,
     )
 
 
@@ -165,6 +166,7 @@ def to_yaml(spec: ComparisonSpec) -> str:
         "options": list(spec.options),
         "against": spec.against,
         "jobs": spec.jobs,
+        "devices": list(spec.devices),
         "keep_models": spec.keep_models,
     }
     imports = "".join(f" --import {name}" for name in spec.imports)
@@ -185,11 +187,6 @@ def _values(arguments: Sequence[str], find_config: FindConfig) -> dict[str, Any]
     if options:
         values["options"] = [*read_options(values.get("options") or ()), *options]
     return values
-
-
-def _starter(spec: ComparisonSpec) -> Start:
-    threads = max(1, (os.cpu_count() or 1) // spec.jobs) if spec.jobs > 1 else None
-    return lambda cell: FitProcess(cell, threads)
 
 
 @contextmanager

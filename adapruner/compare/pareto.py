@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from adapruner.compare.summary import CostRow, Section, Spread, summarise
+from adapruner.compare.summary import CostRow, Section, Spread, known_by_all, summarise
 from adapruner.compare.tables import Result
 
 AXES = {"parameters": "parameters, millions", "latency_ratio": "latency, of the dense model's"}
@@ -41,8 +41,8 @@ def make_points(section: Section, costs: Sequence[CostRow]) -> list[Point]:
         own, last = [row for row in costs if (row.method, row.budget) == (line.method, line.budget)], line.last
         if last is None or not own or not math.isfinite(last.mean):
             continue
-        latency = _known(row.latency_ms for row in own)
-        ratio = _known(row.latency_ms / row.latency_dense_ms if row.latency_ms and row.latency_dense_ms else None for row in own)
+        latency = known_by_all(row.latency_ms for row in own)
+        ratio = known_by_all(row.latency_ms / row.latency_dense_ms if row.latency_ms and row.latency_dense_ms else None for row in own)
         points.append(Point(line.method, line.budget, last, summarise(row.parameters for row in own), latency, ratio))
     return points
 
@@ -78,9 +78,3 @@ def to_json(result: Result) -> str:
         dense = None if section.dense is None or not math.isfinite(section.dense.mean) else section.dense.mean
         sections.append({"dataset": section.dataset, "window": section.window, "dense": dense, "points": listed})
     return json.dumps({"dense": dense_cost(result.costs), "sections": sections}, indent=1, ensure_ascii=False) + "\n"
-
-
-def _known(values: Iterable[float | None]) -> Spread | None:
-    """``None`` as soon as one value is missing: a mean over fewer seeds would not stand for the point."""
-    numbers = list(values)
-    return None if None in numbers else summarise(numbers)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adapruner.compare import pareto
+from adapruner.compare.costs import cost_tables
 from adapruner.compare.tables import NAME, Result, section_table
 from adapruner.files.atomic import replacing, write_atomically
 
@@ -19,7 +20,7 @@ def write_plots(result: Result, folder: Path) -> list[Path]:
     sections = [(section_table(section, result), method_chart(section, result)) for section in result.sections]
     costs = pareto_charts(result)
     page = folder / f"{NAME}.html"
-    write_atomically(page, render_page("comparison.html", result=result, sections=sections, costs=costs))
+    write_atomically(page, render_page("comparison.html", result=result, sections=sections, costs=costs, took=cost_tables(result)))
     files = [page, *_draw([chart for _, chart in sections if chart], folder, NAME), *_draw(costs, folder, f"{NAME}.pareto")]
     if costs:
         files.append(folder / f"{NAME}.pareto.json")

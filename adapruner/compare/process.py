@@ -8,10 +8,13 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from adapruner.compare.cells import LOG_NAME, Cell, claim
+from adapruner.compare.devices import VARIABLE, least_used, visible_devices
+from adapruner.threads import usable_cores
 
 _MARK = "$ "
 _PR_SET_PDEATHSIG = 1
@@ -28,14 +31,22 @@ class Running(Protocol):
 
 
 class FitProcess:
-    """One ``adapruner fit``; what it prints goes to ``log.txt`` in the cell's folder, attempt after attempt."""
+    """One ``adapruner fit``; what it prints goes to ``log.txt`` in the cell's folder, attempt after attempt.
 
-    def __init__(self, cell: Cell, threads: int | None = None) -> None:
+    Args:
+        cell: what is run.
+        threads: that it computes with on a CPU, unless the environment says a number; its own choice when empty.
+        device: the only GPU that it sees, by number or identifier; all when empty.
+    """
+
+    def __init__(self, cell: Cell, threads: int | None = None, device: str | None = None) -> None:
         command = [sys.executable, "-m", "adapruner.cli", *cell.arguments]
         claim(cell, command)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([_import_folder(), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
         if threads is not None:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
+        if device is not None:
+            environment[VARIABLE] = device
         with (cell.folder / LOG_NAME).open("ab") as log:
             log.write(f"{_MARK}{shlex.join(command)}\n".encode())
             log.flush()
@@ -58,6 +69,28 @@ class FitProcess:
         except ProcessLookupError:
             pass
         self.process.wait()
+
+
+class Starter:
+    """Starts the cells of a comparison: of several at a time each has its share of the processor's cores, and a GPU where there are some.
+
+    Args:
+        jobs: cells at a time.
+        devices: GPUs to spread them over; for several cells at a time those that are there, when empty.
+    """
+
+    def __init__(self, jobs: int, devices: Sequence[str] = ()) -> None:
+        self.devices = tuple(devices) or (visible_devices() if jobs > 1 else ())
+        self.threads = max(1, usable_cores() // jobs) if jobs > 1 else None
+        self._running: list[tuple[FitProcess, str | None]] = []
+
+    def __call__(self, cell: Cell) -> FitProcess:
+        """The cell's ``fit``, begun on the GPU with the fewest cells."""
+        self._running = [(process, device) for process, device in self._running if process.poll() is None]
+        device = least_used(self.devices, (used for _, used in self._running))
+        process = FitProcess(cell, self.threads, device)
+        self._running.append((process, device))
+        return process
 
 
 def last_error(cell: Cell) -> str:

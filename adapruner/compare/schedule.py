@@ -53,6 +53,7 @@ def run_cells(
                 after_each(outcomes)
                 display.ended(outcomes[cell])
             if working:
+                display.at_work()
                 time.sleep(pause)
     finally:
         for running, _ in working.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from adapruner.errors import ConfigurationError, nearest
 BASE_METHOD = "adapruner"
 """The method that is the base configuration alone."""
 
-KEYS = ("base", "methods", "budgets", "seeds", "folder", "options", "against", "jobs", "keep_models")
+KEYS = ("base", "methods", "budgets", "seeds", "folder", "options", "against", "jobs", "devices", "keep_models")
 OWNED = {
     "config": "methods",
     "c": "methods",
@@ -63,6 +64,8 @@ class ComparisonSpec:
     """Name of the method that differences are taken to; the first one when empty."""
     jobs: int = 1
     """Cells at a time."""
+    devices: tuple[str, ...] = ()
+    """GPUs that cells are spread over, as ``CUDA_VISIBLE_DEVICES`` names them; those that are there when empty."""
     keep_models: bool = False
     """Whether the exported model of every cell stays on the disk."""
     imports: tuple[str, ...] = ()
@@ -111,7 +114,8 @@ def make_spec(values: Mapping[str, Any], find_config: FindConfig) -> ComparisonS
     seeds = tuple(_number("seeds", item, int, 0) for item in _listed(values.get("seeds", [0, 1, 2])))
     if not seeds or min(seeds) < 0:
         raise ConfigurationError(f"seeds: expected whole numbers of 0 or more, got {list(seeds)}; give 0 1 2")
-    jobs = _number("jobs", values.get("jobs", 1), int, 1)
+    devices = _find_devices(values.get("devices"))
+    jobs = _number("jobs", values.get("jobs", len(devices) or 1), int, 1)
     if jobs < 1:
         raise ConfigurationError(f"jobs: expected 1 or more, got {jobs}; give the number of cells to run at a time")
     keep = values.get("keep_models", False)
@@ -124,7 +128,16 @@ def make_spec(values: Mapping[str, Any], find_config: FindConfig) -> ComparisonS
     against, names = values.get("against"), [method.name for method in methods]
     if against is not None and against not in names:
         raise ConfigurationError(f"against: expected a method of the comparison, got {against!r}; {nearest(str(against), names)}")
-    return ComparisonSpec(base, methods, budgets, seeds, folder, read_options(values.get("options") or ()), against, jobs, keep)
+    return ComparisonSpec(base, methods, budgets, seeds, folder, read_options(values.get("options") or ()), against, jobs, devices, keep)
+
+
+def _find_devices(given: Any) -> tuple[str, ...]:
+    devices = () if given is None else tuple(str(device).strip() for device in _listed(given))
+    wrong = [device for device in devices if not re.fullmatch(r"\d+|(GPU|MIG)-[\w/-]+", device)]
+    if wrong:
+        raise ConfigurationError(f"devices: expected numbers or identifiers of GPUs, got {wrong[0]!r}; give 0 1")
+    _refuse_repeats("devices", devices)
+    return devices
 
 
 def _find_methods(names: Sequence[Any], base: Path, find_config: FindConfig) -> tuple[Method, ...]:

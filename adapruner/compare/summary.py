@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from adapruner.compare.cells import Cell
 from adapruner.report.schema import OWN_METHOD, STAGES, Report
@@ -43,6 +44,18 @@ class CostRow:
     """Latency of one forward, as the report's protocol says."""
     latency_dense_ms: float | None
     """Latency of the dense model, timed in turns with it."""
+    seconds: float | None = None
+    """Time of the run, over all processes that worked at it."""
+    stages: Mapping[str, float] = field(default_factory=dict)
+    """Stage -> seconds of it."""
+    peak_gib: float | None = None
+    """The most memory that a process of the run held."""
+    device_peak_gib: float | None = None
+    """The most that tensors held on its GPU."""
+    trials: int | None = None
+    """Of the search; 0 without one."""
+    recovery_tokens: int | None = None
+    """Predictions that the recovery trained on; 0 without one."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,16 @@ def read_cell(cell: Cell, report: Report) -> tuple[list[Row], CostRow]:
             plan = "" if dense else model.plan_hash
             rows.append(Row(*where, row.stage, row.dataset, row.window, row.value, parameters, plan))
     latencies = (report.cost.pruned.latency_ms, report.cost.dense.latency_ms) if report.cost else (None, None)
-    return rows, CostRow(*where, model.parameters_pruned, model.parameters_dense, *latencies)
+    return rows, CostRow(*where, model.parameters_pruned, model.parameters_dense, *latencies, **_run_costs(report))
+
+
+def _run_costs(report: Report) -> dict[str, Any]:
+    """What the run itself took, as far as its record says."""
+    took, lora = report.took, report.recovery.lora if report.recovery else None
+    costs: dict[str, Any] = {"trials": report.search.trials if report.search else 0, "recovery_tokens": lora.tokens if lora else 0}
+    if took is not None:
+        costs |= {"seconds": took.seconds, "stages": took.stages, "peak_gib": took.peak_gib, "device_peak_gib": took.device_peak_gib}
+    return costs
 
 
 def summarise(values: Iterable[float | None]) -> Spread:
@@ -133,6 +155,16 @@ def summarise(values: Iterable[float | None]) -> Spread:
     if not all(map(math.isfinite, numbers)):
         return Spread(math.inf, None, len(numbers))
     return Spread(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None, len(numbers))
+
+
+def known_by_all(values: Iterable[float | None]) -> Spread | None:
+    """``None`` as soon as one value is missing: a mean over fewer seeds would not stand for the others.
+
+    >>> known_by_all([1.0, None]), known_by_all([2.0, 4.0]).mean
+    (None, 3.0)
+    """
+    numbers = list(values)
+    return None if None in numbers else summarise(numbers)
 
 
 def make_sections(rows: Sequence[Row], methods: Sequence[str], budgets: Sequence[float], against: str | None = None) -> list[Section]:

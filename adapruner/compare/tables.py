@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapruner.compare.costs import cost_table, cost_tables, csv_columns, csv_values
 from adapruner.compare.summary import CostRow, Line, Paired, Row, Section, Spread
 from adapruner.files.atomic import write_atomically
 from adapruner.progress import terminal
@@ -43,7 +44,9 @@ class Result:
     other: str | None = None
     """The method that differences are taken to; the first one when empty."""
     costs: tuple[CostRow, ...] = ()
-    """Times among them differ from run to run: they are in the Pareto plot and beside it, not in these tables."""
+    """Times among them differ from run to run: they are in columns and tables of their own, and not in ``comparison.json``."""
+    jobs: int = 1
+    """Cells that ran at a time."""
 
     @property
     def against(self) -> str:
@@ -60,7 +63,7 @@ class Result:
 def write_tables(result: Result, folder: Path) -> None:
     """``comparison.json``, ``comparison.csv``, ``comparison.md`` and ``comparison.tex``."""
     write_atomically(folder / f"{NAME}.json", to_json(result))
-    write_atomically(folder / f"{NAME}.csv", to_csv(result.rows))
+    write_atomically(folder / f"{NAME}.csv", to_csv(result.rows, result.costs))
     write_atomically(folder / f"{NAME}.md", to_markdown(result))
     write_atomically(folder / f"{NAME}.tex", "\n".join(section_table(section, result).to_latex() for section in result.sections))
 
@@ -82,25 +85,29 @@ def to_json(result: Result) -> str:
     return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """One line per measurement."""
+def to_csv(rows: Sequence[Row], costs: Sequence[CostRow] = ()) -> str:
+    """One line per measurement, with what its cell's run took in columns of their own."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(Row.__dataclass_fields__), lineterminator="\n")
+    writer = csv.DictWriter(text, [*Row.__dataclass_fields__, *(csv_columns(costs) if costs else ())], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: "" if value is None else value for key, value in asdict(row).items()} for row in rows)
+    took = {(cost.method, cost.budget, cost.seed): csv_values(cost) for cost in costs}
+    for row in rows:
+        measured = {key: value for key, value in asdict(row).items() if value is not None}
+        writer.writerow({**measured, **took.get((row.method, row.budget, row.seed), {})})
     return text.getvalue()
 
 
 def to_markdown(result: Result) -> str:
-    """One table per dataset and window; the best mean of each budget and stage is bold."""
-    parts = [section_table(section, result).to_markdown() for section in result.sections]
+    """One table per dataset and window; the best mean of each budget and stage is bold. Then what the runs took."""
+    tables = [*(section_table(section, result) for section in result.sections), *cost_tables(result)]
+    parts = [table.to_markdown() for table in tables]
     parts += [f"{result.protocol}\n"] if result.protocol else []
     parts += [f"- {line}" for line in (*result.card, *result.remarks)]
     return "\n".join(parts).rstrip("\n") + "\n"
 
 
 def print_tables(result: Result, console: Console | None = None) -> None:
-    """Prints the tables on the terminal."""
+    """Prints the tables on the terminal; the time by stage, which is wide, is in the files."""
     from rich.text import Text
 
     console = console or terminal()
@@ -108,6 +115,9 @@ def print_tables(result: Result, console: Console | None = None) -> None:
         console.width = max(console.width, 120)
     for section in result.sections:
         section_table(section, result).print(console)
+    took = cost_table(result)
+    if took is not None:
+        took.print(console)
     for remark in result.remarks:
         console.print(Text(remark, style="bold"), soft_wrap=True)
 

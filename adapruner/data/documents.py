@@ -104,6 +104,15 @@ def conversation(source: str, name: str, messages: Any, where: str) -> Document:
     return Document(source, name, text, messages=found)
 
 
+def needed_columns(column: str, instruction: bool, chat: bool) -> tuple[str, ...]:
+    """Columns that every row has to have.
+
+    >>> needed_columns("text", False, True)
+    ('messages',)
+    """
+    return REQUIRED_COLUMNS if instruction else (CHAT_COLUMN if chat and column == "text" else column,)
+
+
 def row_documents(
     source: str, label: str, rows: Iterable[Mapping[str, Any]], column: str = "text", instruction: bool = False, chat: bool = False
 ) -> Iterator[Document]:
@@ -120,7 +129,7 @@ def row_documents(
         DataError: if a row lacks a column, or holds no text or messages there.
     """
     column = CHAT_COLUMN if chat and column == "text" else column
-    needed = REQUIRED_COLUMNS if instruction else (column,)
+    needed = needed_columns(column, instruction, chat)
     for number, row in enumerate(rows):
         for name in needed:
             if name not in row:

@@ -85,7 +85,8 @@ def in_pieces(text: Iterable[str]) -> Iterator[str]:
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a .jsonl, .json (an array of objects), .csv or .tsv (its first line names the columns) or .parquet file.
+    """Rows of a .jsonl, .json (an array of objects, one object, or an object a line), .csv or .tsv (its first line names the columns) or
+    .parquet file.
 
     Raises:
         DataError: if the file is damaged or a row is no object.
@@ -126,15 +127,29 @@ def _json_rows(file: Path) -> Iterator[Any]:
         try:
             rows = json.load(stream)
         except json.JSONDecodeError as error:
-            remedy = "name it .jsonl if it has one object a line" if error.msg == "Extra data" else "mend it"
-            raise DataError(f"path: expected a JSON array, got {error.msg!r} in {file.name!r} line {error.lineno}; {remedy}") from None
+            if error.msg != "Extra data":
+                raise DataError(f"path: expected a JSON array, got {error.msg!r} in {file.name!r} line {error.lineno}; mend it") from None
+            rows = None  # an object a line, as many data sets name so, too
         except UnicodeDecodeError:
             raise
         except (ValueError, RecursionError) as error:
             raise DataError(f"path: expected a JSON array, got {_reason(error)!r} in {file.name!r}; mend it") from None
-    if not isinstance(rows, list):
-        raise DataError(f"path: expected a JSON array of objects, got {type(rows).__name__} in {file.name!r}; put the rows in an array")
-    yield from rows
+    yield from _jsonl_rows(file) if rows is None else rows if isinstance(rows, list) else [rows]
+
+
+def lone_object(file: Path) -> dict[str, Any] | None:
+    """What a .json file holds if that is a single object: one row, or what is said of a data set. ``None`` for everything else."""
+    if suffix_of(file).removesuffix(".gz") != ".json":
+        return None
+    try:
+        with _open(file) as stream:
+            if stream.read(4096).lstrip()[:1] != "{":
+                return None
+            stream.seek(0)
+            found = json.load(stream)
+    except (ValueError, RecursionError, *_DAMAGE):  # an object a line, or damage, which whoever reads it names
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _table_rows(file: Path) -> Iterator[Any]:

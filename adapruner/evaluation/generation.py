@@ -69,7 +69,11 @@ def stream_text(model: nn.Module, tokenizer: Any, prompt: str, decoding: Decodin
     Raises:
         DataError, ConfigurationError: as :func:`encode_prompt`.
     """
-    ids = encode_prompt(model, tokenizer, prompt, decoding.max_new_tokens)
+    yield from continue_ids(model, tokenizer, encode_prompt(model, tokenizer, prompt, decoding.max_new_tokens), decoding)
+
+
+def continue_ids(model: nn.Module, tokenizer: Any, ids: Tensor, decoding: Decoding = Decoding()) -> Iterator[str]:
+    """As :func:`stream_text`, of token ids ``[1, t]`` that leave the model room: what a tokenizer would not make of their text, say."""
     stop, text = _stop_tokens(model, tokenizer), Detokenizer(tokenizer, ids[0].tolist())
     for token in islice(_chosen_tokens(model, ids.to(input_device(model)), decoding), decoding.max_new_tokens):
         if token in stop:

@@ -6,10 +6,13 @@ quantised: pruning and export go on from the dequantised weights.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from adapruner.errors import ModelError
+from adapruner.progress import progress_bar
 
 SUFFIX = ".gguf"
 _MAGIC = b"GGUF"
@@ -55,6 +58,31 @@ def dequantising() -> dict[str, Any]:
     except ImportError:  # versions that cannot keep them packed
         return {}
     return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+@contextmanager
+def one_bar() -> Iterator[None]:
+    """Inside the block, transformers' bar over the tensors that it dequantises is one of ours: the two would flicker over each other, and
+    where there is no terminal or a run was asked to be silent, its own is there all the same."""
+    from transformers import modeling_gguf_pytorch_utils as library
+
+    before = getattr(library, "tqdm", None)
+    if before is None:  # versions without a bar
+        yield
+        return
+    setattr(library, "tqdm", _counted)  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(library, "tqdm", before)  # noqa: B010
+
+
+def _counted(tensors: Sequence[Any], **options: Any) -> Iterator[Any]:
+    """The tensors one by one, as far as they are unpacked; in the place of ``tqdm``, with whose options."""
+    with progress_bar("GGUF tensors", len(tensors)) as advance:
+        for done, tensor in enumerate(tensors, start=1):
+            yield tensor
+            advance(done)
 
 
 def without_quantisation(model: Any, name_or_path: str) -> Any:

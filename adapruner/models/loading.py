@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.freed_memory import give_back_freed_memory
-from adapruner.models.gguf_input import dequantising, gguf_arguments, is_gguf, without_quantisation
+from adapruner.models.gguf_input import dequantising, gguf_arguments, is_gguf, one_bar, without_quantisation
 from adapruner.models.loading_checks import check_loaded, check_model_folder
 
 DEMO = "demo"
@@ -96,7 +97,8 @@ def load_language_model(
     if is_gguf(name_or_path):
         del options["use_safetensors"]
         options.update(dequantising())
-    model, found = _from_pretrained(AutoModelForCausalLM, "model", name_or_path, revision, **options)
+    with one_bar() if is_gguf(name_or_path) else nullcontext():
+        model, found = _from_pretrained(AutoModelForCausalLM, "model", name_or_path, revision, **options)
     check_loaded(model, found, name_or_path)
     give_back_freed_memory()  # the dequantised tensors, say
     return without_quantisation(model, name_or_path) if is_gguf(name_or_path) else model

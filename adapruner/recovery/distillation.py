@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -209,3 +210,13 @@ def check_teacher(config: DistillationConfig, distillation: Distillation | None)
 def training_loss(model: Any, distillation: Distillation | None, batch: dict[str, Tensor]) -> Tensor:
     """Mean loss per counted token of a batch: the cross entropy, or what the distillation mixes."""
     return mean_next_token_loss(model, **batch) if distillation is None else distillation.mean_loss(model, **batch)
+
+
+def counted_tokens(batch: Any) -> int:
+    """Predictions that count in the loss of a batch; 0 where it does not say, as batches of other Lightning projects need not.
+
+    >>> counted_tokens({"labels": torch.tensor([[7, -100, 9, 4]])}), counted_tokens(torch.tensor([[7, 8]]))
+    (2, 0)
+    """
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    return 0 if labels is None else int((labels[:, 1:] != IGNORED).sum())

@@ -21,10 +21,11 @@ from adapruner.progress import announce, progress_bar
 from adapruner.recovery.briefly import recover_briefly
 from adapruner.recovery.checkpoint_contents import read_contents
 from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
-from adapruner.recovery.distillation import Distillation, DistillationConfig, training_loss
+from adapruner.recovery.distillation import Distillation, DistillationConfig, counted_tokens, training_loss
 from adapruner.recovery.form import RecoveryForm, check_form, check_trainable, copy_of_layers, make_plain, make_trainable
 from adapruner.recovery.last_checkpoint import random_state, set_random_state, write_checkpoint
 from adapruner.recovery.lora import LoRAConfig, activations_as_configured
+from adapruner.stage_times import stage
 
 FILE = Path("checkpoints") / "recovery.pt"
 
@@ -94,14 +95,17 @@ class RecoveredModel:
     seconds: float
     """Time that the training took, over all attempts of a run that was ended in between."""
     config: RecoveryConfig
+    tokens: int = 0
+    """Predictions that it trained on, over all steps."""
 
     def to_report(self) -> dict[str, Any]:
         """The report's section on LoRA recovery."""
         lora = self.config.lora
         section = {"form": self.config.form, "r": lora.r, "alpha": lora.alpha, "steps": len(self.history), "seconds": self.seconds}
-        return {**section, "history": self.history, "distillation": self.config.distillation.to_report()}
+        return {**section, "history": self.history, "tokens": self.tokens, "distillation": self.config.distillation.to_report()}
 
 
+@stage("recovery")
 def train_recovery(
     model: nn.Module,
     windows: Any,
@@ -146,7 +150,7 @@ def train_recovery(
         with activations_as_configured(adapted, config.lora), progress_bar("recovery", config.steps) as advance:
             for batch in _endless(loader) if state.step < config.steps else ():
                 loss = _step(adapted, batch, state, config, tokenizer, distillation)
-                state.finished(loss)
+                state.finished(loss, counted_tokens(batch))
                 advance(state.step, f"loss {loss:.4f} nats/token")
                 if state.step >= config.steps:
                     break
@@ -154,7 +158,7 @@ def train_recovery(
         undone.pop_all()
     merged = make_plain(adapted).train(mode)
     _set_trained(merged, trains)
-    return RecoveredModel(merged, state.history, state.seconds, config)
+    return RecoveredModel(merged, state.history, state.seconds, config, state.tokens)
 
 
 def _take_off(adapted: Any, mode: bool, trains: dict[str, bool], before: dict[str, Tensor]) -> None:
@@ -232,11 +236,12 @@ class _State:
         self.device = self.parameters[0].device
         self.optimizer, self.scheduler = config.build_optimizer(self.parameters)
         self.step, self.history, self.seconds = 0, list[tuple[int, float]](), 0.0
+        self.tokens = 0
         self._started, self._saved = time.monotonic(), 0
 
-    def finished(self, loss: float) -> None:
+    def finished(self, loss: float, tokens: int) -> None:
         """After an optimizer step."""
-        self.step += 1
+        self.step, self.tokens = self.step + 1, self.tokens + tokens
         self.history.append((self.step, loss))
         if self.step % self.config.every_n_steps == 0:
             self.save()
@@ -252,6 +257,7 @@ class _State:
             "step": self.step,
             "history": [list(row) for row in self.history],
             "seconds": self.seconds,
+            "tokens": self.tokens,
             "adapters": {name: p.detach() for name, p in self.trained.items()},
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -279,7 +285,7 @@ class _State:
         self.optimizer.load_state_dict(record["optimizer"])
         self.scheduler.load_state_dict(record["scheduler"])
         self.loader.load_state_dict(record["loader"])
-        self.step, self.seconds = record["step"], record["seconds"]
+        self.step, self.seconds, self.tokens = record["step"], record["seconds"], record["tokens"]
         self.history, self._saved = [(int(step), float(loss)) for step, loss in record["history"]], record["step"]
         set_random_state(record["random"])
         announce(f"recovery goes on from step {self.step} in {self.file}")

@@ -158,12 +158,20 @@ def worse_sentences(report: Report) -> list[str]:
     return found
 
 
+def seed_sentence(report: Report) -> str | None:
+    """That these are numbers of one seed, and what gives their spread; ``None`` where no perplexity was measured."""
+    if not report.perplexity:
+        return None
+    return f"One run of seed {report.seed}: how far chance goes is not in these numbers; adapruner compare runs several seeds for it."
+
+
 def took_sentence(report: Report) -> str | None:
-    """Time and memory of the run; ``None`` where nobody measured them."""
+    """Time and memory of the run, over its processes; ``None`` where nobody measured them."""
     if report.took is None:
         return None
     device = "" if report.took.device_peak_gib is None else f", {report.took.device_peak_gib:.1f} GiB on its GPU"
-    return f"The process that ended the run took {duration_text(report.took.seconds)} and {report.took.peak_gib:.1f} GiB{device}."
+    several = f", in {report.took.processes} processes, since it was resumed," if report.took.processes > 1 else ""
+    return f"The run took {duration_text(report.took.seconds)}{several} and {report.took.peak_gib:.1f} GiB{device}."
 
 
 def loading_code(export: Export) -> str:
@@ -261,6 +269,12 @@ def text_lines(card: DataCard, role: str) -> list[str]:
         ),
         f"leaks: {card.leaks}",
     ]
+
+
+def final_words(report: Report) -> str:
+    """What became of the model after the surgery: ``pruned``, ``after the refit``, ``after recovery``."""
+    done = report.recovery
+    return "after recovery" if done and done.lora else "after the refit" if done and done.reconstruction else "pruned"
 
 
 def listed(values: dict[str, str] | dict[str, int]) -> str:

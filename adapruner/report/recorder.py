@@ -18,7 +18,7 @@ from torch import nn
 
 from adapruner.argument_checks import check_fields
 from adapruner.errors import ConfigurationError
-from adapruner.evaluation.generation import MOST_NEW_TOKENS, encode_prompt, generate_text
+from adapruner.evaluation.generation import MOST_NEW_TOKENS, encode_prompt
 from adapruner.evaluation.perplexity import describe_protocol, evaluate_nll
 from adapruner.importance.metrics import METRICS, find_metric
 from adapruner.progress import announce, progress_bar
@@ -42,9 +42,12 @@ from adapruner.report.run_sections import (
     took_section,
 )
 from adapruner.report.schema import ANY_WIDTH
+from adapruner.report.text_samples import TextSamples
 from adapruner.search.find_plan import FoundPlan
 from adapruner.search.score import ScoredModel
 from adapruner.search.split import split_windows
+from adapruner.stage_times import running_times
+from adapruner.stage_times import stage as timed
 
 METHOD = "adapruner"
 #: Timed rounds of regular widths beside any: each cuts the model anew.
@@ -72,8 +75,9 @@ class ReportConfig:
     """Where FFN widths are regular, compare the same recipe at any width: what they cost in perplexity and gain in time."""
     batch_size: int = 8
     """Windows in one forward pass of an evaluation."""
-    prompts: list[str] = field(default_factory=list)
-    """Texts that the dense and the final model continue."""
+    prompts: list[str] | None = None
+    """Texts that the dense, the pruned and the final model continue; by default the beginnings of three held-out texts, by a few tokens.
+    An empty list for none."""
     latency_seq_len: int = 128
     """Tokens in the timed forward pass."""
     latency_repeats: int = 20
@@ -94,7 +98,7 @@ class ReportConfig:
         Raises:
             DataError, ConfigurationError: as :func:`adapruner.evaluation.generation.encode_prompt`.
         """
-        for prompt in self.prompts if tokenizer is not None else ():
+        for prompt in self.prompts or () if tokenizer is not None else ():
             encode_prompt(model, tokenizer, prompt, MOST_NEW_TOKENS)
 
     def __post_init__(self) -> None:
@@ -127,12 +131,16 @@ class ReportRecorder:
         self.perplexity: list[dict[str, Any]] = []
         self.protocols: list[str] = []
         self.texts: dict[tuple[str, int], EvaluatedText] = {}
-        self.generations: list[dict[str, str]] = []
+        prompts, windows = config.prompts, scored.data.evaluation_windows
+        self.samples = TextSamples(prompts, None if prompts == [] else tokenizer, windows)
+        self.stage = "dense"
         self.dense_config = copy.deepcopy(scored.model.config)
         self.dense_search_nll: float | None = None
         self.cost: dict[str, Any] | None = None
         self.widths: dict[str, Any] | None = None
+        self.times = running_times()
 
+    @timed("measuring")
     def measure_dense(self, recover: Recover | None = None) -> None:
         """The dense model, and every compared method through its stages; the model is dense again afterwards.
 
@@ -143,25 +151,27 @@ class ReportRecorder:
         trials_see, _ = split_windows(self.data.search_windows, self.scored.options.search)
         self.dense_search_nll = evaluate_nll(model, trials_see, self.config.batch_size).nll
         self._add("dense", "dense", self._measure(model, "perplexity, dense"))  # again in each attempt: it gives the protocols, too
-        if self.config.prompts:
-            texts = generate_text(model, self.tokenizer, self.config.prompts)
-            self.generations = [{"prompt": p, "dense": t, "recovered": ""} for p, t in zip(self.config.prompts, texts, strict=True)]
+        self.samples.take("dense", model)
         with depth_and_width_removed(model, self.scored.stage.cut):  # plan and problem are for what is left of layers and hidden channels
             self._measure_methods(model, recover)
         self.scored = self.scored.after_pruning()  # no method will be compared any more
 
+    @timed("measuring")
     def measure_stage(self, stage: str, model: nn.Module) -> None:
         """The run's own model at a stage: ``pruned`` or ``reconstructed``."""
         self._add(METHOD, stage, self.before.measure(METHOD, stage, lambda: self._measure(model, f"perplexity, {stage}")))
+        self.stage = stage
+        if stage == "pruned":
+            self.samples.take(stage, model)
 
+    @timed("measuring")
     def measure_final(self, model: Any, recovered: bool) -> None:
         """The model as it leaves the run: perplexity where it was recovered, text, and what it costs beside the dense one."""
         if recovered:
             self.perplexity = [row for row in self.perplexity if (row["method"], row["stage"]) != (METHOD, "recovered")]  # of a fit before
             self._add(METHOD, "recovered", self._measure(model, "perplexity, recovered"))
-        if self.generations:
-            for row, text in zip(self.generations, generate_text(model, self.tokenizer, self.config.prompts), strict=True):
-                row["recovered"] = text
+            self.stage = "recovered"
+        self.samples.take("final", model)
         announce("times the dense and the pruned model in turns")
         config = self.config
         lengths = config.speed_seq_lens or [config.latency_seq_len]
@@ -269,10 +279,14 @@ class ReportRecorder:
             },
             "cost": self.cost,
             "export": export,
-            "generations": self.generations or None,
+            **self._generations(),
             "metrics": metric_sentences([*self.config.compare, *_metrics_of(scored, found)]),
-            "took": took_section(next(model.parameters()).device),
+            "took": took_section(next(model.parameters()).device, self.times),
         }
+
+    def _generations(self) -> dict[str, Any]:
+        rows = self.samples.to_report(self.stage)
+        return {} if rows is None else {"generations": rows, "generation_protocol": self.samples.protocol()}
 
 
 def _metrics_of(scored: ScoredModel, found: FoundPlan) -> Iterable[str]:

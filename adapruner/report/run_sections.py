@@ -6,7 +6,6 @@ import inspect
 import math
 import platform
 import shlex
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from adapruner.search.objectives import OBJECTIVES
 from adapruner.search.reranking import to_rows
 from adapruner.search.score import ScoredModel
 from adapruner.search.trials import TrialRecord, to_history
+from adapruner.stage_times import StageTimes, peak_gib, process_began
 
 
 @dataclass(frozen=True)
@@ -220,22 +220,12 @@ def metric_sentences(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def took_section(device: torch.device) -> dict[str, float]:
-    """Time since the process began, and the most memory that it held."""
-    import psutil
-
-    process = psutil.Process()
-    found = {"seconds": time.time() - process.create_time(), "peak_gib": _peak_gib(process)}
+def took_section(device: torch.device, times: StageTimes | None = None) -> dict[str, Any]:
+    """Time of the run and of its stages over all its processes, and the most memory that one held; of this process alone without a run's
+    clock."""
+    alone = {"seconds": time.time() - process_began(), "peak_gib": peak_gib()}
+    found: dict[str, Any] = alone if times is None else times.summary()
     return {**found, "device_peak_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else found
-
-
-def _peak_gib(process: Any) -> float:
-    try:
-        import resource
-    except ImportError:  # Windows keeps the figure itself
-        return float(process.memory_info().peak_wset) / 2**30
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kib / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def _count(trials: list[TrialRecord], state: str) -> int:

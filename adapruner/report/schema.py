@@ -72,6 +72,8 @@ class Report(Record):
     """What each metric that the run names is, in a sentence."""
     took: Took | None = None
     generations: list[Generation] | None = None
+    generation_protocol: str | None = None
+    """Which prompts, and how they were continued."""
 
     @model_validator(mode="after")
     def _check(self) -> Report:

@@ -257,6 +257,8 @@ class Lora(Record):
     seconds: float
     history: list[tuple[int, float | None]]
     distillation: Distillation | None = None
+    tokens: int | None = None
+    """Predictions that it trained on, over all steps and ranks; ``None`` where batches do not say."""
 
 
 class Recovery(Record):
@@ -332,12 +334,16 @@ class Cost(Record):
 
 
 class Took(Record):
-    """What the run took, of the attempt that ended it."""
+    """What the run took, over all processes that worked at it one after the other."""
 
     seconds: float
-    """From the start of the process."""
+    """Time in all, without that between two processes."""
     peak_gib: float
-    """The most memory that the process held; of several, the first one."""
+    """The most memory that a process held; of several ranks, the first one's."""
+    processes: int = 1
+    """A run that was killed and went on has several."""
+    stages: dict[str, float] = {}
+    """Stage -> seconds, which add up to all of it."""
     device_peak_gib: float | None = None
     """The most that tensors held on its GPU, where there is one."""
 
@@ -377,8 +383,11 @@ class Export(Record):
 
 
 class Generation(Record):
-    """The continuation of one prompt by the dense and by the final model."""
+    """The continuation of one prompt by the model at its stages."""
 
     prompt: str
     dense: str
+    pruned: str | None = None
+    """Right after the surgery; ``None`` where the final model is that one."""
     recovered: str
+    """By the final model, whatever became of it after the surgery."""

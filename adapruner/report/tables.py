@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from adapruner.evaluation.cost_table import COST_ROWS
 from adapruner.report.answer import Comparison
-from adapruner.report.formats import MISSING, TIMES, nll_text, perplexity_text, quantity_text, ratio_text
+from adapruner.report.formats import MISSING, TIMES, duration_text, nll_text, percent_text, perplexity_text, quantity_text, ratio_text
 from adapruner.report.schema import STAGES
-from adapruner.report.sections import Candidate, Cost, DataCard, Search, Stage, Sweep, TaskScore, ZeroShot
+from adapruner.report.sections import Candidate, Cost, DataCard, Search, Stage, Sweep, TaskScore, Took, ZeroShot
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,11 +101,23 @@ def latex(text: str) -> str:
     >>> latex("20 % of a_b ± 0.1")
     '20 \\\\% of a\\\\_b $\\\\pm$ 0.1'
     """
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character) or _plain_latex(character) for character in unicodedata.normalize("NFC", text))
 
 
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
-_LATEX |= {"±": "$\\pm$", TIMES: "$\\times$", "<": "$<$", ">": "$>$", MISSING: "--"}
+_LATEX |= {"±": "$\\pm$", TIMES: "$\\times$", "<": "$<$", ">": "$>$", MISSING: "--", "|": "\\textbar{}", "`": "\\textasciigrave{}"}
+# At the beginning of a row the end of the one before would take them for its own argument; some languages make quotes commands.
+_LATEX |= {"[": "{[}", "]": "{]}", "*": "{*}", '"': "{\\char34}", "→": "$\\rightarrow$", "\N{NO-BREAK SPACE}": "~"}
+#: Up to here, Latin with its accents, LaTeX knows a character by itself.
+_LAST_LATIN = "\N{LATIN SMALL LETTER LONG S}"
+
+
+def _plain_latex(character: str) -> str:
+    """A character that LaTeX knows as it is; any other, which would end its run, by its number."""
+    if character.isspace():
+        return " "
+    known = character.isprintable() and (character.isascii() or (character <= _LAST_LATIN and character.isalpha()))
+    return character if known else f"\\texttt{{U+{ord(character):04X}}}"
 
 
 def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *notes: str | None) -> TextTable:
@@ -213,6 +226,13 @@ def speed_tables(sweep: Sweep | None) -> Iterator[TextTable]:
             rows.append((f"{row.batch:,} x {row.seq_len:,}", *speeds, ratio_text(*times), f"{TIMES}{row.ideal:.2f}"))
         note = sweep.protocol if sweep and what == "decode" else None
         yield make_table(f"{title}, tokens per second", ("batch x length", "dense", "pruned", "ratio", "ideal"), rows, note)
+
+
+def times_table(took: Took) -> TextTable:
+    """Stages in their order, with their share of the whole, which is last; what took less than a tenth of a second is left out."""
+    shown = [(name, seconds) for name, seconds in took.stages.items() if seconds >= 0.1]
+    rows = [(name, duration_text(seconds), percent_text(seconds / took.seconds if took.seconds else 0.0)) for name, seconds in shown]
+    return make_table("Time", ("stage", "time", "share"), [*rows, ("in all", duration_text(took.seconds), "")])
 
 
 def text_table(card: DataCard) -> TextTable:

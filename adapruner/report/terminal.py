@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from adapruner.progress import terminal
+from adapruner.progress import is_shown, terminal
 from adapruner.report.answer import (
     answer_sentence,
     calibration_sentences,
@@ -13,14 +13,16 @@ from adapruner.report.answer import (
     ideal_sentence,
     left_out,
     loading_code,
+    seed_sentence,
     took_sentence,
     widths_sentence,
     worse_sentences,
 )
 from adapruner.report.formats import MISSING, memory_text, nll_text
 from adapruner.report.schema import Report, validate_report
-from adapruner.report.sections import Export, Search
-from adapruner.report.tables import TextTable, cost_table, perplexity_table, score_table, speed_tables
+from adapruner.report.sections import Export, Search, Took
+from adapruner.report.tables import TextTable, cost_table, perplexity_table, score_table, speed_tables, times_table
+from adapruner.stage_times import running_times
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,10 +55,18 @@ def print_report(record: Mapping[str, Any] | Report, console: Console | None = N
         console.print(Text(f"Not in this report: {', '.join(missing)}.", style="dim"))
 
 
+def print_times() -> None:
+    """Prints how long the stages of the run took that this code is part of, where a run says anything."""
+    times = running_times()
+    if times is not None and is_shown():
+        times_table(Took(**times.summary())).print(terminal())
+
+
 def _parts(report: Report) -> Iterator[TextTable | list[str] | str]:
     """Tables, lines that stand together, and code."""
     yield from map(perplexity_table, comparisons(report))
-    yield worse_sentences(report)
+    seeds = seed_sentence(report)
+    yield [*worse_sentences(report), *([seeds] if seeds else [])]
     if report.zero_shot:
         yield score_table(report.zero_shot)
     calibration = calibration_sentences(report.calibration)
@@ -70,6 +80,8 @@ def _parts(report: Report) -> Iterator[TextTable | list[str] | str]:
     if report.export:
         yield _export_lines(report.export)
         yield "\n".join(line for line in loading_code(report.export).splitlines() if line)
+    if report.took and report.took.stages:
+        yield times_table(report.took)
     took = took_sentence(report)
     yield [took] if took else []
 

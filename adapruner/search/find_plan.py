@@ -28,6 +28,7 @@ from adapruner.search.score import ScoredModel
 from adapruner.search.sequential_statistics import collect_in_sequence
 from adapruner.search.study import SearchOutcome, run_search
 from adapruner.search.trials import TrialRecord
+from adapruner.stage_times import stage
 
 OnTrial = Callable[[TrialRecord, TrialRecord | None], None]
 
@@ -70,6 +71,7 @@ def _keep_earlier(file: Path, plan: PruningPlan) -> None:
         file.replace(file.with_name(f"plan-{number}.json"))
 
 
+@stage("search")
 def find_plan(
     scored: ScoredModel,
     *,

@@ -12,6 +12,7 @@ from adapruner.data.run_data import RunData
 from adapruner.distributed import Ranks
 from adapruner.errors import check_all
 from adapruner.files.atomic import check_room
+from adapruner.files.digests import digest_of
 from adapruner.importance.metrics import find_metric
 from adapruner.models.fingerprint import digest_weights, fingerprint_model
 from adapruner.models.units import ModelStructure
@@ -32,6 +33,7 @@ from adapruner.search.prepare_problem import ProblemBuilder
 from adapruner.search.split import split_windows
 from adapruner.search.study_identity import lengths_of, needs_of, refit_strength, study_identity
 from adapruner.search.validation import check_problem
+from adapruner.stage_times import stage as timed
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def score_model(
     name: str | None = None,
     folder: Path | None = None,
     compared_metrics: Iterable[str] = (),
-    on_accepted: Callable[[], None] | None = None,
+    on_accepted: Callable[[str], None] | None = None,
     room: int = 0,
 ) -> ScoredModel:
     """Traces the model, refuses what cannot work, and collects the statistics that the search, the recipe or the plan need.
@@ -92,7 +94,8 @@ def score_model(
         name: of the model, for the plan; as its configuration says when ``None``.
         folder: where statistics are kept and looked for; ``None``: nowhere.
         compared_metrics: metrics that others will score the units by, beside the search.
-        on_accepted: called once nothing is left to refuse, before the first statistic is collected.
+        on_accepted: called once nothing is left to refuse, before the first statistic is collected, with a digest of what the plan
+            depends on.
         room: bytes that the caller will write besides statistics; a disk without it is refused.
 
     Raises:
@@ -130,9 +133,11 @@ def score_model(
         if folder is not None:
             Ranks().on_rank_zero(check_room, folder, room + builder.bytes_to_write(needs, lengths, grams))
         if on_accepted is not None:
-            on_accepted()
+            asked = None if options.recipe is None else options.recipe.to_dict()
+            on_accepted(digest_of({**identity, "recipe": asked, "plan": None if given is None else given.hash}))
         if needs is not None:
-            problem = builder.build(builder.pools(), needs, lengths, grams=grams)
+            with timed("statistics"):
+                problem = builder.build(builder.pools(), needs, lengths, grams=grams)
     seconds = sum(builder.seconds.values())
     return ScoredModel(model, data, options, structure, stage, problem, remaining.given, refit, identity, folder, seconds)
 

@@ -98,6 +98,7 @@ def test_the_curve_survives_a_resume(tmp_path: Path) -> None:
     assert second.trainer.global_step == 4
     assert [step for step, _ in again.history] == [1, 2, 3, 4]
     assert again.history[:2] == callback.history
+    assert (callback.tokens, again.tokens) == (2 * 4 * 15, 4 * 4 * 15)  # batches of 4 windows of 16 tokens, 15 predictions each
 
 
 class SpoiledText(ForeignData):

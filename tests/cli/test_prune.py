@@ -100,6 +100,11 @@ def test_paths_are_taken_as_they_are(tmp_path: Path) -> None:
         ([*GIVEN, "another"], "expected one model, got 'another' too"),
         ([*GIVEN, "--texts", "other/wiki=x", "--texts", "wiki=y"], "texts: expected each name once"),
         ([*GIVEN, "--fraction", "1"], "fraction: expected 0 or more and less than 1, got 1"),
+        (
+            [*GIVEN, "--fraction", "0.3", "--pruning.plan", "p.json"],
+            "fraction: expected none beside --pruning.plan, which says what goes, got 0.3",
+        ),
+        ([*GIVEN, "--pruning.plan=p.json", "--fraction=0.2"], "fraction: expected none beside --pruning.plan"),
         ([*GIVEN, "--fraction", "many"], "invalid float value: 'many'"),
         ([*GIVEN, "--trials", "0"], "trials: expected 1 or more, got 0"),
         ([*GIVEN, "--recovery", "-1"], "recovery: expected 0 or more, got -1"),
@@ -108,6 +113,11 @@ def test_paths_are_taken_as_they_are(tmp_path: Path) -> None:
 def test_what_cannot_be(options: list[str], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said.replace("(", r"\(")):
         fit_words(options)
+
+
+def test_a_plan_needs_no_fraction_and_has_a_folder_of_its_own() -> None:
+    words = fit_words([*GIVEN, "--pruning.plan", "p.json"])
+    assert words[words.index("--trainer.default_root_dir") + 1] == "runs/my-model-plan"
 
 
 def test_folders_by_default() -> None:

@@ -101,6 +101,9 @@ class Silent(Display):
         """Kept."""
         self.lines.append(("begun", cell.title))
 
+    def at_work(self) -> None:
+        """Nothing."""
+
     def ended(self, outcome: Outcome) -> None:
         """Kept."""
         self.lines.append(("ended", outcome.failure))

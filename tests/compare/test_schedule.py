@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from adapruner.compare import process
 from adapruner.compare.cells import Cell, claim, is_done, lay_out
 from adapruner.compare.command import run_compare
 from adapruner.compare.process import FitProcess, last_error
+from adapruner.compare.process import Starter as ProcessStarter
 from adapruner.compare.schedule import run_cells
 from adapruner.errors import ConfigurationError
 from adapruner.files.folder_lock import FolderLock
@@ -114,6 +116,59 @@ def test_a_process_writes_its_log_and_its_command(tmp_path: Path, monkeypatch: p
     lines = (cell.folder / "log.txt").read_text().splitlines()
     assert lines[0].startswith("$ ")
     assert sorted(lines[1:]) == ["3 -m adapruner.cli fit", "oh"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a script with a shebang")
+def test_cells_at_a_time_have_a_gpu_each_and_their_share_of_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setattr(process, "usable_cores", lambda: 7)
+    code = "import os, time\nprint(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS'], flush=True)\ntime.sleep(600)"
+    stand_in(monkeypatch, tmp_path, code)
+    cells, start = lay_out(fake_spec(tmp_path)), ProcessStarter(jobs=3)
+
+    def said(cell: Cell) -> str:
+        return str(_wait_for(lambda: (cell.folder / "log.txt").read_text().splitlines()[1]))
+
+    running = [start(cell) for cell in cells[:3]]
+    try:
+        assert [said(cell) for cell in cells[:3]] == ["4 2", "6 2", "4 2"]
+        running[1].end()
+        running.append(start(cells[3]))
+        assert said(cells[3]) == "6 2"
+    finally:
+        for process_at_work in running:
+            process_at_work.end()
+    named, alone = ProcessStarter(jobs=1, devices=["9"]), ProcessStarter(jobs=1)
+    assert (named.devices, named.threads, alone.devices, alone.threads) == (("9",), None, (), None)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_ends_all_cells_at_work(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib\nfrom adapruner.compare import process\nfrom adapruner.compare.command import run_compare\n"
+        "from tests.compare.fakes import fake_spec, find\n"
+        "folder = pathlib.Path(sys.argv[1])\nscript = folder / 'python'\n"
+        "script.write_text('#!/bin/sh\\necho $$\\nexec sleep 600\\n')\nscript.chmod(0o755)\nprocess.sys.executable = str(script)\n"
+        "spec = fake_spec(folder)\n"
+        "words = ['--base', str(spec.base), '--methods', 'adapruner', '--budgets', '0.2', '--seeds', '0', '1', '2', '--jobs', '2']\n"
+        "run_compare([*words, '--folder', str(folder / 'out')], find)\n"
+    )
+    root = Path(__file__).parent.parent.parent
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def children() -> list[int]:
+        logs = sorted((tmp_path / "out").glob("*/*/seed-*/log.txt"))
+        found = [int(log.read_text().splitlines()[1]) for log in logs]
+        return found if len(found) == 2 else []
+
+    pids = _wait_for(children)
+    assert not any(map(_is_gone, pids))
+    parent.send_signal(signal.SIGINT)
+    _, said = parent.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in said
+    assert all(map(_is_gone, pids))
+    assert len(list((tmp_path / "out").glob("*/*/seed-*"))) == 2  # the third was never begun
 
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups")

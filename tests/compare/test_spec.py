@@ -24,6 +24,12 @@ def test_flags_come_as_text(tmp_path: Path) -> None:
     assert type(spec.seeds[0]) is int
 
 
+def test_named_gpus_ask_for_a_cell_on_each(tmp_path: Path) -> None:
+    assert (fake_spec(tmp_path, devices=[0, "GPU-8f2-a"]).jobs, fake_spec(tmp_path, devices=[0, 1], jobs=4).jobs) == (2, 4)
+    assert fake_spec(tmp_path, devices=3).devices == ("3",)
+    assert (fake_spec(tmp_path).devices, fake_spec(tmp_path, devices=[]).jobs) == ((), 1)
+
+
 def test_options_of_a_file_become_arguments() -> None:
     given = {"data.batch_size": 4, "data.evaluation": [{"name": "a"}], "pruning.plan": None, "trainer.accelerator": "cpu", "a.b": True}
     expected = (
@@ -56,6 +62,8 @@ def test_options_of_a_file_become_arguments() -> None:
         ({"seeds": [-1]}, r"^seeds: expected whole numbers of 0 or more, got \[-1\]"),
         ({"seeds": []}, r"^seeds: expected whole numbers"),
         ({"jobs": 0}, r"^jobs: expected 1 or more, got 0"),
+        ({"devices": ["0", "cpu"]}, r"^devices: expected numbers or identifiers of GPUs, got 'cpu'; give 0 1"),
+        ({"devices": [0, "0"]}, r"^devices: expected each once, got '0' twice"),
         ({"keep_models": "no"}, r"^keep_models: expected true or false, got 'no'"),
         ({"methods": ["adapruner", "adapruner"]}, r"^methods: expected each once, got 'adapruner' twice"),
         ({"options": ["x"]}, r"^options: expected options of fit, got 'x'"),

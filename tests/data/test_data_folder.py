@@ -22,6 +22,26 @@ def test_a_folder_gives_its_readable_files_in_order(tmp_path: Path) -> None:
     assert [(d.name, d.text) for d in documents] == [("a.md#0", "first"), ("b.txt#0", "second"), ("sub/c.txt#0", "third")]
 
 
+def test_a_json_that_is_no_text_is_left_out_beside_others_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "a.txt", "first")
+    write(tmp_path / "b.json", '{\n "text": "second",\n "id": 3\n}')
+    write(tmp_path / "c.json", '{"text": "third"}\n{"text": "fourth"}\n')
+    write(tmp_path / "package.json", '{"name": "mine", "version": "1.0"}')
+    assert texts(path=str(tmp_path)) == ["first", "second", "third", "fourth"]
+    assert "reads a.txt, b.json, c.json in " in (said := capsys.readouterr().out)
+    assert "; left out: package.json" in said
+    with pytest.raises(DataError, match=r"expected a column 'text' in 'package.json', got the columns name, version"):
+        texts(path=str(tmp_path / "package.json"))  # what is named is not left out in silence
+    for name in ("a.txt", "b.json", "c.json"):
+        (tmp_path / name).unlink()
+    with pytest.raises(DataError, match=r"expected a column 'text' in 'package.json'"):
+        texts(path=str(tmp_path))
+    write(tmp_path / "b.json", '{"text": "whole"}')
+    write(tmp_path / "torn.json", '{"text": "half')
+    with pytest.raises(DataError, match=r"expected a JSON array, got .* in 'torn.json' line 1; mend it"):
+        texts(path=str(tmp_path))
+
+
 CLONED = (
     "README.md",
     "LICENSE.txt",

@@ -86,8 +86,8 @@ def test_the_text_of_a_table_keeps_its_quotes_separators_and_line_breaks(tmp_pat
     [
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2; mend it"),
         ("a.jsonl", b"3\n", "got int in row 1"),
-        ("a.json", b'{"text": "x"}\n{"text": "y"}\n', "name it .jsonl if it has one object a line"),
-        ("a.json", b'{"text": "x"}', "expected a JSON array of objects, got dict"),
+        ("a.json", b'{"text": "x"}\n{"text": "y"\n', "expected one JSON object a line, got .* in 'a.json' line 2; mend it"),
+        ("a.json", b'"x"', "expected rows that are JSON objects, got str in row 1 of 'a.json'"),
         ("a.txt", b"\xff\xfe\x00", "expected a readable UTF-8"),
         ("a.txt.gz", b"no gzip", "expected a readable UTF-8"),
         ("a.txt.gz", gzip.compress(b"word " * 999, mtime=0)[:-9], "expected a readable UTF-8"),

@@ -152,6 +152,7 @@ def describe(trainer: Any, file: Path) -> dict[str, Any]:
     return {
         "plan": search.plan.hash,
         "history": lora.history,
+        "tokens": lora.tokens,
         "seen": numbers.seen,
         "widths": [layer.mlp.down_proj.in_features for layer in trainer.lightning_module.model.model.layers],
         "class": type(trainer.lightning_module.model).__name__,

@@ -61,6 +61,7 @@ def test_recovery_on_two_ranks_is_that_of_one_at_the_same_global_batch(runs: Any
     reached = [loss for _, loss in runs.ranks[0]["search"]["history"]]
     assert reached == pytest.approx([loss for _, loss in runs.alone["history"]], rel=1e-5)
     assert reached[-1] < reached[0]
+    assert runs.ranks[0]["search"]["tokens"] == runs.alone["tokens"] > 0
     assert runs.distance("search", "search", ranks=(0, 1)) == 0.0
     moved = torch.load(runs.folder / "killed" / "step=4.ckpt", weights_only=True)["state_dict"]
     assert max(float(v.abs().max()) for name, v in moved.items() if "lora_B" in name) > 0.01

@@ -58,6 +58,7 @@ FILES = (
     "report.json",
     "report.html",
     "report_measurements.json",
+    "stages.json",
     "predictions.jsonl",
     "checkpoints/last.ckpt",
     "checkpoints/recovery.pt",

@@ -13,8 +13,9 @@ from adapruner.demo import texts
 from adapruner.errors import ModelError
 from adapruner.export.formats.gguf import write_gguf
 from adapruner.models.loading import load_language_model, load_tokenizer, model_source
+from adapruner.progress import shown
 
-pytest.importorskip("gguf")
+GGUFReader = pytest.importorskip("gguf").GGUFReader
 WORDS = "The with statement opens a file and "
 
 
@@ -53,6 +54,27 @@ def test_weights_are_never_kept_packed(exported: Path, monkeypatch: pytest.Monke
     model = load_language_model(str(exported / "model.gguf"), dtype="bfloat16")
     assert said == []
     assert {type(module) for name, module in model.named_modules() if name.endswith("_proj")} == {torch.nn.Linear}
+
+
+def test_the_library_s_own_bar_is_ours_and_its_own_again_afterwards(exported: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers import modeling_gguf_pytorch_utils as library
+
+    before, file = library.tqdm, exported / "model.gguf"
+    load_language_model(str(file))
+    said = capfd.readouterr()
+    tensors = len(GGUFReader(file).tensors)
+    assert said.out.splitlines()[-1].startswith(f"GGUF tensors: {tensors} of {tensors}")
+    assert "de-quantizing" not in said.err
+    with shown(False):
+        load_language_model(str(file))
+    said = capfd.readouterr()
+    assert "tensors" not in said.out + said.err
+    assert library.tqdm is before
+    cut = file.with_name("cut.gguf")
+    cut.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"expected a model to load from"):
+        load_language_model(str(cut))
+    assert library.tqdm is before
 
 
 def test_it_is_pruned_and_exported_as_an_ordinary_folder(exported: Path, tmp_path: Path) -> None:

@@ -226,6 +226,23 @@ def test_the_second_look_is_a_table() -> None:
     assert "NLL of the model after the local refit, in nats per token" in text
 
 
+def test_text_of_the_dense_the_pruned_and_the_final_model_side_by_side() -> None:
+    report = sample_report()
+    assert "The same prompt continued by the dense and by the final model." in Page(render_page(report)).text
+    report["generations"][0]["pruned"] = " went went <b>went</b>"
+    report["generation_protocol"] = "Beginnings of 2 held-out texts; 0.4 s of the run."
+    html = render_page(report)
+    text = Page(html).text
+    first, second = (html.split('class="generation"')[n] for n in (1, 2))
+    assert [first.index(words) for words in ('"tag">dense', '"tag">pruned', '"tag">after recovery')] == sorted(
+        first.index(words) for words in ('"tag">dense', '"tag">pruned', '"tag">after recovery')
+    )
+    assert '"tag">pruned' not in second
+    assert "went went <b>went</b>" in text
+    assert "Beginnings of 2 held-out texts; 0.4 s of the run." in text
+    assert "One run of seed 0" in text
+
+
 def test_calibration_shows_clusters_and_spread() -> None:
     report = {**sample_report(), "calibration": searched_calibration()}
     html = render_page(report)

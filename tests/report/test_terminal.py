@@ -73,7 +73,8 @@ def test_time_memory_and_code_that_loads() -> None:
     report = sample_report()
     report["took"] = {"seconds": 741.0, "peak_gib": 2.76}
     text = " ".join(printed(report).split())
-    assert "2.8 GiB" in text
+    assert "The run took 12 min 21 s and 2.8 GiB." in text
+    assert "share" not in text  # a record of an earlier release has no stages
     assert "AutoModelForCausalLM.from_pretrained(" in text
 
 
@@ -86,6 +87,29 @@ def test_the_code_can_be_copied_out_of_a_narrow_terminal() -> None:
     compile("\n".join(code), "terminal", "exec")
     assert code[1].endswith("trust_remote_code=True)")
     assert code[2].startswith("tokenizer = ")
+
+
+def test_numbers_of_one_seed_say_so_and_how_to_get_a_spread() -> None:
+    report = sample_report()
+    said = "One run of seed 0: how far chance goes is not in these numbers; adapruner compare runs several seeds for it."
+    assert said in " ".join(printed(report).split())
+    report["perplexity"] = None
+    assert "how far chance goes" not in printed(report)
+
+
+def test_every_stage_s_time_and_share_and_all_of_it_last() -> None:
+    report = sample_report()
+    stages = {"loading": 41.0, "search": 500.0, "refit": 0.04, "between stages": 199.96}
+    report["took"] = {"seconds": 741.0, "peak_gib": 2.76, "processes": 2, "stages": stages}
+    lines = [" ".join(line.split()) for line in printed(report).splitlines()]
+    start = lines.index("stage time share")
+    assert lines[start + 2 : start + 6] == [
+        "loading 41.0 s 5.5 %",
+        "search 8 min 20 s 67.5 %",
+        "between stages 3 min 20 s 27.0 %",
+        "in all 12 min 21 s",
+    ]
+    assert "The run took 12 min 21 s, in 2 processes, since it was resumed, and 2.8 GiB." in lines
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from adapruner.data.data_folder import ChosenFiles, choose_files, names_of, say_once, split_name
-from adapruner.data.documents import Document, row_documents
-from adapruner.data.files import is_text, list_files, read_rows, read_text_pieces
+from adapruner.data.documents import Document, needed_columns, row_documents
+from adapruner.data.files import is_text, list_files, lone_object, read_rows, read_text_pieces
 from adapruner.data.text_source import SOURCE_KINDS, SourceKind
 from adapruner.errors import DataError
 
@@ -69,8 +69,16 @@ class FileSource(SourceKind):
                 yield from row_documents(source.name, label, read_rows(file), source.column, source.instruction, source.chat)
 
     def _files(self) -> ChosenFiles:
+        """Beside other files a .json that is one object without the columns, a package.json say, is no text: left out, which is said."""
         files = list_files(self._root)
-        return ChosenFiles(files, [], None) if self._root.is_file() else choose_files(self._root, files, self.source.split)
+        if self._root.is_file():
+            return ChosenFiles(files, [], None)
+        chosen, source = choose_files(self._root, files, self.source.split), self.source
+        needed = needed_columns(source.column, source.instruction, source.chat)
+        others = [file for file in chosen.read if (found := lone_object(file)) is not None and not set(needed) <= set(found)]
+        if not others or len(others) == len(chosen.read):
+            return chosen
+        return ChosenFiles([file for file in chosen.read if file not in others], [*chosen.left_out, *others], chosen.split)
 
 
 def is_saved_to_disk(folder: Path) -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapruner.cli import threads
-from adapruner.cli.threads import choose_threads, usable_cores
+from adapruner import threads
+from adapruner.threads import choose_threads, usable_cores
 
 
 @pytest.fixture(autouse=True)

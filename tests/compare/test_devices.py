@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adapruner.compare.devices import VARIABLE, visible_devices
+
+
+@pytest.mark.parametrize(("value", "devices"), [("0,2", ("0", "2")), ("", ()), ("-1", ()), (" GPU-a , MIG-b ", ("GPU-a", "MIG-b"))])
+def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch, value: str, devices: tuple[str, ...]) -> None:
+    monkeypatch.setenv(VARIABLE, value)
+    assert visible_devices() == devices
+
+
+@pytest.mark.parametrize(
+    ("script", "devices"),
+    [("echo 'GPU 0: NVIDIA H100 (UUID: GPU-a)'; echo 'GPU 1: NVIDIA H100 (UUID: GPU-b)'", ("GPU-a", "GPU-b")), ("exit 9", ())],
+)
+def test_else_the_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, devices: tuple[str, ...]) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert visible_devices() == devices
+
+
+def test_a_machine_without_a_driver_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert visible_devices() == ()
