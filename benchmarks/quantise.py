@@ -50,9 +50,9 @@ def write_bases(folder: Path, forms: Iterable[str]) -> Any:
     model.to(torch.bfloat16).save_pretrained(folder / "dense")
     tokenizer.save_pretrained(folder / "dense")
     for form in forms:
-        recipe = adapruner.Recipe({"wanda_sp": 1.0}, allocation=FORMS[form])
+        recipe = adapruner.Recipe({"gate_fisher": 1.0}, allocation=FORMS[form])
         model = load_language_model(source, dtype="float32")
-        given = torch.tensor(calibration_rows(tokenizer, 24, 128))
+        given = torch.tensor(calibration_rows(tokenizer, 96, 128))  # several times as many tokens as an FFN has channels, for the refit
         result = adapruner.prune(model, tokenizer, given, budget=0.2, recipe=recipe, progress=False)
         result.save(folder / form, dtype="bfloat16")
     return tokenizer
@@ -118,7 +118,7 @@ def llm_compressor_w4a16(source: Path, target: Path, tokenizer: Any) -> Any:
     rows, model = calibration_rows(tokenizer, 24, WINDOW), load(source)
     oneshot(
         model=model,
-        dataset=Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * WINDOW] * len(rows)}),
+        dataset=Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}),
         recipe=GPTQModifier(config_groups={"group_0": scheme}, ignore=["lm_head"]),
         max_seq_length=WINDOW,
         num_calibration_samples=len(rows),
