@@ -165,6 +165,15 @@ def seed_sentence(report: Report) -> str | None:
     return f"One run of seed {report.seed}: how far chance goes is not in these numbers; adapruner compare runs several seeds for it."
 
 
+def gates_sentence(report: Report) -> str | None:
+    """What learned gates changed; ``None`` without them."""
+    gates = report.model.gates
+    if gates is None:
+        return None
+    change = f"{nll_text(gates.first)} to {nll_text(gates.best)} nats per token on the search split"
+    return f"Learned gates exchanged {gates.exchanged:,} units in {gates.best_step:,} of {gates.steps:,} steps: {change}."
+
+
 def took_sentence(report: Report) -> str | None:
     """Time and memory of the run, over its processes; ``None`` where nobody measured them."""
     if report.took is None:

@@ -21,6 +21,7 @@ from adapruner.data.calibration_set import effective_samples
 from adapruner.importance.metrics import find_metric
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.budget import Budget
+from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.post_pruning import recipe_of
 from adapruner.search.chosen_samples import CALIBRATION_SET, heaviest_samples
 from adapruner.search.find_plan import FoundPlan
@@ -87,7 +88,18 @@ def model_section(scored: ScoredModel, found: FoundPlan) -> dict[str, Any]:
         "plan_hash": plan.hash,
         "uniform": plan.is_uniform(),
         "units": {kind: {"dense": dense[kind], "kept": plan.widths(kind)} for kind in kinds},
+        "gates": _gates(found.remaining),
     }
+
+
+def _gates(plan: PruningPlan) -> dict[str, Any] | None:
+    """What learned gates came to; ``None`` without them, or where the search's own units were the best."""
+    found = plan.provenance.get("gates")
+    if found is None:
+        return None
+    best = found["best"]
+    figures = {"first": found["first"]["held_out"], "best": best["held_out"], "exchanged": best["exchanged"]}
+    return {"steps": found["steps"], "best_step": best["step"], **figures}
 
 
 def search_section(scored: ScoredModel, found: FoundPlan, dense_nll: float | None) -> dict[str, Any] | None:

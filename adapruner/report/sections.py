@@ -34,6 +34,19 @@ class UnitCounts(Record):
         return self
 
 
+class GatesLearned(Record):
+    """What learned gates made of the search's units; losses in nats per token, on the search split."""
+
+    steps: int
+    best_step: int
+    """The look whose units are the plan; 0: those of the search."""
+    first: float
+    """Loss of the search's units."""
+    best: float
+    exchanged: int
+    """Units that stay and would not by the search."""
+
+
 class Model(Record):
     """What was pruned, and by how much."""
 
@@ -55,6 +68,7 @@ class Model(Record):
     """Whether every layer keeps the same number of units of each kind."""
     units: dict[str, UnitCounts]
     """``attention`` and ``ffn``."""
+    gates: GatesLearned | None = None
 
 
 class Perplexity(Record):

@@ -10,6 +10,7 @@ from adapruner.report.answer import (
     answer_sentence,
     calibration_sentences,
     comparisons,
+    gates_sentence,
     ideal_sentence,
     left_out,
     loading_code,
@@ -72,7 +73,8 @@ def _parts(report: Report) -> Iterator[TextTable | list[str] | str]:
     calibration = calibration_sentences(report.calibration)
     if calibration:
         calibration[0] = f"Calibration: {calibration[0][0].lower()}{calibration[0][1:]}"
-    yield [*([_search_line(report.search)] if report.search else []), *calibration]
+    gates = gates_sentence(report)
+    yield [*([_search_line(report.search)] if report.search else []), *([gates] if gates else []), *calibration]
     if report.cost:
         notes = [said for said in (ideal_sentence(report.cost), widths_sentence(report)) if said]
         yield cost_table(report.cost, *notes, report.cost.protocol)

@@ -163,7 +163,8 @@ class _Training:
             f"gates: {self.looks[0].held_out:.4f} nats/token held out by the search's units, {best.held_out:.4f} after {best.step} steps "
             f"and {best.exchanged:,} exchanged"
         )
-        facts = {**self.plan.provenance, "gates": {**self.config.to_dict(), "best": asdict(best), "started from": self.plan.hash}}
+        looks = {"first": asdict(self.looks[0]), "best": asdict(best)}
+        facts = {**self.plan.provenance, "gates": {**self.config.to_dict(), **looks, "started from": self.plan.hash}}
         plan = plan_of_units(self.problem, self.recipe, self.kept[self.looks.index(best)], facts) if best.step else self.plan
         return LearnedGates(plan, list(self.looks), best)
 

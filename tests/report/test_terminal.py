@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from adapruner.report.answer import spread_sentence
+from adapruner.report.page import render_report
 from adapruner.report.schema import SECTIONS, validate_report
 from adapruner.report.terminal import print_report
 
@@ -95,6 +96,15 @@ def test_numbers_of_one_seed_say_so_and_how_to_get_a_spread() -> None:
     assert said in " ".join(printed(report).split())
     report["perplexity"] = None
     assert "how far chance goes" not in printed(report)
+
+
+def test_learned_gates_say_what_they_changed() -> None:
+    report = sample_report()
+    assert "Learned gates" not in printed(report)
+    report["model"]["gates"] = {"steps": 60, "best_step": 40, "first": 4.5123, "best": 4.25, "exchanged": 3692}
+    said = "Learned gates exchanged 3,692 units in 40 of 60 steps: 4.5123 to 4.2500 nats per token on the search split."
+    assert said in " ".join(printed(report).split())
+    assert said in render_report(validate_report(report))
 
 
 def test_every_stage_s_time_and_share_and_all_of_it_last() -> None:

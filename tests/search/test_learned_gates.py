@@ -132,6 +132,9 @@ def test_gates_stand_between_search_and_surgery(tmp_path: Path) -> None:
     assert "gates" not in plain.plan.provenance
     assert not (tmp_path / "plain" / "gates.csv").exists()
     assert (tmp_path / "run" / "gates.csv").exists()
+    gates, looks = result.report["model"]["gates"], (tmp_path / "run" / "gates.csv").read_text().splitlines()
+    assert (gates["first"], gates["steps"]) == (pytest.approx(float(looks[1].split(",")[2]), abs=1e-6), 2)
+    assert gates["best"] == pytest.approx(min(float(look.split(",")[2]) for look in looks[1:]), abs=1e-6)
     assert adapruner.pruning.plan.read_plan(tmp_path / "run" / "plan.json").hash == result.plan.hash
 
 
