@@ -52,16 +52,16 @@ class PruningResult:
     []
     """
 
-    model: Any
+    model: Any = field(repr=False)
     """The pruned model, ready to generate; the object that was given, where one was given."""
-    tokenizer: Any
+    tokenizer: Any = field(repr=False)
     plan: PruningPlan
     """Which units stay, as a record."""
-    outcome: SearchOutcome | None
+    outcome: SearchOutcome | None = field(repr=False)
     """The search: trials, the winner's recipe; ``None`` where a plan or a recipe was given."""
     perplexity: list[Mapping[str, Any]] = field(default_factory=list)
     """Rows of ``stage``, ``method``, ``dataset``, ``window``, ``value``: what was measured on ``evaluation``."""
-    report: Mapping[str, Any] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The record that ``report.json`` holds."""
 
     @typed

@@ -260,7 +260,7 @@ def test_with_a_folder_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.
     assert {"plan.json", "trials.csv", "study.journal", "report.json", "report.html", "calibration_set.json", "checkpoints"} <= names
     assert resumed.report["generations"] == unbroken.report["generations"]
     assert {name for row in resumed.report["generations"] for name in row} == {"prompt", "dense", "pruned", "recovered"}
-    assert resumed.report["generation_protocol"].startswith("Beginnings of 3 held-out texts")
+    assert resumed.report["generation_protocol"].startswith("3 passages of held-out text")
     lora = resumed.report["recovery"]["lora"]
     assert lora["tokens"] == unbroken.report["recovery"]["lora"]["tokens"] > 6 * 8
     record = json.loads((tmp_path / "run" / "report.json").read_text())

@@ -99,9 +99,10 @@ def _run(arguments: Sequence[str]) -> None:
 
     imports, rest = take_imports(rest)
     if command == "prune":
-        from adapruner.cli.prune import fit_words
+        from adapruner.cli.prune import check_texts, fit_words
 
-        command, rest = "fit", fit_words(rest)
+        given, (command, rest) = rest, ("fit", fit_words(rest))
+        check_texts(given)
     if command in LIKE_FIT:
         _answer_at_once(command, rest)
     import_all(imports)

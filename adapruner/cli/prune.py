@@ -93,6 +93,17 @@ def fit_words(arguments: Sequence[str]) -> list[str]:
     return ["--config", CONFIG, *words, f"--config={sets}", *others]
 
 
+def check_texts(arguments: Sequence[str]) -> None:
+    """Refuses text that is not there, before anything heavy is imported.
+
+    Raises:
+        ConfigurationError: naming it.
+    """
+    for _, path in map(_named, make_parser().parse_known_args(list(arguments))[0].texts):
+        if not os.path.exists(path):
+            raise ConfigurationError(f"texts: expected a file or a folder, got {path!r}, which does not exist; correct the path")
+
+
 def data_options(given: argparse.Namespace) -> dict[str, object]:
     """Every set from the same sources, each with a part of its documents."""
     sources = [_named(text) for text in given.texts]

@@ -31,7 +31,7 @@ PLAN_VERSION = 1
 _OPTIONAL: dict[str, Any] = {"output_bias": False, "removed_layers": [], "kept_hidden": None, "unit_parameters": {}}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruningPlan:
     """Which units stay, for which model, and why.
 
@@ -39,6 +39,8 @@ class PruningPlan:
     >>> plan = PruningPlan({"name": "tiny"}, {"0.ffn": [0, 2, 3]}, {"0.ffn": 4}, counts, {"of": "block", "pruned_fraction": 0.25})
     >>> plan.pruned_fraction, plan.widths("ffn")
     (0.25, [3])
+    >>> plan  # doctest: +ELLIPSIS
+    PruningPlan(tiny, 25.0 % of block parameters removed, ...)
     """
 
     model: dict[str, Any]
@@ -66,6 +68,13 @@ class PruningPlan:
     unit_parameters: dict[str, int] = field(default_factory=dict)
     """Group name -> parameters of one unit of the dense model: what ``parameters`` is checked by. Not part of the hash."""
     version: int = PLAN_VERSION
+
+    def __repr__(self) -> str:
+        """Without the units, which fill screens."""
+        counted = "block parameters" if self.budget.get("of") == "block" else "parameters"
+        return f"{type(self).__name__}({self.model.get('name')}, {self.pruned_fraction:.1%} of {counted} removed, {self.hash})".replace(
+            "%", " %"
+        )
 
     @property
     def pruned_fraction(self) -> float:

@@ -40,7 +40,7 @@ def check_loss(loss: Tensor, model: nn.Module, steps: int, suspect: Callable[[],
     blame = "" if found is None else f", on {_sample(batch, found[0], where, tokenizer)}, not finite from {_plain(found[1])} on"
     raise ModelError(
         f"recovery: expected a finite loss, got {float(loss.detach())} after {steps} optimizer steps{blame}; "
-        "lower the learning rate, set trainer.gradient_clip_val, or train in bfloat16 or float32"
+        "lower the learning rate, set trainer.gradient_clip_val, train in bfloat16 or float32, or leave out rows without a token to predict"
     )
 
 

@@ -158,6 +158,18 @@ def worse_sentences(report: Report) -> list[str]:
     return found
 
 
+def below_dense_sentence(report: Report) -> str | None:
+    """What a model below the dense one says, and what it does not; ``None`` where none is."""
+    for comparison in comparisons(report):
+        values = comparison.own.values if comparison.own and comparison.own.method == OWN_METHOD else {}
+        if comparison.dense is not None and values.get("recovered", math.inf) < comparison.dense:
+            return (
+                f"Below the dense model on {comparison.title}: recovery has trained on text, and the dense model has not. What pruning "
+                "cost is the distance from a dense model after the same training."
+            )
+    return None
+
+
 def seed_sentence(report: Report) -> str | None:
     """That these are numbers of one seed, and what gives their spread; ``None`` where no perplexity was measured."""
     if not report.perplexity:

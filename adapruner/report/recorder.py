@@ -38,6 +38,7 @@ from adapruner.report.run_sections import (
     metric_sentences,
     model_section,
     package_versions,
+    refit_seconds,
     search_section,
     took_section,
 )
@@ -76,7 +77,7 @@ class ReportConfig:
     batch_size: int = 8
     """Windows in one forward pass of an evaluation."""
     prompts: list[str] | None = None
-    """Texts that the dense, the pruned and the final model continue; by default the beginnings of three held-out texts, by a few tokens.
+    """Texts that the dense, the pruned and the final model continue; by default three passages of held-out text, by a few tokens.
     An empty list for none."""
     latency_seq_len: int = 128
     """Tokens in the timed forward pass."""
@@ -274,7 +275,7 @@ class ReportRecorder:
             "search": search_section(scored, found, self.dense_search_nll),
             "calibration": calibration_section(scored, found),
             "recovery": {
-                "reconstruction": None if refit is None else {"ridge": refit.ridge, "seconds": reconstruction_seconds},
+                "reconstruction": None if refit is None else {"ridge": refit.ridge, "seconds": refit_seconds(reconstruction_seconds)},
                 "lora": recovery,
             },
             "cost": self.cost,

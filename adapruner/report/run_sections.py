@@ -29,7 +29,7 @@ from adapruner.search.objectives import OBJECTIVES
 from adapruner.search.reranking import to_rows
 from adapruner.search.score import ScoredModel
 from adapruner.search.trials import TrialRecord, to_history
-from adapruner.stage_times import StageTimes, peak_gib, process_began
+from adapruner.stage_times import StageTimes, peak_gib, process_began, running_times, seconds_by_stage
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,17 @@ def model_section(scored: ScoredModel, found: FoundPlan) -> dict[str, Any]:
     }
 
 
+def _took(stage: str) -> float:
+    """Seconds of a stage in all processes of the run: one that goes on has little left to do."""
+    times = running_times()
+    return 0.0 if times is None else seconds_by_stage(times.processes()).get(stage, 0.0)
+
+
+def refit_seconds(now: float) -> float:
+    """Seconds of the refit: in this process, or in an earlier one whose weights are there."""
+    return now or _took("refit")
+
+
 def _gates(plan: PruningPlan) -> dict[str, Any] | None:
     """What learned gates came to; ``None`` without them, or where the search's own units were the best."""
     found = plan.provenance.get("gates")
@@ -114,8 +125,8 @@ def search_section(scored: ScoredModel, found: FoundPlan, dense_nll: float | Non
         "stopped_early": _count(outcome.trials, "pruned"),
         "resumed": outcome.resumed,
         "world_size": scored.identity.get("world size"),
-        "seconds_total": outcome.seconds + scored.seconds,
-        "seconds_statistics": scored.seconds,
+        "seconds_total": max(outcome.seconds + scored.seconds, _took("statistics") + _took("search")),
+        "seconds_statistics": max(scored.seconds, _took("statistics")),
         "best_value": outcome.best.value,
         "best_trial": outcome.best.trial,
         "best_fixed_value": min(fixed, default=None),

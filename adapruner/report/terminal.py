@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from adapruner.progress import is_shown, terminal
 from adapruner.report.answer import (
     answer_sentence,
+    below_dense_sentence,
     calibration_sentences,
     comparisons,
     gates_sentence,
@@ -67,7 +68,8 @@ def _parts(report: Report) -> Iterator[TextTable | list[str] | str]:
     """Tables, lines that stand together, and code."""
     yield from map(perplexity_table, comparisons(report))
     seeds = seed_sentence(report)
-    yield [*worse_sentences(report), *([seeds] if seeds else [])]
+    below = below_dense_sentence(report)
+    yield [*worse_sentences(report), *([below] if below else []), *([seeds] if seeds else [])]
     if report.zero_shot:
         yield score_table(report.zero_shot)
     calibration = calibration_sentences(report.calibration)

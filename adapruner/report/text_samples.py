@@ -1,7 +1,7 @@
 """The same few prompts continued by the dense, the pruned and the final model: what a perplexity is like to read.
 
-Without prompts of the user's, beginnings of held-out text. A sample is an extra: a model that does not generate as others do loses its
-samples, and nothing else.
+Without prompts of the user's, passages of held-out text, from where a window of tokens begins. A sample is an extra: a model that does not
+generate as others do loses its samples, and nothing else.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TextSamples:
     """Collects continuations stage by stage.
 
     Args:
-        prompts: the user's, which have been checked; ``None`` takes beginnings of held-out text.
+        prompts: the user's, which have been checked; ``None`` takes passages of held-out text.
         tokenizer: of the model; without one there are no samples.
         windows: the evaluation windows by name and length.
     """
@@ -80,7 +80,7 @@ class TextSamples:
     def protocol(self) -> str:
         """What was continued and how, and what it cost."""
         count = len(self._prompts)
-        which = "Prompts of report.prompts" if self.given is not None else f"Beginnings of {count} held-out text{'s' if count > 1 else ''}"
+        which = "Prompts of report.prompts" if self.given is not None else f"{count} passage{'s' if count > 1 else ''} of held-out text"
         return f"{which}, continued by up to {self.new} tokens, always the likeliest; {self.seconds:.1f} s of the run."
 
     def _continued(self, model: Any, prompt: Prompt) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -148,3 +150,15 @@ def test_the_whole_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert {"report.html", "config.yaml", "model"} <= {path.name for path in folder.iterdir()}
     assert (folder / "logs/metrics.csv").is_file()
     assert load(folder / "model").num_parameters() < AutoModelForCausalLM.from_pretrained("my-model").num_parameters()
+
+
+def test_text_that_is_not_there_is_refused_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom adapruner.cli import main\n"
+        "try:\n    main(['prune', 'my-model', '--texts', 'textz'])\n"
+        "except SystemExit as ended:\n    print(ended.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"]
+    assert "texts: expected a file or a folder, got 'textz', which does not exist; correct the path" in " ".join(done.stderr.split())
+    assert not list(tmp_path.iterdir())

@@ -230,7 +230,7 @@ def test_text_of_the_dense_the_pruned_and_the_final_model_side_by_side() -> None
     report = sample_report()
     assert "The same prompt continued by the dense and by the final model." in Page(render_page(report)).text
     report["generations"][0]["pruned"] = " went went <b>went</b>"
-    report["generation_protocol"] = "Beginnings of 2 held-out texts; 0.4 s of the run."
+    report["generation_protocol"] = "2 passages of held-out text; 0.4 s of the run."
     html = render_page(report)
     text = Page(html).text
     first, second = (html.split('class="generation"')[n] for n in (1, 2))
@@ -239,7 +239,7 @@ def test_text_of_the_dense_the_pruned_and_the_final_model_side_by_side() -> None
     )
     assert '"tag">pruned' not in second
     assert "went went <b>went</b>" in text
-    assert "Beginnings of 2 held-out texts; 0.4 s of the run." in text
+    assert "2 passages of held-out text; 0.4 s of the run." in text
     assert "One run of seed 0" in text
 
 

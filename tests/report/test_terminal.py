@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from adapruner.report.answer import spread_sentence
+from adapruner.report.answer import OWN_METHOD, spread_sentence
 from adapruner.report.page import render_report
 from adapruner.report.schema import SECTIONS, validate_report
 from adapruner.report.terminal import print_report
@@ -96,6 +96,15 @@ def test_numbers_of_one_seed_say_so_and_how_to_get_a_spread() -> None:
     assert said in " ".join(printed(report).split())
     report["perplexity"] = None
     assert "how far chance goes" not in printed(report)
+
+
+def test_a_model_below_the_dense_one_is_no_merit_of_the_pruning() -> None:
+    report = sample_report()
+    assert "Below the dense model" not in printed(report)
+    for row in report["perplexity"]:
+        if row["method"] == OWN_METHOD and row["stage"] == "recovered":
+            row["value"] *= 0.5
+    assert "and the dense model has not. What pruning cost is the distance" in " ".join(printed(report).split())
 
 
 def test_learned_gates_say_what_they_changed() -> None:
