@@ -174,6 +174,10 @@ def _keep(log: ExitStack, folder: Path | None, began: float, identity: str) -> N
 
 def _data(calibration: Any, tokenizer: Any, seed: int, evaluation: Any, recovery: Any, refitted: int) -> RunData:
     if isinstance(calibration, RunData):
+        if refitted:
+            raise ConfigurationError(
+                f"reconstruction_samples: expected 0 beside a RunData, which has windows of its own, got {refitted}; leave it out"
+            )
         return calibration
     return data_from_texts(calibration, tokenizer, evaluation=evaluation, recovery=recovery, seed=seed, reconstruction_samples=refitted)
 

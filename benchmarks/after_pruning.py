@@ -30,7 +30,8 @@ from adapruner.recovery.post_pruning import PostPruning, pruned_only, reconstruc
 from adapruner.search.gates_config import GatesConfig
 from adapruner.search.learned_gates import learn_gates
 
-GATES = "gates"
+GATES = "gates 60"
+"""Gates of so many steps from where ours ended."""
 BATCH = 8
 
 
@@ -61,9 +62,9 @@ def pipelines(options: argparse.Namespace) -> list[Pipeline]:
 
 def plan_of(setting: Setting, problem: PruningProblem, units: str) -> PruningPlan:
     """The units; gates are learned once, and kept beside the other plans."""
-    if units != GATES:
+    if not units.startswith("gates "):
         return setting.plan(problem, units)
-    steps = setting.options.gate_steps
+    steps = int(units.removeprefix("gates "))
     file = setting.kept / f"{problem.budget.pruned_fraction}-gates-{steps}.json"
     if not file.exists():
         started, plan = time.monotonic(), setting.plan(problem, OURS)
@@ -149,7 +150,6 @@ def main() -> None:
     parser.add_argument("--kept", type=Path, help="folder of plans and statistics that real_models kept")
     parser.add_argument("--units", nargs="+", default=[OURS, BEST_FIXED, GATES, "flap, AL-AM", "llm-pruner, second"])
     parser.add_argument("--refits", nargs="+", type=int, default=[144, 768], help="windows of 128 tokens that refits see")
-    parser.add_argument("--gate-steps", type=int, default=60)
     options = parser.parse_args()
     chosen = pipelines(options)
     options.most_steps = max(pipeline.steps for pipeline in chosen)

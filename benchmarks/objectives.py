@@ -98,9 +98,11 @@ def measured(setting: Setting, problem: PruningProblem, judges: dict[str, Any], 
         seconds[name] = time.monotonic() - started
     started, post = time.monotonic(), setting.post_pruning(recovers=False)
     with reconstructed(setting.model, problem, plan, post):
+        refit = time.monotonic() - started
         for measure in ("nll", "kl"):
+            started = time.monotonic()
             values[f"{measure}, sequential refit"] = setting.judges[measure].of_model(setting.model)
-            seconds[f"{measure}, sequential refit"] = time.monotonic() - started
+            seconds[f"{measure}, sequential refit"] = refit + time.monotonic() - started
         refitted = setting.perplexities(setting.model)
         started = time.monotonic()
         recovered = setting.perplexities(setting.recover(copy.deepcopy(setting.model)))
@@ -147,7 +149,10 @@ def main() -> None:
     parser.add_argument("--kept", type=Path, help="folder of statistics that real_models kept")
     parser.add_argument("--recipes", type=int, default=60)
     options = parser.parse_args()
-    content = json.loads(options.json.read_text()) if options.json.exists() else {}
+    setting = {name: str(value) for name, value in vars(options).items() if name not in ("json", "kept", "budgets", "seeds", "recipes")}
+    content = json.loads(options.json.read_text()) if options.json.exists() else {"setting": setting}
+    if content["setting"] != setting:
+        raise SystemExit(f"--json: expected recipes under the same settings, got {content['setting']}; give them again, or another file")
     for budget in options.budgets:
         for seed in options.seeds:
             rows = content.setdefault(f"{budget} seed {seed}", [])

@@ -115,6 +115,5 @@ def _setting(options: argparse.Namespace) -> dict[str, Any]:
         "units",
         "refits",
         "gate_steps",
-        "most_steps",
     )  # every cell says of itself
     return {**{k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k not in cells}, "seq_len": SEQ_LEN}

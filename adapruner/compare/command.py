@@ -16,7 +16,7 @@ from adapruner.compare.plots import write_plots
 from adapruner.compare.process import Starter
 from adapruner.compare.progress import Display, Outcome
 from adapruner.compare.schedule import Start, run_cells
-from adapruner.compare.spec import BASE_METHOD, ComparisonSpec, FindConfig, make_spec, read_options, read_spec
+from adapruner.compare.spec import BASE_METHOD, ComparisonSpec, FindConfig, devices_of_a_cell, make_spec, read_options, read_spec
 from adapruner.compare.summary import make_sections, read_cell
 from adapruner.compare.tables import NAME, Result, print_tables, write_tables
 from adapruner.errors import ConfigurationError
@@ -114,7 +114,7 @@ def run_compare(
         with _terminated_is_interrupted(), progress_bar("comparison", len(cells)) as advance:
             outcomes = run_cells(
                 cells,
-                start or Starter(spec.jobs, spec.devices),
+                start or Starter(spec.jobs, spec.devices, devices_of_a_cell(spec)),
                 Display(advance, len(cells), done),
                 # A comparison that is cut short shows what it has.
                 after_each=lambda outcomes: write_tables(collect(spec, cells, outcomes), spec.folder),

@@ -7,6 +7,8 @@ import re
 import subprocess
 from collections.abc import Iterable, Sequence
 
+from adapruner.errors import ConfigurationError
+
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -20,6 +22,21 @@ def visible_devices() -> tuple[str, ...]:
     except (OSError, subprocess.SubprocessError):
         return ()
     return parse_list(said)
+
+
+def check_visible(devices: Sequence[str]) -> Sequence[str]:
+    """The devices, as they are named; where the environment says which GPUs this process may use, no others.
+
+    Raises:
+        ConfigurationError: naming the first other one.
+    """
+    if os.environ.get(VARIABLE) is None:
+        return devices
+    mine = visible_devices()
+    other = next((device for device in devices if device not in mine), None)
+    if other is not None:
+        raise ConfigurationError(f"devices: expected GPUs of {VARIABLE} ({', '.join(mine) or 'none'}), got {other}; name some of these")
+    return devices
 
 
 def parse_list(said: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adapruner.compare.cells import LOG_NAME, Cell, claim
-from adapruner.compare.devices import VARIABLE, least_used, visible_devices
+from adapruner.compare.devices import VARIABLE, check_visible, least_used, visible_devices
 from adapruner.threads import usable_cores
 
 _MARK = "$ "
@@ -77,10 +77,15 @@ class Starter:
     Args:
         jobs: cells at a time.
         devices: GPUs to spread them over; for several cells at a time those that are there, when empty.
+        devices_of_a_cell: what ``trainer.devices`` of the cells is.
+
+    Raises:
+        ConfigurationError: if a device is not one that this process may use.
     """
 
-    def __init__(self, jobs: int, devices: Sequence[str] = ()) -> None:
-        self.devices = tuple(devices) or (visible_devices() if jobs > 1 else ())
+    def __init__(self, jobs: int, devices: Sequence[str] = (), devices_of_a_cell: Any = 1) -> None:
+        spreads = jobs > 1 and str(devices_of_a_cell) in ("1", "auto")  # one that asks for several would not find them
+        self.devices = tuple(check_visible(devices)) or (visible_devices() if spreads else ())
         self.threads = max(1, usable_cores() // jobs) if jobs > 1 else None
         self._running: list[tuple[FitProcess, str | None]] = []
 

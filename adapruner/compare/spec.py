@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,17 @@ class ComparisonSpec:
     """Whether the exported model of every cell stays on the disk."""
     imports: tuple[str, ...] = ()
     """Files and modules that every ``fit`` imports first; from the command line alone, because importing runs code."""
+
+
+def devices_of_a_cell(spec: ComparisonSpec) -> str:
+    """``trainer.devices`` of the cells, by the further arguments or the base; ``auto`` where nobody says."""
+    name, words = "--trainer.devices", list(spec.options)
+    found = [word.partition("=")[2] for word in words if word.startswith(f"{name}=")]
+    found += [after for word, after in pairwise(words) if word == name]
+    if found:
+        return found[-1]
+    trainer = _read_yaml(spec.base, "--base").get("trainer")
+    return str(trainer.get("devices", "auto")) if isinstance(trainer, Mapping) else "auto"
 
 
 def read_spec(file: str) -> dict[str, Any]:

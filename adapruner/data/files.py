@@ -124,6 +124,10 @@ def _jsonl_rows(file: Path) -> Iterator[Any]:
 
 def _json_rows(file: Path) -> Iterator[Any]:
     with _open(file) as stream:
+        if _is_object(stream.readline()):  # an object a line, as many data sets name so, too, or one alone
+            yield from _jsonl_rows(file)
+            return
+        stream.seek(0)
         try:
             rows = json.load(stream)
         except json.JSONDecodeError as error:
@@ -137,6 +141,13 @@ def _json_rows(file: Path) -> Iterator[Any]:
     yield from _jsonl_rows(file) if rows is None else rows if isinstance(rows, list) else [rows]
 
 
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def lone_object(file: Path) -> dict[str, Any] | None:
     """What a .json file holds if that is a single object: one row, or what is said of a data set. ``None`` for everything else."""
     if suffix_of(file).removesuffix(".gz") != ".json":
@@ -144,6 +155,9 @@ def lone_object(file: Path) -> dict[str, Any] | None:
     try:
         with _open(file) as stream:
             if stream.read(4096).lstrip()[:1] != "{":
+                return None
+            stream.seek(0)
+            if _is_object(stream.readline()) and stream.read(4096).strip():  # rows: the rest need not be read
                 return None
             stream.seek(0)
             found = json.load(stream)

@@ -93,7 +93,7 @@ def data_from_texts(
         RecoveryData(train, seq_len=_length_of(train, recovery_seq_len)) if train else None,
         [EvaluationSet(source.name, source, [window]) for source in held],
         seed=seed,
-        reconstruction=ReconstructionData(refit, reconstruction_samples or samples_per_source) if refit or reconstruction_samples else None,
+        reconstruction=_refit(refit, reconstruction_samples or samples_per_source, seq_len) if refit or reconstruction_samples else None,
         take_fewer=True,
     )
     sets.check()
@@ -102,6 +102,10 @@ def data_from_texts(
     except TooLittleTextError as error:
         own_text = "" if own else "; or give the search texts of its own: now it has a quarter of the calibration texts"
         raise DataError(f"{error}{own_text}") from error
+
+
+def _refit(sources: list[TextSource], samples: int, seq_len: int) -> ReconstructionData:
+    return ReconstructionData(sources, samples, _length_of(sources, seq_len) if sources else None)
 
 
 def windows_from_texts(texts: Any, tokenizer: Any, *, role: str = "recovery", seq_len: int = 256, seed: int = 0) -> TextWindows:

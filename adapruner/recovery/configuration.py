@@ -48,7 +48,8 @@ class ReconstructionConfig:
     """Memory on the model's device that the hidden states of the refit's windows may take; more than that is kept in files, with the same
     result, so that thousands of windows fit beside any model. 0 keeps all of them in files."""
     states_folder: str | None = None
-    """Folder of these files, on a fast disk; the system's folder for temporary files when empty. Nothing is left in it."""
+    """Folder of these files, on a fast disk; the system's folder for temporary files when empty, which some systems keep in memory. Nothing
+    is left in it."""
     intercept: bool = True
     """Whether the bias of an output projection that has one is refitted too, without a penalty; else it stays."""
 

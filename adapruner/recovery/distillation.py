@@ -217,6 +217,8 @@ def counted_tokens(batch: Any) -> int:
 
     >>> counted_tokens({"labels": torch.tensor([[7, -100, 9, 4]])}), counted_tokens(torch.tensor([[7, 8]]))
     (2, 0)
+    >>> counted_tokens({"labels": torch.tensor([1, 2])}), counted_tokens({"labels": [1, 2]})
+    (0, 0)
     """
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
-    return 0 if labels is None else int((labels[:, 1:] != IGNORED).sum())
+    return int((labels[:, 1:] != IGNORED).sum()) if isinstance(labels, Tensor) and labels.ndim == 2 else 0

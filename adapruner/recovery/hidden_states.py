@@ -28,13 +28,14 @@ class MappedStates(MutableSequence[Tensor]):
     """Batches in one file. What is taken out is on ``device``; what is put in is copied.
 
     Args:
-        file: not there yet. It has no name any more once it is mapped, so that a killed process leaves nothing.
+        file: not there yet, alone in its folder. Neither has a name any more once it is mapped, so that a killed process leaves nothing.
         shapes: of every batch.
         dtype: of what is put in.
         device: that batches are taken out to.
 
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     states = MappedStates(Path(folder) / "states", [(2, 3, 4), (1, 3, 4)], torch.float32, torch.device("cpu"))
+    ...     own = Path(tempfile.mkdtemp(dir=folder))
+    ...     states = MappedStates(own / "states", [(2, 3, 4), (1, 3, 4)], torch.float32, torch.device("cpu"))
     ...     states[1] = torch.ones(1, 3, 4)
     ...     float(states[1].sum()), sorted(Path(folder).iterdir())
     (12.0, [])
@@ -44,6 +45,7 @@ class MappedStates(MutableSequence[Tensor]):
         flat = torch.from_file(str(file), shared=True, size=sum(map(prod, shapes)), dtype=dtype)
         with suppress(OSError):  # where a mapped file cannot lose its name, it goes with its folder
             file.unlink()
+            file.parent.rmdir()
         parts = flat.split([prod(shape) for shape in shapes])
         self._parts = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
         self._device = device
@@ -86,10 +88,9 @@ class StateStore:
         """Room for states ``[batch, seq_len, width]`` of all batches, of the dtype and on the device of ``like``; nothing in it yet."""
         if self.folder is None:
             return [torch.empty(0)] * len(self.shapes)
-        if not self._opened:
-            self._opened.append(tempfile.TemporaryDirectory(prefix="adapruner-refit-", dir=self.folder, ignore_cleanup_errors=True))
-        file = Path(tempfile.mktemp(dir=self._opened[0].name))
-        return MappedStates(file, [(*shape, width) for shape in self.shapes], like.dtype, like.device)
+        opened = tempfile.TemporaryDirectory(prefix="adapruner-refit-", dir=self.folder, ignore_cleanup_errors=True)
+        self._opened.append(opened)  # where its file keeps its name, it is removed with the store
+        return MappedStates(Path(opened.name) / "states", [(*shape, width) for shape in self.shapes], like.dtype, like.device)
 
     def copy_of(self, states: HiddenStates) -> HiddenStates:
         """The same states once more, to be moved on by themselves."""

@@ -135,7 +135,7 @@ def refit_each_layer(
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Cuts and refits layer by layer, in place; the Gram matrices of one layer are in memory at a time."""
-    stream = windows.store.copy_of(windows.starts)
+    stream = windows.starts
     for modules in layer_modules(model, structure):
         groups = [g for g in structure.groups if g.layer == modules.index and not plan.keeps_all(g)]
         fitted, held_out = _layer_moments(modules, windows, stream, groups, shares, model)

@@ -133,11 +133,14 @@ def reconstructed(model: nn.Module, problem: PruningProblem, plan: PruningPlan, 
 
 def _window_weights(problem: PruningProblem, recipe: Recipe, post_pruning: PostPruning) -> Tensor:
     """``[windows]``: the recipe's weights of the pool's samples; of others each has the mean weight of its source there."""
-    weights = _weights_of(problem, recipe)
     if post_pruning.sources is None:
+        weights = _weights_of(problem, recipe)
         return weights if post_pruning.rows is None else weights[post_pruning.rows]
+    whole = replace(recipe.calibration, count=None, samples=None)  # which samples were drawn says nothing of other windows
+    weights = _weights_of(problem, replace(recipe, calibration=whole))
     (names, index), pool = post_pruning.sources, problem.calibration.sources
-    known = {name: float(weights[pool.index == number].mean()) for number, name in enumerate(pool.names)}
+    rows = {name: pool.index == number for number, name in enumerate(pool.names)}
+    known = {name: float(weights[mine].mean()) for name, mine in rows.items() if bool(mine.any())}
     other = sum(known.values()) / len(known)
     return torch.tensor([known.get(name, other) for name in names])[index]
 

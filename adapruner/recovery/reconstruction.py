@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from adapruner.distributed import Ranks
-from adapruner.errors import ModelError
+from adapruner.errors import ConfigurationError, DataError, ModelError
 from adapruner.freed_memory import give_back_freed_memory
 from adapruner.models.forward import evaluation_mode
 from adapruner.models.units import ModelStructure
@@ -101,7 +101,12 @@ def prune_and_reconstruct(
         ranks = None
     with evaluation_mode(model):
         ids = input_ids[picks]
-        windows = start(model, ids, config.batch_size, states_folder(model, structure, ids, config)) if dense is None else dense.windows
+        if dense is None:
+            windows = start(model, ids, config.batch_size, _states_folder(model, structure, ids, config, ranks))
+        else:
+            windows = dense.windows
+        if dense is not None and config.form == "local":  # which moves them on; the next plan starts from them
+            windows = replace(windows, starts=windows.store.copy_of(windows.starts))
         device = windows.starts[0].device
         shares = _shares_of(weights, config.batch_size, device, ranks)
         if config.form == "local":
@@ -126,9 +131,24 @@ def fitting_form(model: nn.Module, structure: ModelStructure, input_ids: Tensor,
     return replace(config, form="local")
 
 
+def _states_folder(model: nn.Module, structure: ModelStructure, ids: Tensor, config: ReconstructionConfig, ranks: Ranks | None) -> Any:
+    """:func:`adapruner.recovery.streams.states_folder`; what one of several processes is refused, all are, before any waits for it."""
+    folder, refusal = None, None
+    try:
+        folder = states_folder(model, structure, ids, config)
+    except ConfigurationError as error:
+        refusal = error
+    refused = [error for error in (ranks.gather(refusal) if ranks else [refusal]) if error is not None]
+    if refused:
+        raise refused[0]
+    return folder
+
+
 def _window_weights(weights: Tensor | None, picks: Tensor, config: ReconstructionConfig) -> list[Tensor]:
     """The chosen windows' weights ``[n]``, mean 1; with candidates, every eighth that counts (or the last) is in a second part."""
     chosen = torch.ones(len(picks)) if weights is None else weights[picks].float().cpu()
+    if not bool(torch.isfinite(chosen).all()):
+        raise DataError("reconstruction: expected finite weights of the windows, got inf or nan; give finite sample_weights")
     if float(chosen.sum()) <= 0:
         chosen = torch.ones(len(picks))
     chosen = chosen * len(chosen) / chosen.sum()
@@ -161,7 +181,7 @@ def too_few_tokens(structure: ModelStructure, windows: int, seq_len: int, config
         return None
     return (
         f"reconstruction: {tokens:,} tokens for projections of up to {widest:,} channels, which may make the model worse; raise "
-        "data.calibration.samples_per_source and reconstruction.samples, or raise reconstruction.ridge"
+        "samples_per_source of data.calibration or data.reconstruction, and reconstruction.samples, or raise reconstruction.ridge"
     )
 
 

@@ -17,7 +17,7 @@ from adapruner.distributed import Ranks, is_rank_zero
 from adapruner.errors import PlanError
 from adapruner.progress import announce, late_progress_bar, progress_bar
 from adapruner.pruning.plan import PruningPlan, read_plan
-from adapruner.pruning.problem import make_plan
+from adapruner.pruning.problem import PruningProblem, make_plan
 from adapruner.recovery.post_pruning import PostPruning
 from adapruner.recovery.streams import SharedStream
 from adapruner.search.chosen_samples import write_chosen_set
@@ -105,29 +105,32 @@ def find_plan(
 def _plan(
     scored: ScoredModel, recover: Callable[[nn.Module], nn.Module] | None, on_trial: OnTrial | None
 ) -> tuple[PruningPlan, SearchOutcome | None]:
-    plan, outcome = _ranked(scored, recover, on_trial)
+    problem, plan, outcome = _ranked(scored, recover, on_trial)
     gates, recipe = scored.options.gates, scored.options.recipe if outcome is None else outcome.recipe
-    if not gates or recipe is None:
+    if not gates:
         return plan, outcome
-    data = scored.data
-    texts = data.refitted_on, data.search_windows
-    return learn_gates(scored.model, scored.problem, plan, recipe, *texts, gates, scored.folder, scored.identity).plan, outcome
+    if recipe is None:
+        announce("gates: a given plan keeps its units, none is exchanged")
+        return plan, outcome
+    texts = scored.data.refitted_on, scored.data.search_windows
+    with stage("gates"):
+        return learn_gates(scored.model, problem, plan, recipe, *texts, gates, scored.folder, scored.identity).plan, outcome
 
 
 def _ranked(
     scored: ScoredModel, recover: Callable[[nn.Module], nn.Module] | None, on_trial: OnTrial | None
-) -> tuple[PruningPlan, SearchOutcome | None]:
-    """The units that a ranking keeps: a given plan's, a recipe's, or the search's."""
+) -> tuple[PruningProblem, PruningPlan, SearchOutcome | None]:
+    """The units that a ranking keeps: a given plan's, a recipe's, or the search's; and the statistics that it ranked by."""
     options, problem, folder = scored.options, scored.problem, scored.folder
     if scored.given is not None:
         announce(f"takes the plan {scored.given.hash}: no search")
-        return scored.given, None
+        return problem, scored.given, None
     if options.recipe is not None:
         if options.recipe.sequential:
             windows, batch_size = scored.data.calibration_windows, options.statistics_batch_size
             problem = replace(problem, statistics=collect_in_sequence(scored.model, problem, options.recipe, windows, batch_size))
         plan = make_plan(problem, options.recipe, {"seed": problem.seed, **scored.identity})
-        return meet_latency(scored.model, problem, plan, options.recipe, folder, scored.identity), None
+        return problem, meet_latency(scored.model, problem, plan, options.recipe, folder, scored.identity), None
     post_pruning = PostPruning.of_data(scored.data, options.reconstruction, recover, SharedStream())
     with _shown(options.search.n_trials, on_trial) as shown, late_progress_bar("best few again") as on_candidate:
         outcome = run_search(
@@ -144,7 +147,7 @@ def _ranked(
         )
     if outcome.resumed:
         announce(f"took {outcome.resumed} of {len(outcome.trials)} trials from the study in {folder}")
-    return meet_latency(scored.model, problem, outcome.plan, outcome.recipe, folder, scored.identity), outcome
+    return problem, meet_latency(scored.model, problem, outcome.plan, outcome.recipe, folder, scored.identity), outcome
 
 
 @contextmanager

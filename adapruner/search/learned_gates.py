@@ -11,19 +11,23 @@ import csv
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adapruner.distributed import Ranks, is_rank_zero
+from adapruner.distributed import Ranks
+from adapruner.errors import DataError
 from adapruner.files.atomic import write_atomically
 from adapruner.files.digests import DamagedError
 from adapruner.files.tensor_file import read_tensors, write_tensors
 from adapruner.models.forward import evaluation_mode, frozen, input_device
+from adapruner.models.next_token_loss import IGNORED
+from adapruner.models.smaller_batches import with_smaller_batches
 from adapruner.progress import announce, progress_bar
 from adapruner.pruning.allocation.gamma import priorities_of
 from adapruner.pruning.gates import UnitGates, first_logits
@@ -46,7 +50,7 @@ class Look:
 
     step: int
     loss: float | None
-    """Mean of the training loss since the look before, nats per token; ``None`` at the start."""
+    """Mean of the training loss since the look before, nats per counted token; ``None`` at the start."""
     held_out: float
     """The loss on the held-out windows, nats per token."""
     exchanged: int
@@ -166,42 +170,66 @@ class _Training:
         looks = {"first": asdict(self.looks[0]), "best": asdict(best)}
         facts = {**self.plan.provenance, "gates": {**self.config.to_dict(), **looks, "started from": self.plan.hash}}
         plan = plan_of_units(self.problem, self.recipe, self.kept[self.looks.index(best)], facts) if best.step else self.plan
-        return LearnedGates(plan, list(self.looks), best)
+        return LearnedGates(replace(plan, provenance=facts), list(self.looks), best)
 
     def _best(self) -> Look:
         return min(self.looks, key=lambda look: look.held_out)
 
     def _step(self, rows: list[int]) -> Tensor:
-        """One step on the windows of all ranks, and their mean loss."""
-        own = rows[self.ranks.rank :: self.ranks.size] or rows[:1]
-        kept = self.gates.kept()
-        self.optimizer.zero_grad()
-        with torch.enable_grad(), self.gates.applied(self.model, kept):
-            loss = self._loss(self.windows, own, "training")
-            loss.backward()  # type: ignore[no-untyped-call]
-        gradients = [values.grad for values in self.gates.logits.values() if values.grad is not None]
-        loss = loss.detach()
-        self.ranks.add_up(loss, *gradients)
-        for value in (loss, *gradients):
-            value.div_(self.ranks.size)
-        self.optimizer.step()
-        return loss
+        """One step on the windows of all ranks, and their mean loss per token."""
+        own, kept = torch.tensor(rows[self.ranks.rank :: self.ranks.size], dtype=torch.long), self.gates.kept()
 
-    def _loss(self, text: Any, rows: Any, name: str) -> Tensor:
-        batch = {part: getattr(text, part)[rows].to(self.device) for part in ("input_ids", "attention_mask", "labels")}
-        return training_loss(self.model, self.teachers[name], batch)
+        def gradients(size: int) -> Tensor:
+            self.optimizer.zero_grad()
+            with torch.enable_grad():
+                return self._summed(self.windows, own, "training", kept, size, backward=True)
+
+        sums = with_smaller_batches(gradients, max(1, len(own)), "gates")
+        for values in self.gates.logits.values():  # a rank without a window waits for no other
+            values.grad = torch.zeros_like(values) if values.grad is None else values.grad
+        found = [values.grad for values in self.gates.logits.values() if values.grad is not None]
+        self.ranks.add_up(sums, *found)
+        if float(sums[1]) > 0:
+            for gradient in found:
+                gradient.div_(sums[1].float())
+            self.optimizer.step()
+        return sums
+
+    def _summed(self, text: Any, rows: Tensor, name: str, kept: dict[str, list[int]], size: int, backward: bool = False) -> Tensor:
+        """``[2]`` float64: the loss in nats over these windows, and how many tokens it counts."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for part in rows.split(size):
+            batch = {role: getattr(text, role)[part].to(self.device) for role in ("input_ids", "attention_mask", "labels")}
+            counted = int((batch["labels"][:, 1:] != IGNORED).sum())
+            if counted:
+                with self.gates.applied(self.model, kept):
+                    loss = training_loss(self.model, self.teachers[name], batch) * counted
+                    if backward:
+                        loss.backward()  # type: ignore[no-untyped-call]
+                sums += torch.tensor([float(loss.detach()), counted], dtype=torch.float64, device=self.device)
+        return sums
 
     def _look(self, step: int, losses: list[Tensor], kept: dict[str, list[int]]) -> None:
-        """Measures the open gates on the held-out windows, and keeps where the training stands."""
-        count, total = len(self.held_out.input_ids), 0.0
-        with torch.no_grad(), self.gates.applied(self.model, kept):
-            for rows in torch.arange(count).split(self.config.batch_size):
-                total += float(self._loss(self.held_out, rows, "held out")) * len(rows)
-        loss = float(torch.stack(losses).mean()) if losses else None
+        """Measures the open gates on the held-out windows, each rank on its share, and keeps where the training stands."""
+        own = torch.arange(len(self.held_out.input_ids))[self.ranks.rank :: self.ranks.size]
+        with torch.no_grad():
+            sums = with_smaller_batches(
+                lambda size: self._summed(self.held_out, own, "held out", kept, size), self.config.batch_size, "gates"
+            )
+        self.ranks.add_up(sums)
+        held_out, trained = float(sums[0] / sums[1]), sum(losses, start=torch.zeros_like(sums))
+        if not math.isfinite(held_out):
+            raise DataError(
+                f"gates: expected a finite loss on the {int(sums[1]):,} held-out tokens after {step} steps, got {held_out}; give search "
+                "text with tokens to predict, or a lower gates.learning_rate"
+            )
         exchanged = sum(len(set(kept[name]) - set(units)) for name, units in self.plan.kept.items())
-        self.looks.append(Look(step, loss, total / count, exchanged))
+        self.looks.append(Look(step, float(trained[0] / trained[1]) if losses else None, held_out, exchanged))
         self.kept.append(kept)
-        if self.folder is not None and is_rank_zero():
+        self.ranks.on_rank_zero(self._keep)
+
+    def _keep(self) -> None:
+        if self.folder is not None:
             write_tensors(self.folder / _STATE, self.key, self._state())
             write_atomically(self.folder.parent / HISTORY, _table(self.looks))
 
@@ -218,7 +246,7 @@ class _Training:
 
     def _resumed(self) -> int:
         """Steps that a killed run had done at its last look; their state is this run's."""
-        state = Ranks().broadcast(self._read())
+        state = self.ranks.on_rank_zero(self._read)
         if state is None:
             return 0
         for step, loss, held_out, exchanged in state["looks"].tolist():
@@ -235,7 +263,7 @@ class _Training:
         return self.looks[-1].step
 
     def _read(self) -> dict[str, Tensor] | None:
-        if self.folder is None or not is_rank_zero():
+        if self.folder is None:
             return None
         try:
             return read_tensors(self.folder / _STATE, self.key)

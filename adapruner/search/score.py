@@ -133,8 +133,7 @@ def score_model(
         if folder is not None:
             Ranks().on_rank_zero(check_room, folder, room + builder.bytes_to_write(needs, lengths, grams))
         if on_accepted is not None:
-            asked = None if options.recipe is None else options.recipe.to_dict()
-            on_accepted(digest_of({**identity, "recipe": asked, "plan": None if given is None else given.hash}))
+            on_accepted(digest_of({**identity, **_beside_the_study(options, given)}))
         if needs is not None:
             with timed("statistics"):
                 problem = builder.build(builder.pools(), needs, lengths, grams=grams)
@@ -157,6 +156,16 @@ def _with_possible_reconstruction(model: Any, data: RunData, options: PruningOpt
         return options
     announce("reconstruction: local, since this family's layers do not simply add attention and FFN to their input")
     return replace(options, reconstruction=possible)
+
+
+def _beside_the_study(options: PruningOptions, given: PruningPlan | None) -> dict[str, Any]:
+    """What the plan depends on that a trial's value does not."""
+    return {
+        "recipe": None if options.recipe is None else options.recipe.to_dict(),
+        "plan": None if given is None else given.hash,
+        "rounds": options.rounds,
+        "gates": options.gates.to_dict(),
+    }
 
 
 def _needs(options: PruningOptions, compared_metrics: Iterable[str]) -> frozenset[str] | None:

@@ -79,7 +79,8 @@ def _window_sets(data: RunData) -> Iterator[tuple[str, Any]]:
     for length, windows in data.calibration_windows_at.items():
         first = length == data.calibration_windows.input_ids.shape[1]
         yield f"calibration.{'seq_len' if first else 'other_seq_lens'}", windows
-    for name, windows in (("search", data.search_windows), ("recovery", data.recovery_windows)):
+    others = (("search", data.search_windows), ("reconstruction", data.reconstruction_windows), ("recovery", data.recovery_windows))
+    for name, windows in others:
         if windows is not None:
             yield f"{name}.seq_len", windows
     for (name, _), windows in data.evaluation_windows.items():

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from adapruner.compare.devices import VARIABLE, visible_devices
+from adapruner.compare.devices import VARIABLE, check_visible, visible_devices
+from adapruner.errors import ConfigurationError
 
 
 @pytest.mark.parametrize(("value", "devices"), [("0,2", ("0", "2")), ("", ()), ("-1", ()), (" GPU-a , MIG-b ", ("GPU-a", "MIG-b"))])
@@ -30,3 +31,12 @@ def test_a_machine_without_a_driver_has_none(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert visible_devices() == ()
+
+
+def test_nobody_takes_the_gpus_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "2,3")
+    assert check_visible(["3"]) == ["3"]
+    with pytest.raises(ConfigurationError, match=r"devices: expected GPUs of CUDA_VISIBLE_DEVICES \(2, 3\), got 0"):
+        check_visible(["0", "3"])
+    monkeypatch.delenv(VARIABLE)
+    assert check_visible(["0"]) == ["0"]

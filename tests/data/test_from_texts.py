@@ -244,3 +244,12 @@ def test_windows_are_a_kind_of_source_for_the_data_module(tokenizer: Any) -> Non
         TextSource("made", kind="windows", options={"windows": [[1, 2]]}).reader.check()
     with pytest.raises(DataError, match=r"source 'made': expected no documents or part with windows"):
         TextSource("made", kind="windows", options={"windows": windows}, documents=3).reader.check()
+
+
+def test_texts_beside_windows_for_the_refit_are_cut_to_their_length(tokenizer: Any) -> None:
+    windows = torch.arange(4, 4 + 6 * 16).view(6, 16) % 90
+    texts = [f"w{n} w{n + 1} w{n + 2} w{n + 3} " * 40 for n in range(8)]
+    others = [f"w{n} w{n + 1} w{n + 2} w{n + 3} " * 40 for n in range(40, 48)]
+    data = data_from_texts(texts, tokenizer, seq_len=24, search_seq_len=24, reconstruction={"ids": windows, "words": others})
+    assert data.refitted_on.input_ids.shape[1] == 16
+    assert data.calibration_windows.input_ids.shape[1] == 24

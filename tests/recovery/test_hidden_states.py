@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +58,26 @@ def test_files_are_used_only_above_the_limit(tmp_path: Path, monkeypatch: pytest
         assert all(tmp_path in file.parents for file in mapped)
 
 
-def test_the_size_is_that_of_what_is_kept() -> None:
+def most_mapped(folder: Path, config: ReconstructionConfig) -> int:
+    """Bytes of mapped files that are alive at once in a refit of every layer."""
+    alive: dict[int, int] = {}
+    most, made = [0], MappedStates.__init__
+
+    def counting(self: MappedStates, file: Path, shapes: Any, dtype: torch.dtype, device: torch.device) -> None:
+        made(self, file, shapes, dtype, device)
+        alive[id(self)] = sum(math.prod(shape) for shape in shapes) * dtype.itemsize
+        weakref.finalize(self, alive.pop, id(self))
+        most[0] = max(most[0], sum(alive.values()))
+
+    model = tiny_llama()
+    structure = trace_structure(model)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(MappedStates, "__init__", counting)
+        prune_and_reconstruct(model, structure, plan_for(structure), IDS, config)
+    return most[0]
+
+
+def test_the_size_is_that_of_what_is_kept(tmp_path: Path) -> None:
     """Sequential: three streams and one projection's inputs of 6 x 24 tokens in float32, the widest 48 channels, hidden size 32."""
     model = tiny_llama()
     structure = trace_structure(model)
@@ -63,13 +85,19 @@ def test_the_size_is_that_of_what_is_kept() -> None:
     tokens = IDS.numel()
     assert states_gib(model, structure, tokens, ReconstructionConfig()) == tokens * (3 * hidden + widest) * 4 / 2**30
     assert states_gib(model, structure, tokens, ReconstructionConfig(form="local")) == tokens * hidden * 4 / 2**30
+    for form in ("sequential", "local"):
+        most = most_mapped(tmp_path, ReconstructionConfig(batch_size=4, form=form, states_gib=0.0, states_folder=str(tmp_path)))
+        assert most <= states_gib(model, structure, tokens, ReconstructionConfig(form=form)) * 2**30
     whole = reconstruction_gib(model, structure, 6, 24, ReconstructionConfig())
     in_files = reconstruction_gib(model, structure, 6, 24, ReconstructionConfig(states_gib=0.0))
     assert whole - in_files == pytest.approx(states_gib(model, structure, tokens, ReconstructionConfig()))
 
 
 def test_states_come_out_as_they_went_in_and_apart_from_the_file(tmp_path: Path) -> None:
-    states = MappedStates(tmp_path / "states", [(2, 3, 4), (1, 3, 4)], torch.bfloat16, CPU)
+    own = tmp_path / "of-its-own"
+    own.mkdir()
+    states = MappedStates(own / "states", [(2, 3, 4), (1, 3, 4)], torch.bfloat16, CPU)
+    assert not list(tmp_path.iterdir())  # as a killed process would leave it
     first, last = torch.randn(2, 3, 4).bfloat16(), torch.randn(1, 3, 4).bfloat16()
     states[0], states[1] = first, last
     taken = states[0]

@@ -59,3 +59,26 @@ def test_padded_windows_are_left_out_with_their_sources() -> None:
     assert found.sources is not None
     assert torch.equal(found.input_ids, OWN.input_ids[[0, 2, 3, 4, 5, 6, 7]])
     assert found.sources[1].tolist() == OWN.source_index[[0, 2, 3, 4, 5, 6, 7]].tolist()
+
+
+def test_a_source_without_samples_in_the_pool_decides_nothing() -> None:
+    """One that the search has whole: its mean there is none, and must not end the refit in silence."""
+    dense = tiny_llama()
+    names = [*POOL.source_names, "held out whole"]
+    problem = prepare_problem(dense, replace(POOL, source_names=names))
+    plan = make_plan(problem, Recipe({"l1": 1.0}))
+    other = replace(OWN, source_names=["held out whole", "mail"])
+    expected = by_hand(copy.deepcopy(dense), problem, plan, OWN.input_ids, [1.0] * 8)
+    refit_plan(dense, problem, plan, PostPruning.of_data(run_data(other), CONFIG, None))
+    for name, value in dense.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_draw_of_the_pool_says_nothing_of_other_windows() -> None:
+    dense = tiny_llama()
+    problem = prepare_problem(dense, POOL)
+    plan = make_plan(problem, Recipe({"l1": 1.0}, calibration=CalibrationChoice(count=1)))
+    expected = by_hand(copy.deepcopy(dense), problem, plan, OWN.input_ids, [1.0] * 8)
+    refit_plan(dense, problem, plan, PostPruning.of_data(run_data(), CONFIG, None))
+    for name, value in dense.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)

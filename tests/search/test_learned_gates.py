@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import adapruner
-from adapruner.errors import ConfigurationError
+from adapruner.errors import ConfigurationError, DataError
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.masking import masked
 from adapruner.pruning.plan import PruningPlan
@@ -58,6 +58,38 @@ def test_a_bad_plan_is_mended_and_every_look_is_the_divergence_itself() -> None:
     assert found.plan.provenance["gates"]["started from"] == plan.hash
 
 
+def with_uncounted(windows: Any, rows: list[int]) -> Any:
+    found = replace(windows, labels=windows.labels.clone())
+    found.labels[rows] = -100
+    found.labels[-1, 3:] = -100  # and one of few tokens, which count as few
+    return found
+
+
+def test_tokens_count_alike_in_whatever_batches() -> None:
+    """Rows without a token to predict say nothing, and the others count by their tokens: the loss of the text, whole."""
+    model = tiny_llama()
+    problem = prepare_problem(model, WINDOWS, Budget(0.4, keep_at_least=0.1))
+    plan, held = make_plan(problem, RANDOM), with_uncounted(HELD_OUT, [0, 1, 2])
+    with torch.no_grad(), masked(model, problem.structure, plan):
+        expected = float(model(held.input_ids, labels=held.labels).loss)
+    training = with_uncounted(WINDOWS, [0, 5])
+    values = []
+    for size in (1, 3, 4):
+        config = replace(CONFIG, divergence=0.0, batch_size=size, steps=3, look_every=3)
+        found = learn_gates(model, problem, plan, RANDOM, training, held, config)
+        values += [found.looks[0].held_out]
+        assert all(torch.isfinite(torch.tensor(look.held_out)) for look in found.looks)
+    assert values == pytest.approx([expected] * 3, rel=1e-5)
+
+
+def test_held_out_text_that_predicts_nothing_is_refused() -> None:
+    model = tiny_llama()
+    problem = prepare_problem(model, WINDOWS, Budget(0.4, keep_at_least=0.1))
+    nothing = replace(HELD_OUT, labels=torch.full_like(HELD_OUT.labels, -100))
+    with pytest.raises(DataError, match=r"gates: expected a finite loss on the 0 held-out tokens after 0 steps"):
+        learn_gates(model, problem, make_plan(problem, RANDOM), RANDOM, WINDOWS, nothing, replace(CONFIG, divergence=0.0))
+
+
 def test_the_cross_entropy_alone_needs_no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learned_gates, "write_down", lambda *_: pytest.fail("no teacher is asked for"))
     found, plan, model, problem = learned(replace(CONFIG, divergence=0.0))
@@ -71,7 +103,8 @@ def test_gates_that_make_it_worse_leave_the_plan_as_it_is() -> None:
     """So large a step throws every ranking over; the best look is the first."""
     good, plan, _, _ = learned(replace(CONFIG, learning_rate=50.0, steps=4), recipe=Recipe({"taylor_second": 1.0}))
     assert good.best.step == 0
-    assert good.plan == plan
+    assert good.plan.kept == plan.kept
+    assert good.plan.provenance["gates"]["best"]["step"] == 0  # it is told that they ran
 
 
 def test_the_model_is_as_it_was() -> None:
@@ -108,13 +141,13 @@ def test_a_killed_run_goes_on_at_its_last_look(tmp_path: Path, monkeypatch: pyte
 
 
 def on_rank(rank: int, steps: int) -> LearnedGates:
-    return learned(replace(CONFIG, steps=steps))[0]
+    return learned(replace(CONFIG, steps=steps, batch_size=3))[0]  # two windows for one rank, one for the other
 
 
 @pytest.mark.slow  # two processes are started
 def test_two_ranks_are_one(tmp_path: Path) -> None:
     first, second = on_two_ranks(on_rank, tmp_path, 4)
-    alone, *_ = learned(replace(CONFIG, steps=4))
+    alone, *_ = learned(replace(CONFIG, steps=4, batch_size=3))
     assert first == second
     assert first.plan.kept == alone.plan.kept
     assert [look.held_out for look in first.looks] == pytest.approx([look.held_out for look in alone.looks], rel=1e-4)
@@ -136,6 +169,14 @@ def test_gates_stand_between_search_and_surgery(tmp_path: Path) -> None:
     assert (gates["first"], gates["steps"]) == (pytest.approx(float(looks[1].split(",")[2]), abs=1e-6), 2)
     assert gates["best"] == pytest.approx(min(float(look.split(",")[2]) for look in looks[1:]), abs=1e-6)
     assert adapruner.pruning.plan.read_plan(tmp_path / "run" / "plan.json").hash == result.plan.hash
+
+
+def test_a_given_plan_keeps_its_units(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts, gates = random_windows(12, 16, seed=9), GatesConfig(steps=2, batch_size=4)
+    plain = adapruner.prune(tiny_llama(), calibration=texts, budget=0.4, recipe=RANDOM, progress=False)
+    again = adapruner.prune(tiny_llama(), calibration=texts, plan=plain.plan, budget=0.4, gates=gates)
+    assert again.plan.kept == plain.plan.kept
+    assert "gates: a given plan keeps its units, none is exchanged" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_gates_cannot_do_is_refused() -> None:
