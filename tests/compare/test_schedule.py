@@ -15,6 +15,7 @@ from adapruner.compare.command import run_compare
 from adapruner.compare.process import FitProcess, last_error
 from adapruner.compare.process import Starter as ProcessStarter
 from adapruner.compare.schedule import run_cells
+from adapruner.compare.spec import devices_of_a_cell
 from adapruner.errors import ConfigurationError
 from adapruner.files.folder_lock import FolderLock
 
@@ -139,8 +140,24 @@ def test_cells_at_a_time_have_a_gpu_each_and_their_share_of_the_cores(tmp_path: 
     finally:
         for process_at_work in running:
             process_at_work.end()
-    named, alone = ProcessStarter(jobs=1, devices=["9"]), ProcessStarter(jobs=1)
-    assert (named.devices, named.threads, alone.devices, alone.threads) == (("9",), None, (), None)
+    named, alone = ProcessStarter(jobs=1, devices=["6"]), ProcessStarter(jobs=1)
+    assert (named.devices, named.threads, alone.devices, alone.threads) == (("6",), None, (), None)
+    assert ProcessStarter(jobs=3, devices_of_a_cell="2").devices == ()  # a cell that asks for two would find one
+
+
+@pytest.mark.parametrize(
+    ("options", "base", "expected"),
+    [
+        ((), "", "auto"),
+        ((), "trainer: {devices: 2}", "2"),
+        (("--trainer.devices=4",), "trainer: {devices: 2}", "4"),
+        (("--trainer.devices", "3"), "", "3"),
+    ],
+)
+def test_devices_of_a_cell_by_arguments_then_base(tmp_path: Path, options: tuple[str, ...], base: str, expected: str) -> None:
+    spec = fake_spec(tmp_path, options=list(options))
+    (tmp_path / "base.yaml").write_text(f"model: {{name_or_path: demo}}\n{base}\n")
+    assert devices_of_a_cell(spec) == expected
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
