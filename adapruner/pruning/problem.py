@@ -91,7 +91,7 @@ def score_units(problem: PruningProblem, recipe: Recipe) -> dict[str, Tensor]:
     if not problem.statistics.samples:
         raise ConfigurationError("problem: expected statistics of the dense model, got none; score the model, before it is pruned")
     statistics, pool = problem.at_length(recipe.calibration.seq_len)
-    return mix_metrics(
+    scores = mix_metrics(
         recipe.coefficients,
         statistics,
         problem.structure,
@@ -104,6 +104,7 @@ def score_units(problem: PruningProblem, recipe: Recipe) -> dict[str, Tensor]:
         score_order=recipe.score_order,
         seed=problem.seed,
     )
+    return scores
 
 
 def budget_of(problem: PruningProblem, recipe: Recipe) -> tuple[Budget, UnitCosts]:

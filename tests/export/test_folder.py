@@ -194,7 +194,7 @@ def test_modelling_file_needs_nothing_of_ours(pruned, tmp_path):
     export_model(case.model, None, case.structure, case.plan, tmp_path / "out")
     source = (tmp_path / "out" / "modeling_adapruner.py").read_text()
     imports = {line.split()[1] for line in source.splitlines() if line.startswith(("import ", "from "))}
-    assert imports == {"typing", "torch", "transformers"}
+    assert imports == {"logging", "typing", "torch", "transformers"}
 
 
 def test_card_does_not_tell_where_the_base_model_lay(pruned, tmp_path):
