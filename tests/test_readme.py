@@ -70,7 +70,8 @@ def test_the_ten_lines_at_the_top(names: dict[str, Any]) -> None:
 def test_the_lightning_project(names: dict[str, Any]) -> None:
     Path("my-text.txt").write_text("\n\n".join(texts(240)["books"]))
     code = block("class MyModule(LightningModule)").replace("max_steps=200", "max_steps=2, accelerator='cpu', logger=False")
-    code = code.replace("PruningSearchCallback(0.3,", "PruningSearchCallback(0.3, search=few,")
+    assert "PruningSearchCallback(0.3, SearchConfig(64)," in code
+    code = code.replace("SearchConfig(64)", "few")
     exec(code, names := {**names, "few": Few(), "__name__": "stranger"})
     assert names["search"].plan.pruned_fraction == pytest.approx(0.3, abs=0.002)
     assert Path("out/config.json").is_file()

@@ -163,7 +163,8 @@ def test_devices_of_a_cell_by_arguments_then_base(tmp_path: Path, options: tuple
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_ends_all_cells_at_work(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib\nfrom adapruner.compare import process\nfrom adapruner.compare.command import run_compare\n"
+        "import signal, sys, pathlib\nfrom adapruner.compare import process\nfrom adapruner.compare.command import run_compare\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a suite in the background ignores it, and what it starts does too
         "from tests.compare.fakes import fake_spec, find\n"
         "folder = pathlib.Path(sys.argv[1])\nscript = folder / 'python'\n"
         "script.write_text('#!/bin/sh\\necho $$\\nexec sleep 600\\n')\nscript.chmod(0o755)\nprocess.sys.executable = str(script)\n"
