@@ -85,17 +85,20 @@ def first_logits(
         priorities: group name -> ``[units]``, what the plan's units were ranked by.
         over_model: whether units of different groups were compared; else each group is ranked by itself.
     """
-    ranks = {name: torch.argsort(torch.argsort(values, stable=True), stable=True).double() for name, values in priorities.items()}
     removed = {g.name: g.units - len(plan.kept[g.name]) for g in structure.groups}
     if not over_model:
-        found = {g.name: (ranks[g.name] - removed[g.name] + 0.5) / g.units for g in structure.groups}
+        found = {g.name: (_ranks(priorities[g.name]) - removed[g.name] + 0.5) / g.units for g in structure.groups}
     else:
         names = [g.name for g in structure.groups]
-        flat = torch.cat([priorities[name].double() for name in names])
-        order = torch.argsort(torch.argsort(flat, stable=True), stable=True).double()
+        order = _ranks(torch.cat([priorities[name].double() for name in names]))
         parts = order.split([len(priorities[name]) for name in names])
-        found = {name: (part - sum(removed.values()) + 0.5) / len(flat) for name, part in zip(names, parts, strict=True)}
+        found = {name: (part - sum(removed.values()) + 0.5) / len(order) for name, part in zip(names, parts, strict=True)}
     return {name: (SPREAD * values).float().to(device) for name, values in found.items()}
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """``[n]`` float64: the place of each in ascending order, from 0."""
+    return torch.argsort(torch.argsort(values, stable=True), stable=True).double()
 
 
 def _times(mask: Tensor) -> Any:

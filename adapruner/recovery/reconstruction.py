@@ -105,8 +105,8 @@ def prune_and_reconstruct(
             windows = start(model, ids, config.batch_size, _states_folder(model, structure, ids, config, ranks))
         else:
             windows = dense.windows
-        if dense is not None and config.form == "local":  # which moves them on; the next plan starts from them
-            windows = replace(windows, starts=windows.store.copy_of(windows.starts))
+            if config.form == "local":  # which moves them on; the next plan starts from them
+                windows = replace(windows, starts=windows.store.copy_of(windows.starts))
         device = windows.starts[0].device
         shares = _shares_of(weights, config.batch_size, device, ranks)
         if config.form == "local":

@@ -29,7 +29,7 @@ from adapruner.models.forward import evaluation_mode, frozen, input_device
 from adapruner.models.next_token_loss import IGNORED
 from adapruner.models.smaller_batches import with_smaller_batches
 from adapruner.progress import announce, progress_bar
-from adapruner.pruning.allocation.gamma import priorities_of
+from adapruner.pruning.allocation.gamma import priorities_in
 from adapruner.pruning.gates import UnitGates, first_logits
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.problem import PruningProblem, budget_of, plan_of_units, score_units
@@ -277,15 +277,8 @@ def _priorities(problem: PruningProblem, recipe: Recipe) -> dict[str, Tensor]:
     scores, allocation = score_units(problem, recipe), recipe.allocation
     if allocation.method != "gamma":
         return {name: values.double() for name, values in scores.items()}
-    _, costs = budget_of(problem, recipe)
-    found = {}
-    for g in problem.structure.groups:
-        multiplier = (allocation.log_head_multiplier if g.kind == "attention" else 0.0) - allocation.profile_at(
-            g.layer, problem.structure.layers
-        )
-        cost = costs.per_unit[g.name] if allocation.per == "cost" else 1.0
-        found[g.name] = priorities_of(scores[g.name].double(), cost, allocation.gamma, multiplier)
-    return found
+    structure, (_, costs) = problem.structure, budget_of(problem, recipe)
+    return {g.name: priorities_in(g, scores[g.name], allocation, costs, structure.layers) for g in structure.groups}
 
 
 def _as_mask(units: list[int], count: int) -> Tensor:

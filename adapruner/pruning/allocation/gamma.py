@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from adapruner.models.units import UnitGroup
-from adapruner.pruning.allocation import AllocationInputs, AllocationMethod, register_allocation
+from adapruner.pruning.allocation import Allocation, AllocationInputs, AllocationMethod, register_allocation
 from adapruner.pruning.allocation.regular_widths import make_regular
+from adapruner.pruning.costs import UnitCosts
 
 
 @register_allocation
@@ -25,16 +26,25 @@ class GlobalRanking(AllocationMethod):
     uses = frozenset({"heads", "round_to", "depth_slope", "depth_curve"})
 
     def keep(self, inputs: AllocationInputs) -> dict[str, list[int]]:
-        options, priorities = inputs.options, {}
-        for g in inputs.groups:
-            profile = options.profile_at(g.layer, inputs.structure.layers)
-            log_multiplier = (options.log_head_multiplier if g.kind == "attention" else 0.0) - profile
-            cost = inputs.costs.per_unit[g.name] if options.per == "cost" else 1.0
-            priorities[g.name] = priorities_of(inputs.scores[g.name].double(), cost, options.gamma, log_multiplier)
+        options = inputs.options
+        priorities = {
+            g.name: priorities_in(g, inputs.scores[g.name], options, inputs.costs, inputs.structure.layers) for g in inputs.groups
+        }
         removed = remove_globally(priorities, inputs)
         if options.heads == "uniform" or inputs.round_to > 1:
             return inputs.keep_highest(make_regular({name: len(units) for name, units in removed.items()}, priorities, inputs), priorities)
         return {g.name: [u for u in range(g.units) if u not in removed.get(g.name, ())] for g in inputs.structure.groups}
+
+
+def priorities_in(group: UnitGroup, scores: Tensor, options: Allocation, costs: UnitCosts, layers: int) -> Tensor:
+    """``[units]`` float64: what one ranking over the whole model ranks a group's units ``[units]`` by.
+
+    Args:
+        layers: of the model.
+    """
+    log_multiplier = (options.log_head_multiplier if group.kind == "attention" else 0.0) - options.profile_at(group.layer, layers)
+    cost = costs.per_unit[group.name] if options.per == "cost" else 1.0
+    return priorities_of(scores.double(), cost, options.gamma, log_multiplier)
 
 
 def priorities_of(values: Tensor, cost: float, gamma: float, log_multiplier: float) -> Tensor:
