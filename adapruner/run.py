@@ -241,6 +241,7 @@ def _finish_report(
         model=pruned.model,
         recovery=None if recovered is None else recovered.to_report(),
         reconstruction_seconds=pruned.seconds,
+        judged=pruned.judged,
     )
     if folder is not None:
         check_there(folder)

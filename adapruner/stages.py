@@ -47,7 +47,8 @@ from adapruner.pruning.surgery import prune_model, write_widths
 from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.recovery.distillation import Distillation, DistillationConfig, check_teacher, check_vocabulary
 from adapruner.recovery.form import check_trainable
-from adapruner.recovery.post_pruning import PostPruning, recipe_of, refit_plan
+from adapruner.recovery.judged_refit import JudgedRefit, refit_if_better
+from adapruner.recovery.post_pruning import PostPruning, recipe_of
 from adapruner.recovery.teacher import vocabulary_of, write_down
 from adapruner.recovery.training import RecoveredModel, RecoveryConfig, recovery_config, train_recovery
 from adapruner.search.config import SearchConfig
@@ -68,6 +69,8 @@ class PrunedModel:
     """Time that the refit took; 0 without one."""
     stage: str = "pruned"
     """``pruned``, or ``reconstructed`` after a refit."""
+    judged: JudgedRefit | None = None
+    """What the refit did to the loss on the search split; ``None`` where nobody asked."""
 
 
 @dataclass(frozen=True)
@@ -224,17 +227,21 @@ def reconstruct(scored: ScoredModel, found: FoundPlan, *, widths_only: bool = Fa
         )
     model, problem, plan, reconstruction = scored.model, scored.problem, found.remaining, scored.options.reconstruction
     plan.check(problem.structure, problem.fingerprint)
+    judged: JudgedRefit | None = None
     started, refits = time.monotonic(), reconstruction is not None and not widths_only
     apply_depth_and_width(model, scored.stage.cut)
     if refits:
         with progress_bar("reconstruction", problem.structure.layers) as advance:
-            refit_plan(model, problem, plan, PostPruning.of_data(scored.data, reconstruction, None), advance, Ranks())
+            how = PostPruning.of_data(scored.data, reconstruction, None)
+            judge: tuple[Any, int] = scored.data.search_windows, scored.options.search.batch_size
+            judged = refit_if_better(model, problem, plan, how, *judge, advance, Ranks())
         write_widths(model.config, problem.structure, plan)
     else:
         prune_model(model, problem.structure, plan, bias_means(problem, recipe_of(plan)))
     save_as_export(model, scored.structure, found.plan)
     seconds = time.monotonic() - started if refits else 0.0
-    return PrunedModel(model, found.plan, seconds, "pruned" if reconstruction is None else "reconstructed")
+    left_out = reconstruction is None or (judged is not None and judged.left_out)
+    return PrunedModel(model, found.plan, seconds, "pruned" if left_out else "reconstructed", judged)
 
 
 @typed

@@ -55,7 +55,9 @@ class Pipeline:
 
 
 def pipelines(options: argparse.Namespace) -> list[Pipeline]:
-    """All of the same tokens: the largest refit decides how many."""
+    """Those that are named; else all of the same tokens: the largest refit decides how many."""
+    if options.pipelines:
+        return [Pipeline(*map(int, named.split(":"))) for named in options.pipelines]
     tokens = Pipeline(max(options.refits), options.recovery_steps).tokens
     return [Pipeline(refit, (tokens // SEQ_LEN - refit) // BATCH) for refit in [0, *options.refits]]
 
@@ -150,9 +152,11 @@ def main() -> None:
     parser.add_argument("--kept", type=Path, help="folder of plans and statistics that real_models kept")
     parser.add_argument("--units", nargs="+", default=[OURS, BEST_FIXED, GATES, "flap, AL-AM", "llm-pruner, second"])
     parser.add_argument("--refits", nargs="+", type=int, default=[144, 768], help="windows of 128 tokens that refits see")
+    parser.add_argument("--pipelines", nargs="+", metavar="WINDOWS:STEPS", help="these instead of all of the same tokens")
+    parser.add_argument("--most-steps", type=int, default=0, help="windows of recovery are drawn for so many steps at least")
     options = parser.parse_args()
     chosen = pipelines(options)
-    options.most_steps = max(pipeline.steps for pipeline in chosen)
+    options.most_steps = max(options.most_steps, *(pipeline.steps for pipeline in chosen))
     record = Record(options)
     for budget in options.budgets:
         for seed in options.seeds:

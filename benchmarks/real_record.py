@@ -114,6 +114,7 @@ def _setting(options: argparse.Namespace) -> dict[str, Any]:
         "kept",
         "units",
         "refits",
+        "pipelines",
         "gate_steps",
     )  # every cell says of itself
     return {**{k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k not in cells}, "seq_len": SEQ_LEN}

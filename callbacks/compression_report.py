@@ -135,6 +135,7 @@ class CompressionReportCallback(PruningListener):
             model=held_model(pl_module, self._pruning.model_attribute),
             processes=trainer.world_size,
             reconstruction_seconds=self._pruning.reconstruction_seconds,
+            judged=self._pruning.judged,
             **sections,
         )
 

@@ -34,6 +34,7 @@ from adapruner.pruned_module import carry_pruning
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.checkpoint_contents import check_contents, plan_of_checkpoint
+from adapruner.recovery.judged_refit import JudgedRefit
 from adapruner.search.config import SearchConfig
 from adapruner.search.find_plan import FoundPlan, find_plan, save_found_plan
 from adapruner.search.journal import FILE as JOURNAL
@@ -92,6 +93,7 @@ class PruningSearchCallback(Callback):
         self.scored: ScoredModel | None = None
         self.found: FoundPlan | None = None
         self.reconstruction_seconds = 0.0
+        self.judged: JudgedRefit | None = None
         self.folder = Path()
         self.lock: FolderLock | None = None  # set by the command line, which holds the folder beyond the last callback
         self.loggers, self._holding = LateLoggers(), ExitStack()
@@ -148,7 +150,8 @@ class PruningSearchCallback(Callback):
         self.plan, self.scored = self.found.plan, self.scored.after_search()
         self._notify(trainer, pl_module, "dense")
         pruned = reconstruct(self.scored, self.found, widths_only=self._refit_is_known(trainer))
-        self.reconstruction_seconds, self.scored = pruned.seconds, self.scored.after_pruning()
+        self.reconstruction_seconds, self.judged = pruned.seconds, pruned.judged
+        self.scored = self.scored.after_pruning()
         pl_module.plan = self.plan  # type: ignore[assignment]
         save_found_plan(self.scored, self.found, self.tokenizer_of(pl_module))
         self._notify(trainer, pl_module, pruned.stage)

@@ -133,7 +133,7 @@ def _last_of_ours(perplexity: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _recovery(report: Mapping[str, Any]) -> str:
     recovery = report.get("recovery") or {}
     refit, lora = recovery.get("reconstruction"), recovery.get("lora")
-    parts = [f"closed-form refit with ridge {refit['ridge']:g}"] if refit else []
+    parts = [f"closed-form refit with ridge {refit['ridge']:g}"] if refit and not refit.get("left_out") else []
     if lora:
         full = lora.get("form") == "full"
         how = "full fine-tuning" if full else f"LoRA of rank {lora['r']}, alpha {lora['alpha']:g}"

@@ -50,6 +50,9 @@ class ReconstructionConfig:
     states_folder: str | None = None
     """Folder of these files, on a fast disk; the system's folder for temporary files when empty, which some systems keep in memory. Nothing
     is left in it."""
+    only_if_better: bool = True
+    """Whether the refit is left out where the search split, which it does not see, has a lower loss without it. Costs two evaluations of
+    that split; methods that are compared are refitted in any case."""
     intercept: bool = True
     """Whether the bias of an output projection that has one is refitted too, without a penalty; else it stays."""
 

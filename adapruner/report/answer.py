@@ -146,8 +146,10 @@ def perplexity_path(report: Report) -> list[str]:
 
 
 def worse_sentences(report: Report) -> list[str]:
-    """A stage after which the run's own model was worse than before it, on any set: it is meant to make it better."""
-    found = []
+    """A stage after which the run's own model was worse than before it, on any set: it is meant to make it better. First, a refit that was
+    taken back for it."""
+    left_out = left_out_sentence(report)
+    found = [left_out] if left_out else []
     for comparison in comparisons(report):
         values = comparison.own.values if comparison.own and comparison.own.method == OWN_METHOD else {}
         stages = [stage for stage in STAGES if stage in values]
@@ -156,6 +158,18 @@ def worse_sentences(report: Report) -> list[str]:
                 change = f"{perplexity_text(values[before])} to {perplexity_text(values[after])}"
                 found.append(f"Worse by being {after}, on {comparison.title}: {change}.")
     return found
+
+
+def left_out_sentence(report: Report) -> str | None:
+    """That the refit was taken back, and what to do about it; ``None`` where it was not."""
+    refit = report.recovery.reconstruction if report.recovery else None
+    if refit is None or not refit.left_out:
+        return None
+    change = f"{nll_text(refit.pruned)} to {nll_text(refit.refitted)} nats per token"
+    return (
+        f"The refit was left out: it made the search split worse, {change}. More calibration text, or a larger reconstruction.ridge, may "
+        "help it."
+    )
 
 
 def below_dense_sentence(report: Report) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
@@ -10,10 +11,12 @@ from torch import nn
 from adapruner.errors import BudgetError
 from adapruner.files.value_cache import ValueCache
 from adapruner.pruning.problem import make_plan
+from adapruner.recovery.judged_refit import JudgedRefit
 from adapruner.recovery.post_pruning import PostPruning, measure_stages
 from adapruner.search.find_plan import FoundPlan
 from adapruner.search.score import ScoredModel
 
+_REFIT = "loss of the refit"
 FILE = "report_measurements.json"
 Values = dict[tuple[str, int], float]
 
@@ -63,6 +66,17 @@ class MeasuredBefore:
         values = measure()
         self.keep(method, stage, values)
         return values
+
+    def judged(self, now: JudgedRefit | None) -> JudgedRefit | None:
+        """What this attempt's refit came to, else an earlier one's."""
+        if self._known is None:
+            return now
+        if now is None:
+            before, after = (self._known.get(_REFIT, name) for name in ("pruned", "refitted"))
+            return None if before is None or after is None else JudgedRefit(before, after)
+        for name, value in asdict(now).items():
+            self._known.put(_REFIT, name, value, write=True)
+        return now
 
     def compare(
         self, model: nn.Module, problem: Any, recipes: dict[str, Any], post_pruning: PostPruning, measure: Callable[[nn.Module], Values]

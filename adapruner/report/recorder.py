@@ -9,7 +9,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from adapruner.progress import announce, progress_bar
 from adapruner.pruning.allocation import Allocation
 from adapruner.pruning.depth_and_width import depth_and_width_removed
 from adapruner.pruning.recipe import Recipe
+from adapruner.recovery.judged_refit import JudgedRefit
 from adapruner.recovery.post_pruning import PostPruning, pruned_only, recipe_of
 from adapruner.recovery.streams import SharedStream
 from adapruner.report.measured_before import MeasuredBefore, Values
@@ -159,7 +160,9 @@ class ReportRecorder:
 
     @timed("measuring")
     def measure_stage(self, stage: str, model: nn.Module) -> None:
-        """The run's own model at a stage: ``pruned`` or ``reconstructed``."""
+        """The run's own model at a stage: ``pruned`` or ``reconstructed``; once, where the refit was left out."""
+        if stage == self.stage:
+            return
         self._add(METHOD, stage, self.before.measure(METHOD, stage, lambda: self._measure(model, f"perplexity, {stage}")))
         self.stage = stage
         if stage == "pruned":
@@ -241,6 +244,7 @@ class ReportRecorder:
         processes: int = 1,
         recovery: Mapping[str, Any] | None = None,
         reconstruction_seconds: float = 0.0,
+        judged: JudgedRefit | None = None,
         recovery_seed: int | None = None,
         zero_shot: Mapping[str, Any] | None = None,
         export: Mapping[str, Any] | None = None,
@@ -251,6 +255,7 @@ class ReportRecorder:
             name: of the run.
             model: the final model, for the device.
             processes: in which it was made.
+            judged: what the refit did to the loss on the search split, where this process refitted and asked.
             recovery: ``r``, ``alpha``, ``steps``, ``seconds`` and ``history`` of the LoRA recovery; ``None`` where there was none.
             zero_shot: the section on zero-shot tasks.
             export: the section on the export.
@@ -275,7 +280,7 @@ class ReportRecorder:
             "search": search_section(scored, found, self.dense_search_nll),
             "calibration": calibration_section(scored, found),
             "recovery": {
-                "reconstruction": None if refit is None else {"ridge": refit.ridge, "seconds": refit_seconds(reconstruction_seconds)},
+                "reconstruction": None if refit is None else self._refit(refit.ridge, reconstruction_seconds, judged),
                 "lora": recovery,
             },
             "cost": self.cost,
@@ -284,6 +289,11 @@ class ReportRecorder:
             "metrics": metric_sentences([*self.config.compare, *_metrics_of(scored, found)]),
             "took": took_section(next(model.parameters()).device, self.times),
         }
+
+    def _refit(self, ridge: float, seconds: float, judged: JudgedRefit | None) -> dict[str, Any]:
+        judged = self.before.judged(judged)
+        figures = {} if judged is None else {**asdict(judged), "left_out": judged.left_out}
+        return {"ridge": ridge, "seconds": refit_seconds(seconds), **figures}
 
     def _generations(self) -> dict[str, Any]:
         rows = self.samples.to_report(self.stage)

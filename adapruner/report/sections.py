@@ -251,6 +251,11 @@ class Reconstruction(Record):
 
     ridge: float
     seconds: float
+    pruned: float | None = None
+    """Nats per token on the search split before it, and behind it; ``None`` where it was not judged."""
+    refitted: float | None = None
+    left_out: bool = False
+    """Whether the kept weights came back, since the model was better with them."""
 
 
 class Distillation(Record):

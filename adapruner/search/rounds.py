@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapruner.distributed import is_rank_zero
 from adapruner.errors import BudgetError, ConfigurationError
@@ -32,7 +32,8 @@ from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.problem import PruningProblem
 from adapruner.pruning.surgery import cut_layer, restored
 from adapruner.recovery.configuration import deciding_values
-from adapruner.recovery.post_pruning import PostPruning, refit_plan
+from adapruner.recovery.judged_refit import outputs_of, put_outputs, refit_if_better
+from adapruner.recovery.post_pruning import PostPruning
 from adapruner.search.journal import ROUND
 from adapruner.search.score import ScoredModel, score_model
 from adapruner.search.statistics_cache import read_or_collect
@@ -157,8 +158,9 @@ def _cut_and_refitted(scored: ScoredModel, plan: PruningPlan, number: int) -> It
     folder, key = _folder(scored, number), f"1:{problem.weights}:{plan.hash}:{plan.recipe}:{deciding}:{scored.identity}"
 
     def refit() -> dict[str, Tensor]:
-        refit_plan(model, problem, plan, PostPruning.of_data(scored.data, reconstruction, None))
-        return {**_refitted(model, problem.structure), "digest": _digest(model)}
+        how = PostPruning.of_data(scored.data, reconstruction, None)
+        refit_if_better(model, problem, plan, how, scored.data.search_windows, scored.options.search.batch_size)
+        return {**outputs_of(model, problem.structure), "digest": _digest(model)}
 
     with restored(model, problem.structure):
         if reconstruction is None:
@@ -167,8 +169,9 @@ def _cut_and_refitted(scored: ScoredModel, plan: PruningPlan, number: int) -> It
             tensors, known = read_or_collect(None if folder is None else folder / REFIT, key, refit, write=is_rank_zero())
             if known:
                 _cut(model, problem.structure, plan)
-                _put_in(model, tensors)
-                if not torch.equal(tensors["digest"], _digest(model)):
+                digest = tensors.pop("digest")
+                put_outputs(model, tensors)
+                if not torch.equal(digest, _digest(model)):
                     raise ConfigurationError(f"folder: expected {folder}/{REFIT} of this model and plan, got another; remove {folder}")
         yield
 
@@ -176,21 +179,6 @@ def _cut_and_refitted(scored: ScoredModel, plan: PruningPlan, number: int) -> It
 def _cut(model: Any, structure: ModelStructure, plan: PruningPlan) -> None:
     for layer in range(structure.layers):
         cut_layer(model, structure, plan, layer)
-
-
-def _refitted(model: Any, structure: ModelStructure) -> dict[str, Tensor]:
-    """Name -> value of all that a refit may change: the output projections."""
-    modules = {group.output.module: model.get_submodule(group.output.module) for group in structure.groups}
-    return {f"{name}.{kind}": p.detach().cpu().clone() for name, module in modules.items() for kind, p in module.named_parameters()}
-
-
-def _put_in(model: Any, tensors: dict[str, Tensor]) -> None:
-    """As new parameters: a layer that lost nothing still holds the dense model's own, which come back."""
-    for name, value in tensors.items():
-        if name != "digest":
-            owner, _, kind = name.rpartition(".")
-            old = model.get_parameter(name)
-            setattr(model.get_submodule(owner), kind, nn.Parameter(value.to(old.device), old.requires_grad))
 
 
 def _digest(model: Any) -> Tensor:

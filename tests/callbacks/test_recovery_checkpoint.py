@@ -197,7 +197,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
         raise AssertionError("it was known")
 
     monkeypatch.setattr(measured_before, "measure_stages", no_more)
-    monkeypatch.setattr("adapruner.stages.refit_plan", no_more)
+    monkeypatch.setattr("adapruner.stages.refit_if_better", no_more)
     again = fit(None, tmp_path / FILE)
     rows = {(r["method"], r["stage"]) for r in again.recorder.perplexity}
     stages = {("l2", "pruned"), ("l2", "reconstructed"), ("best fixed", "pruned"), ("best fixed", "reconstructed")}

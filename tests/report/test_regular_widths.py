@@ -14,6 +14,7 @@ import torch
 import adapruner
 from adapruner.pruning.allocation import Allocation
 from adapruner.pruning.problem import make_plan
+from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.report import regular_widths
 from adapruner.report.answer import widths_sentence
 from adapruner.report.formats import ratio_text
@@ -89,7 +90,9 @@ def test_a_run_reports_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     def run(**options: Any) -> Any:
         held_out, report = {"held out": WINDOWS.flip(1)[:4]}, ReportConfig(latency_seq_len=8, latency_repeats=1, **options)
-        return adapruner.prune("demo", None, WINDOWS, 0.3, recipe=RECIPE, evaluation=held_out, report=report, progress=False)
+        refit = ReconstructionConfig(only_if_better=False)
+        given: dict[str, Any] = {"recipe": RECIPE, "reconstruction": refit, "evaluation": held_out, "report": report}
+        return adapruner.prune("demo", None, WINDOWS, 0.3, **given, progress=False)
 
     found = validate_report(run().report)
     assert len(set(timed)) == 2

@@ -163,7 +163,7 @@ def test_a_kill_in_the_second_round_does_not_redo_the_first(tmp_path: Path, monk
         with pytest.raises(Killed, match="here"):
             searched(rounds=2, folder=tmp_path / "killed", evaluation=IDS)
     assert scored == ["round-1"] * 5 + ["round-2"] * 3
-    monkeypatch.setattr(rounds_module, "refit_plan", lambda *_: pytest.fail("the first round is refitted again"))
+    monkeypatch.setattr(rounds_module, "refit_if_better", lambda *_: pytest.fail("the first round is refitted again"))
     resumed = searched(rounds=2, folder=tmp_path / "killed", evaluation=IDS)
     assert resumed.outcome is not None
     assert resumed.outcome.resumed == 3
