@@ -131,7 +131,8 @@ def _ranked(
             problem = replace(problem, statistics=collect_in_sequence(scored.model, problem, options.recipe, windows, batch_size))
         plan = make_plan(problem, options.recipe, {"seed": problem.seed, **scored.identity})
         return problem, meet_latency(scored.model, problem, plan, options.recipe, folder, scored.identity), None
-    post_pruning = PostPruning.of_data(scored.data, options.reconstruction, recover, SharedStream())
+    pool = scored.data.calibration_windows  # the few are only compared: the refit's own windows would cost each of them their time
+    post_pruning = PostPruning.of_windows(pool, options.reconstruction, recover, SharedStream())
     with _shown(options.search.n_trials, on_trial) as shown, late_progress_bar("best few again") as on_candidate:
         outcome = run_search(
             scored.model,
