@@ -30,6 +30,7 @@ from adapruner.files.atomic import write_atomically
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.problem import PruningProblem, make_plan, part_weights
 from adapruner.pruning.recipe import Recipe
+from adapruner.recovery.configuration import Ridge
 from adapruner.recovery.local import local_equations
 from adapruner.recovery.post_pruning import reconstructed
 from adapruner.recovery.solve import Solver
@@ -54,7 +55,7 @@ def recipes(space: SearchSpace, problem: PruningProblem, count: int, seed: int) 
 
 def objectives(setting: Setting, problem: PruningProblem) -> dict[str, Callable[[PruningPlan, Recipe], float]]:
     """Everything that can be known of a plan without the sequential refit, by name."""
-    model, windows, ridge = setting.model, setting.data.search_windows, setting.reconstruction.ridge
+    model, windows, ridge = setting.model, setting.data.search_windows, setting.reconstruction.in_trials
     found: dict[str, Callable[[PruningPlan, Recipe], float]] = {}
     for measure in ("nll", "kl"):
         for refit, words in ((None, "pruned"), (ridge, "local refit")):
@@ -71,7 +72,7 @@ def objectives(setting: Setting, problem: PruningProblem) -> dict[str, Callable[
 
 
 @torch.no_grad()
-def left_by_refit(model: Any, problem: PruningProblem, plan: PruningPlan, recipe: Recipe, ridge: float) -> float:
+def left_by_refit(model: Any, problem: PruningProblem, plan: PruningPlan, recipe: Recipe, ridge: Ridge) -> float:
     """Sum over groups of ||W x - W' x'||^2 / ||W x||^2 on the pool, W' the local refit: from Gram matrices, without running the model."""
     assert problem.grams is not None
     weights, total = part_weights(problem, recipe), 0.0

@@ -132,7 +132,7 @@ class Setting:
         self.test = self.data.evaluation_windows["test", 128]
         self.scratch = Path(arguments.cache or tempfile.mkdtemp(prefix="quality-")) / f"{name}-{seed}"
         self.scratch.mkdir(parents=True, exist_ok=True)
-        self.reconstruction = ReconstructionConfig(ridge=arguments.ridge)
+        self.reconstruction = ReconstructionConfig(ridge=arguments.ridge, relative_to=arguments.relative_to)
         self._summed: dict[str, Any] = {}
 
     def _data(self, search_samples: int) -> PruningDataModule:
@@ -219,7 +219,7 @@ class Setting:
         )
         again = self.post_pruning(steps=options.rerank_steps)
         with tempfile.TemporaryDirectory() as folder:
-            refit = options.ridge if ablation.refit else None
+            refit = self.reconstruction.in_trials if ablation.refit else None
             return run_search(self.model, problem, windows, config, Path(folder), {}, refit=refit, post_pruning=again)
 
 
@@ -334,7 +334,8 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=256, help="further search windows for the second look alone, in its own method")
     parser.add_argument("--test-windows", type=int, default=48, help="held-out windows of 128 tokens; 0: all 162")
     parser.add_argument("--bos", default="auto", help="windows that begin with the begin-of-text token: auto, every, first or none")
-    parser.add_argument("--ridge", type=float, default=0.01)
+    parser.add_argument("--ridge", type=float, help="of the refit; its own default when empty")
+    parser.add_argument("--relative-to", choices=["channel", "mean"], default="channel", help="what the ridge is relative to")
     parser.add_argument("--candidates", type=int, default=6)
     parser.add_argument("--rerank-steps", type=int, default=0, help="optimizer steps of the candidates' short recovery")
     parser.add_argument("--recovery-steps", type=int, default=10, help="optimizer steps of 8 x 128 tokens")

@@ -181,7 +181,7 @@ class Setting:
         options = self.options
         config = SearchConfig(n_trials=options.trials, seed=self.seed, rerank=RerankConfig(options.candidates), random_sets=0)
         again = self.post_pruning(recovers=False)
-        ridge = self.reconstruction.ridge
+        ridge = self.reconstruction.in_trials
         outcome = run_search(self.model, problem, self.data.search_windows, config, None, {}, refit=ridge, post_pruning=again)
         assert outcome.best_fixed is not None
         return {OURS: outcome.plan, BEST_FIXED: make_plan(problem, outcome.best_fixed[1], {"recipe": outcome.best_fixed[0].name})}

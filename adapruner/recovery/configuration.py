@@ -6,11 +6,41 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+from torch import Tensor
+
 from adapruner.argument_checks import check_fields
 from adapruner.errors import ConfigurationError
 
 Form = Literal["sequential", "local"]
 Constraint = Literal["ridge", "rotation"]
+RelativeTo = Literal["channel", "mean"]
+#: Strengths by form: measured, see docs/results-remarks.md.
+RIDGES: dict[Form, float] = {"sequential": 1.0, "local": 0.1}
+_TINY = 1e-30
+#: Least sum of squares that a penalty is relative to, as a part of the mean: a channel that is never seen has no reason to change.
+_UNSEEN = 1e-4
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """A ridge penalty: how strong, and relative to what.
+
+    >>> import torch
+    >>> Ridge().of(torch.tensor([[4.0, 0.0], [0.0, 2.0]]))
+    tensor([4., 2.])
+    >>> Ridge(0.01, "mean").of(torch.tensor([[4.0, 0.0], [0.0, 2.0]]))
+    tensor([0.0300, 0.0300])
+    """
+
+    strength: float = 1.0
+    relative_to: RelativeTo = "channel"
+
+    def of(self, gram: Tensor) -> Tensor:
+        """lambda of each channel ``[channels]``, for a Gram matrix ``[channels, channels]``; a channel that is hardly ever seen is held by
+        a part of the mean."""
+        squares = gram.diagonal()
+        mean = squares.mean().clamp_min(_TINY)
+        return self.strength * (squares.clamp_min(_UNSEEN * mean) if self.relative_to == "channel" else mean.expand_as(squares))
 
 
 #: Fields that decide what a refit takes, and nothing of its result.
@@ -25,8 +55,12 @@ class ReconstructionConfig:
     'sequential'
     """
 
-    ridge: float = 0.01
-    """lambda, relative to the mean diagonal of the Gram matrix; more of it stays nearer to the kept weights."""
+    ridge: float | None = None
+    """lambda; more of it stays nearer to the kept weights. When empty, what was best on text that nothing had seen: 1 in the sequential
+    form, whose inputs are the pruned model's own, and 0.1 in the local one."""
+    relative_to: RelativeTo = "channel"
+    """What the ridge is relative to. ``channel``: each input channel's own sum of squares, as if inputs were standardised. ``mean``: the
+    mean over channels, which holds loud channels loosely and quiet ones fast (SlimGPT's damping; 0.01 is usual there)."""
     samples: int | None = None
     """Calibration windows to use; all of them when empty. More is better and costs time in proportion."""
     batch_size: int = 8
@@ -56,10 +90,20 @@ class ReconstructionConfig:
     intercept: bool = True
     """Whether the bias of an output projection that has one is refitted too, without a penalty; else it stays."""
 
+    @property
+    def penalty(self) -> Ridge:
+        """The penalty on what changes."""
+        return Ridge(RIDGES[self.form] if self.ridge is None else self.ridge, self.relative_to)
+
+    @property
+    def in_trials(self) -> Ridge:
+        """The penalty of the local refit inside a search's trials."""
+        return self.penalty if self.form == "local" else Ridge(RIDGES["local"], self.relative_to)
+
     def __post_init__(self) -> None:
         check_fields(self, "reconstruction.")
-        if not _is_strength(self.ridge):
-            raise ConfigurationError(f"reconstruction.ridge: expected a positive number, got {self.ridge}; give 0.01")
+        if self.ridge is not None and not _is_strength(self.ridge):
+            raise ConfigurationError(f"reconstruction.ridge: expected a positive number, got {self.ridge}; leave it out")
         if self.batch_size < 1 or (self.samples is not None and self.samples < 1):
             raise ConfigurationError(
                 f"reconstruction: expected batch_size and samples above 0, got {self.batch_size}, {self.samples}; give positive numbers"
@@ -70,10 +114,12 @@ class ReconstructionConfig:
             raise ConfigurationError(f"reconstruction.states_gib: expected a number of 0 or more, got {self.states_gib}; give 8.0")
         if self.form not in ("sequential", "local"):
             raise ConfigurationError(f"reconstruction.form: expected 'sequential' or 'local', got {self.form!r}; name one of them")
+        if self.relative_to not in ("channel", "mean"):
+            raise ConfigurationError(f"reconstruction.relative_to: expected 'channel' or 'mean', got {self.relative_to!r}; name one")
         if self.constraint not in ("ridge", "rotation"):
             raise ConfigurationError(f"reconstruction.constraint: expected 'ridge' or 'rotation', got {self.constraint!r}; name one")
         if not all(_is_strength(c) for c in self.candidates):
-            raise ConfigurationError(f"reconstruction.candidates: expected positive numbers, got {self.candidates}; give [0.01, 0.1]")
+            raise ConfigurationError(f"reconstruction.candidates: expected positive numbers, got {self.candidates}; give [0.1, 1.0]")
         if self.candidates and self.constraint == "rotation":
             raise ConfigurationError(
                 f"reconstruction.candidates: expected none with constraint 'rotation', got {self.candidates}; leave them out"

@@ -2,10 +2,10 @@
 
 With C = sum x x^T of a projection's dense inputs, K the kept channels and R the removed ones,
 
-    W' = (W C[:, K] + lambda W_K) (C[K, K] + lambda I)^-1 = W_K + W_R C[R, K] (C[K, K] + lambda I)^-1
+    W' = (W C[:, K] + W_K L) (C[K, K] + L)^-1 = W_K + W_R C[R, K] (C[K, K] + L)^-1
 
-(SlimGPT, arXiv 2412.18110; ZipLM, arXiv 2302.04089). C is linear in the weights of the samples. Weaker than the sequential form,
-and cheap enough to stand inside a trial of the search.
+with L the diagonal matrix of the ridge (SlimGPT, arXiv 2412.18110; ZipLM, arXiv 2302.04089). C is linear in the weights of the
+samples. Weaker than the sequential form, and cheap enough to stand inside a trial of the search.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from adapruner.importance.moments import InputMoments
 from adapruner.models.units import ModelStructure, UnitGroup
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.surgery import check_plan, cut_layer, restored
-from adapruner.recovery.configuration import ReconstructionConfig
+from adapruner.recovery.configuration import ReconstructionConfig, Ridge
 from adapruner.recovery.hidden_states import HiddenStates
 from adapruner.recovery.sequential import Shares, solve_and_refit
 from adapruner.recovery.solve import RefitEquations, Solver, refit
@@ -36,7 +36,7 @@ def pruned_and_refitted(
     plan: PruningPlan,
     grams: GramMatrices,
     part_weights: Tensor | None = None,
-    ridge: float = 0.01,
+    ridge: Ridge = Ridge(),
     *,
     intercept: bool = True,
 ) -> Iterator[nn.Module]:
@@ -47,7 +47,7 @@ def pruned_and_refitted(
     Args:
         grams: of the dense model, :func:`adapruner.importance.gram.collect_grams`.
         part_weights: ``[parts]``, how much each part of the pool counts; all samples alike when empty.
-        ridge: lambda, relative to the mean diagonal of C[K, K].
+        ridge: lambda, relative to C[K, K].
         intercept: whether the bias of a projection that has one is refitted too.
 
     Raises:
@@ -74,7 +74,7 @@ def refit_locally(
     weight: Tensor,
     bias: Tensor | None,
     *,
-    ridge: float = 0.01,
+    ridge: Ridge = Ridge(),
     intercept: bool = True,
 ) -> None:
     """Refits the output projection of one group that is cut already, in place (a new parameter).

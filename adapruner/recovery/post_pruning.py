@@ -25,6 +25,7 @@ from adapruner.pruning.problem import PruningProblem, bias_means, part_weights
 from adapruner.pruning.recipe import Recipe
 from adapruner.pruning.surgery import cut_layer, pruned, restored
 from adapruner.pruning.surgery_in_turn import copied_bytes, pruned_in_turn
+from adapruner.recovery.configuration import Ridge
 from adapruner.recovery.local import pruned_and_refitted
 from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_reconstruct
 from adapruner.recovery.streams import SharedStream
@@ -190,12 +191,12 @@ def refit_plan(
 
 @contextmanager
 def trial_model(
-    model: nn.Module, problem: PruningProblem, plan: PruningPlan, recipe: Recipe, refit: float | None = None
+    model: nn.Module, problem: PruningProblem, plan: PruningPlan, recipe: Recipe, refit: Ridge | None = None
 ) -> Iterator[nn.Module]:
     """The model as a trial judges it, inside the block: cut, biases compensated, and refitted where asked.
 
     Args:
-        refit: relative strength of the local refit from the problem's Gram matrices (the recipe's own goes before it);
+        refit: ridge of the local refit from the problem's Gram matrices (the recipe's own strength goes before its);
             ``None`` leaves the kept weights as they are.
     """
     if refit is None:
@@ -205,8 +206,8 @@ def trial_model(
     if problem.grams is None:
         raise ConfigurationError("refit: expected Gram matrices of the calibration pool, got none; collect them, or judge without a refit")
     parts = part_weights(problem, recipe)
-    strength = recipe.ridge if recipe.ridge is not None else refit
-    with pruned_and_refitted(model, problem.structure, plan, problem.grams, parts, strength):
+    ridge = refit if recipe.ridge is None else replace(refit, strength=recipe.ridge)
+    with pruned_and_refitted(model, problem.structure, plan, problem.grams, parts, ridge):
         yield model
 
 

@@ -147,7 +147,7 @@ def solve_and_refit(
     projection: Any, name: str, fitted: RefitEquations, held_out: RefitEquations | None, config: ReconstructionConfig
 ) -> None:
     """Chooses the strength where there is a choice, then solves for all windows."""
-    solver = Solver(config.ridge, config.constraint == "rotation", config.intercept and projection.bias is not None)
+    solver = Solver(config.penalty, config.constraint == "rotation", config.intercept and projection.bias is not None)
     if held_out is not None:
         solver = solver.best_of(config.candidates, fitted, held_out, projection.weight.detach().float())
         fitted = fitted.plus(held_out)

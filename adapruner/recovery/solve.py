@@ -3,15 +3,15 @@
 With the kept weights W and bias b and the targets y, r = y - W x - b is what the projection leaves. A refit adds (D, d) to
 (W, b) such that
 
-    sum_t || D x_t + d - r_t ||^2 + lambda || D ||^2
+    sum_t || D x_t + d - r_t ||^2 + sum_c lambda_c || D_c ||^2
 
-is least; lambda is relative to the mean diagonal of sum x x^T, and d, where it is fitted, is not penalised. In terms of D
-nothing is lost to rounding where r is zero: such weights do not change.
+is least; lambda_c is relative to the channel's own sum of squares, as if inputs were standardised, or to the mean over channels; d,
+where it is fitted, is not penalised. In terms of D nothing is lost to rounding where r is zero: such weights do not change.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from adapruner.errors import ModelError
 from adapruner.importance.moments import InputMoments
+from adapruner.recovery.configuration import Ridge
 from adapruner.recovery.rotation import rotation_change
 
 _TINY = 1e-30
@@ -92,7 +93,7 @@ class RefitEquations:
 class Solver:
     """How one set of equations becomes a change of weights and bias."""
 
-    ridge: float = 0.01
+    ridge: Ridge = field(default_factory=Ridge)
     rotation: bool = False
     intercept: bool = False
     """Whether d is fitted; else it is zero."""
@@ -105,8 +106,7 @@ class Solver:
         if self.rotation:
             change = rotation_change(gram, cross, kept)
         else:
-            strength = self.ridge * float(equations.inputs.gram.diagonal().mean().clamp_min(_TINY))
-            change = solve_ridge(gram, cross, strength, self.precision)
+            change = solve_ridge(gram, cross, self.ridge.of(equations.inputs.gram), self.precision)
         if not self.intercept:
             return change, None
         return change, (equations.residual - change @ equations.inputs.total) / equations.inputs.tokens.clamp_min(_TINY)
@@ -118,21 +118,21 @@ class Solver:
         """
         errors = []
         for ridge in candidates:
-            solver = Solver(ridge, self.rotation, self.intercept, self.precision)
+            solver = replace(self, ridge=replace(self.ridge, strength=ridge))
             errors.append((held_out.error(*solver.solve(train, kept)), solver))
         finite = [(error, solver) for error, solver in errors if error == error]
         return min(finite, key=lambda pair: pair[0])[1] if finite else errors[-1][1]
 
 
-def solve_ridge(gram: Tensor, cross: Tensor, strength: float, precision: torch.dtype = torch.float64) -> Tensor:
-    """cross (gram + strength I)^-1 ``[out, channels]`` float32, by Cholesky; nan where the matrix is not positive definite."""
+def solve_ridge(gram: Tensor, cross: Tensor, penalty: Tensor, precision: torch.dtype = torch.float64) -> Tensor:
+    """cross (gram + diag(penalty))^-1 ``[out, channels]`` float32, by Cholesky; nan where the matrix is not positive definite."""
     damped = gram.to(precision, copy=True)
-    damped.diagonal().add_(strength)
+    damped.diagonal().add_(penalty.to(precision))
     factor, failed = torch.linalg.cholesky_ex(damped)
     del damped
     if int(failed):
         if precision != torch.float64:
-            return solve_ridge(gram, cross, strength)
+            return solve_ridge(gram, cross, penalty)
         return torch.full_like(cross, torch.nan)
     return torch.cholesky_solve(cross.T.to(precision), factor).T.float()
 
@@ -148,7 +148,8 @@ def refit(projection: Any, equations: RefitEquations, solver: Solver, name: str)
     kept = projection.weight.detach().float()
     change, offset = solver.solve(equations, kept)
     if not bool(torch.isfinite(change).all()):
-        raise ModelError(f"reconstruction: expected a finite solution in {name}, got none; raise reconstruction.ridge above {solver.ridge}")
+        above = solver.ridge.strength
+        raise ModelError(f"reconstruction: expected a finite solution in {name}, got none; raise reconstruction.ridge above {above}")
     projection.weight = _like(projection.weight, kept + change)
     if offset is not None and projection.bias is not None:
         projection.bias = _like(projection.bias, projection.bias.detach().float() + offset)

@@ -280,7 +280,7 @@ class ReportRecorder:
             "search": search_section(scored, found, self.dense_search_nll),
             "calibration": calibration_section(scored, found),
             "recovery": {
-                "reconstruction": None if refit is None else self._refit(refit.ridge, reconstruction_seconds, judged),
+                "reconstruction": None if refit is None else self._refit(refit.penalty.strength, reconstruction_seconds, judged),
                 "lora": recovery,
             },
             "cost": self.cost,

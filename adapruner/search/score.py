@@ -22,7 +22,7 @@ from adapruner.pruning.bias_compensation import NEEDS as BIAS_NEEDS
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.problem import PruningProblem
 from adapruner.pruning.self_check import check_family
-from adapruner.recovery.configuration import ReconstructionConfig
+from adapruner.recovery.configuration import ReconstructionConfig, Ridge
 from adapruner.recovery.reconstruction import fitting_form, too_few_tokens
 from adapruner.recovery.streams import choose_windows, states_folder
 from adapruner.recovery.teacher import vocabulary_of
@@ -55,8 +55,8 @@ class ScoredModel:
     """Structure, statistics, calibration pool and budget of the model that units are searched in."""
     given: PruningPlan | None
     """The plan to apply instead of a search, for the model that units are searched in."""
-    refit: float | None
-    """Relative strength of the local refit that trials are judged after; ``None`` judges them as pruned."""
+    refit: Ridge | None
+    """Ridge of the local refit that trials are judged after; ``None`` judges them as pruned."""
     identity: dict[str, Any] = field(default_factory=dict)
     """What the value of a trial depends on, as JSON types."""
     folder: Path | None = None

@@ -22,6 +22,7 @@ from adapruner.evaluation.perplexity import Windows
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.problem import PruningProblem, make_plan
 from adapruner.pruning.recipe import Recipe
+from adapruner.recovery.configuration import Ridge
 from adapruner.recovery.post_pruning import PostPruning
 from adapruner.search.config import SearchConfig
 from adapruner.search.front import pareto_front, pick_from_front, write_front
@@ -70,7 +71,7 @@ def run_search(
     identity: dict[str, Any],
     on_trial: Callable[[TrialRecord, TrialRecord | None], None] | None = None,
     *,
-    refit: float | None = None,
+    refit: Ridge | None = None,
     post_pruning: PostPruning | None = None,
     on_candidate: Callable[[int, int, str], None] | None = None,
 ) -> SearchOutcome:
@@ -82,7 +83,7 @@ def run_search(
         folder: keeps the study in ``study.journal``; ``None`` keeps it in memory and writes nothing.
         identity: what the trials' values depend on (model, data, space, ...). A journal of another identity is refused.
         on_trial: called with every finished trial and the best so far.
-        refit: relative strength of the local refit that trials are judged after; ``None`` judges them as pruned.
+        refit: ridge of the local refit that trials are judged after; ``None`` judges them as pruned.
         post_pruning: what the plan will get; the best few get it before one is chosen. ``None``: the best trial wins.
         on_candidate: progress of the re-ranking: done, in all, what.
 

@@ -13,7 +13,7 @@ from adapruner.progress import announce
 from adapruner.pruning.bias_compensation import NEEDS as BIAS_NEEDS
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.recipe import Recipe
-from adapruner.recovery.configuration import deciding_values
+from adapruner.recovery.configuration import Ridge, deciding_values
 from adapruner.recovery.reconstruction import ReconstructionConfig
 from adapruner.search.config import SearchConfig
 from adapruner.search.options import PruningOptions
@@ -35,8 +35,8 @@ def lengths_of(search: SearchConfig, recipe: Recipe | None, given: PruningPlan |
     return [] if given is not None else list(search.space.seq_lens)
 
 
-def refit_strength(builder: ProblemBuilder, search: SearchConfig, reconstruction: ReconstructionConfig | None) -> float | None:
-    """Relative ridge of the local refit that trials are judged after; ``None`` judges them as pruned, without a refit."""
+def refit_strength(builder: ProblemBuilder, search: SearchConfig, reconstruction: ReconstructionConfig | None) -> Ridge | None:
+    """Ridge of the local refit that trials are judged after; ``None`` judges them as pruned, without a refit."""
     objective = search.objective
     if objective.refit == "never" or (objective.refit == "auto" and reconstruction is None):
         return None
@@ -44,16 +44,16 @@ def refit_strength(builder: ProblemBuilder, search: SearchConfig, reconstruction
     if objective.refit == "auto" and size > objective.refit_gib:
         announce(f"judges trials as pruned: Gram matrices for a refit in each would take {size:.1f} GiB, above {objective.refit_gib}")
         return None
-    return reconstruction.ridge if reconstruction is not None else ReconstructionConfig().ridge
+    return (reconstruction or ReconstructionConfig()).in_trials
 
 
-def study_identity(options: PruningOptions, data: RunData, fingerprint: str, weights: str, refit: float | None) -> dict[str, Any]:
+def study_identity(options: PruningOptions, data: RunData, fingerprint: str, weights: str, refit: Ridge | None) -> dict[str, Any]:
     """Everything a trial's value depends on, apart from its own parameters: two searches of one identity are one search.
 
     Args:
         fingerprint: of the dense model.
         weights: digest of every bit of it.
-        refit: relative strength of the local refit that trials are judged after, or ``None``.
+        refit: ridge of the local refit that trials are judged after, or ``None``.
     """
     search, reconstruction = options.search, options.reconstruction
     refitted = None if reconstruction is None else data.reconstruction_windows
@@ -65,7 +65,7 @@ def study_identity(options: PruningOptions, data: RunData, fingerprint: str, wei
         "budget": asdict(options.budget),
         "space": search.space.to_dict(),
         "sampler": [search.sampler, search.order, search.seed, search.early_stopping, search.chunks],
-        "objective": {**asdict(search.objective), "refit": refit, "refit_gib": None},
+        "objective": {**asdict(search.objective), "refit": None if refit is None else asdict(refit), "refit_gib": None},
         "reconstruction": None if reconstruction is None else deciding_values(reconstruction),
         "code version": __version__,
         **({} if refitted is None else {"reconstruction data": refitted.fingerprint}),

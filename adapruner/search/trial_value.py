@@ -15,6 +15,7 @@ from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.problem import PruningProblem
 from adapruner.pruning.recipe import Recipe
+from adapruner.recovery.configuration import Ridge
 from adapruner.recovery.post_pruning import trial_model
 from adapruner.search.config import SearchConfig
 from adapruner.search.objectives import OBJECTIVES, Measured
@@ -36,10 +37,10 @@ class Objective:
     Args:
         model: the dense model.
         windows: ``[n, seq_len]``.
-        refit: relative strength of the local refit inside the trial, or ``None``; the problem then holds Gram matrices.
+        refit: ridge of the local refit inside the trial, or ``None``; the problem then holds Gram matrices.
     """
 
-    def __init__(self, model: nn.Module, problem: PruningProblem, windows: Windows, config: SearchConfig, refit: float | None) -> None:
+    def __init__(self, model: nn.Module, problem: PruningProblem, windows: Windows, config: SearchConfig, refit: Ridge | None) -> None:
         self.problem, self.windows, self.config, self.refit = problem, windows, config, refit
         self.measure = OBJECTIVES.find(config.objective.measure)
         self.prepared = self.measure.prepare(model, windows, config.objective, config.batch_size)

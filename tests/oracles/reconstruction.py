@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -54,12 +53,12 @@ def watch(model: Any, ids: Tensor) -> dict[str, Tensor]:
 
 
 def ridge(inputs: Tensor, targets: Tensor, kept: Tensor, strength: float, ones: Tensor | None = None) -> Tensor:
-    """min ||X W' - Y||^2 + lambda ||W' - W||^2 as one least-squares problem, with lambda relative to the mean of diag X'X.
+    """min ||X W' - Y||^2 + lambda ||W' - W||^2 as one least-squares problem, with lambda relative to diag X'X, channel by channel.
 
     With ``ones``, a further column of X without a penalty, the intercept is the last column of the solution.
     """
-    scale = math.sqrt(strength * float(inputs.square().sum(0).mean()))
-    rows = torch.cat([inputs, scale * torch.eye(inputs.shape[1], dtype=torch.float64)])
+    scale = (strength * inputs.square().sum(0)).sqrt()
+    rows = torch.cat([inputs, scale.diag()])
     if ones is not None:
         rows = torch.cat([rows, torch.cat([ones, torch.zeros(inputs.shape[1], 1, dtype=torch.float64)])], 1)
-    return torch.linalg.lstsq(rows, torch.cat([targets, scale * kept.double().T])).solution.T
+    return torch.linalg.lstsq(rows, torch.cat([targets, scale[:, None] * kept.double().T])).solution.T

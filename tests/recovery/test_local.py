@@ -13,6 +13,7 @@ from adapruner.errors import PlanError
 from adapruner.importance.gram import collect_grams
 from adapruner.models.tracing import trace_structure
 from adapruner.pruning.surgery import prune_model
+from adapruner.recovery.configuration import Ridge
 from adapruner.recovery.local import pruned_and_refitted, refit_locally
 from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_reconstruct
 from tests.oracles.reconstruction import CASES, plan_for, watch
@@ -28,11 +29,11 @@ WEIGHTS = torch.where(PARTS == 0, 0.2 / 3, 0.8 / 3)
 def expected_refit(
     inputs: Tensor, weights: Tensor, projection: nn.Linear, channels: Tensor, ridge: float, intercept: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """(W C[:, K] + lambda W_K) (C[K, K] + lambda I)^-1 in float64, with a row of ones beside x for an intercept."""
+    """(W C[:, K] + W_K L) (C[K, K] + L)^-1, L = lambda diag C[K, K], in float64, with a row of ones beside x for an intercept."""
     rows, root = inputs.double(), weights.double().sqrt().repeat_interleave(24)[:, None]
     dense = projection.weight.detach().double()
     x, y = root * rows[:, channels], root * (rows @ dense.T)
-    strength = ridge * x.square().sum(0).mean() * torch.eye(len(channels), dtype=torch.float64)
+    strength = ridge * x.square().sum(0).diag()
     anchor = dense[:, channels] @ strength
     if projection.bias is not None and intercept:
         y = y + root * projection.bias.detach().double()
@@ -53,7 +54,7 @@ def test_every_refit_solves_the_normal_equations(case: str, intercept: bool) -> 
     grams = collect_grams(trial, structure, WINDOWS, PARTS, 2)
     config = ReconstructionConfig(form="local", ridge=0.03, intercept=intercept, batch_size=4)
     prune_and_reconstruct(refitted, structure, plan, WINDOWS.input_ids, config, sample_weights=WEIGHTS)
-    with pruned_and_refitted(trial, structure, plan, grams, PART_WEIGHTS, 0.03, intercept=intercept):
+    with pruned_and_refitted(trial, structure, plan, grams, PART_WEIGHTS, Ridge(0.03), intercept=intercept):
         for group in structure.groups:
             name, original = group.output.module, dense.get_submodule(group.output.module)
             channels = group.channels_of(plan.kept[group.name])

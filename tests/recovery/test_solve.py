@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from adapruner.errors import ModelError
+from adapruner.recovery.configuration import Ridge
 from adapruner.recovery.solve import RefitEquations, Solver, refit, solve_ridge
 
 CANDIDATES = [1e-4, 1e-2, 1.0, 100.0]
@@ -13,7 +16,7 @@ CANDIDATES = [1e-4, 1e-2, 1.0, 100.0]
 def sample(seed: int, noise: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs ``[batch, seq_len, channels]``, targets, window weights; one window does not count."""
     generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(6, 5, 8, generator=generator) + 0.5
+    inputs = (torch.randn(6, 5, 8, generator=generator) + 0.5) * torch.logspace(-1, 1, 8)
     truth = torch.randn(4, 8, generator=torch.Generator().manual_seed(99))
     targets = inputs @ truth.T + 1.0 + noise * torch.randn(6, 5, 4, generator=generator)
     return inputs, targets, torch.tensor([1.0, 2.0, 0.0, 0.5, 1.0, 1.5])
@@ -26,27 +29,29 @@ def equations(inputs: Tensor, targets: Tensor, weights: Tensor, kept: Tensor, bi
     return found.less(kept, bias)
 
 
-def oracle(inputs: Tensor, targets: Tensor, weights: Tensor, kept: Tensor, bias: Tensor | None, ridge: float) -> tuple[Tensor, Tensor]:
+def oracle(inputs: Tensor, targets: Tensor, weights: Tensor, kept: Tensor, bias: Tensor | None, ridge: Ridge) -> tuple[Tensor, Tensor]:
     """Least squares with a column of ones for the intercept (where there is a bias), and rows for the ridge."""
     root = weights.sqrt().repeat_interleave(5).double()[:, None]
     x, y = root * inputs.flatten(0, 1).double(), root * targets.flatten(0, 1).double()
-    scale = (ridge * x.square().sum(0).mean()).sqrt()
-    penalty = scale * torch.eye(8, dtype=torch.float64)
-    left = torch.cat([x, penalty])
+    squares = x.square().sum(0)
+    scale = (ridge.strength * (squares if ridge.relative_to == "channel" else squares.mean().expand(8))).sqrt()
+    left = torch.cat([x, scale.diag()])
     if bias is not None:
         left = torch.cat([left, torch.cat([root, torch.zeros(8, 1, dtype=torch.float64)])], 1)
-    solution = torch.linalg.lstsq(left, torch.cat([y, scale * kept.double().T])).solution.T
+    solution = torch.linalg.lstsq(left, torch.cat([y, scale[:, None] * kept.double().T])).solution.T
     return solution[:, :8], solution[:, 8] if bias is not None else torch.zeros(4, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
-def test_ridge_with_and_without_intercept(biased: bool, precision: torch.dtype) -> None:
+@pytest.mark.parametrize("relative_to", ["channel", "mean"])
+def test_ridge_with_and_without_intercept(biased: bool, precision: torch.dtype, relative_to: Any) -> None:
+    ridge = Ridge(0.05, relative_to)
     inputs, targets, weights = sample(0)
     kept, bias = torch.randn(4, 8, generator=torch.Generator().manual_seed(5)), torch.tensor([0.3, -2.0, 0.0, 1.0]) if biased else None
     found = equations(inputs, targets, weights, kept, bias)
-    change, offset = Solver(0.05, intercept=biased, precision=precision).solve(found, kept)
-    expected, level = oracle(inputs, targets, weights, kept, bias, 0.05)
+    change, offset = Solver(ridge, intercept=biased, precision=precision).solve(found, kept)
+    expected, level = oracle(inputs, targets, weights, kept, bias, ridge)
     torch.testing.assert_close((kept + change).double(), expected, rtol=1e-3, atol=1e-4)
     assert (offset is None) == (bias is None)
     if offset is not None and bias is not None:
@@ -60,15 +65,15 @@ def test_candidates_are_chosen_by_the_held_out_error(biased: bool) -> None:
     for noise in (0.0, 30.0):
         train, held = sample(1, noise), sample(2, 0.3)
         pair = [equations(*part, kept, bias) for part in (train, held)]
-        solver = Solver(0.7, intercept=biased).best_of(CANDIDATES, *pair, kept)
+        solver = Solver(Ridge(0.7), intercept=biased).best_of(CANDIDATES, *pair, kept)
         errors = []
-        for ridge in CANDIDATES:
-            weight, level = oracle(*train, kept, bias, ridge)
+        for strength in CANDIDATES:
+            weight, level = oracle(*train, kept, bias, Ridge(strength))
             left = held[0].double() @ weight.T + level - held[1].double()
             errors.append(float((left.square().sum(2) * held[2][:, None]).sum()))
-        assert solver.ridge == CANDIDATES[errors.index(min(errors))]
+        assert solver.ridge.strength == CANDIDATES[errors.index(min(errors))]
         assert solver.intercept is biased
-        chosen.add(solver.ridge)
+        chosen.add(solver.ridge.strength)
     assert len(chosen) == 2  # little where there is no noise, much where there is nothing else
 
 
@@ -104,7 +109,7 @@ def test_single_precision_falls_back_to_double() -> None:
     assert int(torch.linalg.cholesky_ex(gram + 1e-9 * torch.eye(40))[1]) > 0
     wide = gram.double() + 1e-9 * torch.eye(40, dtype=torch.float64)
     expected = torch.linalg.solve(wide, cross.double().T).T.float()
-    torch.testing.assert_close(solve_ridge(gram, cross, 1e-9, torch.float32), expected, rtol=1e-3, atol=1.0)
+    torch.testing.assert_close(solve_ridge(gram, cross, torch.full((40,), 1e-9), torch.float32), expected, rtol=1e-3, atol=1.0)
 
 
 def test_no_solution_is_refused() -> None:

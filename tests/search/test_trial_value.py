@@ -20,6 +20,7 @@ from adapruner.pruning.problem import PruningProblem, make_plan, part_weights
 from adapruner.pruning.recipe import Recipe
 from adapruner.pruning.surgery import pruned
 from adapruner.recovery import post_pruning
+from adapruner.recovery.configuration import Ridge
 from adapruner.recovery.local import pruned_and_refitted
 from adapruner.search import trial_value
 from adapruner.search.config import ObjectiveConfig, RerankConfig, SearchConfig
@@ -58,15 +59,15 @@ def test_the_refit_is_looked_at(model: Any, problem: PruningProblem, windows: Te
     grams = collect_grams(model, problem.structure, calibration, calibration.source_index, 3)
     with_grams = replace(problem, grams=grams)
     plan = make_plan(problem, RECIPE)
-    value = last(Objective(model, with_grams, windows, SearchConfig(), 0.02), model, with_grams)
-    with pruned_and_refitted(model, problem.structure, plan, grams, part_weights(problem, RECIPE), 0.02):
+    value = last(Objective(model, with_grams, windows, SearchConfig(), Ridge(0.02)), model, with_grams)
+    with pruned_and_refitted(model, problem.structure, plan, grams, part_weights(problem, RECIPE), Ridge(0.02)):
         assert value == pytest.approx(evaluate_nll(model, windows).nll)
     own = replace(RECIPE, ridge=0.5)
-    with pruned_and_refitted(model, problem.structure, plan, grams, part_weights(problem, own), 0.5):
+    with pruned_and_refitted(model, problem.structure, plan, grams, part_weights(problem, own), Ridge(0.5)):
         direct = evaluate_nll(model, windows).nll
-    assert last(Objective(model, with_grams, windows, SearchConfig(), 0.02), model, with_grams, own) == pytest.approx(direct)
+    assert last(Objective(model, with_grams, windows, SearchConfig(), Ridge(0.02)), model, with_grams, own) == pytest.approx(direct)
     with pytest.raises(ConfigurationError, match="refit: expected Gram matrices of the calibration pool, got none"):
-        last(Objective(model, problem, windows, SearchConfig(), 0.02), model, problem)
+        last(Objective(model, problem, windows, SearchConfig(), Ridge(0.02)), model, problem)
 
 
 def test_a_large_model_has_the_same_value_with_its_layers_cut_in_turn(
