@@ -15,7 +15,7 @@ Form = Literal["sequential", "local"]
 Constraint = Literal["ridge", "rotation"]
 RelativeTo = Literal["channel", "mean"]
 #: Strengths by form: measured, see docs/results-remarks.md.
-RIDGES: dict[Form, float] = {"sequential": 1.0, "local": 0.1}
+RIDGES: dict[Form, float] = {"sequential": 0.5, "local": 0.1}
 _TINY = 1e-30
 #: Least sum of squares that a penalty is relative to, as a part of the mean: a channel that is never seen has no reason to change.
 _UNSEEN = 1e-4
@@ -56,7 +56,7 @@ class ReconstructionConfig:
     """
 
     ridge: float | None = None
-    """lambda; more of it stays nearer to the kept weights. When empty, what was best on text that nothing had seen: 1 in the sequential
+    """lambda; more of it stays nearer to the kept weights. When empty, what was best on text that nothing had seen: 0.5 in the sequential
     form, whose inputs are the pruned model's own, and 0.1 in the local one."""
     relative_to: RelativeTo = "channel"
     """What the ridge is relative to. ``channel``: each input channel's own sum of squares, as if inputs were standardised. ``mean``: the
