@@ -9,6 +9,7 @@ from typing import Any
 
 from adapruner.export.licence import base_licence, is_hub_name
 from adapruner.pruning.plan import PruningPlan
+from adapruner.recovery.configuration import strength_in_words
 
 _LICENCE = ("license", "license_name", "license_link")
 FACTS = (*_LICENCE, "revision", "seeds", "recovery", "versions", "adapter", "results")
@@ -133,7 +134,11 @@ def _last_of_ours(perplexity: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _recovery(report: Mapping[str, Any]) -> str:
     recovery = report.get("recovery") or {}
     refit, lora = recovery.get("reconstruction"), recovery.get("lora")
-    parts = [f"closed-form refit with ridge {refit['ridge']:g}"] if refit and not refit.get("left_out") else []
+    parts = (
+        [f"closed-form refit, {strength_in_words(refit.get('ridge'), refit.get('candidates', ()))}"]
+        if refit and not refit.get("left_out")
+        else []
+    )
     if lora:
         full = lora.get("form") == "full"
         how = "full fine-tuning" if full else f"LoRA of rank {lora['r']}, alpha {lora['alpha']:g}"

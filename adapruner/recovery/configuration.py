@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from torch import Tensor
@@ -14,7 +15,8 @@ from adapruner.errors import ConfigurationError
 Form = Literal["sequential", "local"]
 Constraint = Literal["ridge", "rotation"]
 RelativeTo = Literal["channel", "mean"]
-#: Strengths by form: measured, see docs/results-remarks.md.
+#: Strengths by form, and those to choose among: measured, see docs/results-remarks.md.
+CANDIDATES = (0.02, 0.1, 0.5, 2.0)
 RIDGES: dict[Form, float] = {"sequential": 0.5, "local": 0.1}
 _TINY = 1e-30
 #: Least sum of squares that a penalty is relative to, as a part of the mean: a channel that is never seen has no reason to change.
@@ -56,8 +58,7 @@ class ReconstructionConfig:
     """
 
     ridge: float | None = None
-    """lambda; more of it stays nearer to the kept weights. When empty, what was best on text that nothing had seen: 0.5 in the sequential
-    form, whose inputs are the pruned model's own, and 0.1 in the local one."""
+    """lambda, the same for all projections; more of it stays nearer to the kept weights. When empty, each chooses among ``candidates``."""
     relative_to: RelativeTo = "channel"
     """What the ridge is relative to. ``channel``: each input channel's own sum of squares, as if inputs were standardised. ``mean``: the
     mean over channels, which holds loud channels loosely and quiet ones fast (SlimGPT's damping; 0.01 is usual there)."""
@@ -71,9 +72,9 @@ class ReconstructionConfig:
     constraint: Constraint = "ridge"
     """``ridge``: any weights, held near the kept ones. ``rotation``: the kept weights, turned in the output space by an
     orthogonal matrix, which overfits few windows less and repairs less (RCPU, arXiv 2510.07782)."""
-    candidates: list[float] = field(default_factory=list)
-    """Relative ridges among which each projection chooses, by its error on every eighth window, before it is refitted on
-    all; replaces ``ridge``. Empty: ``ridge`` everywhere."""
+    candidates: list[float] | None = None
+    """Ridges among which each projection chooses, by its error on every eighth window, before it is refitted on all; goes before ``ridge``.
+    When empty, 0.02, 0.1, 0.5 and 2, where no ridge is given: text for many channels wants little, text for few wants much."""
     shared_gib: float = 1.0
     """Memory that the dense model's hidden states on the windows may take, behind every attention and every layer, while several plans of
     it are refitted: computed once instead of for each, with the same result. On a GPU they lie on it, where four times as much is free. 0
@@ -92,8 +93,15 @@ class ReconstructionConfig:
 
     @property
     def penalty(self) -> Ridge:
-        """The penalty on what changes."""
+        """The penalty on what changes, where nothing is to choose."""
         return Ridge(RIDGES[self.form] if self.ridge is None else self.ridge, self.relative_to)
+
+    @property
+    def choices(self) -> list[float]:
+        """The strengths that each projection chooses among; none where there is one for all."""
+        if self.candidates is not None:
+            return self.candidates
+        return [] if self.ridge is not None or self.constraint == "rotation" else list(CANDIDATES)
 
     @property
     def in_trials(self) -> Ridge:
@@ -118,12 +126,23 @@ class ReconstructionConfig:
             raise ConfigurationError(f"reconstruction.relative_to: expected 'channel' or 'mean', got {self.relative_to!r}; name one")
         if self.constraint not in ("ridge", "rotation"):
             raise ConfigurationError(f"reconstruction.constraint: expected 'ridge' or 'rotation', got {self.constraint!r}; name one")
-        if not all(_is_strength(c) for c in self.candidates):
+        if not all(_is_strength(c) for c in self.candidates or ()):
             raise ConfigurationError(f"reconstruction.candidates: expected positive numbers, got {self.candidates}; give [0.1, 1.0]")
         if self.candidates and self.constraint == "rotation":
             raise ConfigurationError(
                 f"reconstruction.candidates: expected none with constraint 'rotation', got {self.candidates}; leave them out"
             )
+
+
+def strength_in_words(ridge: float | None, candidates: Sequence[float] = ()) -> str:
+    """How a refit was held near the kept weights.
+
+    >>> strength_in_words(0.5), strength_in_words(None, [0.02, 0.5])
+    ('ridge 0.5', 'ridge chosen for each projection among 0.02, 0.5')
+    """
+    if candidates or ridge is None:
+        return f"ridge chosen for each projection among {', '.join(f'{c:g}' for c in candidates)}"
+    return f"ridge {ridge:g}"
 
 
 def deciding_values(config: ReconstructionConfig) -> dict[str, object]:

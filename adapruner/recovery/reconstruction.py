@@ -153,7 +153,7 @@ def _window_weights(weights: Tensor | None, picks: Tensor, config: Reconstructio
         chosen = torch.ones(len(picks))
     chosen = chosen * len(chosen) / chosen.sum()
     counted = chosen.nonzero()[:, 0]
-    if not config.candidates or len(counted) < 2:
+    if not config.choices or len(counted) < 2:
         return [chosen]
     held = counted[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] if len(counted) >= HELD_OUT_EVERY else counted[-1:]
     apart = torch.zeros_like(chosen)
@@ -197,7 +197,7 @@ def reconstruction_gib(model: Any, structure: ModelStructure, windows: int, seq_
     value = next(model.parameters()).element_size()
     hidden, widest = model.config.hidden_size, max(g.channels for g in structure.groups)
     per_layer = sum(g.channels**2 for g in structure.groups) // structure.layers
-    copies = 3 if config.candidates else 1
+    copies = 3 if config.choices else 1
     states = states_gib(model, structure, tokens, config)
     streams = 0.0 if states > config.states_gib else states * 2**30
     grams = 4 * (per_layer * min(copies, 2) + 2 * widest**2) if config.form == "local" else 4 * copies * widest**2

@@ -149,7 +149,7 @@ def solve_and_refit(
     """Chooses the strength where there is a choice, then solves for all windows."""
     solver = Solver(config.penalty, config.constraint == "rotation", config.intercept and projection.bias is not None)
     if held_out is not None:
-        solver = solver.best_of(config.candidates, fitted, held_out, projection.weight.detach().float())
+        solver = solver.best_of(config.choices, fitted, held_out, projection.weight.detach().float())
         fitted = fitted.plus(held_out)
     refit(projection, fitted, solver, name)
 

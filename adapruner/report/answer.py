@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from adapruner.recovery.configuration import strength_in_words
 from adapruner.report.formats import (
     MISSING,
     NOT_FINITE,
@@ -19,7 +20,7 @@ from adapruner.report.formats import (
     ratio_text,
 )
 from adapruner.report.schema import ANY_WIDTH, OWN_METHOD, SECTIONS, STAGES, Report
-from adapruner.report.sections import Calibration, Cost, DataCard, Export, Search
+from adapruner.report.sections import Calibration, Cost, DataCard, Export, Reconstruction, Search
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,11 @@ def left_out_sentence(report: Report) -> str | None:
         f"The refit was left out: it made the search split worse, {change}. More calibration text, or a larger reconstruction.ridge, may "
         "help it."
     )
+
+
+def ridge_words(refit: Reconstruction) -> str:
+    """How the refit was held near the kept weights."""
+    return strength_in_words(refit.ridge, refit.candidates)
 
 
 def below_dense_sentence(report: Report) -> str | None:

@@ -25,6 +25,7 @@ from adapruner.progress import announce, progress_bar
 from adapruner.pruning.allocation import Allocation
 from adapruner.pruning.depth_and_width import depth_and_width_removed
 from adapruner.pruning.recipe import Recipe
+from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.recovery.judged_refit import JudgedRefit
 from adapruner.recovery.post_pruning import PostPruning, pruned_only, recipe_of
 from adapruner.recovery.streams import SharedStream
@@ -280,7 +281,7 @@ class ReportRecorder:
             "search": search_section(scored, found, self.dense_search_nll),
             "calibration": calibration_section(scored, found),
             "recovery": {
-                "reconstruction": None if refit is None else self._refit(refit.penalty.strength, reconstruction_seconds, judged),
+                "reconstruction": None if refit is None else self._refit(refit, reconstruction_seconds, judged),
                 "lora": recovery,
             },
             "cost": self.cost,
@@ -290,10 +291,11 @@ class ReportRecorder:
             "took": took_section(next(model.parameters()).device, self.times),
         }
 
-    def _refit(self, ridge: float, seconds: float, judged: JudgedRefit | None) -> dict[str, Any]:
+    def _refit(self, refit: ReconstructionConfig, seconds: float, judged: JudgedRefit | None) -> dict[str, Any]:
         judged = self.before.judged(judged)
         figures = {} if judged is None else {**asdict(judged), "left_out": judged.left_out}
-        return {"ridge": ridge, "seconds": refit_seconds(seconds), **figures}
+        strength = {"candidates": refit.choices} if refit.choices else {"ridge": refit.penalty.strength}
+        return {**strength, "seconds": refit_seconds(seconds), **figures}
 
     def _generations(self) -> dict[str, Any]:
         rows = self.samples.to_report(self.stage)

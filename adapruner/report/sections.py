@@ -249,7 +249,9 @@ class Calibration(Record):
 class Reconstruction(Record):
     """Closed-form reconstruction of the output projections."""
 
-    ridge: float
+    ridge: float | None = None
+    candidates: list[float] = []
+    """Ridges that each projection chose among, where there was not one for all."""
     seconds: float
     pruned: float | None = None
     """Nats per token on the search split before it, and behind it; ``None`` where it was not judged."""

@@ -77,7 +77,7 @@ def test_everything_that_a_reader_wants_to_know_is_there() -> None:
         '- budget: `{"pruned_fraction": 0.5, "of": "block"}`',
         "- seed: 11",
         "- seeds: search 4",
-        "- recovery: closed-form refit with ridge 0.01; LoRA of rank 8, alpha 16, 30 steps",
+        "- recovery: closed-form refit, ridge 0.01; LoRA of rank 8, alpha 16, 30 steps",
         "- made with torch 2.13.0, peft 0.21.2",
         '"l2": 1.0',
         "| method | stage | wiki, windows of 128 | code \\| all, windows of 64 |",
