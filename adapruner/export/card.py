@@ -134,11 +134,9 @@ def _last_of_ours(perplexity: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _recovery(report: Mapping[str, Any]) -> str:
     recovery = report.get("recovery") or {}
     refit, lora = recovery.get("reconstruction"), recovery.get("lora")
-    parts = (
-        [f"closed-form refit, {strength_in_words(refit.get('ridge'), refit.get('candidates', ()))}"]
-        if refit and not refit.get("left_out")
-        else []
-    )
+    parts = []
+    if refit and not refit.get("left_out"):
+        parts.append(f"closed-form refit, {strength_in_words(refit.get('ridge'), refit.get('candidates', ()))}")
     if lora:
         full = lora.get("form") == "full"
         how = "full fine-tuning" if full else f"LoRA of rank {lora['r']}, alpha {lora['alpha']:g}"

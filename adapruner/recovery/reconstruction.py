@@ -8,7 +8,7 @@ over the calibration tokens. What x and y are is the *form*: :mod:`adapruner.rec
 against the dense residual stream, or :mod:`adapruner.recovery.local`, the dense model's own inputs and outputs. What W' may be
 is the *constraint*: anything near W_kept (ridge), or W_kept turned by an orthogonal matrix
 (:mod:`adapruner.recovery.rotation`). :func:`reconstruction_gib` says what it takes: with 512 windows of 128 tokens
-LLaMA-7B in bfloat16 needs 19.3 GiB in all, so it fits into 24 GB.
+LLaMA-7B in bfloat16 needs 21.0 GiB in all, so it fits into 24 GB.
 """
 
 from __future__ import annotations

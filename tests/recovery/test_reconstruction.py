@@ -232,7 +232,7 @@ def test_a_rotation_keeps_lengths_and_angles_and_helps(form: Any) -> None:
     assert float((now - whole).square().mean()) < float((pruned - whole).square().mean())
 
 
-@pytest.mark.parametrize("options", [{}, {"candidates": [0.01, 0.1]}, {"form": "local"}, {"form": "local", "candidates": [0.1]}])
+@pytest.mark.parametrize("options", [{}, {"ridge": 0.5}, {"form": "local"}, {"form": "local", "ridge": 0.1}])
 def test_memory_stays_below_the_formula(options: dict[str, Any]) -> None:
     model = tiny_llama(intermediate_size=640, hidden_size=64)
     structure = trace_structure(model)
@@ -255,7 +255,7 @@ def test_a_7b_fits_into_24_gb() -> None:
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig()).bfloat16()
     structure = trace_structure(model)
-    for options, most in (({}, 20.0), ({"form": "local"}, 18.0), ({"candidates": [0.01, 0.1]}, 21.0)):
+    for options, most in (({"ridge": 0.5}, 20.0), ({"form": "local", "ridge": 0.1}, 18.0), ({}, 21.0)):
         assert 13.0 < reconstruction_gib(model, structure, 512, 128, ReconstructionConfig(**options)) < most  # type: ignore[arg-type]
 
 
