@@ -116,5 +116,6 @@ def _setting(options: argparse.Namespace) -> dict[str, Any]:
         "refits",
         "pipelines",
         "gate_steps",
+        "windows",
     )  # every cell says of itself
     return {**{k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k not in cells}, "seq_len": SEQ_LEN}
