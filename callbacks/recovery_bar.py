@@ -7,6 +7,9 @@ from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from rich import get_console
+
+from adapruner.bar_columns import bar_columns
 
 
 class RecoveryBar(RichProgressBar):
@@ -33,6 +36,10 @@ class RecoveryBar(RichProgressBar):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Done: what comes after it is printed below, not above a bar that is drawn once more behind the report."""
         self._stop_progress()
+
+    def configure_columns(self, trainer: Any) -> list[Any]:
+        """As those of every other stage."""
+        return bar_columns(get_console().width, self._get_train_description(trainer.current_epoch).rstrip())
 
     def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
         """Without the number of the logger's folder, which takes the room of a loss."""

@@ -57,7 +57,7 @@ def train(screen: io.StringIO, folder: Path, ckpt_path: str | None = None, **opt
 
 def test_one_bar_over_all_steps_in_one_line(screen: io.StringIO, tmp_path: Path) -> None:
     said = train(screen, tmp_path, max_steps=7)
-    steps = [int(found[1]) for line in said if (found := re.match(r"recovery +[━╸╺]+ (\d+)/7 .*train_loss: +\d", line))]
+    steps = [int(found[1]) for line in said if (found := re.match(r"recovery +[━╸╺]+ +(\d+)/7 .*train_loss: +\d", line))]
     assert steps[-1] == 7
     assert steps == sorted(steps)  # it does not begin anew with each pass
     *said, last = [line for line in said if line.strip()]
@@ -69,14 +69,14 @@ def test_a_resumed_training_goes_on_where_it_was(screen: io.StringIO, tmp_path: 
     train(screen, tmp_path, max_steps=4)
     screen.truncate(0)
     said = train(screen, tmp_path, str(tmp_path / "here.ckpt"), max_steps=9)
-    steps = {int(found[1]) for line in said if (found := re.match(r"\0*recovery +[━╸╺]+ (\d+)/9 ", line))}
+    steps = {int(found[1]) for line in said if (found := re.match(r"\0*recovery +[━╸╺]+ +(\d+)/9 ", line))}
     assert 9 in steps
     assert steps <= {0, *range(4, 10)}  # 0: nothing is known yet
 
 
 def test_epochs_that_somebody_chose_are_counted_as_passes(screen: io.StringIO, tmp_path: Path) -> None:
     said = "\n".join(train(screen, tmp_path, max_epochs=2))
-    assert re.search(r"recovery, pass 2 over its text +[━╸╺]+ 3/3 ", said)
+    assert re.search(r"recovery, pass 2 over its text +[━╸╺]+ +3/3 ", said)
 
 
 class Theirs(LightningModule):
@@ -116,7 +116,7 @@ def test_a_trainer_of_somebody_s_own_counts_steps_by_its_own_bar(name: str, scre
     given = RichProgressBar(console_kwargs={"file": screen, "force_terminal": True, "width": 80})
     assert fit_theirs(tmp_path, [ours(name), given], max_steps=3) is given
     said = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
-    assert re.search(r"recovery +[━╸╺]+ 3/3 ", said), said
+    assert re.search(r"recovery +[━╸╺]+ +3/3 ", said), said
     assert "Epoch" not in said
 
 
