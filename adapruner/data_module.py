@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from adapruner.data.run_data import RunData
 from adapruner.data.sets import CalibrationData, EvaluationSet, ReconstructionData, RecoveryData, SearchData
 from adapruner.data.text_sets import TextSets
 from adapruner.data.text_source import read_documents
+from adapruner.data.too_little_text import TooLittleTextError
 from adapruner.data.windows import TextWindows
 from adapruner.errors import ConfigurationError, DataError
 from adapruner.progress import announce
@@ -124,7 +126,8 @@ class PruningDataModule(LightningDataModule):
         """Downloads (on one process only) what ``setup`` then reads on all: the first document pulls the whole set."""
         for source in self.sets.sources:
             if not source.streaming:
-                next(read_documents(source))
+                with suppress(TooLittleTextError):  # setup says which set it is too little for
+                    next(read_documents(source))
 
     def setup(self, stage: str | None = None) -> None:
         """Builds all sets, whatever the stage; a second call does nothing."""

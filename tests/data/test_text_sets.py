@@ -141,7 +141,7 @@ def test_a_stream_is_read_only_as_far_as_needed(tokenizer: Any, options: dict[st
 
 def test_errors_name_the_set_and_the_source(tokenizer: Any, options: dict[str, Any]) -> None:
     options["calibration"] = CalibrationData(options["calibration"].sources, samples_per_source=500, seq_len=16)
-    with pytest.raises(DataError, match=r"data, calibration, source 'b': documents: expected 500 windows of 16 tokens, got 72"):
+    with pytest.raises(DataError, match=r"data, calibration, source 'b': expected 500 windows of 16 tokens, got 72 "):
         built(tokenizer, **options)
 
 
