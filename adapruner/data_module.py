@@ -23,6 +23,7 @@ from adapruner.data.text_source import read_documents
 from adapruner.data.too_little_text import TooLittleTextError
 from adapruner.data.windows import TextWindows
 from adapruner.errors import ConfigurationError, DataError
+from adapruner.hub_names import hub_fault
 from adapruner.progress import announce
 
 
@@ -183,6 +184,11 @@ class PruningDataModule(LightningDataModule):
         if self.tokenizer_object is None and self.tokenizer_name is not None:
             from transformers import AutoTokenizer
 
+            fault = None if Path(self.tokenizer_name).exists() else hub_fault(self.tokenizer_name)
+            if fault is not None:
+                raise DataError(
+                    f"data.tokenizer: expected a tokenizer's folder or hub name, got {self.tokenizer_name!r}: {fault}; correct it"
+                )
             try:
                 self.tokenizer_object = AutoTokenizer.from_pretrained(self.tokenizer_name)
             except (OSError, ValueError) as error:
