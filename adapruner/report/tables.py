@@ -149,7 +149,7 @@ def perplexity_table(comparison: Comparison) -> TextTable:
             cells.append(Cell(MISSING if value is None else perplexity_text(value), "best" if best else ""))
         rows.append((*cells, Cell(change_text(dense, row.values[comparison.common] if comparison.common else row.final))))
     title, mark = f"Perplexity on {comparison.title} (lower is better)", f"lowest of its column; rows in the order of {comparison.common}"
-    last = "above dense" if comparison.common in (None, *stages[-1:]) else f"{comparison.common}, above dense"
+    last = "vs dense" if comparison.common in (None, *stages[-1:]) else f"{comparison.common}, vs dense"
     return TextTable(title, ("method", *(stages or ("perplexity",)), last), tuple(rows), comparison.notes, mark=mark)
 
 
