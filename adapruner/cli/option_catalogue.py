@@ -191,11 +191,11 @@ def _has_more(group: str) -> bool:
 
 def _mapping(text: str) -> Any:
     """A file of options, or YAML itself."""
-    from adapruner.files.yaml_text import read_yaml_text
+    from adapruner.files.yaml_text import YAMLRefused, read_yaml_text
 
     try:
         return _yaml(read_yaml_text(Path(text)) if "{" not in text and "\n" not in text and text and Path(text).exists() else text)
-    except (OSError, ValueError):
+    except (OSError, ValueError, YAMLRefused):
         raise _UnreadableError from None
 
 

@@ -150,6 +150,8 @@ def test_shipped_configurations_are_spelt_right(name: str) -> None:
 
 def test_a_file_is_read_for_its_names(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
+    file.write_bytes(b"search:\n  trails: \xff\n")  # for the parser to refuse
+    assert SMALL.misspelt([f"--config={file}"]) == SMALL.unknown([f"--config={file}"]) == []
     file.write_text("search:\n  trails: 3\n")
     assert SMALL.misspelt([f"--config={file}"]) == SMALL.misspelt(["--search.trails=3"]) != []
 
