@@ -145,6 +145,7 @@ def test_similar_names(tmp_path: Path) -> None:
     [
         ("./my-modle", r"got './my-modle', which is not there; did you mean 'my-model'\?$"),
         ("/no/such", r"got '/no/such', which is not there; correct the path$"),
+        ("my-model-of-old/", r"got 'my-model-of-old/', which is not there; correct the path$"),
         ("a/b/c", r"got 'a/b/c', which is not there; correct the path$"),
         ("model.gguf", r"expected a GGUF file, got 'model.gguf', which is not there; correct the path$"),
         (

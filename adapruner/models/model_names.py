@@ -33,7 +33,7 @@ def check_model_name(name: str, revision: str | None = None) -> None:
     check_path("model.name_or_path", name)
     if Path(name).exists():
         return
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name or name.lower().endswith(_FILES):
+    if name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1 or "\\" in name or name.lower().endswith(_FILES):
         hint = nearest_path(name) or "correct the path"
         what = "a GGUF file" if name.lower().endswith(".gguf") else "a folder or a hub name"
         raise ModelError(f"model.name_or_path: expected {what}, got {name!r}, which is not there; {hint.strip()}")
