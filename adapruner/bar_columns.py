@@ -76,14 +76,14 @@ class Shortened:
     """One line of text; what there is no room for goes from the last word on.
 
     >>> Console(width=20).print(Shortened("best 3.2591, trial 12, searched"))
-    best 3.2591, trial …
+    best 3.2591, trial…
     """
 
     def __init__(self, text: str) -> None:
         self.text = text
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        words = re.sub(r"[,;:]? …$", " …", shorten(self.text, options.max_width, placeholder=" …"))
+        words = re.sub(r"[,;:]?…$", "…", shorten(self.text, options.max_width, placeholder="…"))
         whole = words.strip() not in ("", "…")  # else not even the first word fits
         yield Text(words if whole else self.text, no_wrap=True, overflow="ellipsis")
 

@@ -131,7 +131,7 @@ def screen_of(monkeypatch: pytest.MonkeyPatch, width: int = 80) -> Terminal:
 
 @pytest.mark.parametrize(
     ("width", "shown"),
-    [(80, "best 6.4856, trial …"), (100, "best 6.4856, trial 13, searched …"), (120, "best 6.4856, trial 13, searched, in nats/token")],
+    [(80, "best 6.4856, trial 13…"), (100, "best 6.4856, trial 13, searched…"), (120, "best 6.4856, trial 13, searched, in nats/token")],
 )
 def test_a_narrow_terminal_shortens_the_note_at_a_word_and_no_number(width: int, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = screen_of(monkeypatch, width)
