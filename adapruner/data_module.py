@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from adapruner.data.run_data import RunData
 from adapruner.data.sets import CalibrationData, EvaluationSet, ReconstructionData, RecoveryData, SearchData
 from adapruner.data.text_sets import TextSets
 from adapruner.data.text_source import read_documents
+from adapruner.data.too_little_text import TooLittleTextError
 from adapruner.data.windows import TextWindows
 from adapruner.errors import ConfigurationError, DataError
+from adapruner.hub_names import hub_fault
 from adapruner.progress import announce
 
 
@@ -124,7 +127,8 @@ class PruningDataModule(LightningDataModule):
         """Downloads (on one process only) what ``setup`` then reads on all: the first document pulls the whole set."""
         for source in self.sets.sources:
             if not source.streaming:
-                next(read_documents(source))
+                with suppress(TooLittleTextError):  # setup says which set it is too little for
+                    next(read_documents(source))
 
     def setup(self, stage: str | None = None) -> None:
         """Builds all sets, whatever the stage; a second call does nothing."""
@@ -180,6 +184,11 @@ class PruningDataModule(LightningDataModule):
         if self.tokenizer_object is None and self.tokenizer_name is not None:
             from transformers import AutoTokenizer
 
+            fault = None if Path(self.tokenizer_name).exists() else hub_fault(self.tokenizer_name)
+            if fault is not None:
+                raise DataError(
+                    f"data.tokenizer: expected a tokenizer's folder or hub name, got {self.tokenizer_name!r}: {fault}; correct it"
+                )
             try:
                 self.tokenizer_object = AutoTokenizer.from_pretrained(self.tokenizer_name)
             except (OSError, ValueError) as error:

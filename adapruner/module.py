@@ -16,7 +16,8 @@ from adapruner.evaluation.generation import Decoding, stream_text
 from adapruner.evaluation.perplexity import NLLResult
 from adapruner.export.loading import ExportedModel, open_export
 from adapruner.importance.finiteness import check_weights
-from adapruner.models.loading import DEMO, check_dtype, load_language_model, load_tokenizer, model_source
+from adapruner.models.loading import check_dtype, load_language_model, load_tokenizer, model_source
+from adapruner.models.model_names import DEMO
 from adapruner.models.rotary import restore_rotary
 from adapruner.models.units import ModelStructure
 from adapruner.pruned_module import PrunedCheckpoints

@@ -9,7 +9,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +20,7 @@ from adapruner.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
     from rich.segment import Segment
 
 LOG = logging.getLogger("adapruner")
@@ -27,11 +28,10 @@ RUN_LOG = "run.log"
 """What a run said, in its folder."""
 #: Seconds after which a long stage says where it is, whatever it has done since; and between two lines at least.
 LINE_EVERY, LINES_APART = 30.0, 1.0
-#: Characters of a terminal that has room for a long bar and a note.
-WIDE = 110
-
 #: Whether anything is printed at all.
 _SHOWN: ContextVar[bool] = ContextVar("shown", default=True)
+#: What draws the bar of the stage that is at work.
+_BARS: ContextVar[Progress | None] = ContextVar("bars", default=None)
 
 
 @contextmanager
@@ -111,11 +111,12 @@ def logged_to(file: Path) -> Iterator[None]:
 
 
 def announce(message: str) -> None:
-    """One plain line."""
+    """One plain line; a terminal that is too narrow for it has as many as it takes, which end at words."""
     if is_rank_zero():
         LOG.info(printable(message))
     if is_shown():
-        terminal(soft_wrap=True, highlight=False).print(f"adapruner: {message}", markup=False)
+        console = terminal(highlight=False)
+        console.print(f"adapruner: {message}", markup=False, soft_wrap=not console.is_terminal)
 
 
 class Advance(Protocol):
@@ -132,63 +133,64 @@ class Advance(Protocol):
 def progress_bar(title: str, total: int) -> Iterator[Advance]:
     """A bar with time spent and left, on a terminal and in a notebook; yields ``advance(done, note="")``. Elsewhere plain lines, as the log
     has."""
-    from rich.progress import Progress
-    from rich.text import Text
-
-    if not is_shown():
-        yield _Lines(title, total, None)
-        return
-    console = terminal()
-    if not _has_bars(console):
+    console = terminal() if is_shown() else None
+    if console is None or not _has_bars(console):
         yield _Lines(title, total, console)
         return
-    lines = _Lines(title, total, None)
+    lines, around = _Lines(title, total, None), _BARS.get()
+    with _drawn(console, title) if around is None else nullcontext(around) as bars:
+        task = bars.add_task(title, total=total, note="")
 
-    class Bar(Progress):
+        class Drawn:
+            def __call__(self, done: int, note: str = "") -> None:
+                bars.update(task, completed=done, note=note)
+                lines(done, note)
+
+            def below(self, said: Sequence[str]) -> None:
+                bars.below = list(said)  # type: ignore[attr-defined]
+
+        try:
+            yield Drawn()
+        finally:
+            if around is not None:  # a stage within another: below its bar, and gone with its end; two displays would overwrite each other
+                bars.remove_task(task)
+
+
+@contextmanager
+def _drawn(console: Console, title: str) -> Iterator[Progress]:
+    """The display of a stage's bar, of those within it, and of lines below them."""
+    from rich.progress import Progress
+
+    from adapruner.bar_columns import bar_columns, note_column, one_line_each
+
+    class Bars(Progress):
         below: Sequence[str] = ()
 
         def get_renderables(self) -> Iterator[Any]:
             yield from super().get_renderables()
-            yield from (Text(line, no_wrap=True, overflow="ellipsis") for line in self.below)
+            yield from one_line_each(self.below)
 
-    with Bar(*_columns(console.width), console=console, expand=True) as progress:
-        task = progress.add_task(title, total=total, note="")
-
-        class Drawn:
-            def __call__(self, done: int, note: str = "") -> None:
-                progress.update(task, completed=done, note=note)
-                lines(done, note)
-
-            def below(self, said: Sequence[str]) -> None:
-                progress.below = list(said)
-
-        yield Drawn()
-
-
-def _columns(width: int) -> list[Any]:
-    """Of a bar in a terminal of ``width`` characters: where that is narrow the bar is short and the note is cut off, never a number."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.table import Column
-
-    return [
-        TextColumn("{task.description:<14}", markup=False),
-        BarColumn(bar_width=24 if width >= WIDE else 8),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
-    ]
+    with Bars(*bar_columns(console.width, title), note_column(), console=console, expand=True) as bars:
+        token = _BARS.set(bars)
+        try:
+            yield bars
+        finally:
+            _BARS.reset(token)
 
 
 @contextmanager
-def late_progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar that appears with its first step, for work that there may be none of; yields ``advance(done, total, note)``."""
+def late_progress_bar(title: str, before: Callable[[], None]) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar that appears with its first step, for work that there may be none of; yields ``advance(done, total, note)``.
+
+    Args:
+        before: called before it appears; ends the bar of the stage that it follows.
+    """
     with ExitStack() as stack:
         bar: list[Callable[..., None]] = []
 
         def advance(done: int, total: int, note: str) -> None:
             if not bar:
+                before()
                 bar.append(stack.enter_context(progress_bar(title, total)))
             bar[0](done, note)
 

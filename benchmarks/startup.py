@@ -65,6 +65,8 @@ COMMANDS: dict[str, Command] = {
     "adapruner fit --help": Command(["train.py", "fit", "--help"], "--pruning"),
     "adapruner compare --help": Command(["train.py", "compare", "--help"], "--against"),
     "adapruner fit --pruning.serach 3": Command(["train.py", "fit", "--pruning.serach", "3"], "pruning.search", 2),
+    "adapruner fit --report.compare [wanda]": Command(["train.py", "fit", "--report.compare", "[wanda]"], "wanda_sp", 2),
+    "adapruner prune ./my-modle --texts docs": Command(["train.py", "prune", "./my-modle", "--texts", "docs"], "is not there", 2),
     "adapruner prune my-model --txets my-texts": Command(["train.py", "prune", "my-model", "--txets", "my-texts"], "--texts", 2),
 }
 

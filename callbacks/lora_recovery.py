@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from adapruner.argument_checks import check_seed, typed_as
 from adapruner.callbacks.listener import PruningListener, check_callbacks, first_of, listeners_of
+from adapruner.callbacks.recovery_bar import count_steps, leave_out_adverts
 from adapruner.errors import ConfigurationError, DataError, ModelError
 from adapruner.models.model_attribute import held_model, hold_model
 from adapruner.models.rotary import restore_rotary
@@ -64,6 +65,7 @@ class LoRARecoveryCallback(PruningListener):
         form: RecoveryForm = "lora",
     ) -> None:
         super().__init__()
+        leave_out_adverts()
         check_seed("recovery.seed", seed)
         check_form(form)
         self.lora, self.seed, self.model_attribute, self.distillation = lora, seed, model_attribute, distillation
@@ -85,6 +87,7 @@ class LoRARecoveryCallback(PruningListener):
         """
         if stage != "fit" or self._attached:
             return
+        count_steps(trainer)  # here too, since it may stand without a search
         check_callbacks(trainer.callbacks)  # type: ignore[attr-defined]
         pl_module.configure_model()
         self._find_teacher(trainer, pl_module)

@@ -20,6 +20,7 @@ from adapruner.argument_checks import check_call
 from adapruner.callbacks.listener import listeners_of, requested_checkpoint
 from adapruner.callbacks.loggers import LateLoggers, log_trial
 from adapruner.callbacks.lora_recovery import short_recovery
+from adapruner.callbacks.recovery_bar import count_steps, leave_out_adverts
 from adapruner.callbacks.validation import check_optimized, check_trainer, check_training
 from adapruner.data.from_texts import data_from_texts
 from adapruner.data.run_data import RunData
@@ -81,6 +82,7 @@ class PruningSearchCallback(Callback):
         **options: Any,
     ) -> None:
         super().__init__()
+        leave_out_adverts()  # a Trainer is made after its callbacks
         check_call(PruningSearchCallback.__init__, {"plan": plan, "folder": folder, "model_attribute": model_attribute}, "pruning.")
         self.options = pruning_options(budget, search, plan=plan, seed=None, **options)
         self.folder_name, self.model_attribute = folder, model_attribute
@@ -106,6 +108,8 @@ class PruningSearchCallback(Callback):
                 f"trainer.callbacks: expected the module that was pruned before, got another {type(pl_module).__name__}; "
                 "make new callbacks for it"
             )
+        if stage == "fit":
+            count_steps(trainer)
         if stage != "fit" or self.plan is not None:
             return
         self.folder = Path(self.folder_name or trainer.default_root_dir)

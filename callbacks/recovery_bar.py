@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from lightning import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from rich import get_console
+
+from adapruner.bar_columns import bar_columns
 
 
 class RecoveryBar(RichProgressBar):
@@ -32,6 +37,14 @@ class RecoveryBar(RichProgressBar):
         """Done: what comes after it is printed below, not above a bar that is drawn once more behind the report."""
         self._stop_progress()
 
+    def configure_columns(self, trainer: Any) -> list[Any]:
+        """As those of every other stage."""
+        return bar_columns(get_console().width, self._get_train_description(trainer.current_epoch).rstrip())
+
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+        """Without the number of the logger's folder, which takes the room of a loss."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
     def _update(self, progress_bar_id: Any, current: int, visible: bool = True, hard: bool = False) -> None:
         if self._counts_steps and progress_bar_id is not None and progress_bar_id == self.train_progress_bar_id:
             current = self.trainer.global_step
@@ -40,3 +53,25 @@ class RecoveryBar(RichProgressBar):
     def _get_train_description(self, current_epoch: int) -> str:
         text = "recovery" if current_epoch == 0 or self._counts_steps else f"recovery, pass {current_epoch + 1} over its text"
         return f"{text:{len(self.validation_description)}}"
+
+
+def count_steps(trainer: Trainer) -> None:
+    """Makes the bar that a Trainer has by itself a :class:`RecoveryBar`, where it would say ``Epoch 0/-2``.
+
+    A bar of somebody's own, one that was left out, and one that counts epochs stay as they are. The object is the same, with its theme,
+    its console and whether it is drawn: somebody may hold it, and Lightning goes through the list of callbacks just now.
+    """
+    bar = trainer.progress_bar_callback
+    if type(bar) is RichProgressBar and trainer.max_epochs in (None, -1):
+        bar.__class__ = RecoveryBar
+
+
+def leave_out_adverts() -> None:
+    """Lightning's lines that recommend packages of its makers, of which a Trainer prints two; all else that it says stays."""
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    if _is_no_advert not in log.filters:
+        log.addFilter(_is_no_advert)
+
+
+def _is_no_advert(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("\N{ELECTRIC LIGHT BULB} Tip: ")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 #: The rooms of the package from the ground up. A room may import the rooms of earlier lines; never its own line, never a later one.
 STOREYS: tuple[tuple[str, ...], ...] = (
     ("errors", "_version"),
-    ("registry", "distributed", "argument_checks", "freed_memory", "threads"),
+    ("registry", "distributed", "argument_checks", "bar_columns", "freed_memory", "hub_names", "threads"),
     ("progress",),
     ("files",),
     ("stage_times",),
@@ -56,7 +56,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "altair": ("adapruner.report", "adapruner.compare.charts"),
     "vl_convert": ("adapruner.report.vega",),
     "pydantic": ("adapruner.report",),
-    "huggingface_hub": ("adapruner.export",),
+    "huggingface_hub": ("adapruner.export", "adapruner.hub_names"),
     "lightning": ("adapruner.module", "adapruner.data_module", "adapruner.cli", "adapruner.callbacks"),
 }
 #: Other names of the same library.

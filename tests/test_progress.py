@@ -8,13 +8,14 @@ import logging
 import re
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapruner import progress
-from adapruner.progress import LOG, RUN_LOG, announce, logged_to, plain_lines, progress_bar, shown
+from adapruner.progress import LOG, RUN_LOG, announce, late_progress_bar, logged_to, plain_lines, progress_bar, shown
 
 
 @pytest.fixture
@@ -93,8 +94,7 @@ class Terminal(io.StringIO):
 def test_on_a_terminal_there_is_a_bar_and_the_log_has_the_lines(
     clock: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
-    monkeypatch.setenv("TERM", "xterm")
+    terminal = screen_of(monkeypatch)
     with logged_to(tmp_path / RUN_LOG):
         with progress_bar("statistics", 2) as advance:
             lines_of(advance, clock, [(1, 1.0), (2, 1.0)])
@@ -107,9 +107,7 @@ def test_on_a_terminal_there_is_a_bar_and_the_log_has_the_lines(
 
 
 def test_what_is_at_work_stands_below_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "60")
+    terminal = screen_of(monkeypatch, 60)
     with progress_bar("comparison", 2) as advance:
         advance(1)
         advance.below(["l2, 20.0 %, seed 0: search", "x" * 200])
@@ -118,16 +116,84 @@ def test_what_is_at_work_stands_below_the_bar(monkeypatch: pytest.MonkeyPatch) -
     assert "x" * 59 + "…" in last
 
 
-@pytest.mark.parametrize("width", [80, 100, 120])
-def test_a_narrow_terminal_cuts_off_the_note_and_no_number(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def drawn(terminal: Terminal) -> list[str]:
+    """Every line that was drawn, without colours."""
+    return [line.rstrip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())) if line.strip()]
+
+
+def screen_of(monkeypatch: pytest.MonkeyPatch, width: int = 80) -> Terminal:
+    """A terminal, in the place of the output."""
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(width))
+    return terminal
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [(80, "best 6.4856, trial 13…"), (100, "best 6.4856, trial 13, searched…"), (120, "best 6.4856, trial 13, searched, in nats/token")],
+)
+def test_a_narrow_terminal_shortens_the_note_at_a_word_and_no_number(width: int, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = screen_of(monkeypatch, width)
     with progress_bar("search", 1024) as advance:
-        advance(517, "best 6.4856 nats/token (trial 13, searched), which no terminal of a usual width has room for")
-    said = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue()).splitlines()[-1]
-    assert re.match(r"search +[━╸╺]+ +517/1024 0:00:00 left -:--:-- best 6.4856 nats.*…$", said), said
+        advance(517, "best 6.4856, trial 13, searched, in nats/token")
+    said = drawn(screen)[-1]
+    found = re.match(r"search +[━╸╺]{15,} +517/1024 0:00 +(best.*)$", said)
+    assert found is not None, said
+    assert found[1] == shown
     assert len(said) <= width
+
+
+def test_a_note_of_one_long_word_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = screen_of(monkeypatch)
+    with progress_bar("search", 10) as advance:
+        advance(1, "x" * 200)
+    assert drawn(screen)[-1].endswith(" xxxxxxxxxxxxxxxxxxxxxx…")
+
+
+def test_numbers_of_all_stages_stand_below_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = screen_of(monkeypatch)
+    for title in ("search", "best few again", "perplexity, reconstructed"):
+        with progress_bar(title, 64) as advance:
+            advance(64, "a note")
+    last = {line.split("━")[0].strip(): line for line in drawn(screen)}
+    assert {line.index("64/64") for line in last.values()} == {35}
+    assert {line.index("a note") for line in last.values()} == {57}
+
+
+def test_a_stage_within_a_stage_has_its_bar_below_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = screen_of(monkeypatch)
+    with progress_bar("comparison", 2) as around:
+        with progress_bar("layers in sequence", 4) as within:
+            within(1)
+            assert [line.split(" ━")[0].strip() for line in drawn(screen)[-2:]] == ["comparison", "layers in sequence"]
+        around(2, "l2: pruned")
+    assert [line.split(" ━")[0].strip() for line in drawn(screen)[-2:]] != ["comparison", "layers in sequence"]
+    assert "layers" not in drawn(screen)[-1]
+
+
+def test_a_bar_that_follows_another_ends_it_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = screen_of(monkeypatch)
+    with ExitStack() as searching, late_progress_bar("best few again", searching.close) as later:
+        searching.enter_context(progress_bar("search", 2))(2, "best")
+        later(1, 8, "searched")
+        later(8, 8, "searched")
+    titles = [line.split(" ━")[0].strip() for line in drawn(screen)]
+    assert titles == sorted(titles, reverse=True)  # search, and then no search again
+    assert set(titles) == {"search", "best few again"}
+
+
+def test_a_long_line_ends_at_words_on_a_terminal_and_is_one_line_in_a_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    screen = screen_of(monkeypatch)
+    message = "loads the export in a fresh process and compares logits and perplexity; a/file/that/has/a/long/name"
+    announce(message)
+    first, second = drawn(screen)
+    assert f"{first} {second}" == f"adapruner: {message}"
+    monkeypatch.setattr(sys, "stdout", file := io.StringIO())
+    announce(message)
+    assert file.getvalue() == f"adapruner: {message}\n"
 
 
 def test_the_log_is_appended_with_the_time_also_when_nothing_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

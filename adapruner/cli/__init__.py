@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 from adapruner.cli.help_page import COMMANDS, LIKE_FIT, help_page
@@ -104,7 +105,7 @@ def _run(arguments: Sequence[str]) -> None:
         given, (command, rest) = rest, ("fit", fit_words(rest))
         check_texts(given)
     if command in LIKE_FIT:
-        _answer_at_once(command, rest)
+        _answer_at_once(command, rest, imports)
     import_all(imports)
     if command == "compare":
         return _compare(rest, imports)
@@ -121,41 +122,52 @@ def _run(arguments: Sequence[str]) -> None:
     run_trainer(command, rest)
 
 
-def _answer_at_once(command: str, words: list[str]) -> None:
-    """Help, and what is wrong with the options' names: known without the parser, for which torch would have to be loaded."""
+def _answer_at_once(command: str, words: list[str], imports: Sequence[str]) -> None:
+    """Help, and what is wrong with names: known without the parser, for which torch would have to be loaded."""
     from adapruner.cli.command_help import asks_for_help, command_help
 
     if asks_for_help(words):
         print(command_help(command, words))
         raise SystemExit(0)
-    _check_names(command, words)
+    _check_names(command, words, imports)
 
 
-def _check_names(command: str, words: Sequence[str]) -> None:
+def _check_names(command: str, words: Sequence[str], imports: Sequence[str]) -> None:
+    """Those of options, of metrics and the like, and of the model.
+
+    Metrics and the like are left to the parser where something was or will be imported, which may add some.
+    """
     from adapruner.cli.option_catalogue import read_catalogue
     from adapruner.cli.shipped_configs import find_configs
 
-    faults = [ConfigurationError(line) for line in read_catalogue(command).misspelt(find_configs(list(words)))]
+    found, catalogue = find_configs(list(words)), read_catalogue(command)
+    faults = catalogue.misspelt(found) + ([] if imports or "torch" in sys.modules else catalogue.unknown(found))
     if faults:
-        raise together(faults)
+        raise together([ConfigurationError(line) for line in faults])
+    model, revision = (catalogue.value(found, f"model.{name}") for name in ("name_or_path", "revision"))
+    if isinstance(model, str) and not any(word.startswith("--print_config") for word in words):
+        from adapruner.models.model_names import check_model_name
+
+        check_model_name(model, revision if isinstance(revision, str) else None)
 
 
 def _compare(arguments: list[str], imports: list[str]) -> None:
     from adapruner.cli.shipped_configs import find_config
     from adapruner.compare.command import run_compare
 
-    code = run_compare(arguments, find_config, _check_fit, imports=imports)
+    code = run_compare(arguments, find_config, partial(_check_fit, imports), imports=imports)
     if code:
         raise SystemExit(code)
 
 
-def _check_fit(methods: Any) -> None:
+def _check_fit(imported: Sequence[str], methods: Any) -> None:
     """Only where there is something to run: this is what loads torch, but for a misspelt option."""
     from adapruner.cli.imports import take_imports
 
     for method, (_, *words) in methods.items():
         try:
-            _check_names("fit", take_imports(words)[1])
+            imports, words = take_imports(words)
+            _check_names("fit", words, [*imported, *imports])
         except ConfigurationError as error:
             raise ConfigurationError(f"methods: expected arguments that fit understands, got for {method}: {error}") from None
     from adapruner.cli.fit import check_fit

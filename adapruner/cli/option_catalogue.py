@@ -12,9 +12,11 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
+
+from adapruner.errors import nearest
 
 FILE = Path(__file__).with_name("options.json")
 _CONFIG = ("c", "config")
@@ -34,6 +36,10 @@ class Option:
     """The class whose fields are options below it: ``ReconstructionConfig`` of ``pruning.reconstruction``, which has ``.ridge``."""
     open: bool = False
     """Whether names below it are not all known here: it holds an object of any class, or a mapping."""
+    known: Sequence[str] = ()
+    """The names that its value, the items of its value or their keys can be, where there are so many and no more."""
+    group: str = ""
+    """Entry points that add to these."""
 
 
 def nearest_option(name: str, options: Sequence[str], groups: Iterable[str]) -> str | None:
@@ -74,9 +80,32 @@ class Catalogue:
         ['model.dtyp: expected an option of fit, got an unknown one; did you mean model.dtype?']
         """
         try:
-            return list(dict.fromkeys(line for name in self._names(words) for line in self._judge(name)))
+            return list(dict.fromkeys(line for name, _ in self._given(words) for line in self._judge(name)))
         except _UnreadableError:
             return []
+
+    def unknown(self, words: Sequence[str]) -> list[str]:
+        """One line for each value that is none of the names that its option knows: a metric, a sampler and the like.
+
+        >>> catalogue = Catalogue("fit", {"sampler": Option("text", "tpe", "", known=["gp", "tpe"])}, "2.6")
+        >>> catalogue.unknown(["--sampler", "tpee"])
+        ["sampler: expected a known sampler, got 'tpee'; did you mean 'tpe'? Known: gp, tpe"]
+        """
+        try:
+            given = [(self.options[name], name, value) for name, value in self._given(words) if name in self.options]
+        except _UnreadableError:
+            return []
+        judged = [(option, name, value) for option, name, value in given if option.known and not _has_more(option.group)]
+        return list(
+            dict.fromkeys(_fault(name, one, option.known) for option, name, value in judged for one in _strangers(value, option.known))
+        )
+
+    def value(self, words: Sequence[str], name: str) -> Any:
+        """The last value of an option; ``None`` where it has none here."""
+        try:
+            return dict(self._given(words)).get(name)
+        except _UnreadableError:
+            return None
 
     def nearest(self, name: str, below: str = "") -> str:
         """The option that was probably meant, or where they all are."""
@@ -100,7 +129,8 @@ class Catalogue:
         except PackageNotFoundError:
             return False
 
-    def _names(self, words: Sequence[str]) -> Iterator[str]:
+    def _given(self, words: Sequence[str]) -> Iterator[tuple[str, Any]]:
+        """Name and value of each option: as text, or as YAML says; without a value ``None``."""
         left = list(words)
         while left:
             option, separator, value = left.pop(0).partition("=")
@@ -111,25 +141,25 @@ class Catalogue:
             name = option.lstrip("-").removesuffix("+")
             if not separator:
                 if not left or left[0].startswith("--"):
-                    yield name  # without its value; a wrong name is said first
+                    yield name, None  # a wrong name is said first
                     continue
                 value = left.pop(0)
             yield from self._of(name, value)
 
-    def _of(self, name: str, value: str) -> Iterator[str]:
+    def _of(self, name: str, value: str) -> Iterator[tuple[str, Any]]:
         if name in _CONFIG:
             yield from self._flat(_mapping(value), "")
         elif name in self.groups or (name in self.options and self.options[name].kind and "{" in value):
             yield from self._flat(_mapping(value), f"{name}.")
         else:
-            yield name
+            yield name, value
 
-    def _flat(self, record: Any, prefix: str) -> Iterator[str]:
+    def _flat(self, record: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         if not isinstance(record, Mapping) or "class_path" in record:
             return
         for key, value in record.items():
             name = f"{prefix}{key}".removesuffix("+")
-            yield name
+            yield name, value
             if name in self.groups or (name in self.options and self.options[name].kind):
                 yield from self._flat(value, f"{name}.")
 
@@ -138,17 +168,46 @@ class _UnreadableError(Exception):
     """Not for here."""
 
 
+def _strangers(value: Any, known: Sequence[str]) -> list[str]:
+    """The names in a value that are not known; what is no name is for the parser to judge."""
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        try:
+            value = _yaml(value)
+        except _UnreadableError:
+            return []
+    items = [value] if isinstance(value, str) else list(value) if isinstance(value, list | Mapping) else []
+    return [item for item in items if isinstance(item, str) and item not in (*known, "null")]
+
+
+def _fault(name: str, got: str, known: Sequence[str]) -> str:
+    what = "metric" if name.endswith((".compare", ".coefficients")) else name.rpartition(".")[2]
+    return f"{name}: expected a known {what.removesuffix('s')}, got {got!r}; {nearest(got, known)}"
+
+
+def _has_more(group: str) -> bool:
+    """Whether another package adds names of its own, which only its import would tell."""
+    return bool(group) and bool(entry_points(group=group))
+
+
 def _mapping(text: str) -> Any:
     """A file of options, or YAML itself."""
-    import yaml
-
-    from adapruner.files.yaml_text import YAMLRefused, check_yaml, read_yaml_text
+    from adapruner.files.yaml_text import YAMLRefused, read_yaml_text
 
     try:
-        content = read_yaml_text(Path(text)) if "{" not in text and "\n" not in text and text and Path(text).exists() else text
-        check_yaml(content)
-        return yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError, yaml.YAMLError, YAMLRefused):
+        return _yaml(read_yaml_text(Path(text)) if "{" not in text and "\n" not in text and text and Path(text).exists() else text)
+    except (OSError, ValueError, YAMLRefused):
+        raise _UnreadableError from None
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    from adapruner.files.yaml_text import YAMLRefused, check_yaml
+
+    try:
+        check_yaml(text)
+        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (ValueError, yaml.YAMLError, YAMLRefused):
         raise _UnreadableError from None
 
 
@@ -162,6 +221,10 @@ def read_catalogue(command: str) -> Catalogue:
 
 def catalogue_text(commands: Mapping[str, Mapping[str, Option]], lightning: str) -> str:
     """The content of ``options.json``."""
-    options = {name: asdict(option) for of_command in commands.values() for name, option in of_command.items()}
+    options = {name: _as_record(option) for of_command in commands.values() for name, option in of_command.items()}
     record = {"lightning": lightning, "commands": {name: list(found) for name, found in commands.items()}, "options": options}
     return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+
+
+def _as_record(option: Option) -> dict[str, Any]:
+    return {name: value for name, value in asdict(option).items() if value or name not in ("known", "group")}

@@ -12,7 +12,7 @@ import altair as alt
 from adapruner.compare.pareto import AXES, Point, dense_cost, front_of, make_points
 from adapruner.compare.summary import Section, Spread
 from adapruner.compare.tables import Result, spread_text
-from adapruner.report.charts import colour, data, key, reference, scale_of, single_out
+from adapruner.report.charts import PLAIN_NUMBER, colour, data, key, reference, scale_of, single_out
 from adapruner.report.formats import percent_text
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", colour("ink"))
@@ -92,7 +92,7 @@ def _pareto_chart(section: Section, points: Sequence[Point], axis: str, result: 
     ]
     title, cost = f"{section.dataset}, {section.window:,} tokens: {AXES[axis]}", dense_cost(result.costs)[axis]
     dense = _dense(section) if cost else None
-    across = alt.X("cost:Q", title=AXES[axis], scale=alt.Scale(zero=False, padding=14), axis=alt.Axis(tickCount=6, format=",~g"))
+    across = alt.X("cost:Q", title=AXES[axis], scale=alt.Scale(zero=False, padding=14), axis=alt.Axis(tickCount=6, labelExpr=PLAIN_NUMBER))
     upright = _perplexity_axis(section, [row["perplexity"] for row in rows], dense, alt.Y)
     line = (
         alt.Chart(data(front)).mark_line(color=colour("muted"), opacity=0.35, strokeWidth=4).encode(x=across, y=upright, tooltip="words:N")
@@ -135,7 +135,9 @@ def _interval(name: str, spread: Spread, scale: float = 1.0) -> dict[str, Any]:
 def _perplexity_axis(section: Section, values: Sequence[float], dense: float | None, channel: Any) -> Any:
     scale = scale_of([*values, *([] if dense is None else [dense])], LOG_FROM)
     log = ", log scale" if scale["type"] == "log" else ""
-    return channel("perplexity:Q", scale=scale, title=f"perplexity, {section.stages[-1]}{log}", axis=alt.Axis(tickCount=6, format=",~g"))
+    return channel(
+        "perplexity:Q", scale=scale, title=f"perplexity, {section.stages[-1]}{log}", axis=alt.Axis(tickCount=6, labelExpr=PLAIN_NUMBER)
+    )
 
 
 def _colours(result: Result) -> alt.Color:

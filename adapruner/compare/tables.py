@@ -190,7 +190,7 @@ def _seeds(line: Line, result: Result) -> str:
 def _as_fine_as(value: float, measure: float) -> str:
     """Digits as in ``perplexity_text(measure)``."""
     size = abs(measure)
-    return f"{value:.2f}" if size < 100 else f"{value:.1f}" if size < 1000 else f"{value:,.0f}"
+    return f"{value:z.2f}" if size < 100 else f"{value:z.1f}" if size < 1000 else f"{value:z,.0f}"
 
 
 def _finite(value: Any) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -14,7 +15,8 @@ from adapruner.data.documents import Document, draw_documents
 from adapruner.data.leaks import SHORT_CHARACTERS
 from adapruner.data.sets import EvaluationSet
 from adapruner.data.text_source import TextSource, read_documents
-from adapruner.data.windows import TextWindows, TooLittleTextError, joined_windows, pad_instructions, sample_windows
+from adapruner.data.too_little_text import TextRead, TooLittleTextError, Wanted
+from adapruner.data.windows import TextWindows, joined_windows, pad_instructions, sample_windows
 from adapruner.errors import DataError
 
 #: Samples are drawn from a random part of a large source, so that it is not tokenised whole: so many characters for
@@ -83,10 +85,12 @@ class WindowDrawer:
         given = item.source.reader.windows
         if given is not None:
             return {(item.name, given.seq_len): given}
-        documents = list(self._note_short(read_documents(item.source)))
-        found = {
-            (item.name, n): _named(item.name, joined_windows, documents, self.tokenizer, n, item.limit, self.bos) for n in item.windows
-        }
+        read, longest = TextRead(), max(item.windows)
+        wanted = Wanted(1, longest, self.bos.room(longest), at_least=True, remedies=_remedies(item.source, "a smaller window"))
+        named = "" if item.name == item.source.name else f" {item.name!r}"
+        with _refusing(f"evaluation{named}", item.source, read, wanted):
+            documents = list(self._note_short(read_documents(item.source, read)))
+            found = {(item.name, n): joined_windows(documents, self.tokenizer, n, item.limit, self.bos) for n in item.windows}
         for (name, length), windows in found.items():
             if windows.left_out:
                 every = len(windows) + windows.left_out
@@ -97,15 +101,21 @@ class WindowDrawer:
         given = source.reader.windows
         if given is not None:
             return given
-        seed, documents, pool = self._seed_of(role, source.name), read_documents(source), None
-        if source.streaming:
-            pool = count  # read only as far as needed
-        elif count is not None:
-            documents = iter(draw_documents(documents, count * seq_len * _CHARACTERS_PER_TOKEN, seed))
-        build = pad_instructions if source.instruction or source.chat else sample_windows
-        options = {"pool": pool, "at_least": min(least, count) if self.take_fewer and count is not None else None, "bos": self.bos}
-        label, documents = f"{role}, source {source.name!r}{part_in_words(source)}", self._note_short(documents)
-        windows = _named(label, build, documents, self.tokenizer, seq_len, count, seed, **options)
+        seed, pool, read = self._seed_of(role, source.name), None, TextRead()
+        at_least = min(least, count) if self.take_fewer and count is not None else None
+        rows = source.instruction or source.chat
+        build = pad_instructions if rows else sample_windows
+        fewer = ["fewer samples"] if count is not None and at_least is None else []  # else what there is would be taken
+        remedies = _remedies(source, *fewer, f"a {'larger' if rows else 'smaller'} seq_len")
+        wanted = Wanted(at_least or count or 1, seq_len, self.bos.room(seq_len), not fewer, rows, remedies)
+        with _refusing(role, source, read, wanted):
+            documents = read_documents(source, read)
+            if source.streaming:
+                pool = count  # read only as far as needed
+            elif count is not None:
+                documents = iter(draw_documents(documents, count * seq_len * _CHARACTERS_PER_TOKEN, seed))
+            documents = self._note_short(documents)
+            windows = build(documents, self.tokenizer, seq_len, count, seed, at_least=at_least, pool=pool, bos=self.bos)
         if count is not None and len(windows) < count:
             self.short_of.append(f"{role} {source.name!r} {len(windows)} of {count} windows")
         return windows
@@ -138,9 +148,20 @@ def apportion(count: int, shares: Sequence[float]) -> list[int]:
     return found
 
 
-def _named(label: str, build: Any, *arguments: Any, **options: Any) -> TextWindows:
-    """Calls a window builder; its errors say which set they are about."""
+def _remedies(source: TextSource, *of_windows: str) -> list[str]:
+    """What helps besides more text; from Python nobody chooses a part."""
+    return [*of_windows, *(["a wider part"] if part_in_words(source) and source.texts is None else [])]
+
+
+@contextmanager
+def _refusing(role: str, source: TextSource, read: TextRead, wanted: Wanted) -> Iterator[None]:
+    """Errors inside say which set they are about; too little text, how much there is and how much it takes."""
+    named = f"source {source.name!r}"
     try:
-        return cast("TextWindows", build(*arguments, **options))
+        yield
+    except TooLittleTextError as error:
+        missing = wanted.missing_from(read, error.found, round(source.part[1] - source.part[0], 9))
+        raise TooLittleTextError(f"data, {role}, {named}{part_in_words(source)}: {missing}", error.found, role) from error
     except DataError as error:
-        raise type(error)(f"data, {label}: {error}") from error
+        where = "" if str(error).startswith(named) else f"{named}: "
+        raise type(error)(f"data, {role}, {where}{error}") from error

@@ -13,12 +13,13 @@ from torch import Tensor
 from adapruner.argument_checks import typed
 from adapruner.data.documents import CHAT_COLUMN
 from adapruner.data.draw_windows import WindowDrawer
-from adapruner.data.files import in_pieces
+from adapruner.data.files import PIECE_CHARACTERS, in_pieces
 from adapruner.data.run_data import RunData
 from adapruner.data.sets import CalibrationData, EvaluationSet, ReconstructionData, RecoveryData, SearchData
 from adapruner.data.text_sets import TextSets
 from adapruner.data.text_source import TextSource, read_documents
-from adapruner.data.windows import IGNORED, TextWindows, TooLittleTextError
+from adapruner.data.too_little_text import TooLittleTextError, fewest_documents
+from adapruner.data.windows import IGNORED, TextWindows
 from adapruner.errors import ConfigurationError, DataError
 
 #: Where no text is given for the search, it gets the documents whose hashes fall behind this, and the calibration pool the others.
@@ -100,7 +101,8 @@ def data_from_texts(
     try:
         return sets.build(tokenizer)
     except TooLittleTextError as error:
-        own_text = "" if own else "; or give the search texts of its own: now it has a quarter of the calibration texts"
+        held_out = not own and error.role in ("calibration", "search")
+        own_text = "; or give the search texts of its own: now it has a quarter of the calibration texts" if held_out else ""
         raise DataError(f"{error}{own_text}") from error
 
 
@@ -204,9 +206,11 @@ def _split_texts(source: TextSource) -> tuple[TextSource, TextSource]:
         texts = [piece for text in texts for piece in in_pieces(text.splitlines(keepends=True))]
     source = replace(source, texts=texts)
     if not _on_both_sides(source):
+        characters, few = sum(len(document.text) for document in source.reader.read()), fewest_documents(1 - HELD_OUT_FROM)
+        one = "" if source.chat else f", or one of {2 * few * PIECE_CHARACTERS:,} characters"  # without blank lines
         raise DataError(
-            f"calibration: expected texts in {source.name!r} of which a quarter can be held out for the search, got {len(texts)} pieces, "
-            "all on one side; give more text, or give the search texts of its own"
+            f"calibration: expected texts in {source.name!r} of which a quarter can be held out for the search, got {len(texts)} of "
+            f"{characters:,} characters in all; give {few} texts or more{one}, or give the search texts of its own"
         )
     return replace(source, part=[0.0, HELD_OUT_FROM]), replace(source, part=[HELD_OUT_FROM, 1.0])
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from adapruner.argument_checks import check_fields
 from adapruner.data.documents import Document
+from adapruner.data.too_little_text import TextRead, TooLittleTextError, nothing_in_part
 from adapruner.data.windows import TextWindows
 from adapruner.errors import DataError, nearest
 from adapruner.registry import Registry
@@ -50,6 +51,11 @@ class SourceKind:
     def windows(self) -> TextWindows | None:
         """Token windows, where the kind has these instead of documents; drawn as they are, whatever length and number is asked for."""
         return None
+
+    @property
+    def piece(self) -> int:
+        """Characters after which a text surely counts as another document; 0 where the kind does not cut texts."""
+        return 0
 
     def check(self) -> None:
         """Everything that can be refused without reading.
@@ -158,29 +164,40 @@ class TextSource:
             raise DataError(f"source {self.name!r}: expected options that {kind} has, got {unknown!r}; {known}")
 
 
-def read_documents(source: TextSource) -> Iterator[Document]:
+def read_documents(source: TextSource, read: TextRead | None = None) -> Iterator[Document]:
     """The documents of a source, one by one, in a fixed order; nothing is read ahead.
 
     Rows with empty text are kept (LLM-Pruner's evaluation joins WikiText's empty rows too).
 
+    Args:
+        source: the one to read.
+        read: counts what is met.
+
     Raises:
         DataError: at once for what :meth:`SourceKind.check` refuses; while reading for a missing column, a damaged file, a
             hub that cannot be reached, or when no document had any text.
+        TooLittleTextError: while reading, where there is text and none of it is in the source's ``part``.
     """
     reader = source.reader
     reader.check()
-    return _chosen(source, reader)
+    read = read or TextRead()
+    read.piece = reader.piece
+    return _chosen(source, reader, read)
 
 
-def _chosen(source: TextSource, reader: SourceKind) -> Iterator[Document]:
+def _chosen(source: TextSource, reader: SourceKind, read: TextRead) -> Iterator[Document]:
+    yield from islice(_in_part(source, reader, read), source.documents)
+    if not read.all_documents:
+        got = "only blank ones" if read.blank else "none"
+        raise DataError(f"source {source.name!r}: expected documents with text in {reader.where}, got {got}; give other text")
+    if not read.documents:
+        raise TooLittleTextError(f"source {source.name!r}: {nothing_in_part(read, list(source.part), reader.where)}")
+
+
+def _in_part(source: TextSource, reader: SourceKind, read: TextRead) -> Iterator[Document]:
     low, high = source.part
-    seen = readable = False
-    kept = (document for document in reader.read() if low <= document.position < high)
-    for document in islice(kept, source.documents):
-        seen, readable = True, readable or bool(document.text.strip())
-        yield document
-    if not readable:
-        reason = "only blank ones" if seen else f"none in part {list(source.part)}"
-        raise DataError(
-            f"source {source.name!r}: expected documents with text in {reader.where}, got {reason}; give other text or widen part"
-        )
+    for document in reader.read():
+        kept = low <= document.position < high
+        read.note(document.text, kept)
+        if kept:
+            yield document

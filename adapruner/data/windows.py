@@ -21,15 +21,12 @@ from adapruner.data.bos import BosRule
 from adapruner.data.conversations import common_prefix, encode_conversation, render_conversation
 from adapruner.data.documents import Document
 from adapruner.data.text_bytes import predicted_bytes, tokenise_with_ends
+from adapruner.data.too_little_text import TooLittleTextError
 from adapruner.errors import ConfigurationError, DataError
 
 #: The label of a token that no loss counts (PyTorch's ``ignore_index``).
 IGNORED = -100
 _AS_TOKENISED = BosRule()
-
-
-class TooLittleTextError(DataError):
-    """A source has text, but too little of it."""
 
 
 @dataclass(eq=False)
@@ -160,7 +157,8 @@ def sample_windows(
     if found < least:
         raise TooLittleTextError(
             f"documents: expected {_wanted(count, at_least)} windows of {seq_len} tokens, got {found}; "
-            f"give more text ({least * seq_len:,} tokens or more), fewer samples or a smaller seq_len"
+            f"give more text ({least * seq_len:,} tokens or more), fewer samples or a smaller seq_len",
+            len(tokens),
         )
     generator = torch.Generator().manual_seed(seed)
     offset = int(torch.randint(len(tokens) % room + 1, (1,), generator=generator))
@@ -199,14 +197,15 @@ def pad_instructions(
 
     Raises:
         ConfigurationError: if ``seq_len``, ``count`` or ``pool`` is out of range.
-        DataError: if there are no or too few examples.
+        TooLittleTextError: if there are no or too few examples.
     """
     _check_sizes(seq_len=seq_len, count=count, pool=pool)
     examples = list(islice(_usable_examples(documents, tokenizer, seq_len, bos), pool))
     if len(examples) < (at_least or count or 1):
         got = f"{len(examples)} whose response begins within {seq_len} tokens"
         wanted = _wanted(count, at_least)
-        raise DataError(f"documents: expected {wanted} examples, got {got}; give more rows, fewer samples or a larger seq_len")
+        message = f"documents: expected {wanted} examples, got {got}; give more rows, fewer samples or a larger seq_len"
+        raise TooLittleTextError(message, len(examples))
     if count is not None:
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:count]
         examples = [examples[i] for i in order.tolist()]
@@ -233,7 +232,7 @@ def joined_windows(
 
     Raises:
         ConfigurationError: if ``window`` or ``limit`` is out of range.
-        DataError: if the text does not fill one window.
+        TooLittleTextError: if the text does not fill one window.
     """
     _check_sizes(window=window, limit=limit)
     read = list(documents)
@@ -242,9 +241,8 @@ def joined_windows(
     ends = ends if ends is None else ends[len(tokens) - len(text) :]
     ids = torch.tensor(text, dtype=torch.long)
     if len(ids) < room:
-        raise DataError(
-            f"documents: expected at least one window of {window} tokens, got {len(ids)} tokens; give more text or a smaller window"
-        )
+        message = f"documents: expected at least one window of {window} tokens, got {len(ids)} tokens; give more text or a smaller window"
+        raise TooLittleTextError(message, len(ids))
     whole = ids[: len(ids) // room * room].view(-1, room)
     pieces = whole[:limit]
     rows = bos.windows(pieces)

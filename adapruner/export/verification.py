@@ -122,11 +122,15 @@ class Verification:
         """For the terminal."""
         rounding = ""
         if self.own is not None:
-            rounding = f"; rounding from {self.own[0]} changes perplexity by {100 * math.expm1(self.nll - self.own[1]):+.2g} %"
-        return (
-            f"loads in a fresh process in {self.dtype}; largest logit difference {self.difference:.1e}, "
-            f"perplexity changed by {100 * math.expm1(self.served - self.nll):+.2g} %{rounding}"
-        )
+            rounding = f"; rounding from {self.own[0]} changes perplexity by {_change(self.nll - self.own[1])}"
+        logits = "the same logits" if self.difference == 0 else f"largest logit difference {self.difference:.1e}"
+        perplexity = "the same perplexity" if self.served == self.nll else f"perplexity changed by {_change(self.served - self.nll)}"
+        return f"loads in a fresh process in {self.dtype}; {logits}, {perplexity}{rounding}"
+
+
+def _change(nll: float) -> str:
+    """Of perplexity, in per cent; what rounds to zero has no sign."""
+    return "less than 0.001 %" if abs(change := 100 * math.expm1(nll)) < 0.001 else f"{change:+.2g} %"
 
 
 def verify_export(folder: str | Path, model: Any, input_ids: Tensor, *, timeout: float | None = None) -> Verification:

@@ -53,16 +53,19 @@ class ValueCache:
 
         Args:
             measure: the value of a name, or ``None`` where it could not be measured; never raises on one rank alone.
-            progress: called with the number of values that are known, and the name of the last.
+            progress: called with the number of values that are known and the name of what is measured now, of the first rank; once more
+                after the last.
         """
         ranks, missing = Ranks(), [name for name in names if self.get(stage, name) is None]
         for start in range(0, len(missing), ranks.size):
             batch = missing[start : start + ranks.size]
+            if progress:
+                progress(len(names) - len(missing) + start, batch[0])
             mine = measure(batch[ranks.rank]) if ranks.rank < len(batch) else None
-            for done, (name, value) in enumerate(zip(batch, ranks.gather(mine), strict=False), start=start + 1):
+            for name, value in zip(batch, ranks.gather(mine), strict=False):
                 self.put(stage, name, value, write=ranks.rank == 0)
-                if progress:
-                    progress(len(names) - len(missing) + done, name)
+        if progress and missing:
+            progress(len(names), missing[-1])
         return [self.get(stage, name) for name in names]
 
     def put(self, stage: str, name: str, value: float | None, write: bool) -> None:

@@ -10,11 +10,8 @@ from adapruner.errors import ConfigurationError, ModelError
 from adapruner.freed_memory import give_back_freed_memory
 from adapruner.models.gguf_input import dequantising, gguf_arguments, is_gguf, one_bar, without_quantisation
 from adapruner.models.loading_checks import check_loaded, check_model_folder
+from adapruner.models.model_names import DEMO, PACKAGE, check_model_name
 
-DEMO = "demo"
-"""Name of the small model that comes with adapruner."""
-PACKAGE = "package:"
-"""Before the name of an installed package and a path in it: some carry a model's weights."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -174,9 +171,8 @@ def _from_pretrained(factory: Any, what: str, name_or_path: str, revision: str |
     if is_gguf(source):
         source, gguf = gguf_arguments(source)
         options.update(gguf)
+    check_model_name(source, revision)
     local = Path(source).exists()
-    if not local and (source.startswith(("/", ".", "~")) or source.count("/") > 1):
-        raise ModelError(f"model.name_or_path: expected a folder or a hub name, got {source!r}, which is not there; correct the path")
     if Path(source).is_dir() and "gguf_file" not in options:
         check_model_folder(Path(source))
     try:

@@ -72,7 +72,7 @@ class Recipe:
                 f"recipe.coefficients: expected metrics with weights of 0 or more, one above 0, got {self.coefficients}; give l2: 1.0"
             )
         for name in self.coefficients:
-            find_metric(name)
+            find_metric(name, "recipe.coefficients")
         for argument, known in CHOICES.items():
             value = getattr(self, argument)
             if value not in known:

@@ -18,6 +18,7 @@ from adapruner.report.formats import (
     percent_text,
     perplexity_text,
     ratio_text,
+    signed_percent_text,
 )
 from adapruner.report.schema import ANY_WIDTH, OWN_METHOD, SECTIONS, STAGES, Report
 from adapruner.report.sections import Calibration, Cost, DataCard, Export, Reconstruction, Search
@@ -157,7 +158,7 @@ def worse_sentences(report: Report) -> list[str]:
         for before, after in pairwise(stages):
             if values[after] > values[before] * 1.001:
                 change = f"{perplexity_text(values[before])} to {perplexity_text(values[after])}"
-                found.append(f"Worse by being {after}, on {comparison.title}: {change}.")
+                found.append(f"Worse {after} than {before}, on {comparison.title}: perplexity {change}.")
     return found
 
 
@@ -221,9 +222,22 @@ def loading_code(export: Export) -> str:
     path = json.dumps(export.path, ensure_ascii=False)  # a Windows path has backslashes
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"model = AutoModelForCausalLM.from_pretrained({path}{trusting})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({path})"
+        f"folder = {path}\n"
+        f"model = AutoModelForCausalLM.from_pretrained(folder{trusting})\n"
+        "tokenizer = AutoTokenizer.from_pretrained(folder)"
     )
+
+
+def checked_sentence(export: Export) -> str:
+    """What the export computed when it was loaded again, beside the model before; in which precision."""
+    difference, before, served = export.max_abs_logit_difference, export.perplexity_before, export.perplexity_served
+    if difference is None:
+        return "not compared"
+    logits = "the same logits" if difference == 0 else f"logits differ by at most {difference:.1e}"
+    if before is None or served is None:
+        return logits
+    own = "" if export.perplexity_own is None else f", {export.perplexity_own:.4f} before it was rounded to {export.dtype}"
+    return f"{logits}; perplexity of a few windows of the search text {served:.4f}, before the export {before:.4f}{own}"
 
 
 def search_sentence(search: Search) -> str:
@@ -274,16 +288,19 @@ def widths_sentence(report: Report) -> str | None:
     widths = report.cost.widths if report.cost else None
     if widths is None:
         return None
-    said = f"FFN widths are multiples of {widths.multiple}: a forward takes {ratio_text(widths.any_ms, widths.regular_ms)} of the time"
+    time = f"a forward takes {ratio_text(widths.any_ms, widths.regular_ms)} of the time"
+    said = f"FFN widths are multiples of {widths.multiple}. Beside the same recipe at any width {time}"
     for stage in reversed(STAGES):
         change = _change_of_perplexity(report, stage, OWN_METHOD, ANY_WIDTH)
         if change is not None:
-            return f"{said}, and perplexity ({stage}) changes by {change:+.1f} %, beside the same recipe at any width."
-    return f"{said}, beside the same recipe at any width."
+            text = signed_percent_text(change)
+            changed = f"changes by {text}" if text[0] in "+-" else "stays the same"
+            return f"{said}, and perplexity ({stage}) {changed}."
+    return f"{said}."
 
 
 def _change_of_perplexity(report: Report, stage: str, method: str, other: str) -> float | None:
-    """Per cent, the geometric mean over data sets and windows; ``None`` where none has both methods at this stage."""
+    """A fraction, the geometric mean over data sets and windows; ``None`` where none has both methods at this stage."""
     logs: dict[str, dict[tuple[str, int], float]] = {method: {}, other: {}}
     for row in report.perplexity or ():
         if row.stage == stage and row.method in logs and row.value is not None and math.isfinite(row.value):
@@ -291,7 +308,7 @@ def _change_of_perplexity(report: Report, stage: str, method: str, other: str) -
     both = logs[method].keys() & logs[other].keys()
     if not both:
         return None
-    return 100 * math.expm1(sum(logs[method][where] - logs[other][where] for where in both) / len(both))
+    return math.expm1(sum(logs[method][where] - logs[other][where] for where in both) / len(both))
 
 
 def provenance_lines(report: Report) -> list[str]:

@@ -30,6 +30,8 @@ PALETTE = {  # name: in light and in dark
     "accent": ("#2c63c7", "#7ba8fb"),
     "track": ("#eaeef4", "#252c36"),
 }
+PLAIN_NUMBER = "datum.label === '' ? '' : format(datum.value, abs(datum.value) < 1e6 ? ',.6~r' : '.3~s')"
+"""Labels of an axis: ``500`` and ``20,480``, where the axis' own format has powers of ten; labels that it leaves out stay out."""
 LOG_FROM = 5.0
 """Perplexities that span more than this factor are drawn on a log axis."""
 CURVE_POINTS = 400
@@ -86,7 +88,7 @@ def perplexity_chart(comparison: Comparison) -> alt.LayerChart | None:
     dense = comparison.dense if comparison.dense is not None and math.isfinite(comparison.dense) else None
     scale = scale_of([value for _, _, value in found] + ([] if dense is None else [dense]))
     title = f"perplexity{', log scale' if scale['type'] == 'log' else ''} (lower is better)"
-    across = alt.X("perplexity:Q", scale=scale, title=title, axis=alt.Axis(format=",~g", tickCount=6))
+    across = alt.X("perplexity:Q", scale=scale, title=title, axis=alt.Axis(labelExpr=PLAIN_NUMBER, tickCount=6))
     methods = alt.Y("method:N", sort=[row.method for row in comparison.rows], title=None, axis=alt.Axis(grid=True, ticks=False))
     chart, chosen = alt.Chart(data(rows)), single_out("stage")
     span = chart.mark_rule(color=colour("muted"), opacity=0.45, strokeWidth=2).encode(
@@ -107,13 +109,14 @@ def perplexity_chart(comparison: Comparison) -> alt.LayerChart | None:
 
 
 def reference(field: str, value: float, words: str, vertical: bool) -> list[alt.Chart]:
-    """A dashed line at a value, with its name at the end."""
+    """A dashed line at a value, with its name at the end: above it, or below one that lies, where what is good lies above."""
     line = alt.Chart(data([{field: value, "words": words}]))
     place: Any = {"x" if vertical else "y": f"{field}:Q"}
     edge: Any = {"y": alt.value(-8)} if vertical else {"x": alt.value("width")}
-    sides: Any = {"align": "center"} if vertical else {"align": "right", "dy": -7, "clip": True}
+    sides: Any = {"align": "center"} if vertical else {"align": "right", "dy": 12, "clip": True}
     return [
         line.mark_rule(strokeDash=[4, 3], color=colour("ink"), clip=True).encode(**place),
+        line.mark_text(fontWeight=600, stroke=colour("paper"), strokeWidth=4, **sides).encode(text="words:N", **place, **edge),
         line.mark_text(fontWeight=600, color=colour("ink"), **sides).encode(text="words:N", **place, **edge),
     ]
 
@@ -169,7 +172,7 @@ def _value_range(ordered: Sequence[float], dense: float | None) -> tuple[float, 
     if dense is not None and abs(inside[0] - dense) <= max(inside[-1] - inside[0], 1e-9):
         inside.append(dense)
     air = 0.07 * (max(inside) - min(inside)) or 0.07 * abs(inside[0]) or 1.0
-    return min(inside) - air, max(inside) + air
+    return min(inside) - 1.5 * air, max(inside) + air  # below a line its name has room
 
 
 def _trial_row(trial: Trial, high: float) -> dict[str, Any]:

@@ -27,8 +27,27 @@ def count_text(count: float | None) -> str:
 
 
 def percent_text(fraction: float) -> str:
-    """A fraction in percent: ``0.4`` -> ``40.0 %``."""
-    return f"{100 * fraction:.1f} %"
+    """A fraction in percent: ``0.4`` -> ``40.0 %``; what rounds to zero has no sign."""
+    return f"{100 * fraction:z.1f} %"
+
+
+def share_text(fraction: float) -> str:
+    """A part of a whole; a small one is not nothing.
+
+    >>> share_text(0.023), share_text(0.0002), share_text(0.0)
+    ('2.3 %', 'below 0.1 %', '0.0 %')
+    """
+    return "below 0.1 %" if 0 < fraction < 0.0005 else percent_text(fraction)
+
+
+def signed_percent_text(fraction: float, format: str = ".1f") -> str:
+    """A change in percent; what rounds to zero has no sign.
+
+    >>> signed_percent_text(0.123), signed_percent_text(-0.02), signed_percent_text(-0.0001)
+    ('+12.3 %', '-2.0 %', '0.0 %')
+    """
+    text = f"{100 * fraction:+{format}}"
+    return f"{text if float(text) else text[1:]} %"
 
 
 def perplexity_text(value: float | None) -> str:

@@ -36,6 +36,21 @@ def flat(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
+def recipe_rows(recipe: Mapping[str, Any], multiple: int | None = None) -> list[tuple[str, str]]:
+    """What a recipe sets, in words; nothing of what it leaves open.
+
+    Args:
+        multiple: of the FFN widths that came of it, where it left them open.
+
+    >>> recipe_rows({"allocation": {"gamma": 0.5, "round_to": None}, "ridge": None}, multiple=8)
+    [('allocation.gamma', '0.5'), ('allocation.round_to', 'by the model: multiples of 8')]
+    """
+    rows = dict(flat(recipe))
+    if multiple is not None and rows.get("allocation.round_to", 0) is None:
+        rows["allocation.round_to"] = f"by the model: multiples of {multiple}"
+    return [(name, formats.value_text(value)) for name, value in rows.items() if value is not None]
+
+
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -47,6 +62,13 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {name.removesuffix("_text"): value for name, value in vars(formats).items() if name.endswith("_text")}
-    environment.filters |= {"unbroken": formats.unbroken, "flat": flat, "dedent": lambda text: textwrap.dedent(text.strip("\n"))}
-    environment.globals |= {"answer": answer, "charts": charts, "tables": tables, "vega": vega, "MISSING": formats.MISSING}
+    environment.filters |= {"unbroken": formats.unbroken, "dedent": lambda text: textwrap.dedent(text.strip("\n"))}
+    environment.globals |= {
+        "answer": answer,
+        "charts": charts,
+        "tables": tables,
+        "vega": vega,
+        "recipe_rows": recipe_rows,
+        "MISSING": formats.MISSING,
+    }
     return environment

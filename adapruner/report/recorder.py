@@ -112,7 +112,7 @@ class ReportConfig:
             if value < least:
                 raise ConfigurationError(f"report.{argument}: expected {least} or more, got {value}; give a larger number")
         for metric in self.compare:
-            find_metric(metric)
+            find_metric(metric, "report.compare")
 
 
 class ReportRecorder:

@@ -225,7 +225,9 @@ def package_versions() -> dict[str, str]:
 
 def hardware_in_words(device: torch.device, processes: int = 1) -> str:
     """Device, threads and processes."""
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    on_cpu = f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else on_cpu
     return f"{where}, {processes} process{'es' if processes > 1 else ''}"
 
 

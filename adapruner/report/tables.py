@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Literal
 
 from adapruner.evaluation.cost_table import COST_ROWS
 from adapruner.report.answer import Comparison
-from adapruner.report.formats import MISSING, TIMES, duration_text, nll_text, percent_text, perplexity_text, quantity_text, ratio_text
+from adapruner.report.formats import (
+    MISSING,
+    TIMES,
+    duration_text,
+    nll_text,
+    percent_text,
+    perplexity_text,
+    quantity_text,
+    ratio_text,
+    signed_percent_text,
+)
 from adapruner.report.schema import STAGES
 from adapruner.report.sections import Candidate, Cost, DataCard, Search, Stage, Sweep, TaskScore, Took, ZeroShot
 
@@ -139,13 +149,13 @@ def perplexity_table(comparison: Comparison) -> TextTable:
             cells.append(Cell(MISSING if value is None else perplexity_text(value), "best" if best else ""))
         rows.append((*cells, Cell(change_text(dense, row.values[comparison.common] if comparison.common else row.final))))
     title, mark = f"Perplexity on {comparison.title} (lower is better)", f"lowest of its column; rows in the order of {comparison.common}"
-    last = "to dense" if comparison.common in (None, *stages[-1:]) else f"{comparison.common}, to dense"
+    last = "vs dense" if comparison.common in (None, *stages[-1:]) else f"{comparison.common}, vs dense"
     return TextTable(title, ("method", *(stages or ("perplexity",)), last), tuple(rows), comparison.notes, mark=mark)
 
 
 def change_text(before: float | None, after: float) -> str:
     """``+12.3 %``."""
-    return f"{100 * (after / before - 1):+.1f} %" if before and math.isfinite(before) and math.isfinite(after) else MISSING
+    return signed_percent_text(after / before - 1) if before and math.isfinite(before) and math.isfinite(after) else MISSING
 
 
 def score_table(zero_shot: ZeroShot) -> TextTable:

@@ -10,6 +10,7 @@ from adapruner.report.answer import (
     answer_sentence,
     below_dense_sentence,
     calibration_sentences,
+    checked_sentence,
     comparisons,
     gates_sentence,
     ideal_sentence,
@@ -101,9 +102,11 @@ def _search_line(search: Search) -> str:
 def _export_lines(export: Export) -> list[str]:
     """Where the folder is, by what it loads, and the notes."""
     loads = "loads with stock transformers" if export.stock else "loads with trust_remote_code=True"
-    difference = export.max_abs_logit_difference
-    checked = "logits not compared" if difference is None else f"largest logit difference {difference:.1e}"
-    lines = [f"Exported to {export.path}: {export.class_name}, {loads}; {checked}.", *(f"- {note}" for note in export.notes)]
+    lines = [
+        f"Exported to {export.path}: {export.class_name}, {loads}.",
+        f"Loaded again: {checked_sentence(export)}.",
+        *(f"- {note}" for note in export.notes),
+    ]
     if export.gguf is not None:
         file = export.gguf
         lines.append(f"For llama.cpp, {file.path}: {file.architecture} in {file.dtype}, {memory_text(file.bytes / 2**30)}.")

@@ -81,7 +81,7 @@ class TextSamples:
         """What was continued and how, and what it cost."""
         count = len(self._prompts)
         which = "Prompts of report.prompts" if self.given is not None else f"{count} passage{'s' if count > 1 else ''} of held-out text"
-        return f"{which}, continued by up to {self.new} tokens, always the likeliest; {self.seconds:.1f} s of the run."
+        return f"{which}, continued by up to {self.new} tokens, each the likeliest; {self.seconds:.1f} s of the run."
 
     def _continued(self, model: Any, prompt: Prompt) -> str:
         return "".join(continue_ids(model, self.tokenizer, prompt.ids, Decoding(self.new)))

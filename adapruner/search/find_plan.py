@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -133,7 +133,8 @@ def _ranked(
         return problem, meet_latency(scored.model, problem, plan, options.recipe, folder, scored.identity), None
     pool = scored.data.calibration_windows  # the few are only compared: the refit's own windows would cost each of them their time
     post_pruning = PostPruning.of_windows(pool, options.reconstruction, recover, SharedStream())
-    with _shown(options.search.n_trials, on_trial) as shown, late_progress_bar("best few again") as on_candidate:
+    with ExitStack() as searching, late_progress_bar("best few again", searching.close) as on_candidate:
+        shown = searching.enter_context(_shown(options.search.n_trials, on_trial))
         outcome = run_search(
             scored.model,
             problem,
@@ -157,7 +158,7 @@ def _shown(trials: int, on_trial: OnTrial | None) -> Iterator[OnTrial]:
     with progress_bar("search", trials) as advance:
 
         def show(record: TrialRecord, best: TrialRecord | None) -> None:
-            words = "" if best is None or best.value is None else f"best {best.value:.4f} nats/token (trial {best.trial}, {best.name})"
+            words = "" if best is None or best.value is None else f"best {best.value:.4f}, trial {best.trial}, {best.name}, in nats/token"
             advance(record.trial + 1, words)
             if on_trial is not None:
                 on_trial(record, best)

@@ -113,7 +113,7 @@ class SearchSpace:
         if not self.metrics:
             raise ConfigurationError("search.space.metrics: expected at least one metric, got none; name one, such as l2")
         for name in self.metrics:
-            find_metric(name)
+            find_metric(name, "search.space.metrics")
         for argument, name in _CHOICES.items():
             chosen, known = getattr(self, argument), CHOICES[name]
             unknown = [c for c in chosen if c not in known]

@@ -168,7 +168,7 @@ def test_report_and_export_need_a_search_beside_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"compare": ["l3"]}, "metric: expected a known metric, got 'l3'"),
+        ({"compare": ["l3"]}, "report.compare: expected a known metric, got 'l3'"),
         ({"batch_size": 0}, "report.batch_size: expected 1 or more, got 0"),
         ({"latency_repeats": 0}, "report.latency_repeats: expected 1 or more, got 0"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,19 @@ from typing import Any
 
 import pytest
 import rich
-from lightning import Callback, Trainer
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from torch.utils.data import DataLoader
 
+from adapruner.callbacks import LoRARecoveryCallback, PruningSearchCallback
 from adapruner.callbacks.recovery_bar import RecoveryBar
+from adapruner.pruning.budget import Budget
+from adapruner.recovery.lora import LoRAConfig
+from adapruner.search.config import SearchConfig
+from adapruner.search.space import SearchSpace
+from tests.tiny import random_windows, tiny_llama
 
 
 class Losses(BoringModel):
@@ -48,7 +57,7 @@ def train(screen: io.StringIO, folder: Path, ckpt_path: str | None = None, **opt
 
 def test_one_bar_over_all_steps_in_one_line(screen: io.StringIO, tmp_path: Path) -> None:
     said = train(screen, tmp_path, max_steps=7)
-    steps = [int(found[1]) for line in said if (found := re.match(r"recovery +[━╸╺]+ (\d+)/7 .*train_loss: +\d", line))]
+    steps = [int(found[1]) for line in said if (found := re.match(r"recovery +[━╸╺]+ +(\d+)/7 .*train_loss: +\d", line))]
     assert steps[-1] == 7
     assert steps == sorted(steps)  # it does not begin anew with each pass
     *said, last = [line for line in said if line.strip()]
@@ -60,11 +69,82 @@ def test_a_resumed_training_goes_on_where_it_was(screen: io.StringIO, tmp_path: 
     train(screen, tmp_path, max_steps=4)
     screen.truncate(0)
     said = train(screen, tmp_path, str(tmp_path / "here.ckpt"), max_steps=9)
-    steps = {int(found[1]) for line in said if (found := re.match(r"\0*recovery +[━╸╺]+ (\d+)/9 ", line))}
+    steps = {int(found[1]) for line in said if (found := re.match(r"\0*recovery +[━╸╺]+ +(\d+)/9 ", line))}
     assert 9 in steps
     assert steps <= {0, *range(4, 10)}  # 0: nothing is known yet
 
 
 def test_epochs_that_somebody_chose_are_counted_as_passes(screen: io.StringIO, tmp_path: Path) -> None:
     said = "\n".join(train(screen, tmp_path, max_epochs=2))
-    assert re.search(r"recovery, pass 2 over its text +[━╸╺]+ 3/3 ", said)
+    assert re.search(r"recovery, pass 2 over its text +[━╸╺]+ +3/3 ", said)
+
+
+class Theirs(LightningModule):
+    """A module that has never heard of pruning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lm = tiny_llama(intermediate_size=480)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.lm(**batch, use_cache=False).loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=1e-3)
+
+
+def ours(name: str) -> Callback:
+    if name == "recovery":
+        return LoRARecoveryCallback(LoRAConfig(r=2, alpha=4, dropout=0.0), model_attribute="lm")
+    search = SearchConfig(n_trials=2, chunks=2, random_sets=0, rerank=None, space=SearchSpace(metrics=["l2"]))
+    return PruningSearchCallback(
+        Budget(0.3), search, model_attribute="lm", calibration=random_windows(8, 16, seed=1, sources=("books", "code"))
+    )
+
+
+def fit_theirs(folder: Path, callbacks: list[Any], **options: Any) -> ProgressBar | None:
+    """The bar that a Trainer of somebody's own has after a training."""
+    own: dict[str, Any] = {"default_root_dir": folder, "logger": False, "accelerator": "cpu", "enable_checkpointing": False}
+    trainer = Trainer(callbacks=callbacks, **{**own, **options})
+    rows: Any = random_windows(8, 16, seed=1)
+    trainer.fit(Theirs(), DataLoader(rows, batch_size=4))
+    return trainer.progress_bar_callback
+
+
+@pytest.mark.parametrize("name", ["search", "recovery"])
+def test_a_trainer_of_somebody_s_own_counts_steps_by_its_own_bar(name: str, screen: io.StringIO, tmp_path: Path) -> None:
+    given = RichProgressBar(console_kwargs={"file": screen, "force_terminal": True, "width": 80})
+    assert fit_theirs(tmp_path, [ours(name), given], max_steps=3) is given
+    said = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    assert re.search(r"recovery +[━╸╺]+ +3/3 ", said), said
+    assert "Epoch" not in said
+
+
+def test_the_bar_that_a_trainer_makes_by_itself_is_ours(tmp_path: Path) -> None:
+    assert type(fit_theirs(tmp_path, [ours("recovery")], max_steps=3)) is RecoveryBar
+
+
+class Own(RichProgressBar):
+    """Somebody wrote it."""
+
+
+@pytest.mark.parametrize("bar", [Own, TQDMProgressBar])
+def test_a_bar_that_somebody_chose_is_left_alone(bar: type[ProgressBar], tmp_path: Path) -> None:
+    assert type(fit_theirs(tmp_path, [ours("recovery"), bar()], max_steps=3)) is bar
+
+
+def test_a_bar_that_counts_epochs_is_left_alone(tmp_path: Path) -> None:
+    assert type(fit_theirs(tmp_path, [ours("recovery")], max_epochs=2)) is RichProgressBar
+
+
+def test_a_bar_that_is_off_stays_off(tmp_path: Path) -> None:
+    assert fit_theirs(tmp_path, [ours("recovery")], max_steps=3, enable_progress_bar=False) is None
+
+
+def test_nothing_is_recommended_and_all_else_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "lightning.pytorch"):
+        fit_theirs(tmp_path, [ours("recovery")], max_steps=3, enable_checkpointing=True)
+    said = "\n".join(caplog.messages)
+    assert "GPU available" in said
+    assert "max_steps=3" in said
+    assert "Tip" not in said

@@ -90,9 +90,13 @@ def test_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
         (["--config=nothing/like/it.yaml"], "--config: expected a file, or the name of a shipped configuration"),
         (["--config", "quickstart.yaml", "--pruning.search.n_trials", "0"], "search.n_trials: expected 1 or more, got 0; give a positive"),
         (["--config", "quickstart.yaml", "--pruning.budget.pruned_fraction", "20"], "budget.pruned_fraction: expected a number in [0, 1)"),
-        (["--config", "quickstart.yaml", "--report.compare", "[talyor]"], "metric: expected a known metric, got 'talyor'"),
+        (["--config", "quickstart.yaml", "--report.compare", "[talyor]"], "report.compare: expected a known metric, got 'talyor'"),
         (["--config", "quickstart.yaml", "--pruning.plan", "no.json"], "plan no.json: expected a readable file, got No such file"),
-        (["--config", "local.yaml"], "source 'my texts': path: expected a file or a folder, got 'my-texts'"),
+        (["--config", "local.yaml"], "model.name_or_path: expected a folder or a hub name, got 'my-model/', which is not there"),
+        (
+            ["--config", "local.yaml", "--model.name_or_path", "demo"],
+            "source 'my texts': path: expected a file or a folder, got 'my-texts'",
+        ),
     ],
 )
 def test_a_bad_value_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
+from adapruner.cli import option_catalogue
 from adapruner.cli.help_page import LIKE_FIT
 from adapruner.cli.option_catalogue import FILE, Catalogue, Option, read_catalogue
 from adapruner.cli.shipped_configs import shipped_configs
-from tests.cli.write_option_catalogue import default_of, in_words, text
+from adapruner.importance.metrics import METRICS
+from adapruner.models.loading import DTYPES
+from tests.cli.write_option_catalogue import KNOWN, default_of, in_words, text
 
 ROOT = Path(__file__).parents[2]
 SMALL = Catalogue(
@@ -73,14 +76,82 @@ def test_what_there_is_or_is_not_for_the_catalogue_to_say(words: list[str]) -> N
     assert SMALL.misspelt(words) == []
 
 
+NAMING = Catalogue(
+    "fit",
+    {
+        "sampler": Option("text", "tpe", "", known=["gp", "tpe"]),
+        "space.metrics": Option("a list of texts", "[l2]", "", known=["l1", "l2"], group="adapruner.no_such_group"),
+        "recipe": Option("a Recipe or null", "", "", kind="Recipe"),
+        "recipe.coefficients": Option("a mapping", "{}", "", open=True, known=["l1", "l2"]),
+        "order": Option("text or null", "null", "", known=["joint"]),
+    },
+    lightning="0",
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--sampler", "tpee"], ["sampler: expected a known sampler, got 'tpee'; did you mean 'tpe'? Known: gp, tpe"]),
+        (["--sampler=tpee", "--sampler=tpe"], ["sampler: expected a known sampler, got 'tpee'; did you mean 'tpe'? Known: gp, tpe"]),
+        (["--space.metrics", "[l2, zz]"], ["space.metrics: expected a known metric, got 'zz'; Known: l1, l2"]),
+        (["--space.metrics+", "zz"], ["space.metrics: expected a known metric, got 'zz'; Known: l1, l2"]),
+        (
+            ["--recipe={coefficients: {l3: 1.0}}"],
+            ["recipe.coefficients: expected a known metric, got 'l3'; Known: l1, l2"],
+        ),
+        (
+            ["--config", "{space: {metrics: [l1, zz]}, sampler: xx}"],
+            [
+                "space.metrics: expected a known metric, got 'zz'; Known: l1, l2",
+                "sampler: expected a known sampler, got 'xx'; Known: gp, tpe",
+            ],
+        ),
+    ],
+)
+def test_names_that_no_option_knows(words: list[str], said: list[str]) -> None:
+    assert NAMING.unknown(words) == said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--sampler", "gp", "--space.metrics=[l1]", "--order", "null", "--order=joint", "--recipe", "null"],
+        ["--space.metrics", "[3, l1]"],  # what is no name has another fault
+        ["--space.metrics", "[l1, ["],
+        ["--space.metrics"],
+        ["--recipe.coefficients.l2", "1.0", "no option"],
+        ["--zzz", "tpee"],
+    ],
+)
+def test_names_that_are_known_or_not_for_the_catalogue_to_judge(words: list[str]) -> None:
+    assert NAMING.unknown(words) == []
+
+
+def test_where_a_package_adds_names_the_parser_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(option_catalogue, "entry_points", lambda group: [group])
+    assert NAMING.unknown(["--space.metrics", "[zz]"]) == []
+    assert NAMING.unknown(["--sampler", "zz"]) != []  # whose names no package adds to
+
+
+def test_every_name_that_is_shipped_is_known() -> None:
+    options = read_catalogue("fit").options
+    assert {name for name, option in options.items() if option.known} == {*KNOWN}
+    assert {*METRICS.names()} >= {*options["report.compare"].known} >= {"l2", "wanda_sp"}
+    assert [*options["model.dtype"].known] == [*DTYPES]
+
+
 @pytest.mark.parametrize("name", sorted({*shipped_configs()} - {"compare.yaml"}))  # whose options are those of compare
 def test_shipped_configurations_are_spelt_right(name: str) -> None:
     file = str(shipped_configs()[name])
     assert read_catalogue("fit").misspelt(["--config", file]) == []
+    assert read_catalogue("fit").unknown(["--config", file]) == []
 
 
 def test_a_file_is_read_for_its_names(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
+    file.write_bytes(b"search:\n  trails: \xff\n")  # for the parser to refuse
+    assert SMALL.misspelt([f"--config={file}"]) == SMALL.unknown([f"--config={file}"]) == []
     file.write_text("search:\n  trails: 3\n")
     assert SMALL.misspelt([f"--config={file}"]) == SMALL.misspelt(["--search.trails=3"]) != []
 
@@ -93,7 +164,17 @@ def test_options_of_the_trainer_are_judged_where_lightning_is_the_same() -> None
     assert same.misspelt(["--trainer.max_stpes", "3"]) == [line]
 
 
-@pytest.mark.parametrize("words", [["fit", "--pruning.serach.n_trials", "3"], *([command, "--help"] for command in LIKE_FIT)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fit", "--pruning.serach.n_trials", "3"],
+        ["fit", "--report.compare", "[wanda]"],
+        ["prune", "demo", "--texts", "README.md", "--pruning.search.space.metrics", "[taylor_frist]"],
+        ["prune", "./no-model", "--texts", "README.md"],
+        ["prune", "two words", "--texts", "README.md"],
+        *([command, "--help"] for command in LIKE_FIT),
+    ],
+)
 def test_the_answer_comes_before_anything_heavy_is_loaded(words: list[str]) -> None:
     """The best of three: a busy machine slows one run, not all."""
     code = f"import sys, adapruner.cli as c\ntry:\n    c.main({words!r})\nexcept SystemExit as end:\n    print(end.code, *sys.modules)"

@@ -6,7 +6,7 @@ python -m tests.cli.write_option_catalogue
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -22,8 +22,41 @@ from adapruner.cli.fit import make_parser
 from adapruner.cli.help_page import LIKE_FIT
 from adapruner.cli.option_catalogue import FILE, Option, catalogue_text
 from adapruner.cli.option_errors import _WORDS, _members
+from adapruner.importance.metrics import METRICS
+from adapruner.models.loading import DTYPES
+from adapruner.pruning.allocation import ALLOCATIONS
+from adapruner.pruning.costs import COSTS
+from adapruner.pruning.layer_scores import LAYER_SCORES
+from adapruner.pruning.recipe import CHOICES as RECIPE_CHOICES
+from adapruner.registry import Registry
+from adapruner.search.config import ORDERS
+from adapruner.search.objectives import OBJECTIVES
+from adapruner.search.samplers import SAMPLERS
+from adapruner.search.space import _CHOICES
+from adapruner.search.stoppers import STOPPERS
 
 _PLURALS = {"a whole number": "whole numbers", "a number": "numbers", "text": "texts", "true or false": "true and false"}
+
+
+#: Choices that are names.
+_NAMED = [name for name, choices in RECIPE_CHOICES.items() if all(isinstance(choice, str) for choice in choices)]
+#: Option -> what can be named by it, where another package may add to it the registry.
+KNOWN: dict[str, Registry[Any] | Sequence[str]] = {
+    "model.dtype": DTYPES,
+    "pruning.budget.of": COSTS,
+    "pruning.layer_score": LAYER_SCORES,
+    "pruning.search.early_stopping": STOPPERS,
+    "pruning.search.objective.measure": OBJECTIVES,
+    "pruning.search.order": ORDERS,
+    "pruning.search.sampler": SAMPLERS,
+    "pruning.search.space.allocation.method": ALLOCATIONS,
+    "pruning.search.space.metrics": METRICS,
+    "pruning.recipe.allocation.method": ALLOCATIONS,
+    "pruning.recipe.coefficients": METRICS,
+    "report.compare": METRICS,
+    **{f"pruning.recipe.{name}": RECIPE_CHOICES[name] for name in _NAMED},
+    **{f"pruning.search.space.{several}": RECIPE_CHOICES[name] for several, name in _CHOICES.items() if name in _NAMED},
+}
 
 
 #: Types that read better by what one writes.
@@ -46,9 +79,22 @@ def options_of(parser: ArgumentParser, prefix: str = "") -> Iterator[tuple[str, 
         own = [kind for kind in kinds if is_dataclass(kind)]
         many = any(isinstance(get_origin(m) or m, type) and issubclass(get_origin(m) or m, Mapping) for m in _members(hint))
         is_open = many or (bool(kinds) and not own and not all(issubclass(kind, Path | Enum) for kind in kinds)) or hint is Any
-        yield name, Option(in_words(hint), default_of(action), plain(action.help or ""), own[0].__name__ if own else "", is_open)
+        yield (
+            name,
+            Option(
+                in_words(hint), default_of(action), plain(action.help or ""), own[0].__name__ if own else "", is_open, **known_names(name)
+            ),
+        )
         for kind in own:
             yield from options_of(parser_of(kind), f"{name}.")
+
+
+def known_names(name: str) -> dict[str, Any]:
+    """Of :data:`KNOWN`, the names that are shipped."""
+    known = KNOWN.get(name, ())
+    if not isinstance(known, Registry):
+        return {"known": [str(one) for one in known]}
+    return {"known": [one for one in known.names() if known._ships(known.find(one))], "group": known.group or ""}
 
 
 def in_words(hint: Any) -> str:

@@ -191,5 +191,5 @@ def test_what_a_template_refuses_is_one_line(template: str | None, message: str)
     with pytest.raises(DataError, match=f"^here: .*{message}") as caught:
         render_conversation(TURNS, tokenizer_with(template), "here")
     assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match=r"^data, recovery, source 'texts': source 'texts': texts#0: expected "):
+    with pytest.raises(DataError, match=r"^data, recovery, source 'texts': texts#0: expected "):
         WindowDrawer(tokenizer_with(template), 0).each("recovery", [TextSource("texts", texts=[TURNS], chat=True)], 30, None)  # type: ignore[list-item]

@@ -149,15 +149,19 @@ def test_less_text_than_asked_for_is_taken_and_said_once(tokenizer: Any, capsys:
         (
             ["one long text"],
             {},
-            r"^calibration: expected texts in 'texts' of which a quarter can .* got 1 pieces, all on one side; give",
+            r"^calibration: expected texts in 'texts' of which a quarter can .* got 1 of 13 characters in all; give",
         ),
-        ([" ", "\n"], {"search": WIKI}, r"^source 'texts': expected documents with text in 2 texts in memory, got only blank ones"),
+        (
+            [" ", "\n"],
+            {"search": WIKI},
+            r"^data, calibration, source 'texts': expected documents with text in 2 texts in memory, got only blank ones",
+        ),
         (
             texts(0, 40, 5),
             {},
-            r"source 'texts', part \[0, 0.75\): .* at least 4 windows of 128 tokens, got 1; give more text \(512 tokens or more\)",
+            r"source 'texts', part \[0, 0.75\): .* at least 4 windows of 128 tokens, got 1 .*; give about 6\d\d tokens .* texts of its own",
         ),
-        (texts(0, 40), {}, r"at least 4 windows of 256 tokens, got 0; .*\(1,024 tokens or more\).* or give the search texts of its own"),
+        (texts(0, 40), {}, r"at least 4 windows of 256 tokens, got 0 .*; give about 7,9\d\d tokens .* or give the search texts of its own"),
         (torch.zeros(4, 6), {}, r"^calibration: expected whole numbers \[n, seq_len\], got torch.float32 \[4, 6\]; give the ids of tokens"),
         (torch.zeros(4, dtype=torch.long), {}, r"^calibration: expected whole numbers \[n, seq_len\], got torch.int64 \[4\]"),
         ({"input_ids": [[1, 2], [3]]}, {}, r"^calibration.input_ids: expected token ids \[n, seq_len\], got rows of several lengths"),

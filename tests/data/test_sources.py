@@ -79,6 +79,7 @@ def test_hub_options_reach_datasets_and_streams_are_read_lazily(monkeypatch: pyt
         return rows()
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("adapruner.data.sources.hub.hub_fault", lambda *_: None)
     source = TextSource("hub", hub="me/set", config="raw", split="validation", revision="v1", streaming=streaming, documents=3)
     assert [d.text for d in read_documents(source)] == ["row 0", "row 1", "row 2"]
     assert len(read) <= 4
@@ -96,6 +97,7 @@ def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         raise ConnectionError("Couldn't reach 'me/set' on the Hub\nwith a long story")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("adapruner.data.sources.hub.hub_fault", lambda *_: None)
     with pytest.raises(
         DataError, match=r"source 'own': expected the hub data set 'me/set', got: Couldn't reach .* on the Hub; check"
     ) as caught:
@@ -110,6 +112,7 @@ def test_a_loading_script_is_answered_with_the_parquet_revision(monkeypatch: pyt
         raise RuntimeError("Dataset scripts are no longer supported, but found bookcorpus.py")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("adapruner.data.sources.hub.hub_fault", lambda *_: None)
     with pytest.raises(DataError, match="add revision: refs/convert/parquet"):
         texts(hub="bookcorpus")
 

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import vl_convert
 
+from adapruner.compare.tables import _as_fine_as
+from adapruner.report.formats import percent_text, signed_percent_text
 from adapruner.report.page import render_report
 from adapruner.report.schema import SECTIONS, validate_report
 
@@ -105,7 +107,7 @@ def test_every_plot_is_drawn_with_its_values() -> None:
     found = {(row["method"], row["stage"]): row["perplexity"] for row in drawn if "method" in row}
     stages = ("pruned", "reconstructed", "recovered")
     assert found == {(method, stage): value for method, values in FINAL.items() for stage, value in zip(stages, values, strict=True)}
-    assert [row for row in drawn if "method" not in row] == [{"perplexity": 28.1, "words": "dense 28.10"}] * 2
+    assert [row for row in drawn if "method" not in row] == [{"perplexity": 28.1, "words": "dense 28.10"}] * 3  # line, name, its halo
     bars = [{"name": "mixture.taylor", "value": 0.342, "words": "34.2 %"}, {"name": "mixture.l2", "value": 0.019, "words": "1.9 %"}]
     assert all(bar in rows_of(page.chart("Importance of search dimensions")) for bar in bars)
     kept = rows_of(page.chart("FFN channels kept per layer"))[:8]
@@ -257,7 +259,7 @@ def test_calibration_shows_clusters_and_spread() -> None:
     assert {"set": "random set of 36", "value": 4.445, "text": "4.4450"} in spread
     assert {"set": "chosen weights", "value": 4.35, "text": "4.3500"} in spread
     assert "8.1 % · wikitext, sample 1,017\nThe river Inn rises" in page.text
-    assert page.text.index("sample 1,017") < page.text.index("each 4.7 % · code, sample 40 and 31 more\ndef lerp(a: float")
+    assert page.text.index("sample 1,017") < page.text.index("4.7 % each of 32 samples · code, such as sample 40\ndef lerp(a: float")
     assert len(page.charts) == 8 + 2
     report["calibration"]["set_file"] = "<script>alert(1)</script>"
     report["calibration"]["heaviest"][0]["text"] = "<script>alert(1)</script>"
@@ -285,3 +287,56 @@ def test_measurements_are_tables_with_their_notes() -> None:
     assert "<tr><th>energy</th><td>1.25 J</td><td>0.75 J</td><td>x0.60</td></tr>" in html
     assert "<tr><th>1 x 128</th><td>16,000/s</td><td>21,333/s</td><td>x0.75</td><td>x0.67</td></tr>" in html
     assert "Tokens per second, median of 10 rounds" in page.text
+
+
+@pytest.mark.parametrize(("best", "worst"), [(120.0, 500.0), (20.0, 90_000.0)])  # a linear axis, and one of powers
+def test_axes_have_plain_numbers(best: float, worst: float) -> None:
+    report = sample_report()
+    logs = [math.log(row["value"]) for row in report["perplexity"] if row["value"] is not None]
+
+    def moved(value: float) -> float:
+        return best * (worst / best) ** ((math.log(value) - min(logs)) / (max(logs) - min(logs)))
+
+    report["perplexity"] = [{**row, "value": row["value"] and moved(row["value"])} for row in report["perplexity"]]
+    chart = Page(render_page(report)).chart("Perplexity by method and stage on wikitext")
+    labels = re.findall(r"<text[^>]*>([^<]*\d[^<]*)</text>", vl_convert.vegalite_to_svg({**chart, "width": 400}))
+    assert any(re.fullmatch(r"[\d,]+", label) and len(label) >= 3 for label in labels), labels
+    assert not [label for label in labels if re.search(r"\de\+?\d", label)]
+
+
+def test_the_name_of_the_dense_model_is_not_over_the_trials_above_it() -> None:
+    chart = Page(render_page(sample_report())).chart("Search history")
+    names = [layer["mark"] for layer in chart["layer"] if layer["mark"]["type"] == "text"]
+    assert len(names) == 2
+    assert all(mark["dy"] > 0 for mark in names)  # below the line
+
+
+def test_a_recipe_says_what_it_sets_and_what_came_of_the_rest() -> None:
+    report = sample_report()
+    report["search"]["recipe"] = {"ridge": None, "allocation": {"gamma": 0.5, "round_to": None}}
+    report["cost"]["widths"] = {"multiple": 16, "regular_ms": 50.0, "any_ms": 100.0}
+    text = Page(render_page(report)).text
+    assert "by the model: multiples of 16" in text
+    assert "ridge" not in text[text.index("The settings of the best trial") : text.index("Everything needed to run this again")]
+    report["search"]["recipe"]["allocation"]["round_to"] = 8
+    assert "by the model" not in Page(render_page(report)).text
+
+
+def test_what_the_export_computed_is_explained() -> None:
+    report = sample_report()
+    report["export"] |= {"max_abs_logit_difference": 0.0, "dtype": "float16", "perplexity_before": 23.44, "perplexity_served": 23.45}
+    said = "the same logits; perplexity of a few windows of the search text 23.4500, before the export 23.4400"
+    assert said in " ".join(Page(render_page(report)).text.split())
+    report["export"] |= {"max_abs_logit_difference": 0.25, "perplexity_own": 9.4}
+    said = (
+        "logits differ by at most 2.5e-01; perplexity of a few windows of the search text 23.4500, before the export 23.4400, 9.4000 before"
+    )
+    assert said in " ".join(Page(render_page(report)).text.split())
+    report["export"]["max_abs_logit_difference"] = None
+    assert "not compared" in Page(render_page(report)).text
+
+
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    assert (signed_percent_text(-0.0004), signed_percent_text(0.0004), signed_percent_text(-0.0006)) == ("0.0 %", "0.0 %", "-0.1 %")
+    assert (percent_text(-0.0001), percent_text(0.2)) == ("0.0 %", "20.0 %")
+    assert _as_fine_as(-0.001, 20.0) == "0.00"

@@ -99,8 +99,8 @@ def test_a_run_reports_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     values = {(row.method, row.stage): row.value for row in found.perplexity or ()}
     change = 100 * (values["adapruner", "reconstructed"] / values[ANY_WIDTH, "reconstructed"] - 1)  # type: ignore[operator]
     assert widths_sentence(found) == (
-        f"FFN widths are multiples of 8: a forward takes {ratio_text(10.0, 8.0)} of the time, and perplexity (reconstructed) changes by "
-        f"{change:+.1f} %, beside the same recipe at any width."
+        f"FFN widths are multiples of 8. Beside the same recipe at any width a forward takes {ratio_text(10.0, 8.0)} of the time, and "
+        f"perplexity (reconstructed) changes by {change:+.1f} %."
     )
     without = validate_report(run(compare_any_width=False).report)
     assert widths_sentence(without) is None
@@ -111,5 +111,5 @@ def test_the_sentence_without_perplexity() -> None:
     record = sample_report()
     record["cost"]["widths"] = {"multiple": 64, "regular_ms": 50.0, "any_ms": 100.0}
     assert widths_sentence(validate_report(record)) == (
-        f"FFN widths are multiples of 64: a forward takes {ratio_text(100.0, 50.0)} of the time, beside the same recipe at any width."
+        f"FFN widths are multiples of 64. Beside the same recipe at any width a forward takes {ratio_text(100.0, 50.0)} of the time."
     )

@@ -66,7 +66,7 @@ def test_a_stage_that_made_it_worse_is_said() -> None:
     assert "Worse" not in printed(report)
     row = next(r for r in report["perplexity"] if (r["method"], r["stage"]) == ("adapruner", "recovered"))
     row["value"] = 33.3
-    assert "Worse by being recovered, on" in printed(report)
+    assert "Worse recovered than reconstructed, on" in printed(report)
     assert "31.04 to 33.30" in " ".join(printed(report).split())
 
 
@@ -84,10 +84,10 @@ def test_the_code_can_be_copied_out_of_a_narrow_terminal() -> None:
     report["export"] |= {"path": "runs/a-model-with-a-name-of-its-own-0.35/model", "stock": False}
     lines = printed(report).splitlines()
     first = next(number for number, line in enumerate(lines) if "import AutoModelForCausalLM" in line)
-    code = lines[first : first + 3]
+    code = lines[first : first + 4]
     compile("\n".join(code), "terminal", "exec")
-    assert code[1].endswith("trust_remote_code=True)")
-    assert code[2].startswith("tokenizer = ")
+    assert code[2].endswith("trust_remote_code=True)")
+    assert code[3].startswith("tokenizer = ")
 
 
 def test_numbers_of_one_seed_say_so_and_how_to_get_a_spread() -> None:

@@ -40,7 +40,7 @@ def test_beginnings_of_held_out_text_are_continued_as_anybody_would() -> None:
         assert row["prompt"] == tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
         assert row["dense"] == row["recovered"] == "".join(continue_ids(model, tokenizer, ids[None], Decoding(NEW)))
     assert any(row["pruned"] != row["dense"] for row in rows)
-    assert samples.protocol().startswith("3 passages of held-out text, continued by up to 24 tokens, always the likeliest; ")
+    assert samples.protocol().startswith("3 passages of held-out text, continued by up to 24 tokens, each the likeliest; ")
     assert samples.seconds > 0
     shown_once = samples.to_report("pruned")
     assert shown_once is not None

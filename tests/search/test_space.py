@@ -155,7 +155,10 @@ def test_softmax_is_a_distribution_whatever_the_logits() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metrics": ["talyor_second"]}, "metric: expected a known metric, got 'talyor_second'; did you mean 'taylor_second'"),
+        (
+            {"metrics": ["talyor_second"]},
+            "search.space.metrics: expected a known metric, got 'talyor_second'; did you mean 'taylor_second'",
+        ),
         ({"metrics": []}, "search.space.metrics: expected at least one metric, got none"),
         ({"reductions": ["summ"]}, "search.space.reductions: expected known reductions, got 'summ'; did you mean 'sum'"),
         ({"reductions": []}, "search.space.reductions: expected known reductions, got 'none'"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from adapruner.data.data_folder import ChosenFiles, choose_files, names_of, say_once, split_name
 from adapruner.data.documents import Document, needed_columns, row_documents
-from adapruner.data.files import is_text, list_files, lone_object, read_rows, read_text_pieces
+from adapruner.data.files import PIECE_CHARACTERS, is_text, list_files, lone_object, read_rows, read_text_pieces
 from adapruner.data.text_source import SOURCE_KINDS, SourceKind
 from adapruner.errors import DataError
 
@@ -22,6 +22,11 @@ class FileSource(SourceKind):
     @property
     def _root(self) -> Path:
         return Path(str(self.source.path)).expanduser()
+
+    @property
+    def piece(self) -> int:
+        """Of text files: they are cut."""
+        return 0 if is_saved_to_disk(self._root) or not any(map(is_text, self._files().read)) else 2 * PIECE_CHARACTERS
 
     def check(self) -> None:
         """Missing files, unknown suffixes, splits that are not there, and text files where a column is named.

