@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from adapruner.argument_checks import check_fields
 from adapruner.errors import ConfigurationError
+
+if TYPE_CHECKING:  # options are read before torch is
+    from torch import Tensor
 
 Form = Literal["sequential", "local"]
 Constraint = Literal["ridge", "rotation"]
