@@ -54,14 +54,14 @@ def measure(setting: Setting, record: Record, budget: float, windows: int) -> No
             record.add_stages(budget, OURS, seed, [(stage, setting.perplexities(model))])
 
 
-def table(record: Record, budgets: list[float]) -> str:
+def table(measured: list[dict[str, Any]], budgets: list[float]) -> str:
     """Markdown: perplexity of every domain, and the change of the geometric means against the first refit."""
     lines = ["| removed, refit | " + " | ".join([*CALIBRATED, *(f"{d}*" for d in UNSEEN)]) + " | calibrated | unseen |", "|---" * 8 + "|"]
     for budget in budgets:
-        stages = list(dict.fromkeys(c["stage"] for c in record.cells if c["budget"] == budget))
+        stages = list(dict.fromkeys(c["stage"] for c in measured if c["budget"] == budget))
         first: dict[str, float] = {}
         for stage in stages:
-            cells = [c for c in record.cells if (c["budget"], c["stage"]) == (budget, stage)]
+            cells = [c for c in measured if (c["budget"], c["stage"]) == (budget, stage)]
             values = {d: _mean([c["perplexity"] for c in cells if c["domain"] == d]) for d in (*CALIBRATED, *UNSEEN)}
             means = {"calibrated": _mean([values[d] for d in CALIBRATED]), "unseen": _mean([values[d] for d in UNSEEN])}
             first = first or (means if stage != "pruned" else {})
@@ -85,7 +85,7 @@ def main() -> None:
         setting = Setting(seed, options)
         for budget in options.budgets:
             measure(setting, record, budget, options.windows)
-    print(table(record, options.budgets))
+    print(table(record.cells, options.budgets))
 
 
 if __name__ == "__main__":

@@ -176,6 +176,7 @@ ROWS: dict[str, tuple[BadInput, ...]] = {
         BadInput("a teacher that keeps more tokens than there are", r"recovery\.distillation\.top_k: expected at most 96, the vocabulary, got 1000; give 32", ("--recovery.distillation.weight=0.5", "--recovery.distillation.top_k=1000")),
         BadInput("rank 0", r"lora: expected r and alpha of 1 or more, got 0", ("--recovery.lora.r=0",)),
         BadInput("a negative ridge", r"reconstruction\.ridge: expected a positive number, got -1", ("--pruning.reconstruction.ridge=-1",)),
+        BadInput("a ridge relative to nothing known", r"reconstruction\.relative_to: expected a known relative_to, got 'gram'", ("--pruning.reconstruction.relative_to=gram",)),
         BadInput("a negative limit of hidden states", r"reconstruction\.states_gib: expected a number of 0 or more, got -1", ("--pruning.reconstruction.states_gib=-1",)),
         BadInput("a folder for hidden states that is not there", r"reconstruction\.states_folder: expected a folder, got gone, which is not there", ("--pruning.reconstruction.states_gib=0", "--pruning.reconstruction.states_folder=gone")),
         BadInput("a share of a source that is not there", r"data\.search\.shares: expected names of sources, got 'cod'", ("--data.search.shares={cod: 2.0}",)),

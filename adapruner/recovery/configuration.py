@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # options are read before torch is
 Form = Literal["sequential", "local"]
 Constraint = Literal["ridge", "rotation"]
 RelativeTo = Literal["channel", "mean"]
-#: Strengths by form, and those to choose among: measured, see docs/results-remarks.md.
+#: Strengths by form, and those to choose among: measured, see docs/refit.md.
 CANDIDATES = (0.02, 0.1, 0.5, 2.0)
 RIDGES: dict[Form, float] = {"sequential": 0.5, "local": 0.1}
 _TINY = 1e-30
