@@ -62,7 +62,7 @@ class Recipe:
     pruned_fraction: float | None = None
     """Goes before the budget's, where sizes are searched too; ``None``: the budget's."""
     ridge: float | None = None
-    """Strength of the reconstruction, relative to the mean diagonal of the Gram matrix; ``None``: as configured there."""
+    """Strength of the refit's ridge, the same for all projections; ``None``: as configured there."""
     allocation: Allocation = field(default_factory=Allocation)
 
     def __post_init__(self) -> None:
