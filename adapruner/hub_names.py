@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Kind = Literal["model", "dataset"]
-#: What every repository of a kind has.
+#: What nearly every repository of a kind has.
 _FILES: dict[str, str] = {"model": "config.json", "dataset": "README.md"}
 #: Attempts to connect, and seconds between two.
 _TRIES, _PAUSE = 2, 1.0
@@ -65,9 +65,14 @@ def nearest_path(path: str) -> str:
 
 
 def _is_cached(name: str, kind: Kind, revision: str | None) -> bool:
-    from huggingface_hub import try_to_load_from_cache
+    """Whether the library has anything of it: a tokenizer alone has no ``config.json``."""
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.file_download import repo_folder_name
 
-    return isinstance(try_to_load_from_cache(name, _FILES[kind], revision=revision, repo_type=kind), str)
+    if isinstance(try_to_load_from_cache(name, _FILES[kind], revision=revision, repo_type=kind), str):
+        return True
+    snapshots = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind) / "snapshots"
+    return snapshots.is_dir() and any(snapshots.iterdir())
 
 
 def _asked(name: str, kind: Kind, revision: str | None) -> str | None:

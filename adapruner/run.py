@@ -96,7 +96,7 @@ def prune(
         calibration: texts that decide which units matter: a list, a mapping of source names to lists, a ``datasets.Dataset`` with a
             column ``text``, or token windows ``[n, seq_len]``.
         budget: how much to remove; a number is a fraction of the block parameters.
-        recovery: LoRA recovery (or another ``form``) after the refit, or a number of optimizer steps; ``None`` leaves it out.
+        recovery: LoRA recovery (or another ``form``) after the refit, or a number of optimizer steps; ``None`` or 0 leaves it out.
         evaluation: held-out texts, in the same forms, on which perplexity is measured at every stage; ``None`` measures nothing.
         recovery_texts: what recovery trains on; the calibration texts when empty.
         reconstruction_samples: windows of 128 tokens that the refit sees of each source of the calibration texts, instead of those that
@@ -144,7 +144,7 @@ def prune(
         pruned = reconstruct(scored, found)
         scored = scored.after_pruning()
         if recorder is not None:
-            recorder.measure_stage(pruned.stage, pruned.model)
+            recorder.measure_stage(pruned.stage, pruned.model, pruned.judged)
         recovered = _recover(pruned.model, data, recovery, where, found, tokenizer, distillation)
         rows, record = _finish_report(recorder, pruned, recovered, where)
         print_times()
@@ -241,7 +241,6 @@ def _finish_report(
         model=pruned.model,
         recovery=None if recovered is None else recovered.to_report(),
         reconstruction_seconds=pruned.seconds,
-        judged=pruned.judged,
     )
     if folder is not None:
         check_there(folder)

@@ -66,9 +66,9 @@ class PrunedModel:
     model: Any
     plan: PruningPlan
     seconds: float = 0.0
-    """Time that the refit took; 0 without one."""
+    """Time that the refit took, and its judging; 0 without one."""
     stage: str = "pruned"
-    """``pruned``, or ``reconstructed`` after a refit."""
+    """``pruned``, or ``reconstructed`` after a refit, taken back or not."""
     judged: JudgedRefit | None = None
     """What the refit did to the loss on the search split; ``None`` where nobody asked."""
 
@@ -210,6 +210,8 @@ def apply(model: Any, plan: PruningPlan | FoundPlan | str | Path) -> PrunedModel
 def reconstruct(scored: ScoredModel, found: FoundPlan, *, widths_only: bool = False) -> PrunedModel:
     """Removes the units that the plan does not keep, and refits the output projections of what stays; in place, instead of :func:`apply`.
 
+    With ``reconstruction.only_if_better`` the refit is taken back where the search split says that the model is worse for it.
+
     (The refit needs the dense model's outputs, layer by layer, so that it removes the units itself.) Interrupted, it leaves some layers
     pruned and others not: load the dense model again.
 
@@ -240,8 +242,7 @@ def reconstruct(scored: ScoredModel, found: FoundPlan, *, widths_only: bool = Fa
         prune_model(model, problem.structure, plan, bias_means(problem, recipe_of(plan)))
     save_as_export(model, scored.structure, found.plan)
     seconds = time.monotonic() - started if refits else 0.0
-    left_out = reconstruction is None or (judged is not None and judged.left_out)
-    return PrunedModel(model, found.plan, seconds, "pruned" if left_out else "reconstructed", judged)
+    return PrunedModel(model, found.plan, seconds, "pruned" if reconstruction is None else "reconstructed", judged)
 
 
 @typed

@@ -25,7 +25,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,11 @@ def run_stages(model: Any, windows: Any, budget: float, options: argparse.Namesp
     with sheet.stage(case, "search") as row:
         found = stages.search(scored, on_trial=lambda *_: ends.append(time.perf_counter()))
         took = sorted(end - start for start, end in itertools.pairwise(ends))
-        row.update(trials=len(took), seconds_per_trial=took[len(took) // 2] if took else None, refit_in_trials=scored.refit)
+        row.update(
+            trials=len(took),
+            seconds_per_trial=took[len(took) // 2] if took else None,
+            refit_in_trials=None if scored.refit is None else asdict(scored.refit),
+        )
     with sheet.stage(case, "reconstruct") as row:
         pruned = stages.reconstruct(scored, found)
         row.update(plan=found.plan.hash, pruned_fraction=found.plan.pruned_fraction)

@@ -145,7 +145,9 @@ def trial(refitted: bool) -> Callable[[Subject], Stage]:
             grams = collect_grams(subject.model, subject.structure, pool, pool.source_index, SOURCES)
             subject.held = sum(t.nbytes for table in (grams.grams, grams.sums) for t in table.values())
         problem, config = subject.problem(grams), SearchConfig(batch_size=batch, chunks=2)
-        objective = Objective(subject.model, problem, subject.windows(2 * batch), config, 0.01 if refitted else None)
+        objective = Objective(
+            subject.model, problem, subject.windows(2 * batch), config, ReconstructionConfig().in_trials if refitted else None
+        )
 
         def stage(hold: Callable[[], Any]) -> Any:
             hold()

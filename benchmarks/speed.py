@@ -181,7 +181,7 @@ def measure(bench: Bench) -> list[Ratio]:
         found.append(in_turns("scoring", 1.5, bench.score, bench.forward_and_backward, turns))
     if "trial" in stages_asked:
         found.append(in_turns("trial, judged as cut", 1.05, *bench.trials(None), turns))
-        found.append(in_turns("trial with the local refit", 1.3, *bench.trials(0.01), turns))
+        found.append(in_turns("trial with the local refit", 1.3, *bench.trials(ReconstructionConfig().in_trials), turns))
     if "refit" in stages_asked:
         found.append(in_turns("sequential refit", 3.0, bench.refit, bench.evaluate, turns))
         stream = record_dense_stream(bench.model, bench.scored.structure, bench.windows.input_ids, bench.reconstruction)

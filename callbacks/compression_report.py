@@ -14,6 +14,7 @@ from adapruner.callbacks.listener import PruningListener, first_of, listeners_of
 from adapruner.callbacks.loggers import log_report
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback, short_recovery
 from adapruner.callbacks.pruning_search import PruningSearchCallback
+from adapruner.callbacks.recovery_bar import end_bar
 from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.files.folder_lock import check_there
@@ -91,7 +92,7 @@ class CompressionReportCallback(PruningListener):
                     short_recovery(trainer, pl_module, trainer.max_steps) if self.config.compare_recovered else None
                 )
             elif self.recorder is not None:
-                self.recorder.measure_stage(stage, pruning.language_model(pl_module))
+                self.recorder.measure_stage(stage, pruning.language_model(pl_module), pruning.judged)
 
     def knows_stage(self, trainer: Trainer, stage: str) -> bool:
         """Whether an earlier attempt measured the plan at this stage, so that the model need not be brought there again."""
@@ -101,6 +102,7 @@ class CompressionReportCallback(PruningListener):
         """Measures the final model; the export follows, then :meth:`teardown` writes."""
         if self._pruning is None or self.recorder is None:
             return
+        end_bar(trainer)
         with isolate_rng():
             recovered = first_of(trainer, LoRARecoveryCallback) is not None and trainer.global_step > 0
             self.recorder.measure_final(held_model(pl_module, self._pruning.model_attribute), recovered)
@@ -135,7 +137,6 @@ class CompressionReportCallback(PruningListener):
             model=held_model(pl_module, self._pruning.model_attribute),
             processes=trainer.world_size,
             reconstruction_seconds=self._pruning.reconstruction_seconds,
-            judged=self._pruning.judged,
             **sections,
         )
 

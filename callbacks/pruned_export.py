@@ -16,6 +16,7 @@ from adapruner.callbacks.gguf_target import GgufTarget
 from adapruner.callbacks.listener import PruningListener, first_of
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.pruning_search import PruningSearchCallback
+from adapruner.callbacks.recovery_bar import end_bar
 from adapruner.errors import ConfigurationError
 from adapruner.export.adapters import ADAPTER_FOLDER, export_either
 from adapruner.export.card import card_of_report, card_of_run, model_card
@@ -105,6 +106,7 @@ class PrunedExportCallback(PruningListener):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes and checks the folder; where it is there already, its model card gets what was measured since."""
+        end_bar(trainer)
         plan, record = self._pruning(trainer).plan, self.record
         if plan is None or not trainer.is_global_zero:
             return

@@ -66,6 +66,13 @@ def count_steps(trainer: Trainer) -> None:
         bar.__class__ = RecoveryBar
 
 
+def end_bar(trainer: Trainer) -> None:
+    """Ends Lightning's bar where the training is over: drawn once more later, it would wipe lines that were printed meanwhile."""
+    bar = trainer.progress_bar_callback
+    if isinstance(bar, RichProgressBar):
+        bar._stop_progress()
+
+
 def leave_out_adverts() -> None:
     """Lightning's lines that recommend packages of its makers, of which a Trainer prints two; all else that it says stays."""
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")

@@ -92,7 +92,8 @@ class Catalogue:
         ["sampler: expected a known sampler, got 'tpee'; did you mean 'tpe'? Known: gp, tpe"]
         """
         try:
-            given = [(self.options[name], name, value) for name, value in self._given(words) if name in self.options]
+            last = dict(self._given(words))  # the parser takes the last of several, too
+            given = [(self.options[name], name, value) for name, value in last.items() if name in self.options]
         except _UnreadableError:
             return []
         judged = [(option, name, value) for option, name, value in given if option.known and not _has_more(option.group)]
@@ -170,7 +171,7 @@ class _UnreadableError(Exception):
 
 def _strangers(value: Any, known: Sequence[str]) -> list[str]:
     """The names in a value that are not known; what is no name is for the parser to judge."""
-    if isinstance(value, str) and value[:1] in ("[", "{"):
+    if isinstance(value, str):
         try:
             value = _yaml(value)
         except _UnreadableError:

@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="a folder, a GGUF file or a hub name")
-    add("--texts", metavar="PATH", action="append", required=True, help="text, or NAME=PATH; may be repeated")
+    add("--texts", metavar="PATH", action="append", default=[], help="text, or NAME=PATH; may be repeated")
     add("--fraction", metavar="F", type=float, help="of the attention and FFN parameters, to remove (default: 0.2)")
     add("--out", metavar="DIR", help="the folder of the run (default: runs/MODEL-F)")
     add("--trials", metavar="N", type=int, default=64, help="of the search (default: 64)")
@@ -165,6 +165,8 @@ def _check(given: argparse.Namespace, others: Sequence[str]) -> None:
             raise ConfigurationError(f"{word.lstrip('-')}: expected an option of prune or of fit, got an unknown one; {hint}")
     if others and not others[0].startswith("-"):
         raise ConfigurationError(f"prune: expected one model, got {others[0]!r} too; text goes behind --texts")
+    if not given.texts:
+        raise ConfigurationError("texts: expected --texts PATH, got none; name a file or a folder of text")
     names = [_named(text)[0] for text in given.texts]
     if len(set(names)) < len(names) or not all(names):
         raise ConfigurationError(f"texts: expected each name once, got {', '.join(names)}; give them as NAME=PATH")

@@ -58,6 +58,11 @@ class RunData:
         """The windows that the refit sees: its own, or the pool's."""
         return self.calibration_windows if self.reconstruction_windows is None else self.reconstruction_windows
 
+    @property
+    def refit_fingerprint(self) -> str | None:
+        """Of the refit's own windows; ``None`` where it sees the pool, whose fingerprint the study's identity has."""
+        return getattr(self.reconstruction_windows, "fingerprint", None)
+
     @classmethod
     def of(cls, data: Any) -> RunData:
         """From a data module (or any object) that offers :class:`PruningData`; a :class:`RunData` is itself.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # options are read before torch is
 Form = Literal["sequential", "local"]
 Constraint = Literal["ridge", "rotation"]
 RelativeTo = Literal["channel", "mean"]
-#: Strengths by form, and those to choose among: measured, see docs/refit.md.
+#: Strengths by form, and those to choose among: docs/refit.md has what they rest on.
 CANDIDATES = (0.02, 0.1, 0.5, 2.0)
 RIDGES: dict[Form, float] = {"sequential": 0.5, "local": 0.1}
 _TINY = 1e-30
@@ -30,12 +30,12 @@ class Ridge:
 
     >>> import torch
     >>> Ridge().of(torch.tensor([[4.0, 0.0], [0.0, 2.0]]))
-    tensor([4., 2.])
+    tensor([2., 1.])
     >>> Ridge(0.01, "mean").of(torch.tensor([[4.0, 0.0], [0.0, 2.0]]))
     tensor([0.0300, 0.0300])
     """
 
-    strength: float = 1.0
+    strength: float = 0.5
     relative_to: RelativeTo = "channel"
 
     def of(self, gram: Tensor) -> Tensor:
@@ -59,10 +59,10 @@ class ReconstructionConfig:
     """
 
     ridge: float | None = None
-    """lambda, the same for all projections; more of it stays nearer to the kept weights. When empty, each chooses among ``candidates``."""
+    """lambda, the same for all projections; more of it stays nearer to the kept weights. null: each chooses among ``candidates``."""
     relative_to: RelativeTo = "channel"
     """What the ridge is relative to. ``channel``: each input channel's own sum of squares, as if inputs were standardised. ``mean``: the
-    mean over channels, which holds loud channels loosely and quiet ones fast (SlimGPT's damping; 0.01 is usual there)."""
+    mean over channels, which holds those of large activations loosely and those of small ones fast (SlimGPT's damping, usually 0.01)."""
     samples: int | None = None
     """Calibration windows to use; all of them when empty. More is better and costs time in proportion."""
     batch_size: int = 8
@@ -75,7 +75,8 @@ class ReconstructionConfig:
     orthogonal matrix, which overfits few windows less and repairs less (RCPU, arXiv 2510.07782)."""
     candidates: list[float] | None = None
     """Ridges among which each projection chooses, by its error on every eighth window, before it is refitted on all; goes before ``ridge``.
-    When empty, 0.02, 0.1, 0.5 and 2, where no ridge is given: text for many channels wants little, text for few wants much."""
+    null: 0.02, 0.1, 0.5 and 2 where no ridge is given; much text for few channels wants little, little text for many wants much. []: no
+    choice, 0.5 for all, or 0.1 in the local form."""
     shared_gib: float = 1.0
     """Memory that the dense model's hidden states on the windows may take, behind every attention and every layer, while several plans of
     it are refitted: computed once instead of for each, with the same result. On a GPU they lie on it, where four times as much is free. 0
@@ -87,8 +88,8 @@ class ReconstructionConfig:
     """Folder of these files, on a fast disk; the system's folder for temporary files when empty, which some systems keep in memory. Nothing
     is left in it."""
     only_if_better: bool = True
-    """Whether the refit is left out where the search split, which it does not see, has a lower loss without it. Costs two evaluations of
-    that split; methods that are compared are refitted in any case."""
+    """Whether the refit is left out where the search split, which it does not see, has a lower cross entropy without it. Costs two
+    evaluations of that split. What a report compares is refitted in any case."""
     intercept: bool = True
     """Whether the bias of an output projection that has one is refitted too, without a penalty; else it stays."""
 
@@ -106,8 +107,8 @@ class ReconstructionConfig:
 
     @property
     def in_trials(self) -> Ridge:
-        """The penalty of the local refit inside a search's trials."""
-        return self.penalty if self.form == "local" else Ridge(RIDGES["local"], self.relative_to)
+        """The penalty of the local refit inside a search's trials, which chooses nothing: the ridge that is given, else 0.1."""
+        return Ridge(RIDGES["local"] if self.ridge is None else self.ridge, self.relative_to)
 
     def __post_init__(self) -> None:
         check_fields(self, "reconstruction.")
@@ -135,20 +136,28 @@ class ReconstructionConfig:
             )
 
 
+def strength_of(config: ReconstructionConfig) -> dict[str, object]:
+    """What a report says of a refit's strength: ``candidates``, a ``ridge``, or neither where the kept weights are only turned."""
+    if config.constraint == "rotation":
+        return {}
+    return {"candidates": config.choices} if config.choices else {"ridge": config.penalty.strength}
+
+
 def strength_in_words(ridge: float | None, candidates: Sequence[float] = ()) -> str:
     """How a refit was held near the kept weights.
 
-    >>> strength_in_words(0.5), strength_in_words(None, [0.02, 0.5])
-    ('ridge 0.5', 'ridge chosen for each projection among 0.02, 0.5')
+    >>> strength_in_words(0.5), strength_in_words(None, [0.02, 0.5]), strength_in_words(None)
+    ('ridge 0.5', 'ridge chosen for each projection among 0.02, 0.5', 'a rotation')
     """
-    if candidates or ridge is None:
+    if candidates:
         return f"ridge chosen for each projection among {', '.join(f'{c:g}' for c in candidates)}"
-    return f"ridge {ridge:g}"
+    return "a rotation" if ridge is None else f"ridge {ridge:g}"
 
 
 def deciding_values(config: ReconstructionConfig) -> dict[str, object]:
     """All fields that a refit's result depends on."""
-    return {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
+    values = {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
+    return {**values, "candidates": config.choices, "ridge": config.penalty.strength, "in trials": config.in_trials.strength}
 
 
 def _is_strength(value: float) -> bool:

@@ -54,7 +54,8 @@ def refit_if_better(
 ) -> JudgedRefit | None:
     """As :func:`adapruner.recovery.post_pruning.refit_plan`; with ``only_if_better`` the kept weights come back where they were better.
 
-    Meanwhile the output projections' kept weights lie in the host's memory: about a fifth of the model's.
+    Meanwhile the output projections' kept weights lie in the host's memory, up to a third of the model's; with biases that the plan adds,
+    dense and pruned weights are there at once while the pruned model is judged.
 
     Args:
         judged_on: ``input_ids``, ``labels`` and ``attention_mask``, each ``[n, seq_len]``, which the refit does not see.
@@ -75,7 +76,7 @@ def refit_if_better(
     judged = judged if ranks is None else ranks.broadcast(judged)
     if judged.left_out:
         put_outputs(model, kept)
-        announce(f"reconstruction: left out, it makes the search split worse ({judged}); more calibration text or a larger ridge may help")
+        announce(f"reconstruction: left out, it makes the search split worse ({judged}); more calibration text may help")
     return judged
 
 

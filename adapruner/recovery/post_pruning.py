@@ -155,6 +155,12 @@ def _weights_of(problem: PruningProblem, recipe: Recipe) -> Tensor:
         return problem.calibration.sample_weights(CalibrationChoice())
 
 
+def refit_config(config: ReconstructionConfig, plan: PruningPlan) -> ReconstructionConfig:
+    """The settings that a plan is refitted by: the strength that its own recipe says goes before the configured one."""
+    strength = recipe_of(plan).ridge
+    return config if strength is None else replace(config, ridge=strength, candidates=[])
+
+
 def refit_plan(
     model: nn.Module,
     problem: PruningProblem,
@@ -169,8 +175,7 @@ def refit_plan(
         ranks: the processes that refit this same plan and share its windows; ``None`` where this one works alone.
     """
     assert post_pruning.reconstruction is not None
-    recipe = recipe_of(plan)
-    config = post_pruning.reconstruction if recipe.ridge is None else replace(post_pruning.reconstruction, ridge=recipe.ridge)
+    recipe, config = recipe_of(plan), refit_config(post_pruning.reconstruction, plan)
     weights = _window_weights(problem, recipe, post_pruning)
     input_ids, shared = post_pruning.input_ids, post_pruning.shared
     counted = (weights > _NEGLIGIBLE * weights.max()).nonzero().flatten()

@@ -2,7 +2,7 @@
 
 After the units of a layer are removed, o_proj and then down_proj minimise
 
-    sum_t || W' x_t + b - y_t ||^2 + lambda || W' - W_kept ||^2
+    sum_t || W' x_t + b - y_t ||^2 + sum_c lambda_c || W'_c - W_kept,c ||^2
 
 over the calibration tokens. What x and y are is the *form*: :mod:`adapruner.recovery.sequential`, the pruned model so far
 against the dense residual stream, or :mod:`adapruner.recovery.local`, the dense model's own inputs and outputs. What W' may be
@@ -181,7 +181,7 @@ def too_few_tokens(structure: ModelStructure, windows: int, seq_len: int, config
         return None
     return (
         f"reconstruction: {tokens:,} tokens for projections of up to {widest:,} channels, which may make the model worse; raise "
-        "samples_per_source of data.calibration or data.reconstruction, and reconstruction.samples, or raise reconstruction.ridge"
+        "samples_per_source of data.calibration or data.reconstruction, and reconstruction.samples, or give a larger reconstruction.ridge"
     )
 
 

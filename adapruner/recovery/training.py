@@ -179,12 +179,14 @@ def _set_trained(model: nn.Module, trains: dict[str, bool]) -> None:
 
 @typed
 def recovery_config(recovery: RecoveryConfig | int | None) -> RecoveryConfig | None:
-    """A number of steps as a configuration.
+    """A number of steps as a configuration; 0 for no recovery.
 
     Raises:
         ConfigurationError: if it is neither.
     """
-    return RecoveryConfig(steps=recovery) if isinstance(recovery, int) else recovery
+    if isinstance(recovery, int):
+        return RecoveryConfig(steps=recovery) if recovery else None
+    return recovery
 
 
 def short_recovery(

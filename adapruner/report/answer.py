@@ -168,10 +168,7 @@ def left_out_sentence(report: Report) -> str | None:
     if refit is None or not refit.left_out:
         return None
     change = f"{nll_text(refit.pruned)} to {nll_text(refit.refitted)} nats per token"
-    return (
-        f"The refit was left out: it made the search split worse, {change}. More calibration text, or a larger reconstruction.ridge, may "
-        "help it."
-    )
+    return f"The refit was left out: it made the search split worse, {change}. More text for it (data.reconstruction) may help."
 
 
 def ridge_words(refit: Reconstruction) -> str:

@@ -25,9 +25,9 @@ from adapruner.progress import announce, progress_bar
 from adapruner.pruning.allocation import Allocation
 from adapruner.pruning.depth_and_width import depth_and_width_removed
 from adapruner.pruning.recipe import Recipe
-from adapruner.recovery.configuration import ReconstructionConfig
+from adapruner.recovery.configuration import ReconstructionConfig, strength_of
 from adapruner.recovery.judged_refit import JudgedRefit
-from adapruner.recovery.post_pruning import PostPruning, pruned_only, recipe_of
+from adapruner.recovery.post_pruning import PostPruning, pruned_only, recipe_of, refit_config
 from adapruner.recovery.streams import SharedStream
 from adapruner.report.measured_before import MeasuredBefore, Values
 from adapruner.report.regular_widths import at_any_width, time_widths
@@ -137,6 +137,7 @@ class ReportRecorder:
         prompts, windows = config.prompts, scored.data.evaluation_windows
         self.samples = TextSamples(prompts, None if prompts == [] else tokenizer, windows)
         self.stage = "dense"
+        self.judged: JudgedRefit | None = None
         self.dense_config = copy.deepcopy(scored.model.config)
         self.dense_search_nll: float | None = None
         self.cost: dict[str, Any] | None = None
@@ -160,10 +161,13 @@ class ReportRecorder:
         self.scored = self.scored.after_pruning()  # no method will be compared any more
 
     @timed("measuring")
-    def measure_stage(self, stage: str, model: nn.Module) -> None:
-        """The run's own model at a stage: ``pruned`` or ``reconstructed``; once, where the refit was left out."""
-        if stage == self.stage:
-            return
+    def measure_stage(self, stage: str, model: nn.Module, judged: JudgedRefit | None = None) -> None:
+        """The run's own model at a stage: ``pruned`` or ``reconstructed``.
+
+        Args:
+            judged: what the refit did to the loss on the search split, where this process refitted and asked.
+        """
+        self.judged = self.before.judged(judged)
         self._add(METHOD, stage, self.before.measure(METHOD, stage, lambda: self._measure(model, f"perplexity, {stage}")))
         self.stage = stage
         if stage == "pruned":
@@ -245,7 +249,6 @@ class ReportRecorder:
         processes: int = 1,
         recovery: Mapping[str, Any] | None = None,
         reconstruction_seconds: float = 0.0,
-        judged: JudgedRefit | None = None,
         recovery_seed: int | None = None,
         zero_shot: Mapping[str, Any] | None = None,
         export: Mapping[str, Any] | None = None,
@@ -256,7 +259,6 @@ class ReportRecorder:
             name: of the run.
             model: the final model, for the device.
             processes: in which it was made.
-            judged: what the refit did to the loss on the search split, where this process refitted and asked.
             recovery: ``r``, ``alpha``, ``steps``, ``seconds`` and ``history`` of the LoRA recovery; ``None`` where there was none.
             zero_shot: the section on zero-shot tasks.
             export: the section on the export.
@@ -281,7 +283,7 @@ class ReportRecorder:
             "search": search_section(scored, found, self.dense_search_nll),
             "calibration": calibration_section(scored, found),
             "recovery": {
-                "reconstruction": None if refit is None else self._refit(refit, reconstruction_seconds, judged),
+                "reconstruction": None if refit is None else self._refit(refit, reconstruction_seconds),
                 "lora": recovery,
             },
             "cost": self.cost,
@@ -291,11 +293,9 @@ class ReportRecorder:
             "took": took_section(next(model.parameters()).device, self.times),
         }
 
-    def _refit(self, refit: ReconstructionConfig, seconds: float, judged: JudgedRefit | None) -> dict[str, Any]:
-        judged = self.before.judged(judged)
-        figures = {} if judged is None else {**asdict(judged), "left_out": judged.left_out}
-        strength = {"candidates": refit.choices} if refit.choices else {"ridge": refit.penalty.strength}
-        return {**strength, "seconds": refit_seconds(seconds), **figures}
+    def _refit(self, refit: ReconstructionConfig, seconds: float) -> dict[str, Any]:
+        figures = {} if self.judged is None else {**asdict(self.judged), "left_out": self.judged.left_out}
+        return {**strength_of(refit_config(refit, self.found.remaining)), "seconds": refit_seconds(seconds), **figures}
 
     def _generations(self) -> dict[str, Any]:
         rows = self.samples.to_report(self.stage)

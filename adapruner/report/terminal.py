@@ -93,7 +93,7 @@ def _parts(report: Report) -> Iterator[TextTable | list[str] | str]:
 
 def _search_line(search: Search) -> str:
     """The search in one line; values in nats per token."""
-    named = (("best", search.best_value), ("best fixed recipe", search.best_fixed_value), ("dense", search.dense_value))
+    named = (("chosen plan", search.best_value), ("best fixed recipe", search.best_fixed_value), ("dense", search.dense_value))
     values = ", ".join(f"{name} {nll_text(value)}" for name, value in named if value is not None)
     stopped = f"{search.completed} completed, {search.stopped_early} stopped early"
     return f"Search: {search.trials} trials, {stopped}; {search.judged}, nats per token: {values or MISSING}."

@@ -112,9 +112,9 @@ def _plan(
     if recipe is None:
         announce("gates: a given plan keeps its units, none is exchanged")
         return plan, outcome
-    texts = scored.data.refitted_on, scored.data.search_windows
+    texts, identity = (scored.data.refitted_on, scored.data.search_windows), {**scored.identity, "text": scored.data.refit_fingerprint}
     with stage("gates"):
-        return learn_gates(scored.model, problem, plan, recipe, *texts, gates, scored.folder, scored.identity).plan, outcome
+        return learn_gates(scored.model, problem, plan, recipe, *texts, gates, scored.folder, identity).plan, outcome
 
 
 def _ranked(
@@ -131,7 +131,7 @@ def _ranked(
             problem = replace(problem, statistics=collect_in_sequence(scored.model, problem, options.recipe, windows, batch_size))
         plan = make_plan(problem, options.recipe, {"seed": problem.seed, **scored.identity})
         return problem, meet_latency(scored.model, problem, plan, options.recipe, folder, scored.identity), None
-    pool = scored.data.calibration_windows  # the few are only compared: the refit's own windows would cost each of them their time
+    pool = scored.data.calibration_windows  # the few are only compared: the refit's own windows may be many more
     post_pruning = PostPruning.of_windows(pool, options.reconstruction, recover, SharedStream())
     with ExitStack() as searching, late_progress_bar("best few again", searching.close) as on_candidate:
         shown = searching.enter_context(_shown(options.search.n_trials, on_trial))

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapruner.distributed import is_rank_zero
+from adapruner.distributed import Ranks, is_rank_zero
 from adapruner.errors import BudgetError, ConfigurationError
 from adapruner.models.fingerprint import digest_weights
 from adapruner.models.tracing import trace_structure
@@ -155,11 +155,12 @@ def _cut_and_refitted(scored: ScoredModel, plan: PruningPlan, number: int) -> It
     """The model as rounds up to ``number`` leave it, inside the block; the refit is made once."""
     model, problem, reconstruction = scored.model, scored.problem, scored.options.reconstruction
     deciding = None if reconstruction is None else deciding_values(reconstruction)
-    folder, key = _folder(scored, number), f"1:{problem.weights}:{plan.hash}:{plan.recipe}:{deciding}:{scored.identity}"
+    depends = [problem.weights, plan.hash, plan.recipe, deciding, scored.data.refit_fingerprint, scored.identity]
+    folder, key = _folder(scored, number), ":".join(["1", *map(str, depends)])
 
     def refit() -> dict[str, Tensor]:
         how = PostPruning.of_data(scored.data, reconstruction, None)
-        refit_if_better(model, problem, plan, how, scored.data.search_windows, scored.options.search.batch_size)
+        refit_if_better(model, problem, plan, how, scored.data.search_windows, scored.options.search.batch_size, ranks=Ranks())
         return {**outputs_of(model, problem.structure), "digest": _digest(model)}
 
     with restored(model, problem.structure):

@@ -30,7 +30,7 @@ _CHOICES = {f"{name}s": name for name in CHOICES}
 #: Dimensions that are a number of the allocation: field of the space and of the allocation.
 _ALLOCATION = ("gamma", "log_head_multiplier", "depth_slope", "depth_curve")
 #: Dimensions that are there only where bounds are given -> their value in seed trials.
-_OPTIONAL = {"log10_ridge": 0.0, "pruned_fraction": 0.0}
+_OPTIONAL = {"log10_ridge": -1.0, "pruned_fraction": 0.0}
 #: Largest bound of a dimension, also as an exponent of e or 10 within what double precision holds.
 _MOST = 100.0
 #: Dimensions of the calibration, by the beginnings of their names; every other dimension is the metric's or the allocation's.

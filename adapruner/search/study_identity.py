@@ -56,7 +56,6 @@ def study_identity(options: PruningOptions, data: RunData, fingerprint: str, wei
         refit: ridge of the local refit that trials are judged after, or ``None``.
     """
     search, reconstruction = options.search, options.reconstruction
-    refitted = None if reconstruction is None else data.reconstruction_windows
     return {
         "model": fingerprint,
         "weights": weights,
@@ -68,7 +67,6 @@ def study_identity(options: PruningOptions, data: RunData, fingerprint: str, wei
         "objective": {**asdict(search.objective), "refit": None if refit is None else asdict(refit), "refit_gib": None},
         "reconstruction": None if reconstruction is None else deciding_values(reconstruction),
         "code version": __version__,
-        **({} if refitted is None else {"reconstruction data": refitted.fingerprint}),
         **({"held out": search.held_out} if search.held_out else {}),
         **({} if options.attention_units == "kv_group" else {"attention units": options.attention_units}),
         **({} if options.ffn_units == "channel" else {"ffn units": options.ffn_units}),

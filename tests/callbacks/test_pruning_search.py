@@ -209,7 +209,7 @@ def test_a_latency_budget_is_measured_on_the_device(tmp_path: Path, monkeypatch:
 def test_trials_are_judged_after_the_refit_where_it_fits(tmp_path: Path) -> None:
     run = fitted(tmp_path, search_callback(), max_steps=1)
     assert (tmp_path / "grams.safetensors").exists()
-    assert run.search.scored.identity["objective"]["refit"] == pytest.approx(0.01)
+    assert run.search.scored.identity["objective"]["refit"] == {"strength": 0.1, "relative_to": "channel"}
     small = SearchConfig(n_trials=4, space=SearchSpace(metrics=["l2"]), objective=ObjectiveConfig(refit_gib=0.0))
     other = fitted(tmp_path / "small", search_callback(search=small), max_steps=1)
     assert other.search.scored.identity["objective"]["refit"] is None

@@ -93,7 +93,8 @@ NAMING = Catalogue(
     ("words", "said"),
     [
         (["--sampler", "tpee"], ["sampler: expected a known sampler, got 'tpee'; did you mean 'tpe'? Known: gp, tpe"]),
-        (["--sampler=tpee", "--sampler=tpe"], ["sampler: expected a known sampler, got 'tpee'; did you mean 'tpe'? Known: gp, tpe"]),
+        (["--sampler=tpee", "--sampler=tpe"], []),
+        (["--sampler", "'tpe'"], []),
         (["--space.metrics", "[l2, zz]"], ["space.metrics: expected a known metric, got 'zz'; Known: l1, l2"]),
         (["--space.metrics+", "zz"], ["space.metrics: expected a known metric, got 'zz'; Known: l1, l2"]),
         (

@@ -96,7 +96,7 @@ def test_paths_are_taken_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["my-model"], "arguments are required: --texts"),
+        (["my-model"], "texts: expected --texts PATH, got none"),
         ([*GIVEN, "--fracton", "3"], "fracton: expected an option of prune or of fit, got an unknown one; did you mean --fraction"),
         (["--pruning.budget.of", "macs", *GIVEN], "expected the model first, got --pruning.budget.of"),
         ([*GIVEN, "another"], "expected one model, got 'another' too"),
