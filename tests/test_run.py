@@ -281,7 +281,7 @@ def test_with_a_folder_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.
         ({"calibration": None}, "calibration: expected"),
         ({"calibration": ["one text", 3]}, "expected text"),
         ({"search": 0}, r"search\.n_trials: expected 1 or more, got 0"),
-        ({"recovery": 0}, r"recovery\.steps: expected a whole number of 1 or more, got 0"),
+        ({"recovery": -1}, r"recovery\.steps: expected a whole number of 1 or more, got -1"),
         ({"recovery": "5"}, "recovery: expected a RecoveryConfig or a whole number or None, got '5'"),
         ({"recovery": True}, "recovery: expected a RecoveryConfig or a whole number or None, got True"),
         ({"recovery": RecoveryConfig(steps=1, lora=LoRAConfig(target_modules=["nope"]))}, "expected layers of the model, got 'nope'"),
