@@ -46,12 +46,13 @@ def above_dense(cells: Cells, seeds: list[int], stages: tuple[str, str], domains
 
 def after_table(records: dict[str, Cells]) -> str:
     """Markdown: unseen domains, calibrated ones behind the oblique, for every column; all of the seeds that were measured anew."""
-    lines = ["| removed, units | seeds | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     anew = records["after_pruning"]
+    columns = {name: of for name, of in COLUMNS.items() if of[0] != "after_pruning" or any(c["stage"] == of[1] for c in anew)}
+    lines = ["| removed, units | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for budget, method in dict.fromkeys((c["budget"], c["method"]) for c in anew if c["method"] != DENSE):
         seeds = sorted({c["seed"] for c in anew if (c["budget"], c["method"]) == (budget, method)})
         cells = []
-        for file, *stages in COLUMNS.values():
+        for file, *stages in columns.values():
             key = {"budget": budget, "method": method}
             parts = [above_dense(records[file], seeds, (stages[0], stages[1]), domains, **key) for domains in (UNSEEN, CALIBRATED)]
             cells.append(" / ".join(part for part in parts if part))
