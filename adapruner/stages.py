@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ from adapruner.recovery.distillation import Distillation, DistillationConfig, ch
 from adapruner.recovery.form import check_trainable
 from adapruner.recovery.judged_refit import JudgedRefit, refit_if_better
 from adapruner.recovery.post_pruning import PostPruning, recipe_of
+from adapruner.recovery.solved_projections import FOLDER as REFIT
 from adapruner.recovery.teacher import vocabulary_of, write_down
 from adapruner.recovery.training import RecoveredModel, RecoveryConfig, recovery_config, train_recovery
 from adapruner.search.config import SearchConfig
@@ -213,7 +214,7 @@ def reconstruct(scored: ScoredModel, found: FoundPlan, *, widths_only: bool = Fa
     With ``reconstruction.only_if_better`` the refit is taken back where the search split says that the model is worse for it.
 
     (The refit needs the dense model's outputs, layer by layer, so that it removes the units itself.) Interrupted, it leaves some layers
-    pruned and others not: load the dense model again.
+    pruned and others not: load the dense model again. With a folder the next one goes on behind the last projection that was solved.
 
     Args:
         scored: what :func:`score` returned; its model is dense.
@@ -234,7 +235,8 @@ def reconstruct(scored: ScoredModel, found: FoundPlan, *, widths_only: bool = Fa
     apply_depth_and_width(model, scored.stage.cut)
     if refits:
         with progress_bar("reconstruction", problem.structure.layers) as advance:
-            how = PostPruning.of_data(scored.data, reconstruction, None)
+            folder = None if scored.folder is None else scored.folder / REFIT
+            how = replace(PostPruning.of_data(scored.data, reconstruction, None), folder=folder)
             judge: tuple[Any, int] = scored.data.search_windows, scored.options.search.batch_size
             judged = refit_if_better(model, problem, plan, how, *judge, advance, Ranks())
         write_widths(model.config, problem.structure, plan)

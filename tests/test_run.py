@@ -28,6 +28,7 @@ from adapruner.models.fingerprint import fingerprint_model
 from adapruner.recovery import teacher as teacher_module
 from adapruner.recovery import training
 from adapruner.recovery.lora import LoRAConfig
+from adapruner.recovery.solved_projections import SolvedProjections
 from adapruner.recovery.training import RecoveryConfig
 from adapruner.search.config import RerankConfig
 from adapruner.search.trial_value import Objective
@@ -217,7 +218,7 @@ def test_apply_keeps_the_weights_and_export_needs_to_know_the_plan(tmp_path: Pat
 
 
 def test_with_a_folder_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in the search, then in recovery: the plan, the weights and the recovery curve are those of an unbroken run."""
+    """Killed in the search, then in the refit, then in recovery: plan, weights and recovery curve are those of an unbroken run."""
 
     class Killed(BaseException):
         pass
@@ -235,6 +236,17 @@ def test_with_a_folder_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(Killed, match=r"^$"):
         prune(**options, folder=tmp_path / "run")
     monkeypatch.setattr(Objective, "of_plan", measure)
+    keep, solved = SolvedProjections.keep, list[str]()
+
+    def kill_in_refit(self: Any, name: str, *arguments: Any) -> None:
+        keep(self, name, *arguments)
+        solved.append(name)
+        if len(solved) == 2:
+            raise Killed
+
+    monkeypatch.setattr(SolvedProjections, "keep", kill_in_refit)
+    with pytest.raises(Killed, match=r"^$"):
+        prune(**options, folder=tmp_path / "run")
     steps = iter(range(100))
 
     def kill_in_step(*arguments: Any) -> float:
@@ -250,6 +262,7 @@ def test_with_a_folder_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(training, "_step", lambda *a: (done.append(1), step(*a))[1])
     resumed = prune(**options, folder=tmp_path / "run")
     assert len(done) == 2  # steps 5 and 6; 4 was kept
+    assert len(solved) == len(set(solved)) > 2  # each projection once, in two processes' lives
     assert resumed.outcome is not None
     assert resumed.outcome.resumed == 6
     assert resumed.plan.hash == unbroken.plan.hash
@@ -266,7 +279,7 @@ def test_with_a_folder_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.
     record = json.loads((tmp_path / "run" / "report.json").read_text())
     assert record["model"]["plan_hash"] == unbroken.plan.hash
     took, once = record["took"], unbroken.report["took"]
-    assert (took["processes"], once["processes"]) == (3, 1)
+    assert (took["processes"], once["processes"]) == (4, 1)
     assert list(once["stages"]) == ["loading", "statistics", "search", "measuring", "refit", "recovery", "between stages"]
     assert set(once["stages"]) == set(took["stages"])
     assert sum(took["stages"].values()) == pytest.approx(took["seconds"], rel=1e-6)

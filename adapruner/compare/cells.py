@@ -98,7 +98,7 @@ def claim(cell: Cell, command: Sequence[str]) -> None:
 
 def tidy(cell: Cell) -> None:
     """Drops what only a run in progress needs and what can be made again: a comparison has many cells, a model is large."""
-    for folder in ("model", "checkpoints"):
+    for folder in ("model", "checkpoints", "refit"):
         shutil.rmtree(cell.folder / folder, ignore_errors=True)
     for cache in cell.folder.glob("*.safetensors"):  # statistics and the like, which a run that goes on would need
         cache.unlink()

@@ -22,7 +22,7 @@ RUN_FILES = re.compile(
     r"|stages\.json|predictions\.jsonl|recovery\.pt|metrics(-\d+)?\.csv|hparams\.yaml|trial-\d+\.json"
 )
 #: Every folder of it, and what may be a file or a folder.
-RUN_FOLDERS, EITHER = ("checkpoints", "plans", "model"), ("last.ckpt",)
+RUN_FOLDERS, EITHER = ("checkpoints", "plans", "model", "refit"), ("last.ckpt",)
 SHARDED = "meta.pt"  # in a folder that is a checkpoint
 
 
@@ -95,7 +95,7 @@ def held(folder: Path) -> Iterator[FolderLock]:
         check_folder(folder)
         lock.take(folder)
         try:
-            for leftovers in (folder, folder / "checkpoints"):
+            for leftovers in (folder, folder / "checkpoints", folder / "refit"):
                 if leftovers.is_dir():
                     clear_leftovers(leftovers)
             yield lock

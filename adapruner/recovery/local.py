@@ -143,6 +143,8 @@ def refit_each_layer(
         cut_layer(model, structure, plan, modules.index)
         for group in groups:
             projection: Any = model.get_submodule(group.output.module)
+            if shares.solved is not None and shares.solved.put(group.output.module, projection, shares.ranks):
+                continue
             rest = (*dense[group.name], projection.bias)
             kept = plan.kept[group.name]
             equations = local_equations(group, kept, fitted.pop(group.name), *rest)
@@ -150,6 +152,8 @@ def refit_each_layer(
             solve_and_refit(projection, group.name, equations, checked, config)
             if shares.ranks is not None:
                 shares.ranks.make_equal(*(p.data for p in (projection.weight, projection.bias) if p is not None))
+            if shares.solved is not None:
+                shares.solved.keep(group.output.module, projection, shares.ranks)
         if progress:
             progress(modules.index + 1)
 

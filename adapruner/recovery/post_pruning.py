@@ -6,9 +6,11 @@ Every stage can be measured; the dense model comes back whole.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +20,7 @@ from adapruner.calibration.choice import CalibrationChoice
 from adapruner.data.run_data import RunData
 from adapruner.distributed import Ranks
 from adapruner.errors import ConfigurationError
+from adapruner.files.tensor_file import update_digest
 from adapruner.progress import announce
 from adapruner.pruning.depth_and_width import DepthWidthCut
 from adapruner.pruning.plan import PruningPlan
@@ -25,9 +28,10 @@ from adapruner.pruning.problem import PruningProblem, bias_means, part_weights
 from adapruner.pruning.recipe import Recipe
 from adapruner.pruning.surgery import cut_layer, pruned, restored
 from adapruner.pruning.surgery_in_turn import copied_bytes, pruned_in_turn
-from adapruner.recovery.configuration import Ridge
+from adapruner.recovery.configuration import Ridge, deciding_values
 from adapruner.recovery.local import pruned_and_refitted
 from adapruner.recovery.reconstruction import ReconstructionConfig, prune_and_reconstruct
+from adapruner.recovery.solved_projections import SolvedProjections
 from adapruner.recovery.streams import SharedStream
 
 Value = TypeVar("Value")
@@ -52,6 +56,8 @@ class PostPruning:
     """Keeps the dense model's hidden states on the windows, where several plans of one model are refitted."""
     sources: tuple[list[str], Tensor] | None = None
     """Names of the windows' sources and the index ``[n]`` of each window's, where the windows are not the pool's."""
+    folder: Path | None = None
+    """Where the refit keeps what it has solved, and goes on from; ``None`` keeps nothing."""
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -181,6 +187,9 @@ def refit_plan(
     counted = (weights > _NEGLIGIBLE * weights.max()).nonzero().flatten()
     if 0 < len(counted) < len(weights):
         input_ids, weights = input_ids[counted], weights[counted]
+    solved = None
+    if post_pruning.folder is not None:
+        solved = SolvedProjections(post_pruning.folder, refit_key(problem, plan, input_ids, weights, config))
     prune_and_reconstruct(
         model,
         problem.structure,
@@ -190,8 +199,18 @@ def refit_plan(
         sample_weights=weights,
         progress=progress,
         ranks=ranks,
+        solved=solved,
         dense=None if shared is None else shared.of(model, problem.structure, input_ids, config),
     )
+
+
+def refit_key(problem: PruningProblem, plan: PruningPlan, input_ids: Tensor, weights: Tensor, config: ReconstructionConfig) -> str:
+    """Everything that a refit's result depends on: weights of the model, units that stay, text and how much it counts, settings."""
+    text = hashlib.sha256()
+    for name, tensor in (("text", input_ids), ("weights", weights)):
+        update_digest(text, name, tensor)
+    depends = [problem.fingerprint, problem.weights, plan.hash, plan.output_bias, deciding_values(config), text.hexdigest()]
+    return ":".join(["1", *map(str, depends)])
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from adapruner.pruning.surgery import check_plan
 from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.recovery.local import refit_each_layer
 from adapruner.recovery.sequential import Shares, refit_in_sequence
+from adapruner.recovery.solved_projections import SolvedProjections
 from adapruner.recovery.streams import (
     DenseStream,
     choose_windows,
@@ -66,6 +67,7 @@ def prune_and_reconstruct(
     dense: DenseStream | None = None,
     progress: Callable[[int], None] | None = None,
     ranks: Ranks | None = None,
+    solved: SolvedProjections | None = None,
 ) -> None:
     """Cuts a dense model down to the plan, in place, layer by layer, refitting o_proj and down_proj of each layer.
 
@@ -79,6 +81,7 @@ def prune_and_reconstruct(
         progress: called with the number of layers done.
         ranks: processes that all refit this plan on these windows: each takes a share of the batches, and all end with the same weights.
             ``None`` where this one works alone. Not with ``dense``.
+        solved: where every projection is kept as it is solved, and taken from where it is; the caller's key says of which refit.
 
     Raises:
         ConfigurationError: if hidden states go to a folder that is not there, or has too little room.
@@ -87,6 +90,8 @@ def prune_and_reconstruct(
         ModelError: if the residual stream is not attention, then FFN, each added to it; or a solution is not finite.
     """
     check_plan(structure, plan)
+    if solved is not None and solved.put_whole(model, structure, plan):
+        return
     if structure.left_whole and config.form == "sequential":
         kind, reason = structure.left_whole[0]
         raise ModelError(f"reconstruction.form: expected 'local' where {kind} stays whole ({reason}), got 'sequential'; see fitting_form")
@@ -108,12 +113,14 @@ def prune_and_reconstruct(
             if config.form == "local":  # which moves them on; the next plan starts from them
                 windows = replace(windows, starts=windows.store.copy_of(windows.starts))
         device = windows.starts[0].device
-        shares = _shares_of(weights, config.batch_size, device, ranks)
+        shares = replace(_shares_of(weights, config.batch_size, device, ranks), solved=solved)
         if config.form == "local":
             refit_each_layer(model, structure, plan, windows, shares, config, progress)
         else:
             refit_in_sequence(model, structure, plan, windows, shares, config, dense, progress)
     del windows, shares
+    if solved is not None:
+        solved.keep_whole(structure)
     give_back_freed_memory()
 
 

@@ -22,12 +22,13 @@ from adapruner.pruning.surgery import cut_layer
 from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.recovery.hidden_states import HiddenStates
 from adapruner.recovery.solve import RefitEquations, Solver, refit
+from adapruner.recovery.solved_projections import SolvedProjections
 from adapruner.recovery.streams import DenseStream, LayerModules, Windows, advance_dense, layer_modules
 
 
 @dataclass
 class Shares:
-    """How much each window counts, per batch ``[batch]``, on the device of the model."""
+    """How much each window counts, per batch ``[batch]``, on the device of the model; who shares them, and what is solved already."""
 
     fitted: list[Tensor]
     held_out: list[Tensor] | None
@@ -35,6 +36,8 @@ class Shares:
     ranks: Ranks | None = None
     """The processes that share the windows out, each with batches of its own: sums add up, and all get the same weights. ``None`` where
     this one has all windows."""
+    solved: SolvedProjections | None = None
+    """What a killed refit had solved, and this one adds to; ``None`` keeps nothing."""
 
 
 def refit_in_sequence(
@@ -125,7 +128,9 @@ def _refit_ffn(
 def refit_projection(
     projection: Any, name: str, inputs: HiddenStates, targets: Iterable[Tensor], shares: Shares, config: ReconstructionConfig
 ) -> None:
-    """Solves for one projection, so that projection(``inputs``) comes near ``targets`` ``[batch, seq_len, out]``."""
+    """Solves for one projection, so that projection(``inputs``) comes near ``targets`` ``[batch, seq_len, out]``; unless it is solved."""
+    if shares.solved is not None and shares.solved.put(name, projection, shares.ranks):
+        return
     outputs, channels = projection.weight.shape
     device = projection.weight.device
     fitted = RefitEquations.empty(outputs, channels, device)
@@ -141,6 +146,8 @@ def refit_projection(
     solve_and_refit(projection, name, fitted.less(kept, bias), held_out and held_out.less(kept, bias), config)
     if shares.ranks is not None:  # the same sums need not have the same solution on every kind of processor
         shares.ranks.make_equal(*(p.data for p in (projection.weight, projection.bias) if p is not None))
+    if shares.solved is not None:
+        shares.solved.keep(name, projection, shares.ranks)
 
 
 def solve_and_refit(

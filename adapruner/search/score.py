@@ -131,7 +131,8 @@ def score_model(
         needs, grams = _needs(options, compared_metrics), options.searches and refit is not None
         lengths = lengths_of(options.search, options.recipe, given)
         if folder is not None:
-            Ranks().on_rank_zero(check_room, folder, room + builder.bytes_to_write(needs, lengths, grams))
+            written = room + builder.bytes_to_write(needs, lengths, grams) + _bytes_of_refit(model, remaining.structure, options)
+            Ranks().on_rank_zero(check_room, folder, written)
         if on_accepted is not None:
             on_accepted(digest_of({**identity, **_beside_the_study(options, given)}))
         if needs is not None:
@@ -139,6 +140,15 @@ def score_model(
                 problem = builder.build(builder.pools(), needs, lengths, grams=grams)
     seconds = sum(builder.seconds.values())
     return ScoredModel(model, data, options, structure, stage, problem, remaining.given, refit, identity, folder, seconds)
+
+
+def _bytes_of_refit(model: Any, structure: ModelStructure, options: PruningOptions) -> int:
+    """What a refit keeps of its solutions: the output projections, as far as they stay."""
+    if options.reconstruction is None:
+        return 0
+    outputs = {group.output.module for group in structure.groups}
+    whole = sum(p.numel() for p in model.parameters())
+    return sum(p.nbytes for name in outputs for p in model.get_submodule(name).parameters()) * options.weights_left(whole) // whole
 
 
 def _with_possible_reconstruction(model: Any, data: RunData, options: PruningOptions, remaining: RemainingModel) -> PruningOptions:

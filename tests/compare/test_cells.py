@@ -95,9 +95,16 @@ def test_what_is_large_and_can_be_made_again_goes(tmp_path: Path) -> None:
     cell = lay_out(fake_spec(tmp_path))[0]
     claim(cell, ["fit"])
     tidy(cell)
-    for name in ("model", "checkpoints"):
+    for name in ("model", "checkpoints", "refit"):
         (cell.folder / name).mkdir()
-    for name in ("model/model.safetensors", "checkpoints/last.ckpt", "statistics.safetensors", "grams.safetensors", "trials.csv"):
+    for name in (
+        "model/model.safetensors",
+        "checkpoints/last.ckpt",
+        "refit/o.safetensors",
+        "statistics.safetensors",
+        "grams.safetensors",
+        "trials.csv",
+    ):
         (cell.folder / name).write_text("")
     tidy(cell)
     assert sorted(path.name for path in cell.folder.iterdir()) == ["cell.json", "trials.csv"]

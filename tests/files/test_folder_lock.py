@@ -91,7 +91,7 @@ def test_what_stands_in_the_place_of_a_file_is_named_and_left_alone(tmp_path: Pa
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "plans", "model"])
+@pytest.mark.parametrize("name", ["checkpoints", "plans", "model", "refit"])
 def test_and_in_that_of_a_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(ConfigurationError, match=rf"^folder: expected a folder at .*/{name}, got something else; move it away$"):
