@@ -25,11 +25,12 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from search_arms import Arm, arms
 
 from adapruner.calibration.choice import CalibrationChoice
 from adapruner.data.run_data import RunData
@@ -83,38 +84,6 @@ FLAP_GLOBAL: dict[str, Any] = {
 MODELS = {"demo": str(MODEL_FOLDER), "larger": str(Path(__file__).parent / "larger_model")}
 
 
-@dataclass(frozen=True)
-class Ablation:
-    """A search that lacks one thing."""
-
-    space: SearchSpace
-    order: str = "joint"
-    sampler: str = "tpe"
-    refit: bool = True
-    """Whether trials are judged after the local refit."""
-    held_out: int = 0
-    """Further windows of the search split for the second look alone."""
-
-
-def our_space() -> SearchSpace:
-    """What adapruner searches by default."""
-    return SearchSpace()
-
-
-def ablations() -> dict[str, Ablation]:
-    """Those of configs/ablations, and a search whose trials are judged as they are cut."""
-    whole = our_space()
-    still = {"gamma": [0.0, 0.0], "log_head_multiplier": [0.0, 0.0], "depth_slope": [0.0, 0.0], "depth_curve": [0.0, 0.0]}
-    return {
-        "data only": Ablation(replace(whole, metrics=["taylor_second"], reductions=["sum"])),
-        "metric only": Ablation(replace(whole, source_logit=0.0)),
-        "one after the other": Ablation(whole, order="data_first"),
-        "random search": Ablation(whole, sampler="random"),
-        "no allocation": Ablation(replace(whole, **still)),
-        "judged as cut": Ablation(whole, refit=False),
-    }
-
-
 class Setting:
     """One model under one seed: its data, statistics and post_pruning."""
 
@@ -153,7 +122,7 @@ class Setting:
 
     def problem(self, budget: float) -> PruningProblem:
         """Statistics and Gram matrices are collected once and read again for the next budget."""
-        needs = frozenset().union(*(r.needs for r in BASELINES.values()), *(find_metric(m).needs for m in our_space().metrics))
+        needs = frozenset().union(*(r.needs for r in BASELINES.values()), *(find_metric(m).needs for m in SearchSpace().metrics))
         builder = ProblemBuilder(
             self.model, self.structure, RunData.of(self.data), Budget(budget), self.name, self.fingerprint, self.scratch, self.seed
         )
@@ -201,25 +170,25 @@ class Setting:
             found["perplexity_recovered_without_reconstruction"] = bare["recovered"]
         return found
 
-    def search(self, problem: PruningProblem, ablation: Ablation) -> Any:
+    def search(self, problem: PruningProblem, arm: Arm) -> Any:
         """A whole search as the callback runs it: trials judged after the local refit, the best few looked at again."""
-        options, held_out = self.arguments, ablation.held_out
+        options, held_out = self.arguments, arm.held_out
         windows = self._data(options.search_samples + held_out).search_windows if held_out else self.data.search_windows
         candidates = 2 * options.candidates if held_out else options.candidates
         config = SearchConfig(
             n_trials=options.trials,
-            sampler=ablation.sampler,  # type: ignore[arg-type]
-            order=ablation.order,  # type: ignore[arg-type]
+            sampler=arm.sampler,  # type: ignore[arg-type]
+            order=arm.order,  # type: ignore[arg-type]
             seed=self.seed,
             batch_size=16,
-            objective=ObjectiveConfig(refit="always" if ablation.refit else "never"),
+            objective=ObjectiveConfig(refit="always" if arm.refit else "never"),
             rerank=RerankConfig(candidates, 0.5, options.rerank_steps, held_out),
             random_sets=0,
-            space=ablation.space,
+            space=arm.space,
         )
         again = self.post_pruning(steps=options.rerank_steps)
         with tempfile.TemporaryDirectory() as folder:
-            refit = self.reconstruction.in_trials if ablation.refit else None
+            refit = self.reconstruction.in_trials if arm.refit else None
             return run_search(self.model, problem, windows, config, Path(folder), {}, refit=refit, post_pruning=again)
 
 
@@ -232,7 +201,7 @@ def cells(setting: Setting, budget: float) -> Iterator[tuple[str, Any]]:
     def ours() -> dict[str, Any]:
         if found is not None:
             return {"rows": {"adapruner": setting.stages(problem, make_plan(problem, found), without_refit=False)}}
-        outcome = setting.search(problem, Ablation(our_space()))
+        outcome = setting.search(problem, Arm())
         assert outcome.best_fixed is not None
         fixed = make_plan(problem, outcome.best_fixed[1])
         return {
@@ -241,14 +210,14 @@ def cells(setting: Setting, budget: float) -> Iterator[tuple[str, Any]]:
         }
 
     yield "adapruner", ours
-    fresh = Ablation(our_space(), held_out=setting.arguments.held_out)
+    fresh = Arm(held_out=setting.arguments.held_out)
     yield FRESH, _ablation(setting, problem, FRESH, fresh)
     for name, recipe in BASELINES.items():
         for domain in ("in", "out"):
             for allocation in ("global", "uniform"):
                 yield f"{name}, {domain}, {allocation}", _baseline(setting, problem, name, recipe, domain, allocation)
-    for name, ablation in ablations().items():
-        yield name, _ablation(setting, problem, name, ablation)
+    for name, arm in arms().items():
+        yield name, _ablation(setting, problem, name, arm)
 
 
 def _found_before(setting: Setting, budget: float) -> Recipe | None:
@@ -276,8 +245,8 @@ def _baseline(setting: Setting, problem: PruningProblem, name: str, recipe: Reci
     return measure
 
 
-def _ablation(setting: Setting, problem: PruningProblem, name: str, ablation: Ablation) -> Any:
-    return lambda: {"rows": {name: setting.stages(problem, setting.search(problem, ablation).plan, False)}}
+def _ablation(setting: Setting, problem: PruningProblem, name: str, arm: Arm) -> Any:
+    return lambda: {"rows": {name: setting.stages(problem, setting.search(problem, arm).plan, False)}}
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -10,7 +10,8 @@ stage ``recovered``): what tuning on plain text does to an instruct model is no 
 
 Seeds draw windows, adapters, the recovery's order and the sampler's numbers; the windows of the test are the same for all. The first
 seed has every method; the further ones have ours, best fixed and the two baselines that were best after recovery on the unseen domains.
-These two, ours and the dense model are also asked zero-shot tasks, after recovery. A killed run goes on with the cell it was at; plans and
+These two, ours and the dense model are also asked zero-shot tasks, after recovery. ``--arms`` measures searches that each lack one
+thing, with as many trials as ours, under every seed. A killed run goes on with the cell it was at; plans and
 statistics are kept beside the figures, in a folder ``FILE.kept``. Several runs can fill one file at the same time, each with its own
 ``--budgets`` and ``--seeds`` (the first of a run's seeds is the one that has every method).
 """
@@ -29,6 +30,7 @@ import torch
 import yaml
 from real_record import DENSE, SEQ_LEN, Record, kept_beside
 from real_text import CALIBRATED, UNSEEN, evenly_spaced, read_domains, source
+from search_arms import Arm, arms
 
 from adapruner.data.draw_windows import WindowDrawer
 from adapruner.data.run_data import RunData
@@ -50,11 +52,11 @@ from adapruner.recovery.lora import LoRAConfig
 from adapruner.recovery.post_pruning import PostPruning, measure_stages
 from adapruner.recovery.reconstruction import ReconstructionConfig
 from adapruner.recovery.streams import SharedStream
-from adapruner.search.config import RerankConfig, SearchConfig
+from adapruner.search.config import ObjectiveConfig, RerankConfig, SearchConfig
 from adapruner.search.prepare_problem import ProblemBuilder
 from adapruner.search.sequential_statistics import collect_in_sequence
 from adapruner.search.space import SearchSpace
-from adapruner.search.study import run_search
+from adapruner.search.study import SearchOutcome, run_search
 
 BASELINES = Path(__file__).parents[1] / "configs" / "baselines"
 #: Method -> the shipped file with its recipe.
@@ -172,19 +174,34 @@ class Setting:
         return self.kept / f"{problem.budget.pruned_fraction}-{method.replace(', ', '-').replace(' ', '-')}.json"
 
     def _find_plans(self, problem: PruningProblem, method: str) -> dict[str, PruningPlan]:
-        if method not in (OURS, BEST_FIXED):
+        if method in METHODS:
             recipe = baseline(method)
             if recipe.sequential:
                 found = collect_in_sequence(self.model, problem, recipe, self.data.calibration_windows)
                 problem = replace(problem, statistics=found)
             return {method: make_plan(problem, recipe)}
-        options = self.options
-        config = SearchConfig(n_trials=options.trials, seed=self.seed, rerank=RerankConfig(options.candidates), random_sets=0)
-        again = self.post_pruning(recovers=False)
-        ridge = self.reconstruction.in_trials
-        outcome = run_search(self.model, problem, self.data.search_windows, config, None, {}, refit=ridge, post_pruning=again)
+        outcome = self._search(problem, arms().get(method, Arm()))
+        if method in arms():
+            return {method: outcome.plan}
         assert outcome.best_fixed is not None
         return {OURS: outcome.plan, BEST_FIXED: make_plan(problem, outcome.best_fixed[1], {"recipe": outcome.best_fixed[0].name})}
+
+    def _search(self, problem: PruningProblem, arm: Arm) -> SearchOutcome:
+        """Trials judged after the local refit, the best few looked at again after the whole one."""
+        options = self.options
+        config = SearchConfig(
+            n_trials=options.trials,
+            sampler=arm.sampler,
+            order=arm.order,  # type: ignore[arg-type]
+            seed=self.seed,
+            objective=ObjectiveConfig(refit="always" if arm.refit else "never"),
+            rerank=RerankConfig(options.candidates),
+            random_sets=0,
+            space=arm.space,
+        )
+        again = self.post_pruning(recovers=False)
+        refit = self.reconstruction.in_trials if arm.refit else None
+        return run_search(self.model, problem, self.data.search_windows, config, None, {}, refit=refit, post_pruning=again)
 
     def recovered_dense(self) -> Any:
         """The model under the same recovery, nothing removed, a copy."""
@@ -243,12 +260,12 @@ def run(options: argparse.Namespace) -> None:
     first = options.seeds[0]
     for budget in options.budgets:
         setting = Setting(first, options)
-        measure_seed(setting, record, budget, [OURS, BEST_FIXED, *options.methods])
+        measure_seed(setting, record, budget, [OURS, BEST_FIXED, *options.methods, *options.arms])
         rivals = record.best(budget, options.methods, 2, first)
         if options.task_limit:
             ask_tasks(setting, record, budget, [OURS, *rivals], tasks)
         for seed in options.seeds[1:]:
-            measure_seed(Setting(seed, options), record, budget, [OURS, BEST_FIXED, *rivals])
+            measure_seed(Setting(seed, options), record, budget, [OURS, BEST_FIXED, *rivals, *options.arms])
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -273,6 +290,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), help="baselines of the first seed")
+    parser.add_argument("--arms", nargs="*", default=[], choices=list(arms()), metavar="ARM", help=f"of {', '.join(arms())}")
     parser.add_argument("--task-limit", type=int, default=200, help="questions of each zero-shot task; 0: no tasks")
     run(parser.parse_args())
 

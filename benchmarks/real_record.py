@@ -110,6 +110,7 @@ def _setting(options: argparse.Namespace) -> dict[str, Any]:
         "budgets",
         "seeds",
         "methods",
+        "arms",
         "task_limit",
         "kept",
         "units",

@@ -9,6 +9,8 @@ from typing import Any
 OURS = "adapruner"
 BEST_FIXED = "best fixed"
 OURSELVES = (OURS, BEST_FIXED)
+#: Searches that lack one thing, as ``search_arms.py`` calls them.
+ABLATIONS = ("data only", "metric only", "one after the other", "random search", "no allocation", "judged as cut")
 DENSE = "dense"
 STAGES = ("pruned", "reconstructed", "recovered")
 Cells = list[dict[str, Any]]
@@ -24,6 +26,8 @@ def real_models(record: dict[str, Any]) -> list[str]:
     for budget in sorted({c["budget"] for c in perplexity if c["method"] != DENSE}):
         here = [c for c in perplexity if c["budget"] == budget or c["method"] == DENSE]
         parts += [f"### {budget:.0%} of the block parameters removed", domain_table(here, domains), stage_table(here)]
+    if {c["method"] for c in perplexity} & set(ABLATIONS):
+        parts += ["### Does the joint search pay?", ABLATION_WORDS, ablation_table(perplexity)]
     tasks = [c for c in cells if "task" in c]
     if tasks:
         how = f"{record['tasks']}. Accuracy ± standard error of the task, one seed."
@@ -95,7 +99,7 @@ def distances(cells: Cells, method: str, unseen: bool, stage: str = "recovered")
 
 def methods_in_order(cells: Cells) -> list[str]:
     """By the distance after recovery on unseen domains, the nearest first."""
-    methods = {c["method"] for c in cells} - {DENSE}
+    methods = {c["method"] for c in cells} - {DENSE, *ABLATIONS}
     return sorted(methods, key=lambda method: (statistics.fmean(distances(cells, method, True)), method))
 
 
@@ -126,7 +130,7 @@ def short_table(cells: Cells) -> str:
     budgets = sorted({c["budget"] for c in cells if c["method"] != DENSE})
     of = {budget: [c for c in cells if c["budget"] == budget or c["method"] == DENSE] for budget in budgets}
     methods = sorted(
-        {c["method"] for c in cells} - {DENSE},
+        {c["method"] for c in cells} - {DENSE, *ABLATIONS},
         key=lambda method: statistics.fmean(math.log(statistics.fmean(distances(of[b], method, True))) for b in budgets),
     )
     lines = [f"| above the dense model | {' | '.join(f'{b:.0%} removed' for b in budgets)} |", "|---" + "|---" * len(budgets) + "|"]
@@ -144,6 +148,36 @@ def stage_table(cells: Cells) -> str:
         values = [spread(_geometric(_of(cells, method=method, stage=stage, unseen=unseen))) for unseen in (True, False) for stage in STAGES]
         lines.append(f"| {_name(method)} | " + " | ".join(values) + " |")
     return "\n".join(lines)
+
+
+ABLATION_WORDS = (
+    "Perplexity after recovery beside the joint search's under the same seed and budget, in per cent (logarithmic; geometric mean over "
+    "domains; ± over seeds). **Above 0 the joint search is better.** All have as many trials; *best fixed* is the best of those that each "
+    "begins with."
+)
+
+
+def ablation_table(cells: Cells) -> str:
+    """Every search that lacks something, and the plain recipe, beside the joint search: a column for each budget and kind of domain."""
+    budgets = sorted({c["budget"] for c in cells if c["method"] in ABLATIONS})
+    columns = [(budget, unseen) for budget in budgets for unseen in (True, False)]
+    head = [f"{budget:.0%}, {'unseen' if unseen else 'calibrated'}" for budget, unseen in columns]
+    lines = [f"| beside the joint search | {' | '.join(head)} |", "|---" + "|---" * len(head) + "|"]
+    present = {c["method"] for c in cells}
+    for method in (m for m in (BEST_FIXED, *ABLATIONS) if m in present):
+        lines.append(f"| {_name(method)} | " + " | ".join(beside_ours(cells, method, *column) for column in columns) + " |")
+    return "\n".join(lines)
+
+
+def beside_ours(cells: Cells, method: str, budget: float, unseen: bool) -> str:
+    """Mean and spread over seeds of 100 times the log-perplexity above ours, recovered; empty where no seed has both."""
+    key = {"budget": budget, "unseen": unseen, "stage": "recovered"}
+    theirs, ours = _of(cells, method=method, **key), _of(cells, method=OURS, **key)
+    seeds = sorted({c["seed"] for c in theirs} & {c["seed"] for c in ours})
+    away = [100 * math.log(_geometric(_of(theirs, seed=seed))[0] / _geometric(_of(ours, seed=seed))[0]) for seed in seeds]
+    if not away:
+        return ""
+    return f"{statistics.fmean(away):+.1f}" + (f" ± {statistics.stdev(away):.1f}" if len(away) > 1 else "")
 
 
 def task_table(cells: Cells) -> str:

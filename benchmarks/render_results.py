@@ -20,14 +20,13 @@ from typing import Any
 
 from pages import between_markers
 from real_chart import draw
-from real_tables import real_models, short_table
+from real_tables import ABLATIONS, real_models, short_table
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- real models: written by benchmarks/render_results.py -->", "<!-- end of real models -->"
 DOCS = Path(__file__).parents[1] / "docs"
 STAGES = ("pruned", "reconstructed", "recovered")
 OURS = "adapruner"
-ABLATIONS = ("data only", "metric only", "one after the other", "random search", "no allocation", "judged as cut")
 OURSELVES = (OURS, "best fixed", *ABLATIONS, "adapruner, fresh second look")
 
 Cells = list[dict[str, Any]]
