@@ -50,7 +50,7 @@ from adapruner.pruning.recipe import Recipe
 from adapruner.recovery.briefly import recover_briefly
 from adapruner.recovery.lora import LoRAConfig
 from adapruner.recovery.post_pruning import PostPruning, measure_stages
-from adapruner.recovery.reconstruction import ReconstructionConfig
+from adapruner.recovery.reconstruction import ReconstructionConfig, fitting_form
 from adapruner.recovery.streams import SharedStream
 from adapruner.search.config import ObjectiveConfig, RerankConfig, SearchConfig
 from adapruner.search.prepare_problem import ProblemBuilder
@@ -92,7 +92,7 @@ class Setting:
         self.tokenizer = load_tokenizer(model_source(options.model))
         self.structure = trace_structure(self.model)
         self.data = self._data()
-        self.reconstruction = ReconstructionConfig(shared_gib=4.0)
+        self.reconstruction = self.fitting(ReconstructionConfig(shared_gib=4.0))
         self.shared = SharedStream()
         self.refits: dict[int, RunData] = {}
         self.judges: dict[str, Any] = {}
@@ -126,13 +126,17 @@ class Setting:
         """Statistics of every baseline and of the search space."""
         return frozenset().union(*(baseline(m).needs for m in METHODS), *(find_metric(m).needs for m in SearchSpace().metrics))
 
-    def problem(self, budget: float) -> PruningProblem:
-        """Statistics and Gram matrices are collected once and read again for the next budget."""
+    def problem(self, budget: float, grams: bool = True) -> PruningProblem:
+        """Statistics and Gram matrices are collected once and read again for the next budget; a search needs both."""
         fingerprint = fingerprint_model(self.model)
         builder = ProblemBuilder(
             self.model, self.structure, RunData.of(self.data), Budget(budget), self.options.model, fingerprint, self.kept, self.seed
         )
-        return builder.build(builder.pools(), self.needs, [], grams=True)
+        return builder.build(builder.pools(), self.needs, [], grams=grams)
+
+    def fitting(self, config: ReconstructionConfig) -> ReconstructionConfig:
+        """In the form that the model's family allows."""
+        return fitting_form(self.model, self.structure, self.data.calibration_windows.input_ids, config)
 
     def post_pruning(self, recovers: bool = True) -> PostPruning:
         """The refit and the recovery, the same for everybody."""

@@ -110,6 +110,8 @@ def _setting(options: argparse.Namespace) -> dict[str, Any]:
         "budgets",
         "seeds",
         "methods",
+        "method",
+        "settings",
         "arms",
         "task_limit",
         "kept",

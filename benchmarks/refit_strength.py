@@ -2,8 +2,8 @@
 
     python benchmarks/refit_strength.py --json refit_strength.json --kept real_models.json.kept
 
-Our plans of :mod:`real_models` (plans that it kept are taken), refitted on so many windows under every setting. A killed run goes on with
-the cell it was at.
+Our plans of :mod:`real_models` (plans that it kept are taken), refitted on so many windows under every setting; with ``--method`` those of
+a published method, which need no search, so that another model is quickly asked. A killed run goes on with the cell it was at.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from real_models import OURS, Setting, add_options
+from real_models import METHODS, OURS, Setting, add_options
 from real_record import DENSE, Record
 from real_text import CALIBRATED, UNSEEN
 
@@ -34,24 +34,25 @@ SETTINGS: dict[str, dict[str, Any] | None] = {
 }
 
 
-def measure(setting: Setting, record: Record, budget: float, windows: int) -> None:
-    """All settings for one budget."""
-    seed, model = setting.seed, setting.model
+def measure(setting: Setting, record: Record, budget: float, options: argparse.Namespace) -> None:
+    """The settings for one budget."""
+    seed, model, method, windows = setting.seed, setting.model, options.method, options.windows
     if not record.has(method=DENSE, seed=seed):
         record.add_stages(0.0, DENSE, seed, [("dense", setting.perplexities(model))])
-    problem = setting.problem(budget)
-    plan = setting.plan(problem, OURS)
-    for name, options in SETTINGS.items():
-        stage = name if options is None else f"{name}, {windows} windows"
-        if record.has(budget=budget, seed=seed, stage=stage):
+    problem = setting.problem(budget, grams=method not in METHODS)
+    plan = setting.plan(problem, method)
+    for name in options.settings:
+        values = SETTINGS[name]
+        stage = name if values is None else f"{name}, {windows} windows"
+        if record.has(budget=budget, method=method, seed=seed, stage=stage):
             continue
-        if options is None:
+        if values is None:
             entered = pruned_only(model, problem, plan)
         else:
-            how = replace(setting.reconstruction, shared_gib=0.0, **options)
+            how = setting.fitting(replace(setting.reconstruction, shared_gib=0.0, **values))
             entered = reconstructed(model, problem, plan, PostPruning.of_data(setting.refit_data(windows), how, None))
         with entered:
-            record.add_stages(budget, OURS, seed, [(stage, setting.perplexities(model))])
+            record.add_stages(budget, method, seed, [(stage, setting.perplexities(model))])
 
 
 def table(measured: list[dict[str, Any]], budgets: list[float]) -> str:
@@ -79,12 +80,14 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--kept", type=Path, help="folder of plans and statistics that real_models kept")
     parser.add_argument("--windows", type=int, default=144, help="of 128 tokens, for the refit")
+    parser.add_argument("--method", default=OURS, choices=[OURS, *METHODS], metavar="METHOD", help="whose units; of real_models")
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), metavar="SETTING")
     options = parser.parse_args()
     record = Record(options)
     for seed in options.seeds:
         setting = Setting(seed, options)
         for budget in options.budgets:
-            measure(setting, record, budget, options.windows)
+            measure(setting, record, budget, options)
     print(table(record.cells, options.budgets))
 
 
