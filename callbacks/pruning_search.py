@@ -21,6 +21,7 @@ from adapruner.callbacks.listener import listeners_of, requested_checkpoint
 from adapruner.callbacks.loggers import LateLoggers, log_trial
 from adapruner.callbacks.lora_recovery import short_recovery
 from adapruner.callbacks.recovery_bar import count_steps, leave_out_adverts
+from adapruner.callbacks.terminal import on_terminal
 from adapruner.callbacks.validation import check_optimized, check_trainer, check_training
 from adapruner.data.from_texts import data_from_texts
 from adapruner.data.run_data import RunData
@@ -103,6 +104,7 @@ class PruningSearchCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """At the start of ``fit``: search, surgery and reconstruction, once. Before ``test`` and the like: checkpoints fit the module."""
         carry_pruning(pl_module, self.model_attribute)
+        self._holding.enter_context(on_terminal(trainer))
         if stage == "fit" and self.plan is not None and getattr(pl_module, "plan", None) is not self.plan:
             raise ConfigurationError(
                 f"trainer.callbacks: expected the module that was pruned before, got another {type(pl_module).__name__}; "
