@@ -8,10 +8,11 @@ import os
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import Any
 
 from adapruner.cli.one_line_parser import OneLineParser
 from adapruner.cli.option_catalogue import read_catalogue
-from adapruner.errors import ConfigurationError
+from adapruner.errors import ConfigurationError, DataError
 
 CONFIG = "prune.yaml"
 #: Set -> the part of every source's documents that it has, by their hashes: no text is in two.
@@ -94,29 +95,41 @@ def fit_words(arguments: Sequence[str]) -> list[str]:
 
 
 def check_texts(arguments: Sequence[str]) -> None:
-    """Refuses text that is not there, before anything heavy is imported.
+    """Refuses text that is not there or cannot be read as asked, before anything heavy is imported.
 
     Raises:
         ConfigurationError: naming it.
     """
-    for _, path in map(_named, make_parser().parse_known_args(list(arguments))[0].texts):
-        if not os.path.exists(path):
-            raise ConfigurationError(f"texts: expected a file or a folder, got {path!r}, which does not exist; correct the path")
+    from adapruner.data.text_source import TextSource
+
+    for source in _sources(make_parser().parse_known_args(list(arguments))[0]):
+        if not os.path.exists(str(source["path"])):
+            got = f"{source['path']!r}, which does not exist"
+            raise ConfigurationError(f"texts: expected a file or a folder, got {got}; correct the path")
+        try:
+            TextSource(**source).reader.check()
+        except DataError as error:
+            _, _, reason = str(error).partition(": expected ")
+            raise ConfigurationError(f"texts: expected {reason}") from None
 
 
 def data_options(given: argparse.Namespace) -> dict[str, object]:
     """Every set from the same sources, each with a part of its documents."""
-    sources = [_named(text) for text in given.texts]
-    rows = {**({"column": given.column} if given.column else {}), **({"chat": True} if given.chat else {})}
 
-    def parts(of: str) -> list[dict[str, object]]:
-        return [{"name": name, "path": path, "part": list(PARTS[of]), **rows} for name, path in sources]
+    def parts(of: str) -> list[dict[str, Any]]:
+        return [{**source, "part": list(PARTS[of])} for source in _sources(given)]
 
     evaluation = [{"name": source["name"], "source": source, "limit": TEST_WINDOWS} for source in parts("test")]
     sets: dict[str, object] = {name: {"sources": parts(name)} for name in ("calibration", "search")}
     if given.recovery:  # as many windows as it trains on, and no more text is read
         sets["recovery"] = {"sources": parts("recovery"), "samples": given.recovery * BATCH}
     return {**sets, "evaluation": evaluation}
+
+
+def _sources(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Fields of each source of text, of all of its documents."""
+    rows = {**({"column": given.column} if given.column else {}), **({"chat": True} if given.chat else {})}
+    return [{"name": name, "path": path, **rows} for name, path in map(_named, given.texts)]
 
 
 def default_folder(model: str, fraction: float | None) -> str:
