@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from adapruner.distributed import is_rank_zero
-from adapruner.errors import printable
+from adapruner.errors import as_written, printable
 from adapruner.log_streams import logs_above_bars
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def logged_to(file: Path) -> Iterator[None]:
 
 def announce(message: str) -> None:
     """One plain line; a terminal that is too narrow for it has as many as it takes, which end at words."""
+    message = as_written(message)
     if is_rank_zero():
         LOG.info(printable(message))
     if is_shown():

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from adapruner import progress
+from adapruner.errors import written_as
 from adapruner.progress import LOG, RUN_LOG, announce, late_progress_bar, logged_to, plain_lines, progress_bar, shown, without_bars
 
 
@@ -278,3 +279,9 @@ def test_a_disk_that_is_full_ends_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(handler, "flush", full)
         announce("a line")
     assert capsys.readouterr() == ("adapruner: a line\n", "")
+
+
+def test_what_is_said_calls_options_as_they_were_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with written_as({"search.n_trials": "search"}):
+        announce("give pruning.search.n_trials 26 or more")
+    assert capsys.readouterr().out == "adapruner: give search 26 or more\n"

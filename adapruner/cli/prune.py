@@ -12,6 +12,7 @@ from typing import Any
 
 from adapruner.cli.one_line_parser import OneLineParser
 from adapruner.cli.option_catalogue import read_catalogue
+from adapruner.cli.shipped_configs import find_configs
 from adapruner.errors import ConfigurationError, DataError
 
 CONFIG = "prune.yaml"
@@ -21,6 +22,18 @@ PARTS = {"calibration": (0.0, 0.3), "search": (0.3, 0.45), "recovery": (0.45, 0.
 TEST_WINDOWS = 256
 #: Of the attention and FFN parameters, to remove.
 FRACTION = 0.2
+#: Option of ``fit`` -> the short one that writes it; what is refused is called so.
+SHORT = {
+    "model.name_or_path": "model",
+    "model.dtype": "dtype",
+    "pruning.budget.pruned_fraction": "fraction",
+    "pruning.search.n_trials": "trials",
+    "trainer.max_steps": "recovery",
+    "trainer.default_root_dir": "out",
+    "data": "texts",
+}
+#: Besides, what removes more than units.
+_ALSO_REMOVES = ("pruning.remove_layers", "pruning.hidden_fraction")
 #: Windows in a step of the recovery, as the configuration says.
 BATCH = 8
 _DESCRIPTION = """\
@@ -92,6 +105,21 @@ def fit_words(arguments: Sequence[str]) -> list[str]:
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     sets = json.dumps({"data": data_options(given), **_left_out(given)}, ensure_ascii=False)
     return ["--config", CONFIG, *words, f"--config={sets}", *others]
+
+
+def short_names(arguments: Sequence[str]) -> dict[str, str]:
+    """What messages call options: those of ``fit`` that were written behind ``prune`` by their own names, others by the short ones.
+
+    Args:
+        arguments: behind ``prune``, without ``--import``.
+
+    >>> short_names(["my-model", "--texts", "my-texts", "--pruning.search.n_trials", "8"]).get("search.n_trials", "its own")
+    'its own'
+    """
+    own = read_catalogue("fit").given(_found(make_parser().parse_known_args(list(arguments))[1]))
+    names = {name: short for name, short in SHORT.items() if not any(f"{one}.".startswith(f"{name}.") for one in own)}
+    inside = {name.removeprefix("pruning."): short for name, short in names.items()}  # as Python knows them
+    return {**names, **inside, **({"folder": "out"} if "trainer.default_root_dir" in names else {})}
 
 
 def check_texts(arguments: Sequence[str]) -> None:
@@ -169,6 +197,33 @@ def _is_option_of_fit(name: str) -> bool:
     return "." in name or name in fit.options or name in fit.groups or name in ("config", "print_config")
 
 
+def _found(others: Sequence[str]) -> list[str]:
+    """Options of ``fit`` with the configurations that they name; none where one is not there, which is refused later."""
+    try:
+        return find_configs(list(others))
+    except ConfigurationError:
+        return []
+
+
+def _check_fraction(fraction: float, others: Sequence[str]) -> None:
+    """What no model can lose: of every group of units some stay."""
+    catalogue, words = read_catalogue("fit"), _found(others)
+    if not 0 <= fraction < 1:
+        raise ConfigurationError(f"fraction: expected 0 or more and less than 1, got {fraction:g}; give 0.2 for a fifth")
+    if any(name in catalogue.given(words) for name in (*_ALSO_REMOVES, "pruning.budget", "pruning.plan")):
+        return
+    option = "pruning.budget.keep_at_least"
+    try:
+        kept = float(catalogue.value(words, option) or catalogue.options[option].default)
+    except (TypeError, ValueError):  # the parser says what is wrong with it
+        return
+    if fraction and fraction >= 1 - kept:
+        raise ConfigurationError(
+            f"fraction: expected less than {1 - kept:g}, since {kept:.0%} of all heads and channels stay in each layer, got {fraction:g}; "
+            "give 0.5 or less"
+        )
+
+
 def _check(given: argparse.Namespace, others: Sequence[str]) -> None:
     own = _own_options()
     for word in others:
@@ -192,5 +247,4 @@ def _check(given: argparse.Namespace, others: Sequence[str]) -> None:
         raise ConfigurationError(
             f"fraction: expected none beside --pruning.plan, which says what goes, got {given.fraction:g}; leave one of them out"
         )
-    if not 0 <= given.fraction < 1:
-        raise ConfigurationError(f"fraction: expected 0 or more and less than 1, got {given.fraction:g}; give 0.2 for a fifth")
+    _check_fraction(given.fraction, others)
