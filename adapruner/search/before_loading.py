@@ -47,7 +47,7 @@ def check_budget_before_loading(name_or_path: str, options: PruningOptions, revi
     known: tuple[ModelStructure, ModelSizes] | None = None
     with suppress(Exception):  # of whatever library, for whatever reason
         known = _structure(source, options, revision)
-    if known is not None:
+    if known is not None and known[0].groups:  # without any it is no model, and loading says why
         options.budget.costs(known[0], sizes=known[1])
 
 
