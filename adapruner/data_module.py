@@ -24,6 +24,7 @@ from adapruner.data.too_little_text import TooLittleTextError
 from adapruner.data.windows import TextWindows
 from adapruner.errors import ConfigurationError, DataError
 from adapruner.hub_names import hub_fault
+from adapruner.models.loading import leave_out_warnings_of_widths
 from adapruner.progress import announce
 
 
@@ -190,6 +191,7 @@ class PruningDataModule(LightningDataModule):
                     f"data.tokenizer: expected a tokenizer's folder or hub name, got {self.tokenizer_name!r}: {fault}; correct it"
                 )
             try:
+                leave_out_warnings_of_widths()
                 self.tokenizer_object = AutoTokenizer.from_pretrained(self.tokenizer_name)
             except (OSError, ValueError) as error:
                 reason = str(error).splitlines()[0]

@@ -7,11 +7,16 @@ The command line prints them without a traceback; anything else that escapes is 
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 #: Layout of plain text, and what joins letters in some scripts.
 _SHOWN = "\n\t\u200c\u200d"
+#: Options that were written by a shorter name -> that name.
+_SHORTENED: ContextVar[Mapping[str, str] | None] = ContextVar("shortened", default=None)
 
 
 class AdaPrunerError(Exception):
@@ -22,7 +27,39 @@ class AdaPrunerError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(" ".join(message.split())))
+        super().__init__(printable(" ".join(as_written(message).split())))
+
+
+@contextmanager
+def written_as(names: Mapping[str, str]) -> Iterator[None]:
+    """Inside the block errors and what is announced call options as they were written.
+
+    Args:
+        names: option -> its short name: ``{"search.n_trials": "trials"}``. One without a dot is only called so where it begins a message.
+
+    >>> with written_as({"search.n_trials": "trials"}):
+    ...     print(AdaPrunerError("pruning.search.n_trials: expected 1 or more, got 0; give 64"))
+    trials: expected 1 or more, got 0; give 64
+    """
+    token = _SHORTENED.set({**(_SHORTENED.get() or {}), **names})
+    try:
+        yield
+    finally:
+        _SHORTENED.reset(token)
+
+
+def is_shortened(option: str) -> bool:
+    """Whether an option was written by a short name, so that nothing else of its section was written either."""
+    return option in (_SHORTENED.get() or {})
+
+
+def as_written(text: str) -> str:
+    """A text with the short names of options in the place of theirs."""
+    for option, short in sorted((_SHORTENED.get() or {}).items(), key=lambda pair: -len(pair[0])):
+        word = re.escape(option)
+        pattern = rf"(?<![\w.])(?:pruning\.)?{word}(?![\w]|\.\w)" if "." in option else rf"^{word}(?=[:,])"
+        text = re.sub(pattern, lambda _, short=short: short, text)  # type: ignore[misc]
+    return text
 
 
 def printable(text: str) -> str:

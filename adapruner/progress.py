@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from adapruner.distributed import is_rank_zero
-from adapruner.errors import printable
+from adapruner.errors import as_written, printable
+from adapruner.log_streams import logs_above_bars
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +31,8 @@ RUN_LOG = "run.log"
 LINE_EVERY, LINES_APART = 30.0, 1.0
 #: Whether anything is printed at all.
 _SHOWN: ContextVar[bool] = ContextVar("shown", default=True)
+#: Whether stages have bars where they can be drawn.
+_WITH_BARS: ContextVar[bool] = ContextVar("with_bars", default=True)
 #: What draws the bar of the stage that is at work.
 _BARS: ContextVar[Progress | None] = ContextVar("bars", default=None)
 
@@ -42,6 +45,19 @@ def shown(yes: bool) -> Iterator[None]:
         yield
     finally:
         _SHOWN.reset(token)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Inside the block stages have plain lines in the place of bars, as where there is no terminal."""
+    if not _WITH_BARS.get():  # a block within another may end after it
+        yield
+        return
+    token = _WITH_BARS.set(False)
+    try:
+        yield
+    finally:
+        _WITH_BARS.reset(token)
 
 
 def is_shown() -> bool:
@@ -112,11 +128,14 @@ def logged_to(file: Path) -> Iterator[None]:
 
 def announce(message: str) -> None:
     """One plain line; a terminal that is too narrow for it has as many as it takes, which end at words."""
+    message = as_written(message)
     if is_rank_zero():
         LOG.info(printable(message))
     if is_shown():
         console = terminal(highlight=False)
-        console.print(f"adapruner: {message}", markup=False, soft_wrap=not console.is_terminal)
+        with console.capture() as line:
+            console.print(f"adapruner: {message}", markup=False, soft_wrap=not console.is_terminal)
+        print(line.get(), end="", flush=True)  # a console would write past whoever draws a bar, into the bar's line
 
 
 class Advance(Protocol):
@@ -132,8 +151,8 @@ class Advance(Protocol):
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Advance]:
     """A bar with time spent and left, on a terminal and in a notebook; yields ``advance(done, note="")``. Elsewhere plain lines, as the log
-    has."""
-    console = terminal() if is_shown() else None
+    has. Nothing where there is nothing to do."""
+    console = terminal() if is_shown() and total else None
     if console is None or not _has_bars(console):
         yield _Lines(title, total, console)
         return
@@ -170,7 +189,7 @@ def _drawn(console: Console, title: str) -> Iterator[Progress]:
             yield from super().get_renderables()
             yield from one_line_each(self.below)
 
-    with Bars(*bar_columns(console.width, title), note_column(), console=console, expand=True) as bars:
+    with logs_above_bars(), Bars(*bar_columns(console.width, title), note_column(), console=console, expand=True) as bars:
         token = _BARS.set(bars)
         try:
             yield bars
@@ -208,7 +227,7 @@ def plain_lines(title: str, total: int | None) -> Callable[..., None]:
 
 
 def _has_bars(console: Console) -> bool:
-    return console.is_terminal or console.is_jupyter
+    return _WITH_BARS.get() and (console.is_terminal or console.is_jupyter)
 
 
 class _Lines:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from adapruner.argument_checks import typed
-from adapruner.data.from_texts import data_from_texts
+from adapruner.data.from_texts import check_forms, data_from_texts
 from adapruner.data.run_data import RunData
-from adapruner.errors import ConfigurationError
+from adapruner.errors import ConfigurationError, written_as
 from adapruner.export.card import card_of_report, card_of_run
 from adapruner.export.folder import ExportRecord
 from adapruner.export.staging import check_no_export
@@ -34,13 +34,19 @@ from adapruner.report.measured_before import MeasuredBefore
 from adapruner.report.record import check_can_draw, write_report
 from adapruner.report.recorder import ReportConfig, ReportRecorder
 from adapruner.report.terminal import print_times
+from adapruner.search.before_loading import check_budget_before_loading
 from adapruner.search.find_plan import FoundPlan, find_plan, save_found_plan
-from adapruner.search.options import pruning_options
+from adapruner.search.options import PYTHON_NAMES, PruningOptions, pruning_options, short_names
 from adapruner.search.score import ScoredModel, score_model
 from adapruner.search.study import SearchOutcome
 from adapruner.search.validation import check_model_and_data
 from adapruner.stage_times import keep_times
 from adapruner.stages import PrunedModel, export, load_model, prepare_distillation, reconstruct
+
+#: What sets of text are called here, whose other options are not this function's: nothing is said of them.
+_TEXTS = {"data": "calibration", "data, calibration": "calibration", "data, search": "calibration", "data, reconstruction": "calibration"}
+_TEXTS |= {"data.reconstruction.samples_per_source": "reconstruction_samples"}
+_TEXTS |= {"data, recovery": "recovery_texts", "data, evaluation": "evaluation"}
 
 
 @dataclass(frozen=True)
@@ -118,12 +124,14 @@ def prune(
     >>> 0.39 < result.plan.pruned_fraction < 0.41
     True
     """
-    asked = pruning_options(budget, **options)
-    recovery = recovery_config(recovery)
+    names = {**short_names(budget, options.get("search"), options.get("seed"), recovery), **_TEXTS, **PYTHON_NAMES}
+    with written_as(names):
+        asked, recovery = pruning_options(budget, **options), recovery_config(recovery)
+        _check_before_loading(model, asked, calibration, evaluation, recovery_texts)
     if folder is not None:
         check_can_draw("lift it, or give no folder")
     began = time.time()
-    with shown(progress), _run_folder(folder) as where, ExitStack() as log:
+    with written_as(names), shown(progress), _run_folder(folder) as where, ExitStack() as log:
         model, tokenizer = load_model(model, tokenizer)
         if recovery is not None:
             check_trainable(model, recovery.form, recovery.lora)
@@ -149,6 +157,14 @@ def prune(
         rows, record = _finish_report(recorder, pruned, recovered, where)
         print_times()
     return PruningResult(model, tokenizer, found.plan, found.outcome, rows, record)
+
+
+def _check_before_loading(model: Any, asked: PruningOptions, calibration: Any, evaluation: Any, recovery: Any) -> None:
+    """What the weights have no say in."""
+    if not isinstance(calibration, RunData):
+        check_forms(calibration=calibration, evaluation=evaluation, recovery_texts=recovery)
+    if isinstance(model, str | Path):
+        check_budget_before_loading(str(model), asked)
 
 
 @contextmanager

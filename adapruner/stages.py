@@ -27,7 +27,7 @@ from adapruner.argument_checks import check_type, got, typed
 from adapruner.data.from_texts import data_from_texts, evaluation_from_texts, windows_from_texts
 from adapruner.data.run_data import RunData
 from adapruner.distributed import Ranks
-from adapruner.errors import ConfigurationError, PlanError
+from adapruner.errors import ConfigurationError, PlanError, written_as
 from adapruner.evaluation.perplexity import NLLResult, evaluate_nll
 from adapruner.export.folder import ExportRecord, export_model
 from adapruner.export.loading import open_export
@@ -52,9 +52,10 @@ from adapruner.recovery.post_pruning import PostPruning, recipe_of
 from adapruner.recovery.solved_projections import FOLDER as REFIT
 from adapruner.recovery.teacher import vocabulary_of, write_down
 from adapruner.recovery.training import RecoveredModel, RecoveryConfig, recovery_config, train_recovery
+from adapruner.search.before_loading import check_budget_before_loading
 from adapruner.search.config import SearchConfig
 from adapruner.search.find_plan import FoundPlan, find_plan
-from adapruner.search.options import pruning_options
+from adapruner.search.options import PYTHON_NAMES, pruning_options, short_names
 from adapruner.search.score import ScoredModel, score_model
 from adapruner.search.validation import check_model_and_data
 from adapruner.stage_times import stage
@@ -96,9 +97,11 @@ def load_model(model: Any, tokenizer: Any = None) -> tuple[Any, Any]:
     _check_tokenizer(tokenizer)
     source = str(model) if isinstance(model, str | Path) else None
     if source is not None:
-        model = _load_by_name(source)
+        with written_as(PYTHON_NAMES):
+            model = _load_by_name(source)
     if isinstance(tokenizer, str | Path) or (tokenizer is None and source is not None):
-        tokenizer = load_tokenizer(str(tokenizer or source))
+        with written_as({"model.name_or_path": "model" if tokenizer is None else "tokenizer"}):
+            tokenizer = load_tokenizer(str(tokenizer or source))
     check_language_model(model, "model")
     return model, tokenizer
 
@@ -159,13 +162,16 @@ def score(
     >>> scored.problem.calibration.samples > 0
     True
     """
-    options = pruning_options(budget, search, recipe, plan, reconstruction, seed, **units)
-    model, tokenizer = load_model(model, tokenizer)
-    data = calibration if isinstance(calibration, RunData) else data_from_texts(calibration, tokenizer, seed=options.search.seed)
-    check_model_and_data(model, data, options.budget)
-    where = None if folder is None else Path(folder)
-    with _alone_in(where):
-        return score_model(model, data, options, folder=where, compared_metrics=compared_metrics)
+    with written_as({**short_names(budget, search, seed), **PYTHON_NAMES}):
+        options = pruning_options(budget, search, recipe, plan, reconstruction, seed, **units)
+        if isinstance(model, str | Path):
+            check_budget_before_loading(str(model), options)
+        model, tokenizer = load_model(model, tokenizer)
+        data = calibration if isinstance(calibration, RunData) else data_from_texts(calibration, tokenizer, seed=options.search.seed)
+        check_model_and_data(model, data, options.budget)
+        where = None if folder is None else Path(folder)
+        with _alone_in(where):
+            return score_model(model, data, options, folder=where, compared_metrics=compared_metrics)
 
 
 @typed

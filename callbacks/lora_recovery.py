@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from adapruner.argument_checks import check_seed, typed_as
 from adapruner.callbacks.listener import PruningListener, check_callbacks, first_of, listeners_of
 from adapruner.callbacks.recovery_bar import count_steps, leave_out_adverts
+from adapruner.callbacks.terminal import on_terminal
 from adapruner.errors import ConfigurationError, DataError, ModelError
 from adapruner.models.model_attribute import held_model, hold_model
 from adapruner.models.rotary import restore_rotary
@@ -75,7 +76,7 @@ class LoRARecoveryCallback(PruningListener):
         self._started: float | None = None
         self._attached = False
         self._batch: tuple[Any, int] = (None, 0)
-        self._activations = ExitStack()
+        self._activations, self._terminal = ExitStack(), ExitStack()
         self._progress: Callable[..., None] = plain_lines("recovery", None)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -85,6 +86,7 @@ class LoRARecoveryCallback(PruningListener):
             ConfigurationError: if callbacks are in an order that cannot work, or it is to be distilled and nothing was pruned; the model is
                 as it was.
         """
+        self._terminal.enter_context(on_terminal(trainer))
         if stage != "fit" or self._attached:
             return
         count_steps(trainer)  # here too, since it may stand without a search
@@ -199,6 +201,7 @@ class LoRARecoveryCallback(PruningListener):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """What was set for the training is as it was."""
         self._activations.close()
+        self._terminal.close()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merges the adapters, after callbacks that need them apart; nothing of them is left in the module."""
@@ -214,6 +217,7 @@ class LoRARecoveryCallback(PruningListener):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Merges the adapters that ``test(ckpt_path=...)`` and the like brought, so that the module holds an ordinary model again."""
+        self._terminal.close()
         if stage != "fit" and held_model(pl_module, self.model_attribute, None) is not None:
             hold_model(pl_module, self.model_attribute, merge_lora(held_model(pl_module, self.model_attribute)))
 

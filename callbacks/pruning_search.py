@@ -21,11 +21,12 @@ from adapruner.callbacks.listener import listeners_of, requested_checkpoint
 from adapruner.callbacks.loggers import LateLoggers, log_trial
 from adapruner.callbacks.lora_recovery import short_recovery
 from adapruner.callbacks.recovery_bar import count_steps, leave_out_adverts
+from adapruner.callbacks.terminal import on_terminal
 from adapruner.callbacks.validation import check_optimized, check_trainer, check_training
 from adapruner.data.from_texts import data_from_texts
 from adapruner.data.run_data import RunData
 from adapruner.distributed import Ranks
-from adapruner.errors import ConfigurationError
+from adapruner.errors import ConfigurationError, written_as
 from adapruner.files.folder_lock import FolderLock, held, no_empty_folders
 from adapruner.models.loading import check_language_model
 from adapruner.models.model_attribute import held_model
@@ -39,7 +40,7 @@ from adapruner.recovery.judged_refit import JudgedRefit
 from adapruner.search.config import SearchConfig
 from adapruner.search.find_plan import FoundPlan, find_plan, save_found_plan
 from adapruner.search.journal import FILE as JOURNAL
-from adapruner.search.options import pruning_options
+from adapruner.search.options import pruning_options, short_names
 from adapruner.search.rounds import folder_of_round
 from adapruner.search.score import ScoredModel, score_model
 from adapruner.stage_times import keep_times
@@ -84,7 +85,9 @@ class PruningSearchCallback(Callback):
         super().__init__()
         leave_out_adverts()  # a Trainer is made after its callbacks
         check_call(PruningSearchCallback.__init__, {"plan": plan, "folder": folder, "model_attribute": model_attribute}, "pruning.")
-        self.options = pruning_options(budget, search, plan=plan, seed=None, **options)
+        self.short_names = short_names(budget, search)
+        with written_as(self.short_names):
+            self.options = pruning_options(budget, search, plan=plan, seed=None, **options)
         self.folder_name, self.model_attribute = folder, model_attribute
         self.calibration, self.tokenizer = calibration, tokenizer
         self.checkpoint: str | None = None  # set by the command line when it resumes, else what fit(ckpt_path=...) asks for
@@ -103,6 +106,7 @@ class PruningSearchCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """At the start of ``fit``: search, surgery and reconstruction, once. Before ``test`` and the like: checkpoints fit the module."""
         carry_pruning(pl_module, self.model_attribute)
+        self._holding.enter_context(on_terminal(trainer))
         if stage == "fit" and self.plan is not None and getattr(pl_module, "plan", None) is not self.plan:
             raise ConfigurationError(
                 f"trainer.callbacks: expected the module that was pruned before, got another {type(pl_module).__name__}; "
@@ -118,7 +122,7 @@ class PruningSearchCallback(Callback):
         if self.checkpoint is None and not any((place / JOURNAL).exists() for place in studies):  # else the run's own search says the plan
             self.checkpoint = requested_checkpoint(trainer)
         check_trainer(trainer, self.folder, self.checkpoint, self.loggers.waiting or trainer.loggers)
-        with no_empty_folders(self.folder):  # it makes the folder: not where anything else is refused
+        with written_as(self.short_names), no_empty_folders(self.folder):  # it makes the folder: not where anything else is refused
             Ranks().on_rank_zero(self._hold, self.folder)
             with isolate_rng():
                 self._prune(trainer, pl_module)

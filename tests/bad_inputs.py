@@ -17,6 +17,7 @@ from tests.spoilt import (
     config,
     content,
     cut,
+    empty_folder,
     file_in_place_of_the_run_folder,
     foreign_export_folder,
     foreign_journal,
@@ -88,6 +89,42 @@ SEEDS = (
     ("a seed of the data above 64 bits", "data.seed", "data.seed", 2**70),
     ("a seed of everything below 0", "seed_everything", "seed_everything", -1),
     ("a seed of what is written below 0", "model.generation.seed", "generation.seed", -1),
+)
+#: What is wrong, the line, the short options, what is done to the good files first.
+SHORT_OPTIONS: tuple[tuple[str, str, tuple[str, ...], Callable[[Path], None] | None], ...] = (
+    ("more than can go of any model", r"^fraction: expected less than 0\.95, since 5% .*, got 0\.95; give ", ("--fraction", "0.95"), None),
+    (
+        "more than can go of this model",
+        r"^fraction: expected at most 0\.8750 of block parameters for this model, got 0\.9; give 0\.8750 or less$",
+        ("--fraction", "0.9"),
+        None,
+    ),
+    (
+        "a fraction under the name that fit has for it",
+        r"^budget\.pruned_fraction: .* got 0\.9; give 0\.8750 or less, or lower budget\.keep_at_least$",
+        ("--pruning.budget.pruned_fraction", "0.9"),
+        None,
+    ),
+    ("an unknown dtype", r"^dtype: expected .*, got 'float8'; ", ("--dtype", "float8"), None),
+    ("a file in the place of the run folder", r"^out: expected a folder, got a file, base\.yaml,", ("--out", "base.yaml"), None),
+    (
+        "an empty folder of texts",
+        r"^texts: expected a folder with files of \.txt, .*; put text there$",
+        ("--texts", "empty"),
+        empty_folder("empty"),
+    ),
+    (
+        "a column of texts that have none",
+        r"^texts: expected files with columns for column 'body', got '\w+\.txt'",
+        ("--column", "body"),
+        None,
+    ),
+    (
+        "too little text",
+        r"^texts, calibration, source 'few\.txt', part \[0, 0\.3\): .*; this part gets 30 % of them\)$",
+        ("--texts", "few.txt"),
+        text("few.txt", "w1 w2"),
+    ),
 )
 ALIASES = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
@@ -335,6 +372,9 @@ ROWS: dict[str, tuple[BadInput, ...]] = {
             ("--base", "base.yaml", "--methods", "adapruner", "--budgets", "0.2", "--seeds", "0", "--folder", "all", "--", "--pruning.search.n_trails=3"),
             command=_COMPARE,
         ),
+    ),
+    "Short options of prune": (
+        *(BadInput(f"{what} for prune", message, ("prune", "model", "--texts", "texts", *arguments), spoil, command="") for what, message, arguments, spoil in SHORT_OPTIONS),
     ),
     "Nothing that a configuration names is run": (
         BadInput("a function as the optimizer", r"model\.optimizer: expected a subclass of Optimizer, got 'os\.system'", spoil=config("dtype: float32", "optimizer: {class_path: os.system, init_args: {command: touch PWNED}}")),

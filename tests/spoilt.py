@@ -95,6 +95,11 @@ def config(old: str, new: str) -> Callable[[Path], None]:
     return replaced("base.yaml", old, new)
 
 
+def empty_folder(path: str) -> Callable[[Path], None]:
+    """Makes a folder with nothing in it."""
+    return lambda folder: (folder / path).mkdir()
+
+
 def gone(path: str) -> Callable[[Path], None]:
     """Takes a file away."""
     return lambda folder: (folder / path).unlink()

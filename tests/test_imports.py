@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 #: The rooms of the package from the ground up. A room may import the rooms of earlier lines; never its own line, never a later one.
 STOREYS: tuple[tuple[str, ...], ...] = (
     ("errors", "_version"),
-    ("registry", "distributed", "argument_checks", "bar_columns", "freed_memory", "hub_names", "threads"),
+    ("registry", "distributed", "argument_checks", "bar_columns", "freed_memory", "hub_names", "log_streams", "threads"),
     ("progress",),
     ("files",),
     ("stage_times",),

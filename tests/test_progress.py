@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from adapruner import progress
-from adapruner.progress import LOG, RUN_LOG, announce, late_progress_bar, logged_to, plain_lines, progress_bar, shown
+from adapruner.errors import written_as
+from adapruner.progress import LOG, RUN_LOG, announce, late_progress_bar, logged_to, plain_lines, progress_bar, shown, without_bars
 
 
 @pytest.fixture
@@ -172,6 +173,39 @@ def test_a_stage_within_a_stage_has_its_bar_below_and_leaves_nothing(monkeypatch
     assert "layers" not in drawn(screen)[-1]
 
 
+def test_where_there_is_nothing_to_do_no_bar_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = screen_of(monkeypatch)
+    with progress_bar("comparison", 0):
+        pass
+    assert screen.getvalue() == ""
+
+
+def test_what_is_said_stands_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = screen_of(monkeypatch)
+    with progress_bar("search", 8) as advance:
+        advance(1)
+        announce("a line of its own")
+        advance(8)
+    before, _, after = screen.getvalue().partition("adapruner: a line of its own")
+    assert before.endswith("\r\x1b[2K")  # the bar is wiped off before, and drawn again in the next line
+    assert after.startswith("\n")
+    assert drawn(screen)[-1].startswith("search ")
+
+
+def test_without_bars_there_are_lines_on_a_terminal_too(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = screen_of(monkeypatch)
+    with without_bars():
+        with without_bars():  # by two callbacks of one Trainer
+            pass
+        with progress_bar("search", 2) as advance:
+            lines_of(advance, clock, [(1, 1.0), (2, 1.0)])
+        lines_of(plain_lines("recovery", 1), clock, [(1, 1.0)])
+    assert drawn(screen) == ["search: 1 of 2, after 0:00:01", "search: 2 of 2, after 0:00:02", "recovery: 1 of 1, after 0:00:01"]
+    with progress_bar("refit", 1) as advance:
+        advance(1)
+    assert "━" in drawn(screen)[-1]
+
+
 def test_a_bar_that_follows_another_ends_it_first(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = screen_of(monkeypatch)
     with ExitStack() as searching, late_progress_bar("best few again", searching.close) as later:
@@ -245,3 +279,9 @@ def test_a_disk_that_is_full_ends_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(handler, "flush", full)
         announce("a line")
     assert capsys.readouterr() == ("adapruner: a line\n", "")
+
+
+def test_what_is_said_calls_options_as_they_were_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with written_as({"search.n_trials": "search"}):
+        announce("give pruning.search.n_trials 26 or more")
+    assert capsys.readouterr().out == "adapruner: give search 26 or more\n"

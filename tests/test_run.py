@@ -290,11 +290,22 @@ def test_with_a_folder_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget": 1.2}, r"budget\.pruned_fraction: expected a number in \[0, 1\), got 1\.2"),
+        ({"budget": 1.2}, r"^budget: expected a number in \[0, 1\), got 1\.2"),
         ({"calibration": None}, "calibration: expected"),
         ({"calibration": ["one text", 3]}, "expected text"),
-        ({"search": 0}, r"search\.n_trials: expected 1 or more, got 0"),
-        ({"recovery": -1}, r"recovery\.steps: expected a whole number of 1 or more, got -1"),
+        ({"budget": adapruner.Budget(0.99)}, r"^budget\.pruned_fraction: expected at most .* or less, or lower budget\.keep_at_least$"),
+        ({"search": 4, "seed": -1}, r"^seed: expected a whole number from 0"),
+        ({"rounds": 0}, r"^rounds: expected 1 or more, got 0"),
+        ({"reconstruction_samples": -1}, r"^reconstruction_samples: expected a whole number >= 1, got -1"),
+        ({"calibration": ["w1 w2"]}, r"^calibration: expected texts .* give 11 texts or more, or one of 44,000 characters$"),
+        (
+            {"calibration": ["w1 " * 5, "w2", *["w3"] * 9]},
+            r"^calibration, source 'texts', part .* tokens of text \([\d,]+ characters; [^;,]*\)$",
+        ),
+        ({"evaluation": ["w1"]}, r"^evaluation, source 'texts': expected at least 1 window of 128 tokens, .*\)$"),
+        ({"recovery": 1, "recovery_texts": ["w1"]}, r"^recovery_texts, source 'texts': expected at least 1 window of 256 tokens, .*\)$"),
+        ({"search": 0}, r"^search: expected 1 or more, got 0"),
+        ({"recovery": -1}, r"^recovery: expected a whole number of 1 or more, got -1"),
         ({"recovery": "5"}, "recovery: expected a RecoveryConfig or a whole number or None, got '5'"),
         ({"recovery": True}, "recovery: expected a RecoveryConfig or a whole number or None, got True"),
         ({"recovery": RecoveryConfig(steps=1, lora=LoRAConfig(target_modules=["nope"]))}, "expected layers of the model, got 'nope'"),
@@ -304,7 +315,7 @@ def test_with_a_folder_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.
         ({"n_trials": 5}, "n_trials: expected an option of prune, got an unknown one"),
         ({"calibration": torch.arange(-64, 64).view(8, 16)}, "expected token ids of 0 or more, got -64"),
         ({"model": tiny_llama(intermediate_size=FFN).model}, "expected a model with a head that predicts tokens in model, got LlamaModel"),
-        ({"budget": 0.99}, r"budget\.pruned_fraction: expected at most 0\.\d+ of block parameters"),
+        ({"budget": 0.99}, r"^budget: expected at most (0\.\d+) of block parameters for this model, got 0\.99; give \1 or less$"),
         ({"calibration": torch.arange(128).view(8, 16)}, "expected tokens below the model's 96, got"),
         ({"calibration": torch.arange(2400).view(8, 300) % 96}, "expected at most the model's 256 positions, got 300"),
         ({"model": torch.nn.Linear(2, 2)}, "expected a Hugging Face causal LM in model, got Linear"),
@@ -315,6 +326,24 @@ def test_what_cannot_work_is_one_line_and_leaves_nothing(options: dict[str, Any]
         prune(**options, folder=tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 0.93}, r"^budget: expected at most 0\.\d+ of block parameters for this model, got 0\.93; give"),
+        ({"calibration": []}, r"^calibration: expected one text or more"),
+        ({"model": "./nothing"}, r"^model: expected a folder or a hub name, got '\./nothing', which is not there"),
+    ],
+)
+def test_what_the_weights_have_no_say_in_is_refused_before_they_are_loaded(
+    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (save_tiny(tmp_path / "my-model") / "model.safetensors").unlink()
+    monkeypatch.chdir(tmp_path)
+    for call in (adapruner.prune, *([stages.score] if "calibration" not in options else [])):
+        with pytest.raises(AdaPrunerError, match=message):
+            call(**{"model": "my-model", "calibration": texts(60), **options})
 
 
 def test_recovery_of_other_weights_starts_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from adapruner.cli.help_page import COMMANDS, LIKE_FIT, help_page
 from adapruner.cli.last_resort import GOES_ON, describe
 from adapruner.distributed import is_rank_zero
-from adapruner.errors import AdaPrunerError, ConfigurationError, nearest, printable, together
+from adapruner.errors import AdaPrunerError, ConfigurationError, nearest, printable, together, written_as
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -100,26 +100,35 @@ def _run(arguments: Sequence[str]) -> None:
 
     imports, rest = take_imports(rest)
     if command == "prune":
-        from adapruner.cli.prune import check_texts, fit_words
+        from adapruner.cli.prune import check_texts, fit_words, short_names
 
         given, (command, rest) = rest, ("fit", fit_words(rest))
         check_texts(given)
+        with written_as(short_names(given)):
+            return _run_like_fit(command, rest, imports)
     if command in LIKE_FIT:
-        _answer_at_once(command, rest, imports)
+        return _run_like_fit(command, rest, imports)
     import_all(imports)
     if command == "compare":
         return _compare(rest, imports)
-    if command == "export":
-        from adapruner.cli.export import run_export
+    from adapruner.cli.export import run_export
 
-        return run_export(rest)
+    return run_export(rest)
+
+
+def _run_like_fit(command: str, words: list[str], imports: list[str]) -> None:
+    """``fit``, ``validate``, ``test`` or ``predict``."""
+    from adapruner.cli.imports import import_all
+
+    _answer_at_once(command, words, imports)
+    import_all(imports)
     if sys.stdout.isatty() and is_rank_zero():  # the imports take some seconds; what is read by a program begins with its answer
         print("adapruner: loads PyTorch and Lightning", flush=True)
     from adapruner.cli.fit import run_trainer
     from adapruner.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    run_trainer(command, rest)
+    run_trainer(command, words)
 
 
 def _answer_at_once(command: str, words: list[str], imports: Sequence[str]) -> None:
@@ -133,17 +142,21 @@ def _answer_at_once(command: str, words: list[str], imports: Sequence[str]) -> N
 
 
 def _check_names(command: str, words: Sequence[str], imports: Sequence[str]) -> None:
-    """Those of options, of metrics and the like, and of the model.
+    """Those of options, of metrics and the like, of folders to be written, and of the model.
 
     Metrics and the like are left to the parser where something was or will be imported, which may add some.
     """
-    from adapruner.cli.option_catalogue import read_catalogue
+    from adapruner.cli.option_catalogue import FOLDERS, read_catalogue
     from adapruner.cli.shipped_configs import find_configs
+    from adapruner.files.paths import check_folder_path
 
     found, catalogue = find_configs(list(words)), read_catalogue(command)
     faults = catalogue.misspelt(found) + ([] if imports or "torch" in sys.modules else catalogue.unknown(found))
     if faults:
         raise together([ConfigurationError(line) for line in faults])
+    for name in FOLDERS:
+        folder = catalogue.value(found, name)
+        check_folder_path(name, None if folder == "null" else folder)
     model, revision = (catalogue.value(found, f"model.{name}") for name in ("name_or_path", "revision"))
     if isinstance(model, str) and not any(word.startswith("--print_config") for word in words):
         from adapruner.models.model_names import check_model_name

@@ -45,6 +45,7 @@ from adapruner.module import PrunableCausalLM
 from adapruner.progress import announce
 from adapruner.recovery.checkpoint_file import check_is_local
 from adapruner.recovery.last_checkpoint import find_checkpoint, settings_of
+from adapruner.search.before_loading import check_budget_before_loading
 from adapruner.stage_times import process_began
 from adapruner.threads import choose_threads
 
@@ -206,6 +207,8 @@ class PruningCLI(EvaluationCommands, LightningCLI):
         """A run takes its plan from the checkpoint that it is told to resume from, or goes on from its folder's last one."""
         check_launcher(self.trainer)  # one that copies the process would fail before any callback is asked
         checkpoint, search = self.config.fit.get("ckpt_path"), first_of(self.trainer, PruningSearchCallback)
+        if search is not None and not checkpoint:  # which has a plan
+            check_budget_before_loading(self.model.name_or_path, search.options, self.model.revision)
         if search is not None and checkpoint:
             search.checkpoint = str(checkpoint)
         keeper = first_of(self.trainer, RecoveryCheckpointCallback)

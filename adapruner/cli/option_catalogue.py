@@ -19,6 +19,8 @@ from typing import Any
 from adapruner.errors import nearest
 
 FILE = Path(__file__).with_name("options.json")
+#: Options that name a folder to be written.
+FOLDERS = ("trainer.default_root_dir", "pruning.folder", "report.folder", "export.folder")
 _CONFIG = ("c", "config")
 
 
@@ -107,6 +109,13 @@ class Catalogue:
             return dict(self._given(words)).get(name)
         except _UnreadableError:
             return None
+
+    def given(self, words: Sequence[str]) -> set[str]:
+        """Names of the options that a command line or a configuration of it gives; none where they cannot be read here."""
+        try:
+            return {name for name, _ in self._given(words)} & {*self.options}
+        except _UnreadableError:
+            return set()
 
     def nearest(self, name: str, below: str = "") -> str:
         """The option that was probably meant, or where they all are."""

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from adapruner.argument_checks import check_seed
 from adapruner.cli.class_paths import class_faults, installed_only, set_parser_limits
+from adapruner.cli.option_catalogue import FOLDERS
 from adapruner.cli.option_errors import Text, explain, options_of
 from adapruner.compare.spec import CODE
 from adapruner.errors import AdaPrunerError, ConfigurationError, check_all, together
@@ -20,7 +21,6 @@ from adapruner.files.yaml_text import set_yaml_limits
 
 #: What runs code that comes with a model or a task: only the command line may ask for it, not a configuration.
 _CODE = dict(zip(CODE, ("true", "FOLDER"), strict=True))
-_FOLDERS = ("trainer.default_root_dir", "pruning.folder", "report.folder", "export.folder")
 _PATHS = (
     "model.name_or_path",
     "data.tokenizer",
@@ -62,7 +62,7 @@ def parse(
     check_all(
         lambda: _check_code(own, given),
         *(partial(check_path, name, own.get(name)) for name in _PATHS),
-        *(partial(check_folder_path, name, own.get(name)) for name in _FOLDERS),
+        *(partial(check_folder_path, name, own.get(name)) for name in FOLDERS),
         lambda: _check_export_folder(own),
         lambda: check_seed("seed_everything", own.get("seed_everything")) if type(own.get("seed_everything")) is int else None,
         lambda: _check_weights_only(own),

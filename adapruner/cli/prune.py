@@ -8,10 +8,12 @@ import os
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import Any
 
 from adapruner.cli.one_line_parser import OneLineParser
 from adapruner.cli.option_catalogue import read_catalogue
-from adapruner.errors import ConfigurationError
+from adapruner.cli.shipped_configs import find_configs
+from adapruner.errors import ConfigurationError, DataError
 
 CONFIG = "prune.yaml"
 #: Set -> the part of every source's documents that it has, by their hashes: no text is in two.
@@ -20,6 +22,18 @@ PARTS = {"calibration": (0.0, 0.3), "search": (0.3, 0.45), "recovery": (0.45, 0.
 TEST_WINDOWS = 256
 #: Of the attention and FFN parameters, to remove.
 FRACTION = 0.2
+#: Option of ``fit`` -> the short one that writes it; what is refused is called so.
+SHORT = {
+    "model.name_or_path": "model",
+    "model.dtype": "dtype",
+    "pruning.budget.pruned_fraction": "fraction",
+    "pruning.search.n_trials": "trials",
+    "trainer.max_steps": "recovery",
+    "trainer.default_root_dir": "out",
+    "data": "texts",
+}
+#: Besides, what removes more than units.
+_ALSO_REMOVES = ("pruning.remove_layers", "pruning.hidden_fraction")
 #: Windows in a step of the recovery, as the configuration says.
 BATCH = 8
 _DESCRIPTION = """\
@@ -93,30 +107,57 @@ def fit_words(arguments: Sequence[str]) -> list[str]:
     return ["--config", CONFIG, *words, f"--config={sets}", *others]
 
 
+def short_names(arguments: Sequence[str]) -> dict[str, str]:
+    """What messages call options: those of ``fit`` that were written behind ``prune`` by their own names, others by the short ones.
+
+    Args:
+        arguments: behind ``prune``, without ``--import``.
+
+    >>> short_names(["my-model", "--texts", "my-texts", "--pruning.search.n_trials", "8"]).get("search.n_trials", "its own")
+    'its own'
+    """
+    own = read_catalogue("fit").given(_found(make_parser().parse_known_args(list(arguments))[1]))
+    names = {name: short for name, short in SHORT.items() if not any(f"{one}.".startswith(f"{name}.") for one in own)}
+    inside = {name.removeprefix("pruning."): short for name, short in names.items()}  # as Python knows them
+    return {**names, **inside, **({"folder": "out"} if "trainer.default_root_dir" in names else {})}
+
+
 def check_texts(arguments: Sequence[str]) -> None:
-    """Refuses text that is not there, before anything heavy is imported.
+    """Refuses text that is not there or cannot be read as asked, before anything heavy is imported.
 
     Raises:
         ConfigurationError: naming it.
     """
-    for _, path in map(_named, make_parser().parse_known_args(list(arguments))[0].texts):
-        if not os.path.exists(path):
-            raise ConfigurationError(f"texts: expected a file or a folder, got {path!r}, which does not exist; correct the path")
+    from adapruner.data.text_source import TextSource
+
+    for source in _sources(make_parser().parse_known_args(list(arguments))[0]):
+        if not os.path.exists(str(source["path"])):
+            got = f"{source['path']!r}, which does not exist"
+            raise ConfigurationError(f"texts: expected a file or a folder, got {got}; correct the path")
+        try:
+            TextSource(**source).reader.check()
+        except DataError as error:
+            _, _, reason = str(error).partition(": expected ")
+            raise ConfigurationError(f"texts: expected {reason}") from None
 
 
 def data_options(given: argparse.Namespace) -> dict[str, object]:
     """Every set from the same sources, each with a part of its documents."""
-    sources = [_named(text) for text in given.texts]
-    rows = {**({"column": given.column} if given.column else {}), **({"chat": True} if given.chat else {})}
 
-    def parts(of: str) -> list[dict[str, object]]:
-        return [{"name": name, "path": path, "part": list(PARTS[of]), **rows} for name, path in sources]
+    def parts(of: str) -> list[dict[str, Any]]:
+        return [{**source, "part": list(PARTS[of])} for source in _sources(given)]
 
     evaluation = [{"name": source["name"], "source": source, "limit": TEST_WINDOWS} for source in parts("test")]
     sets: dict[str, object] = {name: {"sources": parts(name)} for name in ("calibration", "search")}
     if given.recovery:  # as many windows as it trains on, and no more text is read
         sets["recovery"] = {"sources": parts("recovery"), "samples": given.recovery * BATCH}
     return {**sets, "evaluation": evaluation}
+
+
+def _sources(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Fields of each source of text, of all of its documents."""
+    rows = {**({"column": given.column} if given.column else {}), **({"chat": True} if given.chat else {})}
+    return [{"name": name, "path": path, **rows} for name, path in map(_named, given.texts)]
 
 
 def default_folder(model: str, fraction: float | None) -> str:
@@ -156,6 +197,33 @@ def _is_option_of_fit(name: str) -> bool:
     return "." in name or name in fit.options or name in fit.groups or name in ("config", "print_config")
 
 
+def _found(others: Sequence[str]) -> list[str]:
+    """Options of ``fit`` with the configurations that they name; none where one is not there, which is refused later."""
+    try:
+        return find_configs(list(others))
+    except ConfigurationError:
+        return []
+
+
+def _check_fraction(fraction: float, others: Sequence[str]) -> None:
+    """What no model can lose: of every group of units some stay."""
+    catalogue, words = read_catalogue("fit"), _found(others)
+    if not 0 <= fraction < 1:
+        raise ConfigurationError(f"fraction: expected 0 or more and less than 1, got {fraction:g}; give 0.2 for a fifth")
+    if any(name in catalogue.given(words) for name in (*_ALSO_REMOVES, "pruning.budget", "pruning.plan")):
+        return
+    option = "pruning.budget.keep_at_least"
+    try:
+        kept = float(catalogue.value(words, option) or catalogue.options[option].default)
+    except (TypeError, ValueError):  # the parser says what is wrong with it
+        return
+    if fraction and fraction >= 1 - kept:
+        raise ConfigurationError(
+            f"fraction: expected less than {1 - kept:g}, since {kept:.0%} of all heads and channels stay in each layer, got {fraction:g}; "
+            "give 0.5 or less"
+        )
+
+
 def _check(given: argparse.Namespace, others: Sequence[str]) -> None:
     own = _own_options()
     for word in others:
@@ -179,5 +247,4 @@ def _check(given: argparse.Namespace, others: Sequence[str]) -> None:
         raise ConfigurationError(
             f"fraction: expected none beside --pruning.plan, which says what goes, got {given.fraction:g}; leave one of them out"
         )
-    if not 0 <= given.fraction < 1:
-        raise ConfigurationError(f"fraction: expected 0 or more and less than 1, got {given.fraction:g}; give 0.2 for a fifth")
+    _check_fraction(given.fraction, others)

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from adapruner.compare.cells import LOG_NAME, Cell, claim
 from adapruner.compare.devices import VARIABLE, check_visible, least_used, visible_devices
+from adapruner.compare.spec import OWNED
+from adapruner.errors import as_written, written_as
 from adapruner.threads import usable_cores
 
 _MARK = "$ "
@@ -99,7 +101,7 @@ class Starter:
 
 
 def last_error(cell: Cell) -> str:
-    """The line of the last attempt's log that says what went wrong: adapruner's own, else the last one."""
+    """The line of the last attempt's log that says what went wrong, by the comparison's own options: adapruner's own, else the last one."""
     try:
         lines = (cell.folder / LOG_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -107,7 +109,8 @@ def last_error(cell: Cell) -> str:
     begin = max((number for number, line in enumerate(lines) if line.startswith(_MARK)), default=-1)
     said = [line.strip() for line in lines[begin + 1 :] if line.strip()]
     own = [line.removeprefix("adapruner: error: ") for line in said if line.startswith("adapruner: error: ")]
-    return (own or said or ["nothing was printed"])[-1]
+    with written_as({name.removeprefix("pruning."): option for name, option in OWNED.items() if "." in name}):
+        return as_written((own or said or ["nothing was printed"])[-1])
 
 
 def _import_folder() -> str:

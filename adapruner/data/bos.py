@@ -6,12 +6,12 @@ Gemma-3-270M has a perplexity of 24.7 with its BOS before every window, and of 1
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from adapruner.errors import ConfigurationError
+
+if TYPE_CHECKING:  # what a source is, is judged before torch is loaded
+    from torch import Tensor
 
 #: ``auto``: ``every`` where the tokenizer puts a BOS before a text, else ``first``. ``every``: each window begins with it. ``first``: as
 #: the tokenizer has it, at the start of a text only, which is LLM-Pruner's protocol (arXiv 2305.11627). ``none``: nowhere.
@@ -75,4 +75,6 @@ class BosRule:
         """``[n, seq_len]`` from text ``[n, room]``."""
         if self.begins is None:
             return tokens
+        import torch
+
         return torch.cat([tokens.new_full((len(tokens), 1), self.begins), tokens], dim=1)

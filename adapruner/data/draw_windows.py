@@ -17,7 +17,7 @@ from adapruner.data.sets import EvaluationSet
 from adapruner.data.text_source import TextSource, read_documents
 from adapruner.data.too_little_text import TextRead, TooLittleTextError, Wanted
 from adapruner.data.windows import TextWindows, joined_windows, pad_instructions, sample_windows
-from adapruner.errors import DataError
+from adapruner.errors import DataError, is_shortened
 
 #: Samples are drawn from a random part of a large source, so that it is not tokenised whole: so many characters for
 #: each token wanted, which at 4 characters a token is eight times the text.
@@ -149,7 +149,9 @@ def apportion(count: int, shares: Sequence[float]) -> list[int]:
 
 
 def _remedies(source: TextSource, *of_windows: str) -> list[str]:
-    """What helps besides more text; from Python nobody chooses a part."""
+    """What helps besides more text; from Python nobody chooses a part, and behind a short option neither part nor length."""
+    if is_shortened("data"):
+        return []
     return [*of_windows, *(["a wider part"] if part_in_words(source) and source.texts is None else [])]
 
 

@@ -20,12 +20,13 @@ from adapruner.data.text_sets import TextSets
 from adapruner.data.text_source import TextSource, read_documents
 from adapruner.data.too_little_text import TooLittleTextError, fewest_documents
 from adapruner.data.windows import IGNORED, TextWindows
-from adapruner.errors import ConfigurationError, DataError
+from adapruner.errors import ConfigurationError, DataError, is_shortened
 
 #: Where no text is given for the search, it gets the documents whose hashes fall behind this, and the calibration pool the others.
 HELD_OUT_FROM = 0.75
 #: Name of a source that has none.
 SOURCE_NAME = "texts"
+_OR_ITS_OWN = ", or give the search texts of its own"
 
 
 @typed
@@ -101,9 +102,24 @@ def data_from_texts(
     try:
         return sets.build(tokenizer)
     except TooLittleTextError as error:
-        held_out = not own and error.role in ("calibration", "search")
+        held_out = not own and not is_shortened("data") and error.role in ("calibration", "search")
         own_text = "; or give the search texts of its own: now it has a quarter of the calibration texts" if held_out else ""
         raise DataError(f"{error}{own_text}") from error
+
+
+def check_forms(calibration: Any, **others: Any) -> None:
+    """Refuses what is neither text nor windows, before there is a tokenizer.
+
+    Args:
+        calibration: as of :func:`data_from_texts`.
+        others: further sets by their arguments' names; ``None`` passes.
+
+    Raises:
+        DataError: naming the argument.
+    """
+    for argument, value in {"calibration": calibration, **others}.items():
+        if not _sources(argument, value) and argument == "calibration":
+            _source(argument, SOURCE_NAME, None)  # which refuses it
 
 
 def _refit(sources: list[TextSource], samples: int, seq_len: int) -> ReconstructionData:
@@ -210,7 +226,7 @@ def _split_texts(source: TextSource) -> tuple[TextSource, TextSource]:
         one = "" if source.chat else f", or one of {2 * few * PIECE_CHARACTERS:,} characters"  # without blank lines
         raise DataError(
             f"calibration: expected texts in {source.name!r} of which a quarter can be held out for the search, got {len(texts)} of "
-            f"{characters:,} characters in all; give {few} texts or more{one}, or give the search texts of its own"
+            f"{characters:,} characters in all; give {few} texts or more{one}{_OR_ITS_OWN if not is_shortened('data') else ''}"
         )
     return replace(source, part=[0.0, HELD_OUT_FROM]), replace(source, part=[HELD_OUT_FROM, 1.0])
 

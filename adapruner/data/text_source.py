@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from itertools import islice
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapruner.argument_checks import check_fields
 from adapruner.data.documents import Document
 from adapruner.data.too_little_text import TextRead, TooLittleTextError, nothing_in_part
-from adapruner.data.windows import TextWindows
 from adapruner.errors import DataError, nearest
 from adapruner.registry import Registry
+
+if TYPE_CHECKING:  # a source is judged before torch is loaded
+    from adapruner.data.windows import TextWindows
 
 
 class SourceKind:

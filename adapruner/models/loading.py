@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -166,12 +167,21 @@ def is_sharded(model: Any) -> bool:
     return flat or any(hasattr(p, "full_tensor") for p in model.parameters())
 
 
+def leave_out_warnings_of_widths() -> None:
+    """From here on transformers does not warn that the configuration of an export has widths for each layer: our classes follow them.
+
+    Three lines that nobody can act on, said while the configuration is read, before any class of ours is asked for.
+    """
+    import_module("adapruner.models.families.modeling_adapruner")  # which has the filter, for exports that are loaded without us
+
+
 def _from_pretrained(factory: Any, what: str, name_or_path: str, revision: str | None, **options: Any) -> Any:
     source = model_source(name_or_path)
     if is_gguf(source):
         source, gguf = gguf_arguments(source)
         options.update(gguf)
     check_model_name(source, revision)
+    leave_out_warnings_of_widths()
     local = Path(source).exists()
     if Path(source).is_dir() and "gguf_file" not in options:
         check_model_folder(Path(source))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from adapruner.argument_checks import check_fields
-from adapruner.errors import BudgetError, ConfigurationError
+from adapruner.errors import BudgetError, ConfigurationError, is_shortened
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.costs import COSTS, CostInputs, UnitCosts
 from adapruner.pruning.costs.latency_table import LatencyTable
@@ -156,21 +156,33 @@ class Budget:
 
     def _check_reachable(self, costs: UnitCosts, structure: ModelStructure) -> None:
         slices = in_slices(structure)
-        most = self.most_removed(slices)
-        reachable = sum(most[s.name] * costs.per_unit[g.name] * g.sets for s, g in zip(slices.groups, structure.groups, strict=True))
+        removed = self.most_removed(slices)
+        reachable = sum(removed[s.name] * costs.per_unit[g.name] * g.sets for s, g in zip(slices.groups, structure.groups, strict=True))
         if 0 <= costs.remove <= reachable * (1 + 1e-12):
             return
         if self.absolute:
             low, high = costs.shown(min(reachable, costs.dense)), costs.shown(0.0)
             what = "parameters" if self.absolute == "parameters_left" else costs.what
             raise BudgetError(
-                f"{costs.argument}: expected a target from {low} to {high} {what} for this model and protection, got {costs.asked}; "
-                "give one in between, protect fewer layers, or lower keep_at_least"
+                f"{costs.argument}: expected a target from {low} to {high} {what} for this model"
+                f"{' and protection' if self._protects else ''}, got {costs.asked}; {self._remedy('give one in between')}"
             )
+        most = f"{math.floor(reachable / costs.whole * 10_000) / 10_000:.4f}"  # rounded up it would be refused again
         raise BudgetError(
-            f"{costs.argument}: expected at most {reachable / costs.whole:.4f} of {costs.what} for this model and protection, "
-            f"got {costs.asked}; prune less, protect fewer layers, or lower keep_at_least"
+            f"{costs.argument}: expected at most {most} of {costs.what} for this model{' and protection' if self._protects else ''}, "
+            f"got {costs.asked}; {self._remedy(f'give {most} or less')}"
         )
+
+    @property
+    def _protects(self) -> bool:
+        return bool(self.protect_first or self.protect_last)
+
+    def _remedy(self, first: str) -> str:
+        """With what else can be changed; not where the budget was written as one number, which has nothing else."""
+        others = ["protect fewer layers"] if self._protects else []
+        others += ["lower budget.keep_at_least"] if not is_shortened("budget.pruned_fraction") and self.keep_at_least else []
+        *parts, last = [first, *others]
+        return f"{', '.join(parts)}, or {last}" if parts else last
 
 
 #: Fields that give what is to be left, in the units of a cost, in place of a fraction that is to go: those that are left out by default.

@@ -12,10 +12,8 @@ from adapruner.recovery.configuration import strength_in_words
 from adapruner.report.formats import (
     MISSING,
     NOT_FINITE,
-    count_text,
     duration_text,
     nll_text,
-    percent_text,
     perplexity_text,
     ratio_text,
     signed_percent_text,
@@ -126,27 +124,6 @@ def counted(report: Report) -> tuple[str, str]:
     return COUNTED.get(of, (of, of))
 
 
-def answer_sentence(report: Report, arrow: str = "->") -> str:
-    """The result in one sentence: what was removed, perplexity stage by stage, latency."""
-    model, cost = report.model, report.cost
-    sizes = f"{count_text(model.parameters_dense)} {arrow} {count_text(model.parameters_pruned)} in all"
-    parts = [f"Removed {percent_text(model.pruned_fraction)} of the {counted(report)[0]} ({sizes})"]
-    path = perplexity_path(report)
-    parts.append("perplexity " + f" {arrow} ".join(path) if path else "perplexity not measured")
-    if cost and cost.dense.latency_ms and cost.pruned.latency_ms is not None:
-        parts.append(f"latency {ratio_text(cost.dense.latency_ms, cost.pruned.latency_ms)}")
-    return "; ".join(parts) + "."
-
-
-def perplexity_path(report: Report) -> list[str]:
-    """``28.10``, ``35.21 pruned``, ...: the report's own method on the first dataset; empty where nothing was measured."""
-    for comparison in comparisons(report)[:1]:
-        values = comparison.own.values if comparison.own else {}
-        dense = [] if comparison.dense is None else [perplexity_text(comparison.dense)]
-        return dense + [f"{perplexity_text(values[s])} {s}" for s in STAGES if s in values]
-    return []
-
-
 def worse_sentences(report: Report) -> list[str]:
     """A stage after which the run's own model was worse than before it, on any set: it is meant to make it better. First, a refit that was
     taken back for it."""
@@ -239,7 +216,9 @@ def checked_sentence(export: Export) -> str:
 
 def search_sentence(search: Search) -> str:
     """How many trials the search made, and in which time."""
-    took = f"{duration_text(search.seconds_total)}, of which {duration_text(search.seconds_statistics)} for the statistics"
+    took, statistics = duration_text(search.seconds_total), duration_text(search.seconds_statistics)
+    if statistics != duration_text(0.0):  # else they were read from the run folder
+        took += f", of which {statistics} for the statistics"
     where = f" in the last of {search.rounds} rounds" if search.rounds > 1 else ""
     return f"{search.trials} trials{where} in {took}: {search.completed} completed, {search.stopped_early} stopped early."
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from adapruner.report import answer, charts, formats, tables, vega
+from adapruner.report import answer, charts, formats, headline, tables, vega
 from adapruner.report.schema import Report
 
 
@@ -65,6 +65,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {"unbroken": formats.unbroken, "dedent": lambda text: textwrap.dedent(text.strip("\n"))}
     environment.globals |= {
         "answer": answer,
+        "headline": headline,
         "charts": charts,
         "tables": tables,
         "vega": vega,

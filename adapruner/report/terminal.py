@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from adapruner.progress import is_shown, terminal
 from adapruner.report.answer import (
-    answer_sentence,
     below_dense_sentence,
     calibration_sentences,
     checked_sentence,
@@ -22,6 +21,7 @@ from adapruner.report.answer import (
     worse_sentences,
 )
 from adapruner.report.formats import MISSING, memory_text, nll_text
+from adapruner.report.headline import answer_sentence
 from adapruner.report.schema import Report, validate_report
 from adapruner.report.sections import Export, Search, Took
 from adapruner.report.tables import TextTable, cost_table, perplexity_table, score_table, speed_tables, times_table

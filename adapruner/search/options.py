@@ -139,3 +139,19 @@ def pruning_options(
         depth_width=DepthWidthConfig(remove_layers, hidden_fraction, layer_score),
         **units,
     )
+
+
+#: What ``adapruner.prune`` and its stages call their arguments, which are options of a section on the command line.
+PYTHON_NAMES = {"model.name_or_path": "model", **{f"pruning.{field.name}": field.name for field in fields(PruningOptions)}}
+
+
+def short_names(budget: Any, search: Any = None, seed: Any = None, recovery: Any = None) -> dict[str, str]:
+    """What options are called in messages that a program gave as one number, in the place of a :class:`Budget`, a :class:`SearchConfig` and
+    the like; for :func:`adapruner.errors.written_as`.
+
+    >>> short_names(0.3, search=64)
+    {'budget.pruned_fraction': 'budget', 'search.n_trials': 'search'}
+    """
+    given = {"budget.pruned_fraction": ("budget", budget), "search.n_trials": ("search", search), "recovery.steps": ("recovery", recovery)}
+    names = {option: short for option, (short, value) in given.items() if isinstance(value, int | float)}
+    return names if seed is None else {**names, "search.seed": "seed", "data.seed": "seed"}

@@ -79,7 +79,7 @@ class OptunaStudy:
         if trials < 2 * seeds:
             announce(
                 f"search: {min(seeds, trials)} of {trials} trials are plain recipes, so the sampler gets {max(0, trials - seeds)}; "
-                f"give {2 * seeds} or more to pruning.search.n_trials for a search"
+                f"give pruning.search.n_trials {2 * seeds} or more for a search"
             )
 
     def _frozen(self, index: int, finished: list[TrialRecord]) -> dict[str, Any] | None:

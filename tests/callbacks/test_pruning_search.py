@@ -9,6 +9,7 @@ import torch
 from lightning import Trainer
 from torch import nn
 
+from adapruner.callbacks.pruning_search import PruningSearchCallback
 from adapruner.errors import BudgetError, ConfigurationError, DataError, ModelError, PlanError, StudyError
 from adapruner.files.folder_lock import FolderLock
 from adapruner.pruning.budget import Budget
@@ -226,3 +227,8 @@ def test_a_run_is_refused_beside_another_and_changes_nothing(tmp_path: Path) -> 
     assert fitted(tmp_path, search_callback(), max_steps=1).search.plan is not None
     other.take(tmp_path)  # a run that has ended gave it back
     other.release()
+
+
+def test_a_budget_that_is_a_number_is_called_as_it_was_written() -> None:
+    with pytest.raises(ConfigurationError, match=r"^budget: expected a number in \[0, 1\), got 1\.5"):
+        PruningSearchCallback(1.5)  # type: ignore[arg-type]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import re
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ from torch.utils.data import DataLoader
 
 from adapruner.callbacks import LoRARecoveryCallback, PruningSearchCallback
 from adapruner.callbacks.recovery_bar import RecoveryBar
+from adapruner.progress import progress_bar
 from adapruner.pruning.budget import Budget
 from adapruner.recovery.lora import LoRAConfig
 from adapruner.search.config import SearchConfig
 from adapruner.search.space import SearchSpace
+from tests.test_progress import Terminal, drawn, screen_of
 from tests.tiny import random_windows, tiny_llama
 
 
@@ -148,3 +152,50 @@ def test_nothing_is_recommended_and_all_else_is_said(tmp_path: Path, caplog: pyt
     assert "GPU available" in said
     assert "max_steps=3" in said
     assert "Tip" not in said
+
+
+def terminal_of(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """The terminal of a process whose libraries were imported on it."""
+    found = screen_of(monkeypatch)
+    monkeypatch.setattr(sys, "stderr", found)
+    log = logging.getLogger("lightning.pytorch")
+    monkeypatch.setattr(log, "handlers", [logging.StreamHandler(found)])
+    monkeypatch.setattr(log, "level", logging.INFO)
+    return found
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 3}, {"max_epochs": 1}])
+@pytest.mark.parametrize("name", ["search", "recovery"])
+def test_why_a_training_ended_has_a_line_of_its_own(
+    name: str, length: Any, screen: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = terminal_of(monkeypatch)
+    fit_theirs(tmp_path, [ours(name)], **length)
+    ((why, steps),) = length.items()
+    before, _, after = terminal.getvalue().partition(f"`Trainer.fit` stopped: `{why}={steps}` reached.")
+    assert before.endswith("\r\x1b[2K")  # the bar was wiped off: else it would stand there twice
+    assert after.startswith("\n")
+
+
+@pytest.mark.parametrize("name", ["search", "recovery"])
+def test_a_trainer_without_a_bar_has_none_of_ours(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = terminal_of(monkeypatch)
+    fit_theirs(tmp_path, [ours(name)], max_steps=3, enable_progress_bar=False, enable_model_summary=False)
+    assert "━" not in terminal.getvalue()
+    stage = {"search": "search: 2 of 2", "recovery": "recovery: 3 of 3"}[name]
+    assert stage in terminal.getvalue()
+    with progress_bar("afterwards", 1):
+        pass
+    assert "━" in drawn(terminal)[-1]
+
+
+@pytest.mark.parametrize("name", ["search", "recovery"])
+def test_what_lightning_deprecates_in_itself_is_not_said(name: str, tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        before = list(warnings.filters)
+        fit_theirs(tmp_path, [ours(name)], max_steps=1)
+        assert warnings.filters == before
+        assert [str(one.message) for one in said if "LeafSpec" in str(one.message)] == []
+        Trainer(logger=False, max_steps=1, accelerator="cpu", enable_checkpointing=False, limit_val_batches=0).fit(BoringModel())
+        assert [one.category for one in said if "LeafSpec" in str(one.message)]  # what is of no use any more may go

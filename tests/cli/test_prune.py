@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from adapruner.cli.option_catalogue import read_catalogue
-from adapruner.cli.prune import PARTS, TEST_WINDOWS, default_folder, fit_words
+from adapruner.cli.prune import PARTS, TEST_WINDOWS, default_folder, fit_words, short_names
 from adapruner.cli.shipped_configs import find_configs, shipped_configs
 from adapruner.errors import ConfigurationError
 from adapruner.export.loading import load
@@ -103,6 +104,10 @@ def test_paths_are_taken_as_they_are(tmp_path: Path) -> None:
         ([*GIVEN, "--texts", "other/wiki=x", "--texts", "wiki=y"], "texts: expected each name once"),
         ([*GIVEN, "--fraction", "1"], "fraction: expected 0 or more and less than 1, got 1"),
         (
+            [*GIVEN, "--fraction", "0.96"],
+            "fraction: expected less than 0.95, since 5% of all heads and channels stay in each layer, got 0.96",
+        ),
+        (
             [*GIVEN, "--fraction", "0.3", "--pruning.plan", "p.json"],
             "fraction: expected none beside --pruning.plan, which says what goes, got 0.3",
         ),
@@ -115,6 +120,37 @@ def test_paths_are_taken_as_they_are(tmp_path: Path) -> None:
 def test_what_cannot_be(options: list[str], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said.replace("(", r"\(")):
         fit_words(options)
+
+
+@pytest.mark.parametrize(
+    "more", [["--pruning.budget.keep_at_least=0.01"], ["--pruning.remove_layers", "2"], ["--config={pruning: {hidden_fraction: 0.3}}"]]
+)
+def test_what_else_may_go_is_not_for_the_short_option_to_judge(more: list[str]) -> None:
+    assert "0.96" in fit_words([*GIVEN, "--fraction", "0.96", *more])
+
+
+def test_options_are_called_as_they_were_written() -> None:
+    assert short_names(GIVEN).items() >= {"budget.pruned_fraction": "fraction", "search.n_trials": "trials", "data": "texts"}.items()
+    own = short_names([*GIVEN, "--pruning.search.n_trials=8", "--config={data: {seed: 3}}"])
+    assert not {"search.n_trials", "pruning.search.n_trials", "data"} & set(own)
+    assert own["trainer.max_steps"] == "recovery"
+
+
+@pytest.mark.parametrize("options", [["--texts", "empty"], ["--fraction", "0.95", "--texts", "text"], ["--texts", "text", "--out", "file"]])
+def test_what_needs_no_model_is_refused_at_once(options: list[str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/a.txt").write_text("w1")
+    (tmp_path / "file").touch()
+    save_tiny(tmp_path / "my-model")
+    command = [sys.executable, "-m", "adapruner.cli", "prune", "my-model", *options]
+    seconds = []
+    for _ in range(3):  # the machine may be busy
+        started = time.perf_counter()
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        seconds.append(time.perf_counter() - started)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert min(seconds) < 1.5
 
 
 def test_a_plan_needs_no_fraction_and_has_a_folder_of_its_own() -> None:

@@ -96,6 +96,8 @@ def test_the_line_that_says_why_is_of_the_last_attempt(tmp_path: Path) -> None:
     assert last_error(cell) == "ValueError: new trouble"
     log.write_text("$ adapruner fit\n")
     assert last_error(cell) == "nothing was printed"
+    log.write_text("$ adapruner fit\nadapruner: error: budget.pruned_fraction: expected at most 0.8, got 0.9; give 0.8 or less\n")
+    assert last_error(cell) == "budgets: expected at most 0.8, got 0.9; give 0.8 or less"
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:

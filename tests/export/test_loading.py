@@ -38,6 +38,29 @@ def test_loads_the_same_model(exported):
     assert load(record.path, dtype="bfloat16").dtype == torch.bfloat16
 
 
+READINGS = {
+    "load": "import adapruner; adapruner.load(folder)",
+    "tokenizer": "from adapruner.models.loading import load_tokenizer; load_tokenizer(folder)",
+    "tokenizer of the data": (
+        "from adapruner.data_module import PruningDataModule\n"
+        "data = PruningDataModule.__new__(PruningDataModule)\n"
+        "data.tokenizer_object, data.tokenizer_name = None, folder\n"
+        "data._find_tokenizer()"
+    ),
+}
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_nothing_is_said_of_widths_that_differ(reading, pruned, tokenizer, tmp_path):
+    """In a fresh process: the library says it once in each, and hides it in this one."""
+    case = pruned("llama", *UNEVEN)
+    export_model(case.model, tokenizer, case.structure, case.plan, tmp_path / "out")
+    script = f"import sys\nfolder = sys.argv[1]\n{READINGS[reading]}\nprint('read')"
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "out")], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["read"]
+    assert "per-layer" not in done.stderr
+
+
 def test_runs_no_code_from_the_folder(exported, tmp_path):
     case, record = exported
     (record.path / "modeling_adapruner.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")

@@ -92,7 +92,7 @@ def test_an_own_allocation_under_a_budget_of_an_own_cost(own: None) -> None:
     assert lost[1] == (4 - 1) + (160 - 8)  # all that may go
     assert lost[0] > 0
     assert budget.to_dict() == {"pruned_fraction": 0.4, "of": "energy", "seq_len": 16}
-    with pytest.raises(BudgetError, match=r"expected at most 0\.\d+ of mJ per token for this model and protection, got 0\.99"):
+    with pytest.raises(BudgetError, match=r"expected at most 0\.\d+ of mJ per token for this model, got 0\.99"):
         Budget(0.99, "energy", seq_len=16).costs(structure)
 
 

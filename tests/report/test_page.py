@@ -340,3 +340,12 @@ def test_what_rounds_to_zero_has_no_sign() -> None:
     assert (signed_percent_text(-0.0004), signed_percent_text(0.0004), signed_percent_text(-0.0006)) == ("0.0 %", "0.0 %", "-0.1 %")
     assert (percent_text(-0.0001), percent_text(0.2)) == ("0.0 %", "20.0 %")
     assert _as_fine_as(-0.001, 20.0) == "0.00"
+
+
+def test_statistics_that_were_there_already_are_not_said_to_have_taken_a_time() -> None:
+    report = sample_report()
+    assert "for the statistics" in Page(render_page(report)).text
+    report["search"]["seconds_statistics"] = 0.02  # to read them
+    text = Page(render_page(report)).text
+    assert "for the statistics" not in text
+    assert "0.0 s" not in text

@@ -71,7 +71,9 @@ def test_the_model_comes_back_whole(model: Any, problem: PruningProblem, whole: 
     assert whole.plan.pruned_fraction == pytest.approx(0.3, abs=0.002)
 
 
-@pytest.mark.parametrize(("trials", "said"), [(12, "8 of 12 trials are plain recipes, so the sampler gets 4; give 16 or more"), (16, "")])
+@pytest.mark.parametrize(
+    ("trials", "said"), [(12, "8 of 12 trials are plain recipes, so the sampler gets 4; give pruning.search.n_trials 16 or more"), (16, "")]
+)
 def test_a_search_that_cannot_search_says_so(
     model: Any, problem: PruningProblem, windows: TextWindows, capsys: pytest.CaptureFixture[str], trials: int, said: str
 ) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from adapruner.data.text_source import SOURCE_KINDS, SourceKind
-from adapruner.data.windows import TextWindows
 from adapruner.errors import DataError
+
+if TYPE_CHECKING:  # a source is judged before torch is loaded
+    from adapruner.data.windows import TextWindows
 
 
 @SOURCE_KINDS.register("windows")
@@ -31,6 +33,8 @@ class WindowsSource(SourceKind):
         Raises:
             DataError: naming what is wrong.
         """
+        from adapruner.data.windows import TextWindows
+
         source = self.source
         if not isinstance(self.windows, TextWindows):
             raise DataError(f"source {source.name!r}: expected token windows, got {type(self.windows).__name__}; give TextWindows")
