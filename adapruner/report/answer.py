@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from adapruner.pruning.fixed_recipe import BEST_FIXED, IN_WORDS, SEARCHED, plain_recipe_sentence
 from adapruner.recovery.configuration import strength_in_words
 from adapruner.report.formats import (
     MISSING,
@@ -107,7 +108,8 @@ def _notes(report: Report, dataset: str, window: int) -> tuple[str, ...]:
     rows = [r for r in report.perplexity or () if (r.dataset, r.window) == (dataset, window) and r.method in ("dense", OWN_METHOD)]
     known = sorted((r for r in rows if r.bits_per_byte is not None), key=lambda r: STAGES.index(r.stage))
     bits = [f"Bits per byte: {', '.join(f'{r.stage} {r.bits_per_byte:.4f}' for r in known)}."] if known else []
-    return (*bits, *(p.words for p in report.protocols or () if (p.dataset, p.window) == (dataset, window)))
+    fixed = [f"{BEST_FIXED}: {best_fixed_words(report.search)}."] if any(r.method == BEST_FIXED for r in report.perplexity or ()) else []
+    return (*fixed, *bits, *(p.words for p in report.protocols or () if (p.dataset, p.window) == (dataset, window)))
 
 
 #: What a budget counts, in words: after "of the" and alone.
@@ -242,6 +244,19 @@ def search_sentence(search: Search) -> str:
     took = f"{duration_text(search.seconds_total)}, of which {duration_text(search.seconds_statistics)} for the statistics"
     where = f" in the last of {search.rounds} rounds" if search.rounds > 1 else ""
     return f"{search.trials} trials{where} in {took}: {search.completed} completed, {search.stopped_early} stopped early."
+
+
+def best_fixed_words(search: Search | None) -> str:
+    """Which recipe *best fixed* is, and what it is: the best of those that were tried before the sampler's."""
+    tried = [t for t in search.history if t.name != SEARCHED and t.state == "complete" and t.value is not None] if search else []
+    best = min(tried, key=lambda trial: (trial.value, trial.trial), default=None)
+    return f"{best.name}, {IN_WORDS}" if best else IN_WORDS
+
+
+def plain_recipe_words(report: Report) -> str | None:
+    """That the chosen plan is a fixed recipe; ``None`` where the search found its own, or there was none."""
+    name = report.search.fixed_recipe if report.search else None
+    return None if name is None else plain_recipe_sentence(name)
 
 
 def calibration_sentences(calibration: Calibration | None) -> list[str]:
