@@ -14,12 +14,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from adapruner.cli.help_page import COMMANDS, LIKE_FIT, help_page
 from adapruner.cli.last_resort import GOES_ON, describe
 from adapruner.distributed import is_rank_zero
 from adapruner.errors import AdaPrunerError, ConfigurationError, nearest, printable, together
+
+if TYPE_CHECKING:
+    from adapruner.cli.finished_run import AskedRun
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -99,6 +102,7 @@ def _run(arguments: Sequence[str]) -> None:
     from adapruner.cli.imports import import_all, take_imports
 
     imports, rest = take_imports(rest)
+    asked = command
     if command == "prune":
         from adapruner.cli.prune import check_texts, fit_words
 
@@ -106,6 +110,9 @@ def _run(arguments: Sequence[str]) -> None:
         check_texts(given)
     if command in LIKE_FIT:
         _answer_at_once(command, rest, imports)
+    run = _asked_run(asked, rest, imports) if command == "fit" else None
+    if run is not None and run.is_finished():
+        return None
     import_all(imports)
     if command == "compare":
         return _compare(rest, imports)
@@ -120,6 +127,14 @@ def _run(arguments: Sequence[str]) -> None:
 
     quiet_libraries()
     run_trainer(command, rest)
+    if run is not None:
+        run.note()
+
+
+def _asked_run(command: str, words: Sequence[str], imports: Sequence[str]) -> AskedRun | None:
+    from adapruner.cli.finished_run import AskedRun
+
+    return AskedRun.of(command, words, imports)
 
 
 def _answer_at_once(command: str, words: list[str], imports: Sequence[str]) -> None:

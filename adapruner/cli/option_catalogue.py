@@ -108,6 +108,20 @@ class Catalogue:
         except _UnreadableError:
             return None
 
+    def given(self, words: Sequence[str]) -> list[tuple[str, Any]] | None:
+        """Every option with its value, as YAML reads it, in their order; ``None`` where only the parser can say what they are.
+
+        >>> catalogue = Catalogue("fit", {"model.dtype": Option("text", "auto", ""), "seed": Option("a whole number", "0", "")}, "2.6")
+        >>> catalogue.given(["--config={model: {dtype: float32}}", "--seed", "3"])
+        [('model.dtype', 'float32'), ('seed', 3)]
+        """
+        try:
+            pairs = list(self._given(words))
+        except _UnreadableError:
+            return None
+        grouped = self.groups | {name for name, option in self.options.items() if option.kind}  # their parts follow
+        return [(name, _plainly(value)) for name, value in pairs if not (name in grouped and isinstance(value, Mapping))]
+
     def nearest(self, name: str, below: str = "") -> str:
         """The option that was probably meant, or where they all are."""
         close = nearest_option(name, *([one for one in names if one.startswith(below)] for names in (self.options, self.groups)))
@@ -167,6 +181,16 @@ class Catalogue:
 
 class _UnreadableError(Exception):
     """Not for here."""
+
+
+def _plainly(value: Any) -> Any:
+    """A word of the command line as YAML has it; what is no YAML as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return _yaml(value)
+    except _UnreadableError:
+        return value
 
 
 def _strangers(value: Any, known: Sequence[str]) -> list[str]:

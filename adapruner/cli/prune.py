@@ -27,7 +27,8 @@ Prune a model: search what goes, remove it, refit, recover with LoRA, measure, r
 
 MODEL is a folder, a GGUF file or a hub name. --texts is a file or a folder (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet, also .gz)
 with text of the kind that the model is for. It may be repeated, as NAME=PATH: the search then finds out how much each says. Every
-document goes to exactly one of calibration, search, recovery and test. A killed run goes on when it is called again.
+document goes to exactly one of calibration, search, recovery and test. A killed run goes on when it is called again; a finished one says
+that it is finished, and how it begins again.
 """
 _EPILOG = """\
 Any option of fit may follow, such as --pruning.budget.of macs or --config mine.yaml; it goes before what stands here.
