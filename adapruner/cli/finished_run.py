@@ -38,6 +38,7 @@ _PLACES = (_ROOT, "pruning.folder", "report.folder", "export.folder", "export.gg
 _PASSING = (FILE, LOCK, RUN_LOG, STAGES)
 #: Options by which a run that came to an end has more to do when it is called again.
 _NEVER_DONE = ("trainer.max_time", "trainer.fast_dev_run")
+_PACKAGE = Path(__file__).parents[1]
 #: Above so many files it is not worth a look.
 _MOST_FILES = 20_000
 Files = dict[str, list[int]]
@@ -58,6 +59,8 @@ class AskedRun:
     """Name and value, in the order in which they were given: JSON types."""
     inputs: Files
     """Absolute path of every file that is read -> bytes, and nanoseconds of its last change."""
+    code: list[int]
+    """Files of adapruner itself, their bytes, and when the newest was changed: in a checkout its version tells too little."""
 
     @classmethod
     def of(cls, command: str, words: Sequence[str], imports: Sequence[str]) -> AskedRun | None:
@@ -84,7 +87,7 @@ class AskedRun:
             inputs = _looks(_inside([*named, list(imports)], folder))
         except (_UnknownError, OSError, AdaPrunerError):
             return None
-        return cls(command, folder, json.loads(json.dumps(options, default=str)), inputs)
+        return cls(command, folder, json.loads(json.dumps(options, default=str)), inputs, _code())
 
     def is_finished(self) -> bool:
         """Whether a run that came to its end did all of it; says so, or what is other than then."""
@@ -103,7 +106,8 @@ class AskedRun:
         if not is_rank_zero() or not self.folder.is_dir():
             return
         with suppress(OSError, AdaPrunerError, _UnknownError):  # it costs the next call its short cut, no more
-            record = {"version": __version__, "options": self.options, "inputs": self.inputs, "files": self._left(), "ended": time.time()}
+            asked = {"version": __version__, "code": self.code, "options": self.options, "inputs": self.inputs}
+            record = {**asked, "files": self._left(), "ended": time.time()}
             write_atomically(self.folder / FILE, json.dumps(sealed(record), indent=1) + "\n")
 
     def _read(self) -> dict[str, Any] | None:
@@ -119,6 +123,8 @@ class AskedRun:
         """What is other than at its end, in words; ``None``: nothing."""
         if record.get("version") != __version__:
             return f"adapruner {record.get('version')} made it, and this is {__version__}"
+        if record.get("code") != self.code:
+            return "adapruner's own code is not as it was"
         if record.get("options") != self.options:
             return _other_options(record.get("options"), self.options)
         if record.get("inputs") != self.inputs:
@@ -192,6 +198,11 @@ def _looks(files: Iterable[Path]) -> Files:
         if len(found) > _MOST_FILES:
             raise _UnknownError
     return found
+
+
+def _code() -> list[int]:
+    looks = list(_looks(file for file in _files(_PACKAGE) if file.suffix == ".py").values())
+    return [len(looks), sum(size for size, _ in looks), max(changed for _, changed in looks)]
 
 
 def _other_options(then: Any, now: list[list[Any]]) -> str:

@@ -170,7 +170,7 @@ def left_out_sentence(report: Report) -> str | None:
     if refit is None or not refit.left_out:
         return None
     change = f"{nll_text(refit.pruned)} to {nll_text(refit.refitted)} nats per token"
-    return f"The refit was left out: it made the search split worse, {change}. More text for it (data.reconstruction) may help."
+    return f"The refit was left out: it made the search split worse, {change}. More text for it (--data.reconstruction.sources) may help."
 
 
 def ridge_words(refit: Reconstruction) -> str:
@@ -352,11 +352,23 @@ def listed(values: dict[str, str] | dict[str, int]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
+#: What a report may lack -> its name in words, and how the next run has it: options of the command line, and arguments in Python.
+LEFT_OUT = {
+    "perplexity": ("perplexity", "held-out text by --data.evaluation; evaluation= in Python"),
+    "zero_shot": ("zero-shot tasks", "--zero_shot.tasks '[seven]', with pip install 'adapruner[eval]'"),
+    "search": ("search", "skipped where --pruning.plan or --pruning.recipe says what goes"),
+    "recovery": ("recovery", "off; without --pruning.reconstruction null a refit, by --trainer.max_steps 200 LoRA; recovery=200 in Python"),
+    "export": ("export", "without --export null; result.save in Python"),
+    "generations": ("generated text", "without --report.prompts '[]', where there are held-out text and a tokenizer"),
+    "reconstruction": ("reconstruction", "without --pruning.reconstruction null"),
+    "LoRA recovery": ("LoRA recovery", "by --trainer.max_steps 200; recovery=200 in Python"),
+}
+
+
 def left_out(report: Report) -> list[str]:
-    """What this report does not hold, in the words the table and the page use."""
+    """What this report does not hold, and how to get it, in the words that the terminal and the page use."""
     missing = [section for section in SECTIONS if not getattr(report, section)]
     if report.recovery:
         parts = (("reconstruction", report.recovery.reconstruction), ("LoRA recovery", report.recovery.lora))
         missing += [name for name, part in parts if part is None]
-    names = {"zero_shot": "zero-shot tasks", "generations": "generated text", "search": "search (skipped)", "recovery": "recovery (off)"}
-    return [names.get(name, name) for name in missing]
+    return [f"{LEFT_OUT[name][0]} ({LEFT_OUT[name][1]})" if name in LEFT_OUT else name for name in missing]

@@ -57,7 +57,7 @@ def print_report(record: Mapping[str, Any] | Report, console: Console | None = N
     missing = left_out(report)
     if missing:
         console.print()
-        console.print(Text(f"Not in this report: {', '.join(missing)}.", style="dim"))
+        console.print(Text(f"Not in this report: {'; '.join(missing)}.", style="dim"))
 
 
 def print_times() -> None:

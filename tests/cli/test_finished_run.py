@@ -83,6 +83,7 @@ CHANGES: dict[str, tuple[Callable[[], Any], tuple[str, ...], str]] = {
     "an import": (lambda: Path("my.py").write_text("1"), (), "my.py is not as it was"),
     "a result": (lambda: Path("run/model/weights").write_text("half"), (), "run/model/weights is not as the run left it"),
     "a result gone": (lambda: shutil.rmtree("run/model"), (), "run/model/weights is not as the run left it"),
+    "the code": (lambda: rewrite(lambda record: record.update(code=[1, 2, 3])), (), "adapruner's own code is not as it was"),
     "the release": (lambda: rewrite(lambda record: record.update(version="0.0.9")), (), "adapruner 0.0.9 made it, and this is"),
 }
 
