@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from adapruner.pruning.fixed_recipe import BEST_FIXED, IN_WORDS, SEARCHED, plain_recipe_sentence
 from adapruner.recovery.configuration import strength_in_words
@@ -147,6 +148,19 @@ def perplexity_path(report: Report) -> list[str]:
         dense = [] if comparison.dense is None else [perplexity_text(comparison.dense)]
         return dense + [f"{perplexity_text(values[s])} {s}" for s in STAGES if s in values]
     return []
+
+
+def stages_in_words(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What pruning did to the run's own model, a line for each set at each window: ``on wiki, windows of 128 tokens: 28.10 dense, ...``.
+
+    Args:
+        rows: of ``method``, ``stage``, ``dataset``, ``window`` and ``value``, stage by stage.
+    """
+    found: dict[tuple[str, int], list[str]] = {}
+    for row in rows:
+        if row["method"] in ("dense", OWN_METHOD):
+            found.setdefault((row["dataset"], row["window"]), []).append(f"{perplexity_text(row['value'])} {row['stage']}")
+    return [f"on {name}, windows of {window:,} tokens: {', '.join(values)}" for (name, window), values in found.items()]
 
 
 def worse_sentences(report: Report) -> list[str]:
