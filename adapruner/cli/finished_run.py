@@ -180,7 +180,10 @@ def _inside(value: Any, folder: Path) -> Iterator[Path]:
 
 
 def _files(place: Path) -> Iterator[Path]:
-    return (Path(top, name) for top, _, names in os.walk(place) for name in names) if place.is_dir() else iter([place])
+    """Of a folder, what Python makes of its modules left out."""
+    if not place.is_dir():
+        return iter([place])
+    return (Path(top, name) for top, _, names in os.walk(place) for name in names if not name.endswith(".pyc"))
 
 
 def _passes(file: Path, folder: Path) -> bool:
