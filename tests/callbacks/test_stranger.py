@@ -269,11 +269,13 @@ def test_a_checkpoint_of_another_model_is_refused_before_the_search(fitted: Any,
 def test_held_out_text_beside_the_calibration_tells_what_pruning_cost(tmp_path: Path) -> None:
     module, held_out = Stranger(), random_windows(4, 16, seed=12)
     search, recovery = our_callbacks()
-    search.evaluation = {"held out": held_out}
+    search.evaluation, search.tokenizer = {"held out": held_out}, word_tokenizer()
     dense = evaluate_nll(module.lm, held_out).perplexity
     run = trainer(tmp_path, [search, recovery, CompressionReportCallback(compare_any_width=False, latency_repeats=1)], max_steps=2)
     run.fit(module, loader(11))
-    rows = json.loads((tmp_path / "report.json").read_text())["perplexity"]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report["generations"]) == 3  # by the search's tokenizer: the module has none
+    rows = report["perplexity"]
     measured = {row["stage"]: row["value"] for row in rows if row["dataset"] == "held out" and row["method"] in ("dense", "adapruner")}
     assert list(measured) == ["dense", "pruned", "reconstructed", "recovered"]
     assert measured["dense"] == pytest.approx(dense)
