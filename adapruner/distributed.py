@@ -21,6 +21,11 @@ def is_rank_zero() -> bool:
     return next((int(os.environ[name]) for name in _RANK_VARIABLES if os.environ.get(name, "").isdigit()), 0) == 0
 
 
+def is_launched() -> bool:
+    """Whether a launcher started this process as one of several, on machines that need not share a disk."""
+    return any(os.environ.get(name, "").isdigit() for name in _RANK_VARIABLES)
+
+
 class Ranks:
     """This process among its peers. Every method must be called by all ranks, in the same order."""
 

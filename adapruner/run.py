@@ -30,6 +30,7 @@ from adapruner.recovery.distillation import Distillation, check_vocabulary
 from adapruner.recovery.form import check_trainable
 from adapruner.recovery.teacher import vocabulary_of
 from adapruner.recovery.training import RecoveredModel, RecoveryConfig, recovery_config, short_recovery, train_recovery
+from adapruner.report.answer import stages_in_words
 from adapruner.report.measured_before import MeasuredBefore
 from adapruner.report.record import check_can_draw, write_report
 from adapruner.report.recorder import ReportConfig, ReportRecorder
@@ -49,26 +50,35 @@ _TEXTS |= {"data.reconstruction.samples_per_source": "reconstruction_samples"}
 _TEXTS |= {"data, recovery": "recovery_texts", "data, evaluation": "evaluation"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruningResult:
-    """What :func:`prune` returns.
+    """What :func:`prune` returns; printed, it says what was removed and what that cost in perplexity.
 
-    >>> result = PruningResult(model=None, tokenizer=None, plan=None, outcome=None)  # what prune returns has them filled in
-    >>> result.perplexity
-    []
+    >>> rows = [("dense", "dense", 10.0), ("adapruner", "pruned", 19.5), ("adapruner", "reconstructed", 14.25)]
+    >>> keys = ("method", "stage", "value")
+    >>> measured = [{**dict(zip(keys, row)), "dataset": "wiki", "window": 128} for row in rows]
+    >>> PruningResult(None, None, None, None, measured)  # what prune returns has the others filled in
+    PruningResult(None, perplexity on wiki, windows of 128 tokens: 10.00 dense, 19.50 pruned, 14.25 reconstructed)
+    >>> PruningResult(None, None, None, None)
+    PruningResult(None, perplexity not measured: give evaluation=[held-out texts])
     """
 
-    model: Any = field(repr=False)
+    model: Any
     """The pruned model, ready to generate; the object that was given, where one was given."""
     tokenizer: Any = field(repr=False)
     plan: PruningPlan
     """Which units stay, as a record."""
-    outcome: SearchOutcome | None = field(repr=False)
+    outcome: SearchOutcome | None
     """The search: trials, the winner's recipe; ``None`` where a plan or a recipe was given."""
     perplexity: list[Mapping[str, Any]] = field(default_factory=list)
     """Rows of ``stage``, ``method``, ``dataset``, ``window``, ``value``: what was measured on ``evaluation``."""
-    report: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    report: Mapping[str, Any] = field(default_factory=dict)
     """The record that ``report.json`` holds."""
+
+    def __repr__(self) -> str:
+        """The plan, and perplexity at every stage on every set; how to have it measured, where it was not."""
+        measured = "; ".join(stages_in_words(self.perplexity)) or "not measured: give evaluation=[held-out texts]"
+        return f"{type(self).__name__}({self.plan!r}, perplexity {measured})"
 
     @typed
     def save(self, folder: str | Path, **options: Any) -> ExportRecord:

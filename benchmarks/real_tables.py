@@ -45,9 +45,9 @@ def words(setting: dict[str, Any]) -> str:
         f"{setting['recovery_steps']} LoRA steps of 8 windows); **nothing has read the domains with a star** but the last measurement, "
         f"{setting['test_windows']} windows of each. Every distance is to *the dense model after the same recovery*: tuning on plain text "
         "alone changes an instruct model. ± is the sample standard deviation over seeds; where there is none it is one seed. The "
-        "baselines are their authors' code unit for unit (`configs/baselines`); *best fixed* is the plain recipe that the search itself "
-        "found best before its sampler began. The refit of these figures was held by 0.01 of the mean over channels (`ridge: 0.01`, "
-        "`relative_to: mean`); today each projection chooses, [which is better](refit.md)."
+        "baselines are their authors' code unit for unit (`configs/baselines`); *best fixed* is the plain recipe (a single metric, in one "
+        "global ranking) that the search itself found best before its sampler began. The refit of these figures was held by 0.01 "
+        "of the mean over channels (`ridge: 0.01`, `relative_to: mean`); today each projection chooses, [which is better](refit.md)."
     )
 
 

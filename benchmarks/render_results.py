@@ -204,7 +204,8 @@ def render(record: dict[str, Any], whole: dict[str, Any], cost: dict[str, Any], 
         "parameters of attention and FFN. `in` and `out` say whether a baseline is calibrated on text of the test's kind or on five other "
         "sources; `uniform` and `global` how it shares the budget over layers. Every method has the same pool of samples, the same search "
         "split (the baselines have no use for it), the same refit of the output projections and the same short LoRA recovery. *best fixed* "
-        "is the plain recipe that the search itself found best before its sampler began. The refit was held by 0.01 of the mean over "
+        "is the plain recipe (a single metric, in one global ranking) that the search itself found best before its sampler began. "
+        "The refit was held by 0.01 of the mean over "
         "channels (the commands below with `--relative-to mean`). ± is the sample standard deviation over seeds; "
         "a seed draws samples, splits, adapters and the sampler's numbers.",
         "Dense: " + ", ".join(f"{name} {value:.2f}" for name, value in sorted(record["dense"].items())) + ". "

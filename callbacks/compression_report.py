@@ -78,7 +78,8 @@ class CompressionReportCallback(PruningListener):
 
     def check_with_model(self, pl_module: LightningModule, model: Any) -> None:
         """Prompts that leave no room for what the model writes."""
-        self.config.check_prompts(model, getattr(pl_module, "tokenizer", None) if self.config.prompts else None)
+        pruning = first_of(pl_module.trainer, PruningSearchCallback)
+        self.config.check_prompts(model, pruning.tokenizer_of(pl_module) if self.config.prompts and pruning is not None else None)
 
     def on_pruning_stage(self, trainer: Trainer, pl_module: LightningModule, stage: str, pruning: PruningSearchCallback) -> None:
         """Measures on the first rank: at ``dense``, with the plan known, and after the surgery."""
@@ -140,12 +141,13 @@ class CompressionReportCallback(PruningListener):
             **sections,
         )
 
-    def _tokenizer(self, pl_module: LightningModule) -> Any:
-        """For the prompts; samples of held-out text, which nobody asked for, do without one that cannot be loaded."""
+    def _tokenizer(self, pl_module: LightningModule, pruning: PruningSearchCallback) -> Any:
+        """For the prompts, the search's or the module's; samples of held-out text, which nobody asked for, do without one that cannot be
+        loaded."""
         if self.config.prompts is not None:
-            return getattr(pl_module, "tokenizer", None) if self.config.prompts else None
+            return pruning.tokenizer_of(pl_module) if self.config.prompts else None
         with suppress(ModelError):
-            return getattr(pl_module, "tokenizer", None)
+            return pruning.tokenizer_of(pl_module)
         return None
 
     def _recorder(self, trainer: Trainer, pl_module: LightningModule, pruning: PruningSearchCallback) -> ReportRecorder:
@@ -153,7 +155,7 @@ class CompressionReportCallback(PruningListener):
         scored, found, checkpoint = pruning.scored, pruning.found, first_of(trainer, RecoveryCheckpointCallback)
         assert scored is not None
         assert found is not None
-        tokenizer = self._tokenizer(pl_module)
+        tokenizer = self._tokenizer(pl_module, pruning)
         if checkpoint is None or not checkpoint.settings:
             return ReportRecorder(self.config, scored, found, tokenizer)
         depends = {"settings": checkpoint.settings, "batch_size": self.config.batch_size, "recovered too": self.config.compare_recovered}

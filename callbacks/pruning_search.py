@@ -65,6 +65,8 @@ class PruningSearchCallback(Callback):
         calibration: where there is no data module: texts, a mapping of source names to texts, a ``datasets.Dataset`` or token
             windows, as :func:`adapruner.prune` takes them.
         tokenizer: for ``calibration``, and saved with the export; the module's ``tokenizer`` when empty.
+        evaluation: beside ``calibration``: held-out texts, in the same forms, on which a :class:`CompressionReportCallback` in the same
+            Trainer measures perplexity at every stage, before the pruning and after it.
         options: ``recipe``, ``reconstruction``, ``attention_units``, ... as :func:`adapruner.search.options.pruning_options` takes them.
 
     >>> PruningSearchCallback(0.3).options.budget.pruned_fraction
@@ -80,6 +82,7 @@ class PruningSearchCallback(Callback):
         model_attribute: str = "model",
         calibration: Any = None,
         tokenizer: Any = None,
+        evaluation: Any = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -89,7 +92,12 @@ class PruningSearchCallback(Callback):
         with written_as(self.short_names):
             self.options = pruning_options(budget, search, plan=plan, seed=None, **options)
         self.folder_name, self.model_attribute = folder, model_attribute
-        self.calibration, self.tokenizer = calibration, tokenizer
+        self.calibration, self.tokenizer, self.evaluation = calibration, tokenizer, evaluation
+        if evaluation is not None and calibration is None:
+            raise ConfigurationError(
+                "evaluation: expected calibration beside it, got none, so that text comes from a data module, whose evaluation_windows are "
+                "measured; give both, or neither"
+            )
         self.checkpoint: str | None = None  # set by the command line when it resumes, else what fit(ckpt_path=...) asks for
         self.began: float | None = None  # likewise: when its process began, by the system's clock
         self.weights_follow = False  # likewise, where it goes on from the run's own checkpoint
@@ -185,7 +193,8 @@ class PruningSearchCallback(Callback):
         """
         if self.calibration is None:
             return RunData.of(getattr(trainer, "datamodule", None))
-        return data_from_texts(self.calibration, self.tokenizer_of(pl_module), seed=self.options.search.seed)
+        asked: dict[str, Any] = {"evaluation": self.evaluation, "seed": self.options.search.seed}
+        return data_from_texts(self.calibration, self.tokenizer_of(pl_module), **asked)
 
     def tokenizer_of(self, pl_module: LightningModule) -> Any:
         """The one that this callback was given, else the module's; ``None`` where there is none."""

@@ -1,4 +1,4 @@
-"""Somebody's Lightning project, and what it takes to prune its model: three callbacks.
+"""Somebody's Lightning project, and what it takes to prune its model: three callbacks, and one that says what it cost.
 
     python examples/lightning_project.py
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import adapruner
-from adapruner.callbacks import LoRARecoveryCallback, PrunedExportCallback, PruningSearchCallback
+from adapruner.callbacks import CompressionReportCallback, LoRARecoveryCallback, PrunedExportCallback, PruningSearchCallback
 from adapruner.demo import texts
 from adapruner.models.loading import load_language_model, load_tokenizer
 
@@ -82,8 +82,10 @@ def main() -> None:
                 model_attribute="lm",
                 calibration={"stdlib": texts()["stdlib"], "torch": texts()["torch"]},
                 tokenizer=tokenizer,
+                evaluation=texts("test")["stdlib"],
             ),
             LoRARecoveryCallback(model_attribute="lm"),
+            CompressionReportCallback(),  # report.html: perplexity before, after the pruning and after the recovery; size and speed
             PrunedExportCallback(f"{given.folder}/model"),
             best,
         ],

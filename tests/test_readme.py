@@ -54,7 +54,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     yield {
         "texts": found["books"],
         "more_texts": found["code"],
-        "held_out_texts": texts(20, seed=9)["books"],
+        "held_out": texts(20, seed=9)["books"],
         "model": tiny_llama(intermediate_size=320),
         "tokenizer": word_tokenizer(),
     }
@@ -65,6 +65,7 @@ def test_the_ten_lines_at_the_top(names: dict[str, Any]) -> None:
     exec(block("adapruner.prune("), names)
     assert names["result"].plan.pruned_fraction == pytest.approx(0.2, abs=0.002)
     assert Path("out/config.json").is_file()
+    assert "perplexity on texts, windows of 128 tokens: " in repr(names["result"])
 
 
 def test_the_lightning_project(names: dict[str, Any]) -> None:

@@ -105,7 +105,7 @@ def _run(arguments: Sequence[str]) -> None:
         given, (command, rest) = rest, ("fit", fit_words(rest))
         check_texts(given)
         with written_as(short_names(given)):
-            return _run_like_fit(command, rest, imports)
+            return _run_like_fit(command, rest, imports, "prune")
     if command in LIKE_FIT:
         return _run_like_fit(command, rest, imports)
     import_all(imports)
@@ -116,11 +116,19 @@ def _run(arguments: Sequence[str]) -> None:
     return run_export(rest)
 
 
-def _run_like_fit(command: str, words: list[str], imports: list[str]) -> None:
-    """``fit``, ``validate``, ``test`` or ``predict``."""
+def _run_like_fit(command: str, words: list[str], imports: list[str], asked: str | None = None) -> None:
+    """``fit``, ``validate``, ``test`` or ``predict``.
+
+    Args:
+        asked: the command that the user wrote, where it is another.
+    """
+    from adapruner.cli.finished_run import AskedRun
     from adapruner.cli.imports import import_all
 
     _answer_at_once(command, words, imports)
+    run = AskedRun.of(asked or command, words, imports) if command == "fit" else None
+    if run is not None and run.is_finished():
+        return
     import_all(imports)
     if sys.stdout.isatty() and is_rank_zero():  # the imports take some seconds; what is read by a program begins with its answer
         print("adapruner: loads PyTorch and Lightning", flush=True)
@@ -129,6 +137,8 @@ def _run_like_fit(command: str, words: list[str], imports: list[str]) -> None:
 
     quiet_libraries()
     run_trainer(command, words)
+    if run is not None:
+        run.note()
 
 
 def _answer_at_once(command: str, words: list[str], imports: Sequence[str]) -> None:

@@ -63,7 +63,7 @@ STAGES = {
 #: Those that ``null`` leaves out.
 OPTIONAL_STAGES = tuple(name for name in STAGES if name != "pruning")
 #: Options of callbacks that only Python can give.
-_NOT_OPTIONS = {"calibration", "tokenizer"}
+_NOT_OPTIONS = {"calibration", "tokenizer", "evaluation"}
 
 
 class SaveRunConfig(SaveConfigCallback, PruningListener):

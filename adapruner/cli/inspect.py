@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from adapruner.cli.one_line_parser import OneLineParser
 from adapruner.cli.run_contents import gather
 from adapruner.progress import terminal
+from adapruner.pruning.fixed_recipe import IN_WORDS, fixed_recipe_of, plain_recipe_sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +59,8 @@ def print_inspection(found: Mapping[str, Any], console: Console) -> None:
 
     console.print(Text(_title(found), style="bold"))
     if found["plan"]:
-        _print_plan(found["plan"], console)
+        plain = None if found["report"] else fixed_recipe_of(found["plan"].get("provenance") or {})  # which a report says itself
+        _print_plan(found["plan"], console, plain)
     if found["report"]:
         print_report(found["report"], console)
     elif found["search"]:
@@ -122,7 +124,7 @@ def _title(found: Mapping[str, Any]) -> str:
     return f"{found['path']}: {'a run that has its plan and no report' if found['plan'] else 'a run that has no plan yet'}"
 
 
-def _print_plan(plan: Mapping[str, Any], console: Console) -> None:
+def _print_plan(plan: Mapping[str, Any], console: Console, plain: str | None) -> None:
     from rich.text import Text
 
     from adapruner.report.answer import COUNTED
@@ -140,6 +142,8 @@ def _print_plan(plan: Mapping[str, Any], console: Console) -> None:
     words = recipe_in_words(plan["recipe"])
     if words:
         console.print(Text(f"Recipe: {words}"))
+    if plain is not None:
+        console.print(Text(plain_recipe_sentence(plain)))
     if "kept_hidden" in plan:
         console.print(Text(f"Hidden channels kept: {plan['kept_hidden']:,}"))
     console.print(_layer_table(plan["layers"]))
@@ -169,7 +173,7 @@ def _search_lines(search: Mapping[str, Any]) -> list[str]:
     if journal is not None and journal["finished"] != search["trials"]:
         count += f" ({journal['finished']} finished in the journal)"
     lines = [f"Search so far: {count}."]
-    for row, word in ((best, "Best so far"), (fixed, "Best fixed recipe")):
+    for row, word in ((best, "Best so far"), (fixed, f"Best fixed recipe, {IN_WORDS}")):
         if row is not None:
             lines.append(f"{word}: {nll_text(row['value'])} (trial {row['trial']}, {row['name']}).")
     return lines

@@ -110,12 +110,26 @@ class Catalogue:
         except _UnreadableError:
             return None
 
-    def given(self, words: Sequence[str]) -> set[str]:
+    def names_given(self, words: Sequence[str]) -> set[str]:
         """Names of the options that a command line or a configuration of it gives; none where they cannot be read here."""
         try:
             return {name for name, _ in self._given(words)} & {*self.options}
         except _UnreadableError:
             return set()
+
+    def given(self, words: Sequence[str]) -> list[tuple[str, Any]] | None:
+        """Every option with its value, as YAML reads it, in their order; ``None`` where only the parser can say what they are.
+
+        >>> catalogue = Catalogue("fit", {"model.dtype": Option("text", "auto", ""), "seed": Option("a whole number", "0", "")}, "2.6")
+        >>> catalogue.given(["--config={model: {dtype: float32}}", "--seed", "3"])
+        [('model.dtype', 'float32'), ('seed', 3)]
+        """
+        try:
+            pairs = list(self._given(words))
+        except _UnreadableError:
+            return None
+        grouped = self.groups | {name for name, option in self.options.items() if option.kind}  # their parts follow
+        return [(name, _plainly(value)) for name, value in pairs if not (name in grouped and isinstance(value, Mapping))]
 
     def nearest(self, name: str, below: str = "") -> str:
         """The option that was probably meant, or where they all are."""
@@ -176,6 +190,16 @@ class Catalogue:
 
 class _UnreadableError(Exception):
     """Not for here."""
+
+
+def _plainly(value: Any) -> Any:
+    """A word of the command line as YAML has it; what is no YAML as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return _yaml(value)
+    except _UnreadableError:
+        return value
 
 
 def _strangers(value: Any, known: Sequence[str]) -> list[str]:

@@ -41,7 +41,8 @@ Prune a model: search what goes, remove it, refit, recover with LoRA, measure, r
 
 MODEL is a folder, a GGUF file or a hub name. --texts is a file or a folder (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet, also .gz)
 with text of the kind that the model is for. It may be repeated, as NAME=PATH: the search then finds out how much each says. Every
-document goes to exactly one of calibration, search, recovery and test. A killed run goes on when it is called again.
+document goes to exactly one of calibration, search, recovery and test. A killed run goes on when it is called again; a finished one says
+that it is finished, and how it begins again.
 """
 _EPILOG = """\
 Any option of fit may follow, such as --pruning.budget.of macs or --config mine.yaml; it goes before what stands here.
@@ -116,7 +117,7 @@ def short_names(arguments: Sequence[str]) -> dict[str, str]:
     >>> short_names(["my-model", "--texts", "my-texts", "--pruning.search.n_trials", "8"]).get("search.n_trials", "its own")
     'its own'
     """
-    own = read_catalogue("fit").given(_found(make_parser().parse_known_args(list(arguments))[1]))
+    own = read_catalogue("fit").names_given(_found(make_parser().parse_known_args(list(arguments))[1]))
     names = {name: short for name, short in SHORT.items() if not any(f"{one}.".startswith(f"{name}.") for one in own)}
     inside = {name.removeprefix("pruning."): short for name, short in names.items()}  # as Python knows them
     return {**names, **inside, **({"folder": "out"} if "trainer.default_root_dir" in names else {})}
@@ -210,7 +211,7 @@ def _check_fraction(fraction: float, others: Sequence[str]) -> None:
     catalogue, words = read_catalogue("fit"), _found(others)
     if not 0 <= fraction < 1:
         raise ConfigurationError(f"fraction: expected 0 or more and less than 1, got {fraction:g}; give 0.2 for a fifth")
-    if any(name in catalogue.given(words) for name in (*_ALSO_REMOVES, "pruning.budget", "pruning.plan")):
+    if any(name in catalogue.names_given(words) for name in (*_ALSO_REMOVES, "pruning.budget", "pruning.plan")):
         return
     option = "pruning.budget.keep_at_least"
     try:

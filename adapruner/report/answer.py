@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
+from adapruner.pruning.fixed_recipe import BEST_FIXED, IN_WORDS, SEARCHED, plain_recipe_sentence
 from adapruner.recovery.configuration import strength_in_words
 from adapruner.report.formats import (
     MISSING,
@@ -105,7 +107,8 @@ def _notes(report: Report, dataset: str, window: int) -> tuple[str, ...]:
     rows = [r for r in report.perplexity or () if (r.dataset, r.window) == (dataset, window) and r.method in ("dense", OWN_METHOD)]
     known = sorted((r for r in rows if r.bits_per_byte is not None), key=lambda r: STAGES.index(r.stage))
     bits = [f"Bits per byte: {', '.join(f'{r.stage} {r.bits_per_byte:.4f}' for r in known)}."] if known else []
-    return (*bits, *(p.words for p in report.protocols or () if (p.dataset, p.window) == (dataset, window)))
+    fixed = [f"{BEST_FIXED}: {best_fixed_words(report.search)}."] if any(r.method == BEST_FIXED for r in report.perplexity or ()) else []
+    return (*fixed, *bits, *(p.words for p in report.protocols or () if (p.dataset, p.window) == (dataset, window)))
 
 
 #: What a budget counts, in words: after "of the" and alone.
@@ -122,6 +125,19 @@ def counted(report: Report) -> tuple[str, str]:
     """:data:`COUNTED` of the report's budget; a unit of the user's own is called by its name."""
     of = report.model.budget_of
     return COUNTED.get(of, (of, of))
+
+
+def stages_in_words(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What pruning did to the run's own model, a line for each set at each window: ``on wiki, windows of 128 tokens: 28.10 dense, ...``.
+
+    Args:
+        rows: of ``method``, ``stage``, ``dataset``, ``window`` and ``value``, stage by stage.
+    """
+    found: dict[tuple[str, int], list[str]] = {}
+    for row in rows:
+        if row["method"] in ("dense", OWN_METHOD):
+            found.setdefault((row["dataset"], row["window"]), []).append(f"{perplexity_text(row['value'])} {row['stage']}")
+    return [f"on {name}, windows of {window:,} tokens: {', '.join(values)}" for (name, window), values in found.items()]
 
 
 def worse_sentences(report: Report) -> list[str]:
@@ -145,7 +161,7 @@ def left_out_sentence(report: Report) -> str | None:
     if refit is None or not refit.left_out:
         return None
     change = f"{nll_text(refit.pruned)} to {nll_text(refit.refitted)} nats per token"
-    return f"The refit was left out: it made the search split worse, {change}. More text for it (data.reconstruction) may help."
+    return f"The refit was left out: it made the search split worse, {change}. More text for it (--data.reconstruction.sources) may help."
 
 
 def ridge_words(refit: Reconstruction) -> str:
@@ -221,6 +237,19 @@ def search_sentence(search: Search) -> str:
         took += f", of which {statistics} for the statistics"
     where = f" in the last of {search.rounds} rounds" if search.rounds > 1 else ""
     return f"{search.trials} trials{where} in {took}: {search.completed} completed, {search.stopped_early} stopped early."
+
+
+def best_fixed_words(search: Search | None) -> str:
+    """Which recipe *best fixed* is, and what it is: the best of those that were tried before the sampler's."""
+    tried = [t for t in search.history if t.name != SEARCHED and t.state == "complete" and t.value is not None] if search else []
+    best = min(tried, key=lambda trial: (trial.value, trial.trial), default=None)
+    return f"{best.name}, {IN_WORDS}" if best else IN_WORDS
+
+
+def plain_recipe_words(report: Report) -> str | None:
+    """That the chosen plan is a fixed recipe; ``None`` where the search found its own, or there was none."""
+    name = report.search.fixed_recipe if report.search else None
+    return None if name is None else plain_recipe_sentence(name)
 
 
 def calibration_sentences(calibration: Calibration | None) -> list[str]:
@@ -316,11 +345,23 @@ def listed(values: dict[str, str] | dict[str, int]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
+#: What a report may lack -> its name in words, and how the next run has it: options of the command line, and arguments in Python.
+LEFT_OUT = {
+    "perplexity": ("perplexity", "held-out text by --data.evaluation; evaluation= in Python"),
+    "zero_shot": ("zero-shot tasks", "--zero_shot.tasks '[seven]', with pip install 'adapruner[eval]'"),
+    "search": ("search", "skipped where --pruning.plan or --pruning.recipe says what goes"),
+    "recovery": ("recovery", "off; without --pruning.reconstruction null a refit, by --trainer.max_steps 200 LoRA; recovery=200 in Python"),
+    "export": ("export", "without --export null; result.save in Python"),
+    "generations": ("generated text", "without --report.prompts '[]', where there are held-out text and a tokenizer"),
+    "reconstruction": ("reconstruction", "without --pruning.reconstruction null"),
+    "LoRA recovery": ("LoRA recovery", "by --trainer.max_steps 200; recovery=200 in Python"),
+}
+
+
 def left_out(report: Report) -> list[str]:
-    """What this report does not hold, in the words the table and the page use."""
+    """What this report does not hold, and how to get it, in the words that the terminal and the page use."""
     missing = [section for section in SECTIONS if not getattr(report, section)]
     if report.recovery:
         parts = (("reconstruction", report.recovery.reconstruction), ("LoRA recovery", report.recovery.lora))
         missing += [name for name, part in parts if part is None]
-    names = {"zero_shot": "zero-shot tasks", "generations": "generated text", "search": "search (skipped)", "recovery": "recovery (off)"}
-    return [names.get(name, name) for name in missing]
+    return [f"{LEFT_OUT[name][0]} ({LEFT_OUT[name][1]})" if name in LEFT_OUT else name for name in missing]

@@ -24,6 +24,7 @@ from adapruner.importance.metrics import METRICS, find_metric
 from adapruner.progress import announce, progress_bar
 from adapruner.pruning.allocation import Allocation
 from adapruner.pruning.depth_and_width import depth_and_width_removed
+from adapruner.pruning.fixed_recipe import BEST_FIXED, IN_WORDS
 from adapruner.pruning.recipe import Recipe
 from adapruner.recovery.configuration import ReconstructionConfig, strength_of
 from adapruner.recovery.judged_refit import JudgedRefit
@@ -201,8 +202,8 @@ class ReportRecorder:
         of_dense = self.scored.options.rounds == 1  # a later round's is for a model that is smaller already
         if of_dense and found.outcome is not None and found.outcome.best_fixed is not None and recipes:
             trial, recipe = found.outcome.best_fixed
-            recipes["best fixed"] = recipe
-            self.protocols.append(f"Best fixed: the best recipe tried before the search, {trial.name}, in one global ranking.")
+            recipes[BEST_FIXED] = recipe
+            self.protocols.append(f"Best fixed: {trial.name}, {IN_WORDS}.")
         loose = at_any_width(self.scored, found) if self.config.compare_any_width and self.data.evaluation_windows else None
         if loose is not None:
             recipes[ANY_WIDTH] = loose

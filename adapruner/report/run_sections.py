@@ -21,6 +21,7 @@ from adapruner.data.calibration_set import effective_samples
 from adapruner.importance.metrics import find_metric
 from adapruner.models.units import ModelStructure
 from adapruner.pruning.budget import Budget
+from adapruner.pruning.fixed_recipe import SEARCHED, fixed_recipe_of
 from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.post_pruning import recipe_of
 from adapruner.search.chosen_samples import CALIBRATION_SET, heaviest_samples
@@ -118,7 +119,7 @@ def search_section(scored: ScoredModel, found: FoundPlan, dense_nll: float | Non
     outcome = found.outcome
     if outcome is None:
         return None
-    fixed = [t.value for t in outcome.trials if t.name != "searched" and t.state == "complete" and t.value is not None]
+    fixed = [t.value for t in outcome.trials if t.name != SEARCHED and t.state == "complete" and t.value is not None]
     return {
         "trials": len(outcome.trials),
         "completed": _count(outcome.trials, "complete"),
@@ -130,6 +131,7 @@ def search_section(scored: ScoredModel, found: FoundPlan, dense_nll: float | Non
         "best_value": outcome.best.value,
         "best_trial": outcome.best.trial,
         "best_fixed_value": min(fixed, default=None),
+        "fixed_recipe": fixed_recipe_of(found.plan.provenance),
         "dense_value": {"nll": dense_nll, "kl": 0.0}.get(scored.options.search.objective.measure),
         "recipe": outcome.recipe.to_dict(),
         "history": to_history(outcome.trials),

@@ -178,6 +178,8 @@ class Search(Record):
     best_value: float | None
     best_trial: int | None
     best_fixed_value: float | None
+    fixed_recipe: str | None = None
+    """Name of the fixed recipe that the chosen plan is; ``None`` where the search found its own."""
     dense_value: float | None
     recipe: dict[str, Any]
     history: list[Trial]

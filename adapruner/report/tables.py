@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from adapruner.evaluation.cost_table import COST_ROWS
-from adapruner.report.answer import Comparison
+from adapruner.pruning.fixed_recipe import SEARCHED
+from adapruner.report.answer import Comparison, best_fixed_words
 from adapruner.report.formats import (
     MISSING,
     TIMES,
@@ -194,9 +195,7 @@ def candidates_table(candidates: Sequence[Candidate]) -> TextTable:
     """The best few trials evaluated again, the winner first; NLL in nats per token."""
     titles = {"searched": "in the search", "reconstructed": "reconstructed", "recovered": "after a short recovery"}
     stages = [stage for stage in titles if any(getattr(c, stage) is not None for c in candidates)]
-    rows = [
-        [f"trial {c.trial}" if c.name == "searched" else c.name, *(nll_text(getattr(c, stage)) for stage in stages)] for c in candidates
-    ]
+    rows = [[f"trial {c.trial}" if c.name == SEARCHED else c.name, *(nll_text(getattr(c, stage)) for stage in stages)] for c in candidates]
     return make_table("", ("best trials, evaluated again", *(titles[stage] for stage in stages)), rows)
 
 
@@ -205,13 +204,14 @@ def values_table(search: Search) -> TextTable:
     best = "best recipe" if search.best_trial is None else f"best recipe, trial {search.best_trial}"
     values = ((best, search.best_value), ("best fixed recipe", search.best_fixed_value), ("dense model", search.dense_value))
     rows = [(name, nll_text(value)) for name, value in values if nll_text(value) != MISSING]
-    return make_table("", ("on the search split", "nats per token"), rows)
+    note = None if search.best_fixed_value is None else f"Best fixed recipe: {best_fixed_words(search)}."
+    return make_table("", ("on the search split", "nats per token"), rows, note)
 
 
 def fixed_table(search: Search) -> TextTable:
     """Recipes that were tried before the search, the best first."""
     states = {"complete": "", "pruned": "stopped early", "failed": "failed"}
-    fixed = [trial for trial in search.history if trial.name != "searched"]
+    fixed = [trial for trial in search.history if trial.name != SEARCHED]
     ordered = sorted(fixed, key=lambda t: (t.value is None, t.value or 0.0, t.trial))
     return make_table("", ("fixed recipe", "", "nats per token"), [(t.name, states[t.state], nll_text(t.value)) for t in ordered])
 

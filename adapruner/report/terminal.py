@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from adapruner.progress import is_shown, terminal
 from adapruner.report.answer import (
     below_dense_sentence,
+    best_fixed_words,
     calibration_sentences,
     checked_sentence,
     comparisons,
@@ -15,6 +16,7 @@ from adapruner.report.answer import (
     ideal_sentence,
     left_out,
     loading_code,
+    plain_recipe_words,
     seed_sentence,
     took_sentence,
     widths_sentence,
@@ -55,7 +57,7 @@ def print_report(record: Mapping[str, Any] | Report, console: Console | None = N
     missing = left_out(report)
     if missing:
         console.print()
-        console.print(Text(f"Not in this report: {', '.join(missing)}.", style="dim"))
+        console.print(Text(f"Not in this report: {'; '.join(missing)}.", style="dim"))
 
 
 def print_times() -> None:
@@ -77,7 +79,8 @@ def _parts(report: Report) -> Iterator[TextTable | list[str] | str]:
     if calibration:
         calibration[0] = f"Calibration: {calibration[0][0].lower()}{calibration[0][1:]}"
     gates = gates_sentence(report)
-    yield [*([_search_line(report.search)] if report.search else []), *([gates] if gates else []), *calibration]
+    plain = plain_recipe_words(report)
+    yield [*(_search_lines(report.search) if report.search else []), *(said for said in (plain, gates) if said), *calibration]
     if report.cost:
         notes = [said for said in (ideal_sentence(report.cost), widths_sentence(report)) if said]
         yield cost_table(report.cost, *notes, report.cost.protocol)
@@ -91,12 +94,13 @@ def _parts(report: Report) -> Iterator[TextTable | list[str] | str]:
     yield [took] if took else []
 
 
-def _search_line(search: Search) -> str:
-    """The search in one line; values in nats per token."""
+def _search_lines(search: Search) -> list[str]:
+    """The search in one line, values in nats per token, and what its best fixed recipe is."""
     named = (("chosen plan", search.best_value), ("best fixed recipe", search.best_fixed_value), ("dense", search.dense_value))
     values = ", ".join(f"{name} {nll_text(value)}" for name, value in named if value is not None)
     stopped = f"{search.completed} completed, {search.stopped_early} stopped early"
-    return f"Search: {search.trials} trials, {stopped}; {search.judged}, nats per token: {values or MISSING}."
+    fixed = [] if search.best_fixed_value is None else [f"Best fixed recipe: {best_fixed_words(search)}."]
+    return [f"Search: {search.trials} trials, {stopped}; {search.judged}, nats per token: {values or MISSING}.", *fixed]
 
 
 def _export_lines(export: Export) -> list[str]:

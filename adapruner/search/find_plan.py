@@ -16,6 +16,7 @@ from torch import nn
 from adapruner.distributed import Ranks, is_rank_zero
 from adapruner.errors import PlanError
 from adapruner.progress import announce, late_progress_bar, progress_bar
+from adapruner.pruning.fixed_recipe import fixed_recipe_of, plain_recipe_sentence
 from adapruner.pruning.plan import PruningPlan, read_plan
 from adapruner.pruning.problem import PruningProblem, make_plan
 from adapruner.recovery.post_pruning import PostPruning
@@ -99,6 +100,9 @@ def find_plan(
             plan = Ranks().broadcast(plan)
         Ranks().check_same_plan(plan.hash)
         plan.check(problem.structure, problem.fingerprint)
+    plain = fixed_recipe_of(plan.provenance) if outcome is not None else None
+    if plain is not None:
+        announce(plain_recipe_sentence(plain))
     return FoundPlan(scored.stage.lifted(plan), plan, outcome)
 
 

@@ -15,11 +15,12 @@ from typing import Any
 
 from adapruner.errors import StudyError
 from adapruner.progress import announce
+from adapruner.pruning.fixed_recipe import SEARCHED
 from adapruner.pruning.problem import PruningProblem
 from adapruner.search.config import SearchConfig
 from adapruner.search.journal import KILLED, OWNER, SEAL, fail_killed, open_study, seal_of
 from adapruner.search.samplers import make_sampler
-from adapruner.search.seed_trials import SEARCHED, SeedTrials
+from adapruner.search.seed_trials import SeedTrials
 from adapruner.search.space import frozen_dimensions
 from adapruner.search.stoppers import STOPPERS, make_stopper
 from adapruner.search.trials import TrialRecord, best_of, record_of, write_csv

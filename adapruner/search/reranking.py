@@ -18,11 +18,11 @@ from torch import nn
 
 from adapruner.errors import AdaPrunerError
 from adapruner.files.value_cache import ValueCache
+from adapruner.pruning.fixed_recipe import SEARCHED
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.problem import PruningProblem
 from adapruner.recovery.post_pruning import PostPruning, reconstructed
 from adapruner.search.config import RerankConfig
-from adapruner.search.seed_trials import SEARCHED
 from adapruner.search.trials import TrialRecord, best_of
 
 FILE = "reranking.json"

@@ -12,8 +12,6 @@ from adapruner.calibration.pool import CalibrationPool
 from adapruner.search.space import SearchSpace
 from adapruner.search.trials import TrialRecord, best_of
 
-#: Name of the trials that are not seed trials.
-SEARCHED = "searched"
 _LEADING = ("taylor_second", "taylor_vectorize", "wanda_sp")
 
 

@@ -19,6 +19,8 @@ from adapruner.calibration.spread import CalibrationSpread
 from adapruner.distributed import Ranks
 from adapruner.errors import AdaPrunerError, StudyError
 from adapruner.evaluation.perplexity import Windows
+from adapruner.pruning.fixed_recipe import KEY as FIXED_RECIPE
+from adapruner.pruning.fixed_recipe import SEARCHED
 from adapruner.pruning.plan import PruningPlan
 from adapruner.pruning.problem import PruningProblem, make_plan
 from adapruner.pruning.recipe import Recipe
@@ -30,7 +32,6 @@ from adapruner.search.journal import check_journal
 from adapruner.search.optuna_study import OptunaStudy
 from adapruner.search.random_samples import measure_spread
 from adapruner.search.reranking import Candidate, choose_candidates, rerank
-from adapruner.search.seed_trials import SEARCHED
 from adapruner.search.split import split_windows
 from adapruner.search.trial_value import Objective
 from adapruner.search.trials import TrialRecord, best_of
@@ -98,7 +99,9 @@ def run_search(
     judge = objective if kept_apart is seen else Objective(model, problem, kept_apart, config, refit)
     best, candidates = _choose(model, problem, judge, trials, front, folder, identity, post_pruning, on_candidate)
     recipe = config.space.recipe(best.params)
-    plan = make_plan(problem, recipe, {"objective": best.value, "trial": best.trial, "seed": problem.seed, **identity})
+    plain = fixed_recipe(best, trials)
+    known = {"objective": best.value, "trial": best.trial, "seed": problem.seed, **({} if plain is None else {FIXED_RECIPE: plain})}
+    plan = make_plan(problem, recipe, {**known, **identity})
     if front and folder is not None and Ranks().rank == 0:
         write_front(folder, [(t, make_plan(problem, config.space.recipe(t.params))) for t in front])
     fixed = best_of([t for t in trials if t.name != SEARCHED])
@@ -106,6 +109,12 @@ def run_search(
     spread = measure_spread(model, problem, objective, recipe, config.random_sets, folder, identity) if config.random_sets else None
     seconds = time.monotonic() - started
     return SearchOutcome(plan, recipe, best, trials, best_fixed, importance, resumed, seconds, candidates, front, spread)
+
+
+def fixed_recipe(best: TrialRecord, trials: list[TrialRecord]) -> str | None:
+    """The winner itself, else a seed trial of the same plan."""
+    same = [best, *(t for t in trials if t.plan_hash and t.plan_hash == best.plan_hash)]
+    return next((t.name for t in same if t.name != SEARCHED), None)
 
 
 def _run_trials(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,8 +15,15 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from adapruner.callbacks import LoRARecoveryCallback, PrunedExportCallback, PruningListener, PruningSearchCallback
+from adapruner.callbacks import (
+    CompressionReportCallback,
+    LoRARecoveryCallback,
+    PrunedExportCallback,
+    PruningListener,
+    PruningSearchCallback,
+)
 from adapruner.errors import ConfigurationError, DataError, PlanError
+from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.models.model_attribute import hold_model
 from adapruner.pruned_module import PrunedCheckpoints
 from adapruner.pruning.budget import Budget
@@ -256,3 +264,24 @@ def test_a_checkpoint_of_another_model_is_refused_before_the_search(fitted: Any,
     with pytest.raises(PlanError, match=r"plan: expected units 481 in group '\d\.ffn' of this model, got 480"):
         trainer(tmp_path, our_callbacks(attribute=attribute)).fit(fresh, loader(4), loader(5), ckpt_path=best.best_model_path)
     assert not (tmp_path / "study.journal").exists()
+
+
+def test_held_out_text_beside_the_calibration_tells_what_pruning_cost(tmp_path: Path) -> None:
+    module, held_out = Stranger(), random_windows(4, 16, seed=12)
+    search, recovery = our_callbacks()
+    search.evaluation, search.tokenizer = {"held out": held_out}, word_tokenizer()
+    dense = evaluate_nll(module.lm, held_out).perplexity
+    run = trainer(tmp_path, [search, recovery, CompressionReportCallback(compare_any_width=False, latency_repeats=1)], max_steps=2)
+    run.fit(module, loader(11))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report["generations"]) == 3  # by the search's tokenizer: the module has none
+    rows = report["perplexity"]
+    measured = {row["stage"]: row["value"] for row in rows if row["dataset"] == "held out" and row["method"] in ("dense", "adapruner")}
+    assert list(measured) == ["dense", "pruned", "reconstructed", "recovered"]
+    assert measured["dense"] == pytest.approx(dense)
+    assert measured["recovered"] == pytest.approx(evaluate_nll(module.lm, held_out).perplexity, rel=1e-4)
+
+
+def test_held_out_text_without_calibration_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="evaluation: expected calibration beside it, got none"):
+        PruningSearchCallback(0.3, evaluation=["some text"])  # type: ignore[arg-type]

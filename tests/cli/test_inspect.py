@@ -14,6 +14,7 @@ from adapruner.cli import main
 from adapruner.cli.inspect import run_inspect
 from adapruner.cli.run_contents import gather
 from adapruner.errors import ConfigurationError, PlanError
+from adapruner.pruning.fixed_recipe import IN_WORDS
 from adapruner.pruning.plan import PruningPlan
 from tests.report.sample import sample_report
 
@@ -91,6 +92,21 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert "another plan" not in text
 
 
+def test_a_plan_that_is_a_plain_recipe_says_so_once(tmp_path: Path) -> None:
+    plan, said = sample_plan(provenance={"fixed recipe": "l2"}), "The chosen plan is a plain recipe, l2, that the search began with"
+    write_run(tmp_path / "run")
+    for file in (tmp_path / "plan.json", tmp_path / "run" / "plan.json"):
+        plan.save(file)
+    assert printed(tmp_path / "plan.json").count(said) == 1
+    record = json.loads((tmp_path / "run" / "report.json").read_text())
+    record["search"]["fixed_recipe"] = "l2"
+    (tmp_path / "run" / "report.json").write_text(json.dumps(record))
+    assert printed(tmp_path / "run").count(said) == 1
+    for changed in ({}, {"gates": {"best": {"exchanged": 3}}}, {"rounds": [{}]}):
+        sample_plan(provenance={**({"fixed recipe": "l2"} if changed else {}), **changed}).save(tmp_path / "other.json")
+        assert "plain recipe" not in printed(tmp_path / "other.json")
+
+
 def test_a_run_that_was_killed_in_its_search(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed_everything: 0\n")
     write_search(tmp_path)
@@ -98,7 +114,7 @@ def test_a_run_that_was_killed_in_its_search(tmp_path: Path) -> None:
     assert "a run that has no plan yet" in text
     assert "Search so far: 3 trials, 2 complete." in text
     assert "Best so far: 3.2500 (trial 1, searched)." in text
-    assert "Best fixed recipe: 3.5000 (trial 0, l2)." in text
+    assert f"Best fixed recipe, {IN_WORDS}: 3.5000 (trial 0, l2)." in text
     assert "study.journal: 3 finished trials" in text
     assert gather(tmp_path)["search"]["journal"] == {"begun": 5, "finished": 3}
 

@@ -37,6 +37,8 @@ def test_two_processes_come_to_the_end_and_do_nothing_twice(tmp_path: Path) -> N
     assert measured >= {("adapruner", "reconstructed"), ("adapruner", "recovered")}
     assert first["recovery"]["lora"]["steps"] == 3
     assert (run / "model" / "config.json").is_file()
+    assert "run: this run is finished" in fit(tmp_path)
+    (run / "finished.json").unlink()
     said = fit(tmp_path)
     assert "took 2 of 2 trials from the study" in said
     assert "recovery goes on from" in said

@@ -73,6 +73,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     yield {
         "few": SearchConfig(n_trials=8, random_sets=0, rerank=None),
         "texts": given["books"],
+        "held_out_texts": texts(20, seed=9)["books"],
         "pairs": list(zip(given["code"], given["books"], strict=True)),
         "model": tiny_llama(intermediate_size=320),
         "tokenizer": tokenizer,

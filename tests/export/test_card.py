@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from huggingface_hub import ModelCard
 
 from adapruner.export.card import card_of_report, model_card, written_in
 from adapruner.export.licence import base_licence, is_hub_name
+from adapruner.pruning.fixed_recipe import IN_WORDS
 from adapruner.pruning.plan import PruningPlan
 
 REPORT: dict[str, Any] = {
@@ -93,6 +95,16 @@ def test_everything_that_a_reader_wants_to_know_is_there() -> None:
         "Values of the search: NLL after the refit, nats per token on the search split",
     ):
         assert part in text
+
+
+def test_a_plain_recipe_and_what_best_fixed_is_are_said() -> None:
+    assert "plain recipe" not in text_of(card_of_report(REPORT))
+    plain = replace(plan(), provenance={"seed": 11, "fixed recipe": "l2 on code"})
+    fixed = {**REPORT, "perplexity": [*REPORT["perplexity"], {**REPORT["perplexity"][0], "method": "best fixed", "stage": "pruned"}]}
+    text = model_card(plain, class_name="LlamaForCausalLM", stock=True, notes=[], card=card_of_report(fixed))
+    assert "- recipe: The chosen plan is a plain recipe, l2 on code, that the search began with: nothing" in text
+    assert f"What *best fixed* is: {IN_WORDS}" in text
+    assert IN_WORDS not in text_of(card_of_report(REPORT))
 
 
 def test_the_last_perplexities_are_results_of_the_hub() -> None:

@@ -22,7 +22,8 @@ from tests.models.families.table import ROWS, build
 NOTE = (
     "quantising: groups of 32 (Q8_0, Q4_0, int4 in groups of 32) do not divide rows of o_proj (16) and down_proj (9, 11, 24); "
     "of 64 (int4 in groups of 64) also the residual stream (32): "
-    "such matrices are refused or keep more bits; FFN widths that fit come from round_to of the allocation"
+    "such matrices are refused or keep more bits; FFN widths that fit come from --pruning.search.space.allocation.round_to and the size "
+    "of the group, such as 128"
 )
 
 

@@ -59,6 +59,7 @@ FILES = (
     "report.html",
     "report_measurements.json",
     "stages.json",
+    "finished.json",
     "predictions.jsonl",
     "checkpoints/last.ckpt",
     "checkpoints/recovery.pt",

@@ -7,6 +7,7 @@ import pytest
 import vl_convert
 
 from adapruner.compare.tables import _as_fine_as
+from adapruner.report.answer import LEFT_OUT
 from adapruner.report.formats import percent_text, signed_percent_text
 from adapruner.report.page import render_report
 from adapruner.report.schema import SECTIONS, validate_report
@@ -169,8 +170,7 @@ def test_a_missing_section_is_left_out_and_named(section: str) -> None:
     page = Page(render_page(report))
     assert SECTION_TITLES[section] not in page.headings
     assert len(page.headings) == 12 - (3 if section == "search" else 1)
-    said = {"generations": "generated text", "search": "search (skipped)", "recovery": "recovery (off)", "zero_shot": "zero-shot tasks"}
-    words = said.get(section, section)
+    words = "{} ({})".format(*LEFT_OUT[section]) if section in LEFT_OUT else section
     assert f"Not in this report: {words}." in page.text
 
 
@@ -185,7 +185,7 @@ def test_lora_off_is_named() -> None:
     report["recovery"]["lora"] = None
     page = Page(render_page(report))
     assert "ridge 0.01" in page.text
-    assert "Not in this report: LoRA recovery." in page.text
+    assert "Not in this report: LoRA recovery (by --trainer.max_steps 200; recovery=200 in Python)." in page.text
 
 
 def test_values_that_are_not_finite_are_said_not_drawn() -> None:

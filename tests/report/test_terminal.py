@@ -1,9 +1,11 @@
 import io
+import re
 
 import pytest
 from rich.console import Console
 
-from adapruner.report.answer import OWN_METHOD, spread_sentence
+from adapruner.cli.option_catalogue import read_catalogue
+from adapruner.report.answer import LEFT_OUT, OWN_METHOD, spread_sentence
 from adapruner.report.page import render_report
 from adapruner.report.schema import SECTIONS, validate_report
 from adapruner.report.terminal import print_report
@@ -135,9 +137,16 @@ def test_every_stage_s_time_and_share_and_all_of_it_last() -> None:
 def test_missing_sections_are_named(section: str) -> None:
     report = sample_report()
     report[section] = None
-    said = {"generations": "generated text", "search": "search (skipped)", "recovery": "recovery (off)", "zero_shot": "zero-shot tasks"}
-    words = said.get(section, section)
-    assert f"Not in this report: {words}." in printed(report)
+    words = "{} ({})".format(*LEFT_OUT[section]) if section in LEFT_OUT else section
+    assert f"Not in this report: {words}." in " ".join(printed(report).split())
+
+
+def test_how_to_get_what_is_left_out_can_be_typed() -> None:
+    catalogue = read_catalogue("fit")
+    named = [option for _, how in LEFT_OUT.values() for option in re.findall(r"--([\w.]+)", how)]
+    assert len(named) > 6
+    for option in named:
+        assert option in catalogue.options or option in catalogue.groups, option
 
 
 def test_names_are_not_read_as_console_markup() -> None:

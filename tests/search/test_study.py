@@ -14,11 +14,12 @@ import torch
 from adapruner.data.windows import TextWindows
 from adapruner.errors import BudgetError, ConfigurationError, StudyError
 from adapruner.evaluation.perplexity import evaluate_nll
+from adapruner.pruning.fixed_recipe import fixed_recipe_of
 from adapruner.pruning.problem import PruningProblem, make_plan
 from adapruner.pruning.recipe import Recipe
 from adapruner.pruning.surgery import pruned
 from adapruner.search.space import SearchSpace
-from adapruner.search.study import SearchConfig, SearchOutcome, check_journal, run_search
+from adapruner.search.study import SearchConfig, SearchOutcome, check_journal, fixed_recipe, run_search
 from adapruner.search.trial_value import Objective, Part
 from adapruner.search.trials import TrialRecord, best_of, to_history
 
@@ -63,6 +64,16 @@ def test_the_winner_is_not_worse_than_any_baseline(model: Any, problem: PruningP
     assert whole.plan.hash == whole.best.plan_hash
     assert whole.plan.provenance["trial"] == whole.best.trial
     assert min(t.value for t in whole.trials if t.value is not None and t.state == "complete") == whole.best.value
+
+
+def test_a_plan_that_is_a_fixed_recipe_knows_it(whole: SearchOutcome) -> None:
+    assert whole.best.name in METRICS  # of weights drawn at random nothing is better
+    assert fixed_recipe_of(whole.plan.provenance) == whole.best.name
+    searched = next(t for t in whole.trials if t.name == "searched" and t.plan_hash not in {f.plan_hash for f in whole.trials[:FIXED]})
+    assert fixed_recipe(searched, whole.trials) is None
+    twin = replace(searched, plan_hash=whole.trials[1].plan_hash)  # the sampler came to the very units of a fixed recipe
+    assert fixed_recipe(twin, whole.trials) == whole.trials[1].name
+    assert fixed_recipe(replace(searched, plan_hash=""), [replace(whole.trials[0], plan_hash="")]) is None  # of an earlier release
 
 
 def test_the_model_comes_back_whole(model: Any, problem: PruningProblem, whole: SearchOutcome) -> None:

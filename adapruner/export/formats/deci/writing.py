@@ -167,7 +167,9 @@ def _zero_biases(exported: ExportedFolder, state: dict[str, Tensor]) -> Iterator
 
 def _notes(layout: Layout) -> tuple[str, ...]:
     query, key_value = layout.zero_heads
-    zeros = f"{query} query heads and {key_value} KV heads of {len(layout.layers)} layers are zeros: DeciLM has one number of query heads"
+    heads = ((query, layout.heads * len(layout.layers), "query"), (key_value, sum(layout.kv_heads), "KV"))
+    counts = " and ".join(f"{empty:,} of the {every:,} {kind} heads of all layers together" for empty, every, kind in heads if empty)
+    zeros = f"filled up with heads of zeros, which change no result: {counts}; DeciLM has one number of query heads for all layers"
     return ("transformers has no class for DeciLM: load the export that it was made of", *([zeros] if query or key_value else []))
 
 

@@ -46,7 +46,10 @@ def test_it_computes_the_same(pruned, tokenizer, tmp_path, family, kept, output_
     torch.testing.assert_close(deci_logits(tmp_path / "deci", case.input_ids), expected, rtol=0, atol=1e-4)
     config = json.loads((tmp_path / "deci" / "config.json").read_text())
     assert [config["num_attention_heads"] // block["attention"]["n_heads_in_group"] for block in config["block_configs"]] == kv_heads
-    said = f"{zeros[0]} query heads and {zeros[1]} KV heads of 3 layers are zeros: DeciLM has one number of query heads"
+    every = 3 * config["num_attention_heads"], sum(kv_heads)
+    counts = [f"{zeros[i]} of the {every[i]} {kind} heads of all layers together" for i, kind in enumerate(("query", "KV")) if zeros[i]]
+    why = "DeciLM has one number of query heads for all layers"
+    said = f"filled up with heads of zeros, which change no result: {' and '.join(counts)}; {why}"
     assert list(record.notes[1:]) == ([said] if any(zeros) else [])
 
 
