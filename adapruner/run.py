@@ -29,6 +29,7 @@ from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.distillation import Distillation, check_vocabulary
 from adapruner.recovery.form import check_trainable
 from adapruner.recovery.teacher import vocabulary_of
+from adapruner.recovery.time_budget import check_no_time_budget
 from adapruner.recovery.training import RecoveredModel, RecoveryConfig, recovery_config, short_recovery, train_recovery
 from adapruner.report.measured_before import MeasuredBefore
 from adapruner.report.record import check_can_draw, write_report
@@ -78,7 +79,7 @@ def prune(
     calibration: Any = None,
     budget: Budget | float = 0.2,
     *,
-    recovery: RecoveryConfig | int | None = None,
+    recovery: RecoveryConfig | int | str | None = None,
     evaluation: Any = None,
     recovery_texts: Any = None,
     reconstruction_samples: int = 0,
@@ -96,7 +97,8 @@ def prune(
         calibration: texts that decide which units matter: a list, a mapping of source names to lists, a ``datasets.Dataset`` with a
             column ``text``, or token windows ``[n, seq_len]``.
         budget: how much to remove; a number is a fraction of the block parameters.
-        recovery: LoRA recovery (or another ``form``) after the refit, or a number of optimizer steps; ``None`` or 0 leaves it out.
+        recovery: LoRA recovery (or another ``form``) after the refit, or a number of optimizer steps, or a training time such as
+            ``"45m"``; ``None`` or 0 leaves it out.
         evaluation: held-out texts, in the same forms, on which perplexity is measured at every stage; ``None`` measures nothing.
         recovery_texts: what recovery trains on; the calibration texts when empty.
         reconstruction_samples: windows of 128 tokens that the refit sees of each source of the calibration texts, instead of those that
@@ -120,6 +122,8 @@ def prune(
     """
     asked = pruning_options(budget, **options)
     recovery = recovery_config(recovery)
+    if recovery is not None and report.compare_recovered:
+        check_no_time_budget(recovery.time_budget)
     if folder is not None:
         check_can_draw("lift it, or give no folder")
     began = time.time()
@@ -208,8 +212,8 @@ def _recorder(
     recorder = ReportRecorder(
         report, scored, found, tokenizer, MeasuredBefore.of(scored, found, batch_size=report.batch_size, recovery=settings)
     )
-    steps = recovery.steps if recovery is not None and report.compare_recovered else 0
-    recorder.measure_dense(short_recovery(scored.data.recovery_windows, recovery, steps, distillation))
+    steps = recovery.most_steps if recovery is not None and report.compare_recovered else 0
+    recorder.measure_dense(short_recovery(scored.data.recovery_windows, recovery, steps or 0, distillation))
     return recorder
 
 

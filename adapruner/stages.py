@@ -312,7 +312,7 @@ def recover(
     model: Any,
     tokenizer: Any = None,
     texts: Any = None,
-    recovery: RecoveryConfig | int = RecoveryConfig(),
+    recovery: RecoveryConfig | int | str = RecoveryConfig(),
     *,
     seq_len: int = 256,
     folder: str | Path | None = None,
@@ -325,7 +325,7 @@ def recover(
         model: the pruned model, on the device where it is to be trained; changed in place.
         tokenizer: of the model; not needed where ``texts`` holds tokens.
         texts: as ``calibration`` of :func:`score`.
-        recovery: how, or a number of optimizer steps.
+        recovery: how, or a number of optimizer steps, or a training time such as ``"45m"``.
         seq_len: tokens in a window.
         folder: where a checkpoint is kept, and gone on from; ``None`` writes nothing.
         distillation: what :func:`teach` returned, where ``recovery`` distils; its settings are those of the loss. Without it the teacher is

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from adapruner.argument_checks import check_seed, typed_as
 from adapruner.callbacks.listener import PruningListener, check_callbacks, first_of, listeners_of
 from adapruner.callbacks.recovery_bar import count_steps, leave_out_adverts
+from adapruner.callbacks.recovery_ending import RecoveryEnding
 from adapruner.errors import ConfigurationError, DataError, ModelError
 from adapruner.models.model_attribute import held_model, hold_model
 from adapruner.models.rotary import restore_rotary
@@ -50,6 +51,8 @@ class LoRARecoveryCallback(PruningListener):
             ask for them by its attribute ``distillation``, as :class:`adapruner.PrunableCausalLM` does.
         form: ``lora``, or ``full``: every weight of the decoder's layers trains, in float32, and nothing is left to merge. Of ``lora`` only
             ``checkpoint_activations`` counts then.
+        time_budget: training ends after this time, such as ``45m``, ``1h30m`` or a number of seconds, unless its steps or passes end it
+            before; a run that goes on counts what it used. A learning-rate schedule that steps with the optimizer spans the time.
 
     >>> LoRARecoveryCallback(LoRAConfig(r=16)).lora.r
     16
@@ -63,20 +66,21 @@ class LoRARecoveryCallback(PruningListener):
         model_attribute: str = "model",
         distillation: DistillationConfig = DistillationConfig(),
         form: RecoveryForm = "lora",
+        time_budget: float | str | None = None,
     ) -> None:
         super().__init__()
         leave_out_adverts()
         check_seed("recovery.seed", seed)
         check_form(form)
         self.lora, self.seed, self.model_attribute, self.distillation = lora, seed, model_attribute, distillation
-        self.form = form
+        self.form, self.ending = form, RecoveryEnding(time_budget)
         self.history: list[tuple[int, float]] = []
         self.seconds, self.tokens = 0.0, 0
         self._started: float | None = None
         self._attached = False
         self._batch: tuple[Any, int] = (None, 0)
         self._activations = ExitStack()
-        self._progress: Callable[..., None] = plain_lines("recovery", None)
+        self._progress: Any = plain_lines("recovery", None)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attaches the adapters, once, at the start of ``fit``.
@@ -136,6 +140,10 @@ class LoRARecoveryCallback(PruningListener):
         model.to(trainer.strategy.root_device)
         self.on_scored(trainer, pl_module)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Optimizers and schedules are made, and nothing of a checkpoint is in them yet."""
+        self.ending.span_schedules(trainer)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Training time is counted from here; where Lightning draws no bar, plain lines say where it is."""
         restore_rotary(pl_module)  # where it stands alone, without the search
@@ -144,6 +152,7 @@ class LoRARecoveryCallback(PruningListener):
         self._started = time.monotonic()
         steps = trainer.estimated_stepping_batches
         self._progress = plain_lines("recovery", int(steps) if math.isfinite(steps) else None)
+        self.ending.begin(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remembers the batch, should its loss not be finite."""
@@ -180,20 +189,23 @@ class LoRARecoveryCallback(PruningListener):
         return (None if sharded else batch), f"batch {index}{rank}", tokenizer
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Keeps the recovery curve for the report, over all ranks."""
+        """Keeps the recovery curve for the report, over all ranks, and ends the training where its time is over."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if isinstance(loss, torch.Tensor):
             own = torch.stack([loss.detach().float(), torch.tensor(float(counted_tokens(batch)), device=loss.device)])
             mean, tokens = trainer.strategy.reduce(own, reduce_op="mean").tolist()  # type: ignore[union-attr]
             self.tokens += round(tokens * trainer.world_size)
             self.history.append((trainer.global_step, mean))
+        self.ending.after_batch(trainer, self._spent())
+        if isinstance(loss, torch.Tensor):
+            if self.ending.budget is not None:
+                self._progress.total = self.ending.budget.planned_steps
             self._progress(trainer.global_step, f"loss {mean:.3f}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Training time ends here."""
-        if self._started is not None:
-            self.seconds += time.monotonic() - self._started
-            self._started = None
+        self.seconds, self._started = self._spent(), None
+        self.ending.end(trainer, self.seconds)
         self._activations.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -221,18 +233,30 @@ class LoRARecoveryCallback(PruningListener):
         """Settings and curve of the recovery, and the seed of its adapters."""
         lora, steps = self.lora, trainer.global_step
         section: dict[str, Any] = {"form": self.form, "r": lora.r, "alpha": lora.alpha, "steps": steps, "seconds": self.seconds}
+        section |= self.ending.to_report()
         section |= {"history": self.history, "distillation": self.distillation.to_report(), "tokens": self.tokens or None}
         return {"recovery": section, "recovery_seed": self.seed}
 
     def state_dict(self) -> dict[str, Any]:
         """The recovery curve so far, the seconds it took and the tokens it saw."""
-        running = time.monotonic() - self._started if self._started is not None else 0.0
-        return {"history": [list(row) for row in self.history], "seconds": self.seconds + running, "tokens": self.tokens}
+        curve = {"history": [list(row) for row in self.history], "seconds": self._spent(), "tokens": self.tokens}
+        return {**curve, "ending": self.ending.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with the curve of the checkpoint."""
         self.history = [(int(step), float(loss)) for step, loss in state_dict.get("history", [])]
         self.seconds, self.tokens = float(state_dict.get("seconds", 0.0)), int(state_dict.get("tokens", 0))
+        self.ending.load_state_dict(state_dict.get("ending", {}))
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A training that its time had ended is not begun again for one more step."""
+        state = checkpoint.get("callbacks", {}).get(self.state_key, {})
+        if self.ending.had_ended(state.get("ending", {})):
+            trainer.should_stop = True
+
+    def _spent(self) -> float:
+        """Seconds of training, over all attempts."""
+        return self.seconds + (0.0 if self._started is None else time.monotonic() - self._started)
 
 
 def short_recovery(trainer: Trainer, pl_module: LightningModule, steps: int) -> Callable[[torch.nn.Module], torch.nn.Module] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from adapruner.data.resumable import training_loader
 from adapruner.errors import ConfigurationError
 from adapruner.files.digests import DamagedError
 from adapruner.models.fingerprint import digest_weights
-from adapruner.progress import announce, progress_bar
+from adapruner.progress import announce
 from adapruner.recovery.briefly import recover_briefly
 from adapruner.recovery.checkpoint_contents import read_contents
 from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
@@ -25,6 +26,8 @@ from adapruner.recovery.distillation import Distillation, DistillationConfig, co
 from adapruner.recovery.form import RecoveryForm, check_form, check_trainable, copy_of_layers, make_plain, make_trainable
 from adapruner.recovery.last_checkpoint import random_state, set_random_state, write_checkpoint
 from adapruner.recovery.lora import LoRAConfig, activations_as_configured
+from adapruner.recovery.time_budget import TimeBudget, check_has_unit, seconds_of
+from adapruner.recovery.training_bar import Ending, ending_in_words, recovery_bar
 from adapruner.stage_times import stage
 
 FILE = Path("checkpoints") / "recovery.pt"
@@ -39,10 +42,15 @@ class RecoveryConfig:
 
     >>> RecoveryConfig(steps=200, lora=LoRAConfig(r=16)).lora.r
     16
+    >>> RecoveryConfig(time_budget="45m").most_steps is None
+    True
     """
 
-    steps: int = 100
-    """Optimizer steps."""
+    steps: int | None = None
+    """Optimizer steps; beside a time budget the most that there are. ``None``: 100, or as many as the time budget holds."""
+    time_budget: str | float | None = None
+    """Training time, such as ``"45m"``, ``"1h30m"`` or a number of seconds, after which it ends; a run that goes on counts what it used
+    before."""
     form: RecoveryForm = "lora"
     """``lora`` trains low-rank adapters and merges them; ``full`` trains every weight of the layers, in float32: its optimizer holds as
     much again twice."""
@@ -66,9 +74,10 @@ class RecoveryConfig:
     def __post_init__(self) -> None:
         check_fields(self, "recovery.")
         check_form(self.form)
+        seconds_of(self.time_budget)
         for name in ("steps", "batch_size", "every_n_steps"):
-            if getattr(self, name) < 1:
-                got = getattr(self, name)
+            got = getattr(self, name)
+            if got is not None and got < 1:
                 raise ConfigurationError(f"recovery.{name}: expected a whole number of 1 or more, got {got}; give a positive number")
         check_seed("recovery.seed", self.seed)
         if self.clip_norm is not None and not 0 < self.clip_norm < float("inf"):
@@ -77,6 +86,11 @@ class RecoveryConfig:
             raise ConfigurationError(f"recovery.learning_rate: expected a positive number, got {self.learning_rate}; give 1e-4")
         if self.warmup_steps < 0:
             raise ConfigurationError(f"recovery.warmup_steps: expected 0 or more, got {self.warmup_steps}; give 0 for no warm-up")
+
+    @property
+    def most_steps(self) -> int | None:
+        """Optimizer steps that end it, if nothing does before; ``None`` where only its time does."""
+        return 100 if self.steps is None and self.time_budget is None else self.steps
 
     def build_optimizer(self, parameters: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, Any]:
         """AdamW over the parameters, and the warm-up, to be stepped with it."""
@@ -97,11 +111,20 @@ class RecoveredModel:
     config: RecoveryConfig
     tokens: int = 0
     """Predictions that it trained on, over all steps."""
+    ended_by: Ending = "steps"
+    """What ended it."""
 
     def to_report(self) -> dict[str, Any]:
         """The report's section on LoRA recovery."""
         lora = self.config.lora
-        section = {"form": self.config.form, "r": lora.r, "alpha": lora.alpha, "steps": len(self.history), "seconds": self.seconds}
+        section: dict[str, Any] = {
+            "form": self.config.form,
+            "r": lora.r,
+            "alpha": lora.alpha,
+            "steps": len(self.history),
+            "seconds": self.seconds,
+        }
+        section |= {"time_budget": seconds_of(self.config.time_budget), "ended_by": self.ended_by}
         return {**section, "history": self.history, "tokens": self.tokens, "distillation": self.config.distillation.to_report()}
 
 
@@ -136,7 +159,7 @@ def train_recovery(
     """
     check_trainable(model, config.form, config.lora)
     loader: Any = training_loader(windows, config.batch_size, config.seed)
-    identity = {**asdict(config), **(identity or {}), "weights": digest_weights(model), "steps": None}
+    identity = {**asdict(config), **(identity or {}), "weights": digest_weights(model), "steps": None, "time_budget": None}
     if distillation is not None:
         identity["teacher"] = distillation.targets.identity
     mode, trains = model.training, {name: p.requires_grad for name, p in model.named_parameters()}
@@ -147,18 +170,21 @@ def train_recovery(
         undone.callback(_take_off, adapted, mode, trains, before)  # where the training does not come to its end
         state = _State(adapted, loader, config, folder, identity)
         state.resume()
-        with activations_as_configured(adapted, config.lora), progress_bar("recovery", config.steps) as advance:
-            for batch in _endless(loader) if state.step < config.steps else ():
+        with activations_as_configured(adapted, config.lora), recovery_bar(config.most_steps, config.time_budget) as advance:
+            for batch in _endless(loader) if state.ended_by is None else ():
                 loss = _step(adapted, batch, state, config, tokenizer, distillation)
                 state.finished(loss, counted_tokens(batch))
-                advance(state.step, f"loss {loss:.4f} nats/token")
-                if state.step >= config.steps:
+                advance(state.step, state.budget, f"loss {loss:.4f} nats/token")
+                if state.ended_by is not None:
                     break
         state.save()
         undone.pop_all()
     merged = make_plain(adapted).train(mode)
     _set_trained(merged, trains)
-    return RecoveredModel(merged, state.history, state.seconds, config, state.tokens)
+    ended_by = state.ended_by or "steps"
+    if config.time_budget is not None:
+        announce(ending_in_words(state.step, state.seconds, ended_by))
+    return RecoveredModel(merged, state.history, state.seconds, config, state.tokens, ended_by)
 
 
 def _take_off(adapted: Any, mode: bool, trains: dict[str, bool], before: dict[str, Tensor]) -> None:
@@ -178,12 +204,18 @@ def _set_trained(model: nn.Module, trains: dict[str, bool]) -> None:
 
 
 @typed
-def recovery_config(recovery: RecoveryConfig | int | None) -> RecoveryConfig | None:
-    """A number of steps as a configuration; 0 for no recovery.
+def recovery_config(recovery: RecoveryConfig | int | str | None) -> RecoveryConfig | None:
+    """A number of steps, or a time such as ``"45m"``, as a configuration; 0 for no recovery.
 
     Raises:
-        ConfigurationError: if it is neither.
+        ConfigurationError: if it is none of these.
+
+    >>> recovery_config("45m").time_budget
+    '45m'
     """
+    if isinstance(recovery, str):
+        check_has_unit("recovery", recovery)
+        return RecoveryConfig(time_budget=recovery)
     if isinstance(recovery, int):
         return RecoveryConfig(steps=recovery) if recovery else None
     return recovery
@@ -239,14 +271,23 @@ class _State:
         self.optimizer, self.scheduler = config.build_optimizer(self.parameters)
         self.step, self.history, self.seconds = 0, list[tuple[int, float]](), 0.0
         self.tokens = 0
+        self.budget = TimeBudget(seconds_of(config.time_budget) or math.inf, config.most_steps)
         self._started, self._saved = time.monotonic(), 0
 
     def finished(self, loss: float, tokens: int) -> None:
         """After an optimizer step."""
         self.step, self.tokens = self.step + 1, self.tokens + tokens
         self.history.append((self.step, loss))
+        self.budget.after_step(self.step, self.seconds + time.monotonic() - self._started)
         if self.step % self.config.every_n_steps == 0:
             self.save()
+
+    @property
+    def ended_by(self) -> Ending | None:
+        """What ends the training here; ``None`` where it goes on."""
+        if self.config.most_steps is not None and self.step >= self.config.most_steps:
+            return "steps"
+        return "time budget" if self.budget.is_over else None
 
     def save(self) -> None:
         """Writes the checkpoint whole, where there is a folder and something new."""
@@ -278,7 +319,7 @@ class _State:
         except (DamagedError, OSError) as error:
             announce(f"recovery starts anew: {self.file} is damaged ({error})")
             return
-        if record.get("identity") != self.identity or record["step"] > self.config.steps:
+        if record.get("identity") != self.identity or record["step"] > (self.config.most_steps or math.inf):
             announce(f"recovery starts anew: {self.file} was written under other settings")
             return
         with torch.no_grad():
@@ -289,6 +330,7 @@ class _State:
         self.loader.load_state_dict(record["loader"])
         self.step, self.seconds, self.tokens = record["step"], record["seconds"], record["tokens"]
         self.history, self._saved = [(int(step), float(loss)) for step, loss in record["history"]], record["step"]
+        self.budget.used = self.seconds
         set_random_state(record["random"])
         announce(f"recovery goes on from step {self.step} in {self.file}")
 

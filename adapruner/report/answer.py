@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from adapruner.recovery.configuration import strength_in_words
+from adapruner.recovery.training_bar import ENDINGS
 from adapruner.report.formats import (
     MISSING,
     NOT_FINITE,
@@ -21,7 +22,7 @@ from adapruner.report.formats import (
     signed_percent_text,
 )
 from adapruner.report.schema import ANY_WIDTH, OWN_METHOD, SECTIONS, STAGES, Report
-from adapruner.report.sections import Calibration, Cost, DataCard, Export, Reconstruction, Search
+from adapruner.report.sections import Calibration, Cost, DataCard, Export, Lora, Reconstruction, Search
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,11 @@ def left_out_sentence(report: Report) -> str | None:
 def ridge_words(refit: Reconstruction) -> str:
     """How the refit was held near the kept weights."""
     return strength_in_words(refit.ridge, refit.candidates)
+
+
+def ending_words(training: Lora) -> str:
+    """What ended the recovery."""
+    return ENDINGS.get(training.ended_by or "", training.ended_by or "")
 
 
 def below_dense_sentence(report: Report) -> str | None:

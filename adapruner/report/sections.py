@@ -280,6 +280,10 @@ class Lora(Record):
     distillation: Distillation | None = None
     tokens: int | None = None
     """Predictions that it trained on, over all steps and ranks; ``None`` where batches do not say."""
+    time_budget: float | None = None
+    """Seconds that it was given; ``None`` where its steps decided."""
+    ended_by: str | None = None
+    """``steps``, ``passes`` over its text, or ``time budget``; ``None`` where somebody else ended it."""
 
 
 class Recovery(Record):
