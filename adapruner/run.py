@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adapruner.argument_checks import typed
-from adapruner.data.from_texts import data_from_texts
+from adapruner.data.from_texts import POOL, data_from_texts
 from adapruner.data.run_data import RunData
 from adapruner.errors import ConfigurationError
 from adapruner.export.card import card_of_report, card_of_run
@@ -27,6 +27,7 @@ from adapruner.progress import RUN_LOG, logged_to, shown
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.distillation import Distillation, check_vocabulary
+from adapruner.recovery.early_stop import held_out_windows
 from adapruner.recovery.form import check_trainable
 from adapruner.recovery.teacher import vocabulary_of
 from adapruner.recovery.time_budget import check_no_time_budget
@@ -100,7 +101,8 @@ def prune(
         recovery: LoRA recovery (or another ``form``) after the refit, or a number of optimizer steps, or a training time such as
             ``"45m"``; ``None`` or 0 leaves it out.
         evaluation: held-out texts, in the same forms, on which perplexity is measured at every stage; ``None`` measures nothing.
-        recovery_texts: what recovery trains on; the calibration texts when empty.
+        recovery_texts: what recovery trains on; the calibration texts when empty, without those that the search is judged on where recovery
+            is judged on them, too (``RecoveryConfig.early_stop``).
         reconstruction_samples: windows of 128 tokens that the refit sees of each source of the calibration texts, instead of those that
             the units are scored on: more of them make a better refit and take time in proportion.
         report: what else is compared and measured for the report.
@@ -132,11 +134,19 @@ def prune(
         if recovery is not None:
             check_trainable(model, recovery.form, recovery.lora)
             check_vocabulary(recovery.distillation, vocabulary_of(model))
-        trained = _recovery_texts(recovery, recovery_texts, calibration)
-        data = _data(calibration, tokenizer, asked.search.seed, evaluation, trained, reconstruction_samples)
+        data = _data(
+            calibration,
+            tokenizer,
+            asked.search.seed,
+            evaluation,
+            _recovery_texts(recovery, recovery_texts, calibration),
+            reconstruction_samples,
+        )
         reports = where is not None or evaluation is not None
-        prompts = [lambda: report.check_prompts(model, tokenizer)] if reports else []
-        check_model_and_data(model, data, asked.budget, report.sequence_lengths() if reports else {}, *prompts)
+        more = [lambda: report.check_prompts(model, tokenizer)] if reports else []
+        if recovery is not None and recovery.early_stop:
+            more.append(partial(held_out_windows, data.search_windows, data.recovery_windows, recovery.early_stop))
+        check_model_and_data(model, data, asked.budget, report.sequence_lengths() if reports else {}, *more)
         keep = partial(_keep, log, where, began)
         scored = score_model(model, data, asked, folder=where, compared_metrics=report.compare, on_accepted=keep)
         distillation = _distillation(model, data, recovery, where)  # while the model is dense
@@ -189,6 +199,8 @@ def _data(calibration: Any, tokenizer: Any, seed: int, evaluation: Any, recovery
 def _recovery_texts(recovery: Any, texts: Any, calibration: Any) -> Any:
     if recovery is None:
         return None
+    if texts is None and recovery.early_stop:
+        return POOL
     return calibration if texts is None else texts
 
 
@@ -229,7 +241,7 @@ def _recover(
     if recovery is None:
         return None
     identity = {"plan": found.plan.hash, "text": data.recovery_windows.fingerprint}
-    options: dict[str, Any] = {"identity": identity, "tokenizer": tokenizer, "distillation": distillation}
+    options: dict[str, Any] = {"identity": identity, "tokenizer": tokenizer, "distillation": distillation, "held_out": data.search_windows}
     return train_recovery(model, data.recovery_windows, recovery, folder=folder, **options)
 
 

@@ -29,6 +29,7 @@ from adapruner.recovery import teacher as teacher_module
 from adapruner.recovery import training
 from adapruner.recovery.lora import LoRAConfig
 from adapruner.recovery.training import RecoveryConfig
+from adapruner.recovery.training_state import TrainingState
 from adapruner.search.config import RerankConfig
 from adapruner.search.trial_value import Objective
 from adapruner.stage_times import read_times
@@ -179,7 +180,7 @@ def test_a_killed_run_that_distils_goes_on(tmp_path: Path, monkeypatch: pytest.M
     options: dict[str, Any] = {"recovery": DISTILLED, "recovery_texts": windows, "recipe": adapruner.Recipe({"l2": 1.0}), "search": None}
     unbroken = prune(**options, folder=tmp_path / "whole")
     files = len(list((tmp_path / "whole" / "teacher").iterdir()))
-    owner, name = (teacher_module, "write_tensors") if place == "teacher" else (training._State, "finished")
+    owner, name = (teacher_module, "write_tensors") if place == "teacher" else (TrainingState, "finished")
     inner, calls = getattr(owner, name), []
 
     def counted(*arguments: Any) -> Any:

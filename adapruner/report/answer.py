@@ -182,6 +182,19 @@ def ending_words(training: Lora) -> str:
     return ENDINGS.get(training.ended_by or "", training.ended_by or "")
 
 
+def held_out_sentence(training: Lora) -> str | None:
+    """Where the recovery was best on held-out text; ``None`` where it was not judged."""
+    seen = training.early_stop
+    if seen is None or seen.best_step is None:
+        return None
+    found = dict(seen.looks)
+    last, first = seen.looks[-1][0], seen.looks[0][0]
+    stays = "the last" if seen.best_step == last else f"its weights stay; {nll_text(found[last])} behind the last, {last:,}"
+    before = f" ({nll_text(found[first])} before the first)" if first == 0 else ""
+    best = f"behind step {seen.best_step:,}: {nll_text(found[seen.best_step])} nats per token{before}"
+    return f"On {seen.windows:,} held-out windows best {best}, {stays}."
+
+
 def below_dense_sentence(report: Report) -> str | None:
     """What a model below the dense one says, and what it does not; ``None`` where none is."""
     for comparison in comparisons(report):

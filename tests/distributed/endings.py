@@ -1,4 +1,4 @@
-"""``python -m tests.distributed.endings FOLDER``: a stranger's training on ranks whose clocks differ, ended by its time."""
+"""``python -m tests.distributed.endings FOLDER STRATEGY OPTIONS``: a recovery on ranks whose clocks differ, ended before its steps are."""
 
 from __future__ import annotations
 
@@ -9,29 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
-from torch.utils.data import DataLoader
+from lightning import Callback, Trainer
 
 from adapruner.callbacks import lora_recovery
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
+from adapruner.module import PrunableCausalLM
+from adapruner.recovery.early_stop import EarlyStopConfig
 from adapruner.recovery.lora import LoRAConfig
-from tests.tiny import random_windows, tiny_llama
-
-
-class Module(LightningModule):
-    """Its learning rate falls to nothing over ten steps."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = tiny_llama()
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        return self.model(**batch, use_cache=False).loss
-
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-2)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=10)
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+from tests.distributed.runs import TinyData, two_ranks
 
 
 class Clock(Callback):
@@ -47,30 +32,36 @@ class Clock(Callback):
         self.rates.append(optimizer.param_groups[0]["lr"])
 
 
-def fit(folder: Path, **options: Any) -> None:
-    """Leaves what each rank saw in ``rank0.json`` and so on."""
+def fit(folder: Path, strategy: str, time_budget: str | None = None, every_n_steps: int = 0) -> None:
+    """Leaves what each rank saw in ``rank0.json`` and so on, and the weights beside it; the rate falls to nothing over ten steps."""
     clock = Clock()
     lora_recovery.time = SimpleNamespace(monotonic=lambda: clock.now)  # type: ignore[assignment]
-    recovery = LoRARecoveryCallback(LoRAConfig(r=2, alpha=4, dropout=0.0), **options)
+    looks = EarlyStopConfig(every_n_steps, patience=2, batch_size=2)
+    recovery = LoRARecoveryCallback(LoRAConfig(r=4, alpha=8, dropout=0.0), time_budget=time_budget, early_stop=looks)
     trainer = Trainer(
         default_root_dir=folder,
         accelerator="cpu",
-        devices=2,
-        strategy="ddp",
         max_steps=40,
         max_epochs=-1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
         callbacks=[recovery, clock],
+        **two_ranks(strategy),
     )
-    module = Module()
-    trainer.fit(module, DataLoader(random_windows(16, 16, seed=4), batch_size=2))  # type: ignore[arg-type]
-    weights = sum(float(value.double().abs().sum()) for value in module.model.state_dict().values())
-    found = {"steps": trainer.global_step, "rates": clock.rates, "ended_by": recovery.ending.ended_by, "weights": weights}
-    (folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(found))
+    falling: Any = None if time_budget is None else lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.0, total_iters=10)
+    module = PrunableCausalLM(str(folder / "model"), dtype="float32", optimizer=lambda p: torch.optim.AdamW(p, lr=3e-2), scheduler=falling)
+    trainer.fit(module, datamodule=TinyData(2))
+    ending, rank = recovery.ending, trainer.global_rank
+    seen = None if ending.looks is None else ending.looks.looks
+    best = None if ending.looks is None else ending.looks.best_step
+    found = {"steps": trainer.global_step, "rates": clock.rates, "ended_by": ending.ended_by, "looks": seen, "best": best}
+    torch.save(module.model.state_dict(), folder / f"rank{rank}.pt")
+    (folder / f"rank{rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    fit(Path(sys.argv[1]), **json.loads(sys.argv[2]))
+    fit(Path(sys.argv[1]), sys.argv[2], **json.loads(sys.argv[3]))

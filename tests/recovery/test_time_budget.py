@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from adapruner.errors import ConfigurationError
-from adapruner.recovery import training
+from adapruner.recovery import training, training_state
 from adapruner.recovery.lora import LoRAConfig
 from adapruner.recovery.time_budget import TimeBudget, seconds_of
 from adapruner.recovery.training import RecoveryConfig, recovery_config, train_recovery
@@ -76,7 +76,7 @@ class Clock:
             return inner(*arguments)
 
         monkeypatch.setattr(training, "_step", step)
-        monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(training_state, "time", SimpleNamespace(monotonic=lambda: self.now))
 
 
 @pytest.fixture
