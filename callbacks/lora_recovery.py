@@ -113,10 +113,11 @@ class LoRARecoveryCallback(PruningListener):
     def check_trainable(self, trainer: Trainer, model: Any) -> None:
         """Refuses what this recovery could not train: see :func:`adapruner.recovery.form.check_trainable`."""
         check_trainable(model, self.form, self.lora)
-        if self.form == "full" and str(trainer.precision).endswith("true") and "16" in str(trainer.precision):
+        whole = "full fine-tuning" if self.form == "full" else f"{' and '.join(self.lora.train)} that train" if self.lora.train else None
+        if whole is not None and str(trainer.precision).endswith("true") and "16" in str(trainer.precision):
             raise ConfigurationError(
-                f"trainer.precision: expected weights in float32 for full fine-tuning, got {trainer.precision}; give bf16-mixed, or "
-                "recovery.form lora"
+                f"trainer.precision: expected weights in float32 for {whole}, got {trainer.precision}; give bf16-mixed, or train adapters "
+                "alone"
             )
 
     def check_before_search(self, trainer: Trainer) -> None:

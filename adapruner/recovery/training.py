@@ -21,7 +21,7 @@ from adapruner.recovery.briefly import recover_briefly
 from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
 from adapruner.recovery.distillation import Distillation, DistillationConfig, counted_tokens, training_loss
 from adapruner.recovery.early_stop import EarlyStop, EarlyStopConfig, held_out_windows
-from adapruner.recovery.form import RecoveryForm, check_form, check_trainable, copy_of_layers, make_plain, make_trainable
+from adapruner.recovery.form import RecoveryForm, check_form, check_trainable, copy_of_trained, make_plain, make_trainable
 from adapruner.recovery.lora import LoRAConfig, activations_as_configured
 from adapruner.recovery.time_budget import check_has_unit, seconds_of
 from adapruner.recovery.training_bar import Ending, ending_in_words, recovery_bar
@@ -144,7 +144,7 @@ def train_recovery(
     """Trains low-rank adapters on the pruned model and merges them, or the layers' own weights; its mode, and which parameters train, are
     as before.
 
-    A training that is interrupted or fails leaves the model as it was: in full fine-tuning a copy of the layers is kept for that.
+    A training that is interrupted or fails leaves the model as it was: a copy of its own weights that train is kept for that.
 
     Args:
         model: the pruned model on its device; changed in place.
@@ -171,7 +171,7 @@ def train_recovery(
     mode, trains = model.training, {name: p.requires_grad for name, p in model.named_parameters()}
     with ExitStack() as undone, torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(config.seed)
-        before = copy_of_layers(model) if config.form == "full" else {}
+        before = copy_of_trained(model, config.form, config.lora)
         adapted = make_trainable(model, config.form, config.lora)
         undone.callback(_take_off, adapted, mode, trains, before)  # where the training does not come to its end
         state = TrainingState(adapted, loader, config, folder, identity, judged_on)

@@ -35,6 +35,13 @@ def test_the_first_rank_s_clock_counts_for_both(tmp_path: Path) -> None:
     assert found["rates"] == pytest.approx([3e-2 * (1 - step / 8) for step in range(8)])
 
 
+def test_norms_beside_adapters_are_sharded_too(tmp_path: Path) -> None:
+    found = on_both(tmp_path, "fsdp1", time_budget="4s")
+    assert (found["steps"], found["ended_by"]) == (4, "time budget")
+    trained, dense = torch.load(tmp_path / "rank0.pt"), load_language_model(str(tmp_path / "model"), dtype="float32").state_dict()
+    assert not torch.equal(trained["model.norm.weight"], dense["model.norm.weight"])
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_both_keep_the_weights_of_the_best_look(tmp_path: Path, strategy: str) -> None:
     found = on_both(tmp_path, strategy, every_n_steps=2)
