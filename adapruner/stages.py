@@ -346,7 +346,8 @@ def recover(
     remove_padding(model)
     windows = windows_from_texts(texts, tokenizer, role="recovery", seq_len=seq_len, seed=config.seed)
     where = None if folder is None else Path(folder)
-    judged_on = None if held_out is None else windows_from_texts(held_out, tokenizer, role="held out", seq_len=seq_len, seed=config.seed)
+    how: dict[str, Any] = {"role": "held out", "argument": "held_out", "seq_len": seq_len, "seed": config.seed}
+    judged_on = None if held_out is None else windows_from_texts(held_out, tokenizer, **how)
     if config.early_stop:
         held_out_windows(judged_on, windows, config.early_stop)
     identity = {"text": windows.fingerprint, "plan": _plan_hash(model)}

@@ -136,7 +136,7 @@ class LoRARecoveryCallback(PruningListener):
         data = getattr(trainer, "datamodule", None)
         windows = self._searched if self._searched is not None else getattr(data, "search_windows", None)
         if self.held_out is not None:
-            windows = windows_from_texts(self.held_out, getattr(pl_module, "tokenizer", None), role="held out")
+            windows = windows_from_texts(self.held_out, getattr(pl_module, "tokenizer", None), role="held out", argument="held_out")
         self.ending.held_out = held_out_windows(windows, getattr(data, "recovery_windows", None), self.ending.early_stop)
 
     def check_with_model(self, pl_module: LightningModule, model: Any) -> None:

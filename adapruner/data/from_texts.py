@@ -114,14 +114,19 @@ def _refit(sources: list[TextSource], samples: int, seq_len: int) -> Reconstruct
     return ReconstructionData(sources, samples, _length_of(sources, seq_len) if sources else None)
 
 
-def windows_from_texts(texts: Any, tokenizer: Any, *, role: str = "recovery", seq_len: int = 256, seed: int = 0) -> TextWindows:
+def windows_from_texts(
+    texts: Any, tokenizer: Any, *, role: str = "recovery", seq_len: int = 256, seed: int = 0, argument: str = "texts"
+) -> TextWindows:
     """All windows ``[n, seq_len]`` of one set, in the forms that :func:`data_from_texts` takes.
+
+    Args:
+        argument: what the texts are called in a refusal.
 
     Raises:
         ConfigurationError: if there are texts but no tokenizer.
         DataError: if nothing is given, or it is neither text nor windows.
     """
-    sources = _some_sources(texts, tokenizer)
+    sources = _some_sources(texts, tokenizer, argument)
     return WindowDrawer(tokenizer, seed).evenly(role, sources, _length_of(sources, seq_len), None)
 
 
@@ -148,8 +153,8 @@ def _sources(argument: str, value: Any) -> list[TextSource]:
     return [_source(argument, SOURCE_NAME, value)]
 
 
-def _some_sources(texts: Any, tokenizer: Any) -> list[TextSource]:
-    sources = _sources("texts", texts) or [_source("texts", SOURCE_NAME, None)]  # which refuses it
+def _some_sources(texts: Any, tokenizer: Any, argument: str = "texts") -> list[TextSource]:
+    sources = _sources(argument, texts) or [_source(argument, SOURCE_NAME, None)]  # which refuses it
     _check_tokenizer(sources, tokenizer)
     return sources
 

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 from adapruner.callbacks.lora_recovery import LoRARecoveryCallback
 from adapruner.callbacks.recovery_checkpoint import RecoveryCheckpointCallback
-from adapruner.errors import ConfigurationError
+from adapruner.errors import ConfigurationError, DataError
 from adapruner.evaluation.perplexity import evaluate_nll
 from adapruner.recovery.early_stop import EarlyStopConfig
 from adapruner.recovery.lora import LoRAConfig
@@ -120,6 +120,11 @@ def test_without_text_it_is_refused(tmp_path: Path) -> None:
     trainer = foreign_trainer(tmp_path, [recovery()])
     with pytest.raises(ConfigurationError, match=r"recovery\.early_stop: expected held-out text to judge on, got none; give held_out"):
         trainer.fit(Fast(), OrderedData().train_dataloader())
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"held_out: expected a list of texts, .*, got int; give one"):
+        fit(tmp_path, [recovery(held_out=5)])
 
 
 def test_a_model_that_cannot_be_judged_between_two_steps_is_refused() -> None:
