@@ -153,8 +153,8 @@ class Setting:
             optimizer = torch.optim.AdamW(parameters, lr=self.options.learning_rate, weight_decay=0.0)
             return optimizer, torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=steps)
 
-        lora = LoRAConfig(r=8, alpha=16, dropout=0.0, train=getattr(self.options, "train", []))
-        if lora.train or getattr(self.options, "recover_in_float32", False):  # 16 bits would round steps of norms away
+        lora = LoRAConfig(r=8, alpha=16, dropout=0.0, also_train=getattr(self.options, "train", []))
+        if lora.also_train or getattr(self.options, "recover_in_float32", False):  # 16 bits would round steps of norms away
             model = model.float()
         return recover_briefly(model, self.data.train_dataloader(), lora, steps=steps, build_optimizer=build, seed=self.seed)
 

@@ -113,10 +113,10 @@ class LoRARecoveryCallback(PruningListener):
     def check_trainable(self, trainer: Trainer, model: Any) -> None:
         """Refuses what this recovery could not train: see :func:`adapruner.recovery.form.check_trainable`."""
         check_trainable(model, self.form, self.lora)
-        whole = "full fine-tuning" if self.form == "full" else f"{' and '.join(self.lora.train)} that train" if self.lora.train else None
-        if whole is not None and str(trainer.precision).endswith("true") and "16" in str(trainer.precision):
+        parts = ["full fine-tuning"] if self.form == "full" else self.lora.also_train
+        if parts and str(trainer.precision).endswith("true") and "16" in str(trainer.precision):
             raise ConfigurationError(
-                f"trainer.precision: expected weights in float32 for {whole}, got {trainer.precision}; give bf16-mixed, or train adapters "
+                f"trainer.precision: expected weights in float32 for {' and '.join(parts)}, got {trainer.precision}; give bf16-mixed, or train adapters "
                 "alone"
             )
 

@@ -40,19 +40,20 @@ def check_parts(model: Any, parts: Sequence[str]) -> None:
     """Refuses what a model does not have, or has in 16 bits, which round the steps of a usual learning rate away.
 
     Raises:
-        ConfigurationError: naming ``recovery.lora.train``.
+        ConfigurationError: naming ``recovery.lora.also_train``.
     """
     for part in parts:
         found = parameters_beside(model, [part])
         if not found:
             raise ConfigurationError(
-                f"recovery.lora.train: expected parts that the model has, got {part!r}, and {type(model).__name__} has none; leave it out"
+                f"recovery.lora.also_train: expected parts that the model has, got {part!r}, and {type(model).__name__} has none; "
+                "leave it out"
             )
         kinds = sorted({str(p.dtype).removeprefix("torch.") for p in found.values() if p.dtype in (torch.bfloat16, torch.float16)})
         if kinds:
             raise ConfigurationError(
-                f"recovery.lora.train: expected {part} of 32 bits, since 16 bits round steps away, got {' and '.join(kinds)}; load the "
-                "model in float32 (and train with precision bf16-mixed), or leave it out"
+                f"recovery.lora.also_train: expected {part} of 32 bits, since 16 bits round steps away, got {' and '.join(kinds)}; load "
+                "the model in float32 (and train with precision bf16-mixed), or leave it out"
             )
 
 

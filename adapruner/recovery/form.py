@@ -64,7 +64,7 @@ def copy_of_trained(model: Any, form: RecoveryForm, lora: LoRAConfig) -> dict[st
     """Name -> a copy on the CPU, of every parameter of the model itself that a training changes."""
     prefix, layers = find_decoder_layers(model)
     whole = {f"{prefix}.{name}": p for name, p in layers.named_parameters()} if form == "full" else {}
-    return {name: p.detach().to("cpu", copy=True) for name, p in (whole or parameters_beside(model, lora.train)).items()}
+    return {name: p.detach().to("cpu", copy=True) for name, p in (whole or parameters_beside(model, lora.also_train)).items()}
 
 
 def make_plain(model: Any) -> nn.Module:

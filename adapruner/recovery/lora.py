@@ -35,7 +35,7 @@ class LoRAConfig:
     checkpoint_activations: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: a fraction of the memory, about a third more time,
     the same gradients."""
-    train: list[str] = field(default_factory=list)
+    also_train: list[str] = field(default_factory=list)
     """What trains as it is beside the adapters, at the same learning rate: ``norms``, ``biases`` of linear layers. In float32 only: 16 bits
     round such steps away."""
 
@@ -45,9 +45,9 @@ class LoRAConfig:
             raise ConfigurationError(f"lora: expected r and alpha of 1 or more, got {self.r} and {self.alpha}; give 8 and 16")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigurationError(f"lora.dropout: expected a number in [0, 1), got {self.dropout}; give 0.05")
-        for part in self.train:
+        for part in self.also_train:
             if part not in PARTS:
-                raise ConfigurationError(f"lora.train: expected parts out of {', '.join(PARTS)}, got {part!r}; {nearest(part, PARTS)}")
+                raise ConfigurationError(f"lora.also_train: expected parts out of {', '.join(PARTS)}, got {part!r}; {nearest(part, PARTS)}")
 
 
 def attach_lora(model: nn.Module, config: LoRAConfig) -> Any:
@@ -74,7 +74,7 @@ def attach_lora(model: nn.Module, config: LoRAConfig) -> Any:
         raise ConfigurationError(
             f"lora.target_modules: expected names of linear layers, got {config.target_modules!r} ({str(error)[:120]}); give all-linear"
         ) from error
-    for parameter in parameters_beside(adapted, config.train).values():
+    for parameter in parameters_beside(adapted, config.also_train).values():
         parameter.requires_grad_(True)
     return adapted
 
@@ -109,7 +109,7 @@ def check_adapters(model: nn.Module, lora: LoRAConfig) -> None:
         raise ConfigurationError(
             f"recovery.lora.checkpoint_activations: expected a model that can, got {type(model).__name__}, which cannot; leave it out"
         )
-    check_parts(model, lora.train)
+    check_parts(model, lora.also_train)
     layers = [n for n, m in model.named_modules() if next(m.children(), None) is None and getattr(m, "weight", None) is not None]
     most = max((min(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear)), default=lora.r)
     if lora.r > most:
@@ -136,5 +136,5 @@ def describe_lora(adapted: Any) -> dict[str, Any]:
         "alpha": settings.lora_alpha,
         "dropout": settings.lora_dropout,
         "target_modules": targets if isinstance(targets, str) else sorted(targets),
-        "train": [part for part in PARTS if any(p.requires_grad for p in parameters_beside(adapted, [part]).values())],
+        "also_train": [part for part in PARTS if any(p.requires_grad for p in parameters_beside(adapted, [part]).values())],
     }

@@ -13,7 +13,7 @@ from adapruner.export.loading import load
 from tests.spoilt import make_workspace
 
 UNBOUNDED = ("--trainer.max_steps=-1", "--trainer.max_epochs=-1")
-LOOKS = ("--recovery.early_stop.every_n_steps=5", "--recovery.early_stop.patience=1000", "--recovery.lora.train=[norms]")
+LOOKS = ("--recovery.early_stop.every_n_steps=5", "--recovery.early_stop.patience=1000", "--recovery.lora.also_train=[norms]")
 
 
 @pytest.mark.slow  # a clock that is not made up

@@ -37,7 +37,7 @@ def fit(folder: Path, strategy: str, time_budget: str | None = None, every_n_ste
     clock = Clock()
     lora_recovery.time = SimpleNamespace(monotonic=lambda: clock.now)  # type: ignore[assignment]
     looks = EarlyStopConfig(every_n_steps, patience=2, batch_size=2)
-    recovery = LoRARecoveryCallback(LoRAConfig(r=4, alpha=8, dropout=0.0, train=["norms"]), time_budget=time_budget, early_stop=looks)
+    recovery = LoRARecoveryCallback(LoRAConfig(r=4, alpha=8, dropout=0.0, also_train=["norms"]), time_budget=time_budget, early_stop=looks)
     trainer = Trainer(
         default_root_dir=folder,
         accelerator="cpu",

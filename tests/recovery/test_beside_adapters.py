@@ -49,7 +49,7 @@ def by_peft(parts: list[str]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("parts", [["norms"], ["biases"], ["norms", "biases"]])
 def test_it_is_what_peft_trains(parts: list[str]) -> None:
-    config, before = LoRAConfig(r=2, alpha=4, dropout=0.0, train=parts), tiny_llama(attention_bias=True).state_dict()
+    config, before = LoRAConfig(r=2, alpha=4, dropout=0.0, also_train=parts), tiny_llama(attention_bias=True).state_dict()
     model = recover_briefly(tiny_llama(attention_bias=True), BATCHES, config, steps=5, build_optimizer=adamw)
     found = model.state_dict()
     for name, value in by_peft(parts).items():
@@ -64,7 +64,7 @@ def test_it_is_what_peft_trains(parts: list[str]) -> None:
 def test_attached_and_merged_at_once_changes_nothing() -> None:
     model = tiny_llama(attention_bias=True)
     before = copy.deepcopy(model.state_dict())
-    merged = merge_lora(attach_lora(model, LoRAConfig(train=["norms", "biases"])))
+    merged = merge_lora(attach_lora(model, LoRAConfig(also_train=["norms", "biases"])))
     assert all(torch.equal(merged.state_dict()[name], value) for name, value in before.items())
 
 
@@ -82,7 +82,7 @@ def test_the_export_is_the_trained_model(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "make_plain", remember)
-        config = RecoveryConfig(steps=4, learning_rate=1e-2, lora=LoRAConfig(r=2, alpha=4, dropout=0.0, train=["norms"]))
+        config = RecoveryConfig(steps=4, learning_rate=1e-2, lora=LoRAConfig(r=2, alpha=4, dropout=0.0, also_train=["norms"]))
         stages.recover(model, None, WINDOWS, config)
     stages.export(model, tmp_path / "out")
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_the_export_is_the_trained_model(tmp_path: Path) -> None:
 
 
 def config(**options: Any) -> RecoveryConfig:
-    lora = LoRAConfig(r=2, alpha=4, dropout=0.1, train=["norms"])
+    lora = LoRAConfig(r=2, alpha=4, dropout=0.1, also_train=["norms"])
     return RecoveryConfig(**{"steps": 6, "batch_size": 2, "learning_rate": 1e-2, "every_n_steps": 1, "lora": lora, **options})
 
 
@@ -142,14 +142,16 @@ def test_every_family_has_norms_in_each_layer(row: Any) -> None:
 
 
 def test_a_checkpoint_says_it() -> None:
-    assert describe_lora(attach_lora(tiny_llama(), LoRAConfig(r=2, train=["norms"])))["train"] == ["norms"]
-    assert describe_lora(attach_lora(tiny_llama(), LoRAConfig(r=2)))["train"] == []
+    assert describe_lora(attach_lora(tiny_llama(), LoRAConfig(r=2, also_train=["norms"])))["also_train"] == ["norms"]
+    assert describe_lora(attach_lora(tiny_llama(), LoRAConfig(r=2)))["also_train"] == []
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"lora\.train: expected parts out of norms, biases, got 'bias'; did you mean 'biases'"):
-        LoRAConfig(train=["bias"])
-    with pytest.raises(ConfigurationError, match=r"recovery\.lora\.train: expected parts that the model has, got 'biases', and Llama"):
-        train_recovery(tiny_llama(), WINDOWS, config(lora=LoRAConfig(train=["biases"])))
-    with pytest.raises(ConfigurationError, match=r"recovery\.lora\.train: expected norms of 32 bits, .* got bfloat16; load the model"):
+    with pytest.raises(
+        ConfigurationError, match=r"lora\.also_train: expected parts out of norms, biases, got 'bias'; did you mean 'biases'"
+    ):
+        LoRAConfig(also_train=["bias"])
+    with pytest.raises(ConfigurationError, match=r"recovery\.lora\.also_train: expected parts that the model has, got 'biases', and Llama"):
+        train_recovery(tiny_llama(), WINDOWS, config(lora=LoRAConfig(also_train=["biases"])))
+    with pytest.raises(ConfigurationError, match=r"recovery\.lora\.also_train: expected norms of 32 bits, .* got bfloat16; load the model"):
         train_recovery(tiny_llama().bfloat16(), WINDOWS, config())
