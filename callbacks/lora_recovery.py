@@ -116,8 +116,8 @@ class LoRARecoveryCallback(PruningListener):
         parts = ["full fine-tuning"] if self.form == "full" else self.lora.also_train
         if parts and str(trainer.precision).endswith("true") and "16" in str(trainer.precision):
             raise ConfigurationError(
-                f"trainer.precision: expected weights in float32 for {' and '.join(parts)}, got {trainer.precision}; give bf16-mixed, or train adapters "
-                "alone"
+                f"trainer.precision: expected weights in float32 for {' and '.join(parts)}, got {trainer.precision}; give bf16-mixed, or "
+                "train adapters alone"
             )
 
     def check_before_search(self, trainer: Trainer) -> None:
