@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from adapruner.pruning.recipe import Recipe
     from adapruner.recovery.configuration import ReconstructionConfig
     from adapruner.recovery.distillation import DistillationConfig
+    from adapruner.recovery.early_stop import EarlyStopConfig
     from adapruner.recovery.lora import LoRAConfig
     from adapruner.recovery.training import RecoveryConfig
     from adapruner.report.recorder import ReportConfig
@@ -57,6 +58,7 @@ __all__ = [
     "Allocation",
     "Budget",
     "DistillationConfig",
+    "EarlyStopConfig",
     "LoRAConfig",
     "ObjectiveConfig",
     "PrunableCausalLM",
@@ -84,6 +86,7 @@ _LAZY = {
     "Allocation": "adapruner.pruning.allocation",
     "Budget": "adapruner.pruning.budget",
     "DistillationConfig": "adapruner.recovery.distillation",
+    "EarlyStopConfig": "adapruner.recovery.early_stop",
     "LoRAConfig": "adapruner.recovery.lora",
     "ObjectiveConfig": "adapruner.search.objectives",
     "PrunableCausalLM": "adapruner.module",

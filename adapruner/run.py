@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adapruner.argument_checks import typed
-from adapruner.data.from_texts import check_forms, data_from_texts
+from adapruner.data.from_texts import POOL, check_forms, data_from_texts
 from adapruner.data.run_data import RunData
 from adapruner.errors import ConfigurationError, written_as
 from adapruner.export.card import card_of_report, card_of_run
@@ -27,8 +27,10 @@ from adapruner.progress import RUN_LOG, logged_to, shown
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.distillation import Distillation, check_vocabulary
+from adapruner.recovery.early_stop import held_out_windows
 from adapruner.recovery.form import check_trainable
 from adapruner.recovery.teacher import vocabulary_of
+from adapruner.recovery.time_budget import check_no_time_budget
 from adapruner.recovery.training import RecoveredModel, RecoveryConfig, recovery_config, short_recovery, train_recovery
 from adapruner.report.answer import stages_in_words
 from adapruner.report.measured_before import MeasuredBefore
@@ -94,7 +96,7 @@ def prune(
     calibration: Any = None,
     budget: Budget | float = 0.2,
     *,
-    recovery: RecoveryConfig | int | None = None,
+    recovery: RecoveryConfig | int | str | None = None,
     evaluation: Any = None,
     recovery_texts: Any = None,
     reconstruction_samples: int = 0,
@@ -112,9 +114,11 @@ def prune(
         calibration: texts that decide which units matter: a list, a mapping of source names to lists, a ``datasets.Dataset`` with a
             column ``text``, or token windows ``[n, seq_len]``.
         budget: how much to remove; a number is a fraction of the block parameters.
-        recovery: LoRA recovery (or another ``form``) after the refit, or a number of optimizer steps; ``None`` or 0 leaves it out.
+        recovery: LoRA recovery (or another ``form``) after the refit, or a number of optimizer steps, or a training time such as
+            ``"45m"``; ``None`` or 0 leaves it out.
         evaluation: held-out texts, in the same forms, on which perplexity is measured at every stage; ``None`` measures nothing.
-        recovery_texts: what recovery trains on; the calibration texts when empty.
+        recovery_texts: what recovery trains on; the calibration texts when empty, without those that the search is judged on where recovery
+            is judged on them, too (``RecoveryConfig.early_stop``).
         reconstruction_samples: windows of 128 tokens that the refit sees of each source of the calibration texts, instead of those that
             the units are scored on: more of them make a better refit and take time in proportion.
         report: what else is compared and measured for the report.
@@ -137,6 +141,8 @@ def prune(
     names = {**short_names(budget, options.get("search"), options.get("seed"), recovery), **_TEXTS, **PYTHON_NAMES}
     with written_as(names):
         asked, recovery = pruning_options(budget, **options), recovery_config(recovery)
+        if recovery is not None and report.compare_recovered:
+            check_no_time_budget(recovery.time_budget)
         _check_before_loading(model, asked, calibration, evaluation, recovery_texts)
     if folder is not None:
         check_can_draw("lift it, or give no folder")
@@ -146,11 +152,19 @@ def prune(
         if recovery is not None:
             check_trainable(model, recovery.form, recovery.lora)
             check_vocabulary(recovery.distillation, vocabulary_of(model))
-        trained = _recovery_texts(recovery, recovery_texts, calibration)
-        data = _data(calibration, tokenizer, asked.search.seed, evaluation, trained, reconstruction_samples)
+        data = _data(
+            calibration,
+            tokenizer,
+            asked.search.seed,
+            evaluation,
+            _recovery_texts(recovery, recovery_texts, calibration),
+            reconstruction_samples,
+        )
         reports = where is not None or evaluation is not None
-        prompts = [lambda: report.check_prompts(model, tokenizer)] if reports else []
-        check_model_and_data(model, data, asked.budget, report.sequence_lengths() if reports else {}, *prompts)
+        more = [lambda: report.check_prompts(model, tokenizer)] if reports else []
+        if recovery is not None and recovery.early_stop:
+            more.append(partial(held_out_windows, data.search_windows, data.recovery_windows, recovery.early_stop))
+        check_model_and_data(model, data, asked.budget, report.sequence_lengths() if reports else {}, *more)
         keep = partial(_keep, log, where, began)
         scored = score_model(model, data, asked, folder=where, compared_metrics=report.compare, on_accepted=keep)
         distillation = _distillation(model, data, recovery, where)  # while the model is dense
@@ -211,6 +225,8 @@ def _data(calibration: Any, tokenizer: Any, seed: int, evaluation: Any, recovery
 def _recovery_texts(recovery: Any, texts: Any, calibration: Any) -> Any:
     if recovery is None:
         return None
+    if texts is None and recovery.early_stop:
+        return POOL
     return calibration if texts is None else texts
 
 
@@ -234,8 +250,8 @@ def _recorder(
     recorder = ReportRecorder(
         report, scored, found, tokenizer, MeasuredBefore.of(scored, found, batch_size=report.batch_size, recovery=settings)
     )
-    steps = recovery.steps if recovery is not None and report.compare_recovered else 0
-    recorder.measure_dense(short_recovery(scored.data.recovery_windows, recovery, steps, distillation))
+    steps = recovery.most_steps if recovery is not None and report.compare_recovered else 0
+    recorder.measure_dense(short_recovery(scored.data.recovery_windows, recovery, steps or 0, distillation))
     return recorder
 
 
@@ -251,7 +267,7 @@ def _recover(
     if recovery is None:
         return None
     identity = {"plan": found.plan.hash, "text": data.recovery_windows.fingerprint}
-    options: dict[str, Any] = {"identity": identity, "tokenizer": tokenizer, "distillation": distillation}
+    options: dict[str, Any] = {"identity": identity, "tokenizer": tokenizer, "distillation": distillation, "held_out": data.search_windows}
     return train_recovery(model, data.recovery_windows, recovery, folder=folder, **options)
 
 

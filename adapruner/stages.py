@@ -46,6 +46,7 @@ from adapruner.pruning.recipe import Recipe
 from adapruner.pruning.surgery import prune_model, write_widths
 from adapruner.recovery.configuration import ReconstructionConfig
 from adapruner.recovery.distillation import Distillation, DistillationConfig, check_teacher, check_vocabulary
+from adapruner.recovery.early_stop import held_out_windows
 from adapruner.recovery.form import check_trainable
 from adapruner.recovery.judged_refit import JudgedRefit, refit_if_better
 from adapruner.recovery.post_pruning import PostPruning, recipe_of
@@ -320,11 +321,12 @@ def recover(
     model: Any,
     tokenizer: Any = None,
     texts: Any = None,
-    recovery: RecoveryConfig | int = RecoveryConfig(),
+    recovery: RecoveryConfig | int | str = RecoveryConfig(),
     *,
     seq_len: int = 256,
     folder: str | Path | None = None,
     distillation: Distillation | None = None,
+    held_out: Any = None,
 ) -> RecoveredModel:
     """Trains low-rank adapters on the pruned model and merges them, or its layers (``form``); the model's widths stay. Interrupted, it
     leaves the model as it was.
@@ -333,14 +335,15 @@ def recover(
         model: the pruned model, on the device where it is to be trained; changed in place.
         tokenizer: of the model; not needed where ``texts`` holds tokens.
         texts: as ``calibration`` of :func:`score`.
-        recovery: how, or a number of optimizer steps.
+        recovery: how, or a number of optimizer steps, or a training time such as ``"45m"``.
         seq_len: tokens in a window.
         folder: where a checkpoint is kept, and gone on from; ``None`` writes nothing.
         distillation: what :func:`teach` returned, where ``recovery`` distils; its settings are those of the loss. Without it the teacher is
             the model that ``recovery.distillation.teacher`` names.
+        held_out: as ``texts``, other ones: what it is judged on where ``recovery.early_stop`` asks for it.
 
     Raises:
-        ConfigurationError: if ``recovery`` distils and there is no teacher.
+        ConfigurationError: if ``recovery`` distils and there is no teacher, or is to be judged and there is no text for it.
         ModelError: if a loss or a gradient is not finite.
     """
     _check_tokenizer(tokenizer)
@@ -351,11 +354,16 @@ def recover(
     remove_padding(model)
     windows = windows_from_texts(texts, tokenizer, role="recovery", seq_len=seq_len, seed=config.seed)
     where = None if folder is None else Path(folder)
+    how: dict[str, Any] = {"role": "held out", "argument": "held_out", "seq_len": seq_len, "seed": config.seed}
+    judged_on = None if held_out is None else windows_from_texts(held_out, tokenizer, **how)
+    if config.early_stop:
+        held_out_windows(judged_on, windows, config.early_stop)
     identity = {"text": windows.fingerprint, "plan": _plan_hash(model)}
     with _alone_in(where):
         if config.distillation and distillation is None:
             distillation = prepare_distillation(model, windows, config.distillation, where)
-        return train_recovery(model, windows, config, folder=where, identity=identity, tokenizer=tokenizer, distillation=distillation)
+        options: dict[str, Any] = {"identity": identity, "tokenizer": tokenizer, "distillation": distillation, "held_out": judged_on}
+        return train_recovery(model, windows, config, folder=where, **options)
 
 
 @typed

@@ -159,7 +159,9 @@ class Setting:
             optimizer = torch.optim.AdamW(parameters, lr=self.options.learning_rate, weight_decay=0.0)
             return optimizer, torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=steps)
 
-        lora = LoRAConfig(r=8, alpha=16, dropout=0.0)
+        lora = LoRAConfig(r=8, alpha=16, dropout=0.0, also_train=getattr(self.options, "train", []))
+        if lora.also_train or getattr(self.options, "recover_in_float32", False):  # 16 bits would round steps of norms away
+            model = model.float()
         return recover_briefly(model, self.data.train_dataloader(), lora, steps=steps, build_optimizer=build, seed=self.seed)
 
     def perplexities(self, model: Any) -> dict[str, float]:
@@ -286,6 +288,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--candidates", type=int, default=4, help="trials that are looked at again after the sequential refit")
     parser.add_argument("--recovery-steps", type=int, default=30, help="LoRA steps of 8 windows of 128 tokens")
+    parser.add_argument("--train", nargs="+", default=[], metavar="PART", help="norms, biases: trained beside LoRA, all in float32")
+    parser.add_argument("--recover-in-float32", action="store_true", help="without --train, too: what it is compared with")
     parser.add_argument("--learning-rate", type=float, default=4e-4)
     parser.add_argument("--test-windows", type=int, default=48, help="windows of 128 tokens of each domain")
 

@@ -20,6 +20,7 @@ from adapruner.errors import ConfigurationError, ModelError
 from adapruner.files.folder_lock import check_there
 from adapruner.models.model_attribute import held_model
 from adapruner.progress import announce
+from adapruner.recovery.time_budget import check_no_time_budget
 from adapruner.report.measured_before import MeasuredBefore
 from adapruner.report.record import check_can_draw
 from adapruner.report.recorder import ReportConfig, ReportRecorder
@@ -67,8 +68,10 @@ class CompressionReportCallback(PruningListener):
     def check_before_search(self, trainer: Trainer) -> None:
         """What the page needs, and a comparison after recovery."""
         check_can_draw()
-        if not self.config.compare_recovered or first_of(trainer, LoRARecoveryCallback) is None:
+        recovery = first_of(trainer, LoRARecoveryCallback)
+        if not self.config.compare_recovered or recovery is None:
             return
+        check_no_time_budget(recovery.ending.seconds)
         if trainer.max_steps < 1 or trainer.accumulate_grad_batches != 1 or not hasattr(trainer.lightning_module, "build_optimizer"):
             raise ConfigurationError(
                 "report.compare_recovered: expected trainer.max_steps, no gradient accumulation and a module with build_optimizer, got "

@@ -80,6 +80,11 @@ class PrunedExportCallback(PruningListener):
             raise ConfigurationError(
                 f"export.adapters: expected recovery.form lora for a folder of adapters, got {recovery.form!r}; give merged"
             )
+        if self.options.adapters == "folder" and recovery is not None and recovery.lora.also_train:
+            raise ConfigurationError(
+                "export.adapters: expected adapters alone to train for a folder of them, got recovery.lora.also_train "
+                f"{' and '.join(recovery.lora.also_train)}, which are part of the model; give merged"
+            )
         if self.gguf is not None:
             self.gguf.check(run, folder)
         if self.push is not None and trainer.is_global_zero:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from lightning import Trainer
@@ -16,14 +17,21 @@ class RecoveryBar(RichProgressBar):
     """Lightning's own, which says ``Epoch 0/-2`` where steps are counted and not epochs, begins anew with every pass over the text, and
     so never says how long all of it will take."""
 
+    is_timed = False
+    """Whether a time ends the training: set by the recovery."""
+    planned_steps: int | None = None
+    """Steps that it will have; ``None`` before that is known."""
+
     @property
     def total_train_batches(self) -> int | float:
         """Optimizer steps of the whole training, where these are what ends it; else batches of a pass."""
+        if self.is_timed:
+            return self.planned_steps or math.inf
         return int(self.trainer.max_steps) if self._counts_steps else super().total_train_batches
 
     @property
     def _counts_steps(self) -> bool:
-        return self.trainer.max_epochs in (None, -1) and self.trainer.max_steps > 0
+        return self.is_timed or (self.trainer.max_epochs in (None, -1) and self.trainer.max_steps > 0)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """The bar of the first pass goes on in the others."""
@@ -48,6 +56,8 @@ class RecoveryBar(RichProgressBar):
     def _update(self, progress_bar_id: Any, current: int, visible: bool = True, hard: bool = False) -> None:
         if self._counts_steps and progress_bar_id is not None and progress_bar_id == self.train_progress_bar_id:
             current = self.trainer.global_step
+            if self.is_timed and self.progress is not None and self.planned_steps:
+                self.progress.update(progress_bar_id, total=self.planned_steps)
         super()._update(progress_bar_id, current, visible, hard)
 
     def _get_train_description(self, current_epoch: int) -> str:

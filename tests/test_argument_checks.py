@@ -39,6 +39,7 @@ SOURCE = TextSource("mine", texts=["a text"])
 RECORDS: dict[type, dict[str, Any]] = {
     adapruner.Allocation: {},
     adapruner.Budget: {},
+    adapruner.EarlyStopConfig: {},
     adapruner.LoRAConfig: {},
     adapruner.ObjectiveConfig: {},
     adapruner.Recipe: {},
@@ -120,7 +121,7 @@ def test_every_field_of_every_record(record: type, name: str) -> None:
     assert name in refusal(record, {**RECORDS[record], name: Wrong()})
 
 
-@pytest.mark.parametrize(("module", "name"), arguments(MODULES, ("calibration", "tokenizer", "prefix")))
+@pytest.mark.parametrize(("module", "name"), arguments(MODULES, ("calibration", "tokenizer", "prefix", "held_out")))
 def test_every_argument_of_modules_and_callbacks(module: type, name: str) -> None:
     assert name in refusal(module, {**MODULES[module], name: Wrong()})
 

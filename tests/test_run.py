@@ -30,6 +30,7 @@ from adapruner.recovery import training
 from adapruner.recovery.lora import LoRAConfig
 from adapruner.recovery.solved_projections import SolvedProjections
 from adapruner.recovery.training import RecoveryConfig
+from adapruner.recovery.training_state import TrainingState
 from adapruner.search.config import RerankConfig
 from adapruner.search.trial_value import Objective
 from adapruner.stage_times import read_times
@@ -180,7 +181,7 @@ def test_a_killed_run_that_distils_goes_on(tmp_path: Path, monkeypatch: pytest.M
     options: dict[str, Any] = {"recovery": DISTILLED, "recovery_texts": windows, "recipe": adapruner.Recipe({"l2": 1.0}), "search": None}
     unbroken = prune(**options, folder=tmp_path / "whole")
     files = len(list((tmp_path / "whole" / "teacher").iterdir()))
-    owner, name = (teacher_module, "write_tensors") if place == "teacher" else (training._State, "finished")
+    owner, name = (teacher_module, "write_tensors") if place == "teacher" else (TrainingState, "finished")
     inner, calls = getattr(owner, name), []
 
     def counted(*arguments: Any) -> Any:
@@ -306,8 +307,8 @@ def test_with_a_folder_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.
         ({"recovery": 1, "recovery_texts": ["w1"]}, r"^recovery_texts, source 'texts': expected at least 1 window of 256 tokens, .*\)$"),
         ({"search": 0}, r"^search: expected 1 or more, got 0"),
         ({"recovery": -1}, r"^recovery: expected a whole number of 1 or more, got -1"),
-        ({"recovery": "5"}, "recovery: expected a RecoveryConfig or a whole number or None, got '5'"),
-        ({"recovery": True}, "recovery: expected a RecoveryConfig or a whole number or None, got True"),
+        ({"recovery": "5"}, "recovery: expected a number of steps, or a time with a unit such as 45m, got '5'; leave out the quotes"),
+        ({"recovery": True}, "recovery: expected a RecoveryConfig or a whole number or text or None, got True"),
         ({"recovery": RecoveryConfig(steps=1, lora=LoRAConfig(target_modules=["nope"]))}, "expected layers of the model, got 'nope'"),
         ({"budget": "0.3"}, "budget: expected a Budget or a number, got '0.3'"),
         ({"recipe": "l2"}, "recipe: expected a Recipe or None, got 'l2'"),

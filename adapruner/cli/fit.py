@@ -63,7 +63,7 @@ STAGES = {
 #: Those that ``null`` leaves out.
 OPTIONAL_STAGES = tuple(name for name in STAGES if name != "pruning")
 #: Options of callbacks that only Python can give.
-_NOT_OPTIONS = {"calibration", "tokenizer", "evaluation"}
+_NOT_OPTIONS = {"pruning": {"calibration", "tokenizer", "evaluation"}, "recovery": {"held_out"}}
 
 
 class SaveRunConfig(SaveConfigCallback, PruningListener):
@@ -117,8 +117,7 @@ class PruningCLI(EvaluationCommands, LightningCLI):
         """One group of options for each of the callbacks."""
         for name, kind in STAGES.items():
             parser.callback_keys.append(name)
-            skip = _NOT_OPTIONS if name == "pruning" else set()
-            parser.add_class_arguments(kind, name, fail_untyped=False, sub_configs=True, skip=skip)
+            parser.add_class_arguments(kind, name, fail_untyped=False, sub_configs=True, skip=_NOT_OPTIONS.get(name, set()))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """What is wrong with the options is one line, with the nearest option."""

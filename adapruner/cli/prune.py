@@ -14,6 +14,7 @@ from adapruner.cli.one_line_parser import OneLineParser
 from adapruner.cli.option_catalogue import read_catalogue
 from adapruner.cli.shipped_configs import find_configs
 from adapruner.errors import ConfigurationError, DataError
+from adapruner.recovery.time_budget import seconds_of
 
 CONFIG = "prune.yaml"
 #: Set -> the part of every source's documents that it has, by their hashes: no text is in two.
@@ -51,6 +52,7 @@ examples:
   adapruner prune my-model --texts my-texts
   adapruner prune model.gguf --texts wiki=wiki/ --texts code=src.jsonl --fraction 0.3 --out runs/small
   adapruner prune my-model --texts my-texts --recovery 0            # no training
+  adapruner prune my-model --texts my-texts --recovery 45m          # as much training as fits
   adapruner prune my-model --texts my-texts --chat                  # rows of messages, by the model's own template
 """
 
@@ -70,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--fraction", metavar="F", type=float, help="of the attention and FFN parameters, to remove (default: 0.2)")
     add("--out", metavar="DIR", help="the folder of the run (default: runs/MODEL-F)")
     add("--trials", metavar="N", type=int, default=64, help="of the search (default: 64)")
-    add("--recovery", metavar="N", type=int, default=200, help="LoRA steps of 8 windows; 0: none (default: 200)")
+    add("--recovery", metavar="N", default="200", help="LoRA steps of 8 windows, or a time such as 45m; 0: none (default: 200)")
     add("--column", metavar="NAME", help="the column with the text, where rows have columns (default: text)")
     add("--chat", action="store_true", help="rows have messages, which the model's chat template writes")
     add("--dtype", metavar="TYPE", help="to compute in: float32, bfloat16 (default: as saved)")
@@ -98,9 +100,11 @@ def fit_words(arguments: Sequence[str]) -> list[str]:
         "model.name_or_path": given.model,
         "pruning.budget.pruned_fraction": given.fraction,
         "pruning.search.n_trials": given.trials,
-        "trainer.max_steps": given.recovery,
+        "trainer.max_steps": -1 if given.time else given.steps,
         "trainer.default_root_dir": given.out or default_folder(given.model, None if _has_plan(others) else given.fraction),
     }
+    if given.time:
+        options |= {"recovery.time_budget": given.time, "trainer.max_epochs": -1}
     if given.dtype is not None:
         options["model.dtype"] = given.dtype
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
@@ -150,8 +154,10 @@ def data_options(given: argparse.Namespace) -> dict[str, object]:
 
     evaluation = [{"name": source["name"], "source": source, "limit": TEST_WINDOWS} for source in parts("test")]
     sets: dict[str, object] = {name: {"sources": parts(name)} for name in ("calibration", "search")}
-    if given.recovery:  # as many windows as it trains on, and no more text is read
-        sets["recovery"] = {"sources": parts("recovery"), "samples": given.recovery * BATCH}
+    if given.time:  # nobody knows how many windows that is
+        sets["recovery"] = {"sources": parts("recovery")}
+    elif given.steps:  # as many windows as it trains on, and no more text is read
+        sets["recovery"] = {"sources": parts("recovery"), "samples": given.steps * BATCH}
     return {**sets, "evaluation": evaluation}
 
 
@@ -172,7 +178,21 @@ def default_folder(model: str, fraction: float | None) -> str:
 
 
 def _left_out(given: argparse.Namespace) -> dict[str, object]:
-    return {} if given.recovery else {"recovery": None}
+    return {} if given.steps or given.time else {"recovery": None}
+
+
+def _steps_or_time(text: str) -> tuple[int, str | None]:
+    """Steps of the recovery, or its time, which is the one with a unit.
+
+    >>> _steps_or_time("200"), _steps_or_time("45m")
+    ((200, None), (0, '45m'))
+    """
+    if re.fullmatch(r"[+-]?\d+", text.strip()):
+        if int(text) < 0:
+            raise ConfigurationError(f"recovery: expected 0 or more, got {text}; correct it")
+        return int(text), None
+    seconds_of(text, "recovery")
+    return 0, text
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -239,9 +259,9 @@ def _check(given: argparse.Namespace, others: Sequence[str]) -> None:
     names = [_named(text)[0] for text in given.texts]
     if len(set(names)) < len(names) or not all(names):
         raise ConfigurationError(f"texts: expected each name once, got {', '.join(names)}; give them as NAME=PATH")
-    for name, low in (("trials", 1), ("recovery", 0)):
-        if getattr(given, name) < low:
-            raise ConfigurationError(f"{name}: expected {low} or more, got {getattr(given, name)}; correct it")
+    if given.trials < 1:
+        raise ConfigurationError(f"trials: expected 1 or more, got {given.trials}; correct it")
+    given.steps, given.time = _steps_or_time(given.recovery)
     if given.fraction is None:
         given.fraction = FRACTION
     elif _has_plan(others):

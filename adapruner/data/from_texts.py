@@ -24,6 +24,8 @@ from adapruner.errors import ConfigurationError, DataError, is_shortened
 
 #: Where no text is given for the search, it gets the documents whose hashes fall behind this, and the calibration pool the others.
 HELD_OUT_FROM = 0.75
+#: In the place of the recovery's text: that of the pool, without what is held out of it.
+POOL = "as the pool"
 #: Name of a source that has none.
 SOURCE_NAME = "texts"
 _OR_ITS_OWN = ", or give the search texts of its own"
@@ -64,7 +66,7 @@ def data_from_texts(
         search: what the search's objective is measured on. ``None`` holds out the documents of ``calibration`` that fall into
             ``part: [0.75, 1.0]`` of each source, and leaves the pool ``part: [0.0, 0.75]``; of token windows the last quarter.
         reconstruction: what the refit sees; ``None`` for the sources of the pool.
-        recovery: what the pruned model is trained on, or ``None``.
+        recovery: what the pruned model is trained on, or ``None``; :data:`POOL` for the sources of the pool.
         evaluation: held-out text whose perplexity is reported, or ``None``; a source is a set.
         seq_len: tokens in a calibration window.
         samples_per_source: calibration windows from each source.
@@ -85,10 +87,12 @@ def data_from_texts(
     (torch.Size([6, 4]), torch.Size([2, 4]))
     """
     pool = _sources("calibration", calibration) or [_source("calibration", SOURCE_NAME, None)]  # which refuses it
-    own, train = _sources("search", search), _sources("recovery", recovery)
+    from_pool = isinstance(recovery, str) and recovery == POOL
+    own, train = _sources("search", search), [] if from_pool else _sources("recovery", recovery)
     held, refit = _sources("evaluation", evaluation), _sources("reconstruction", reconstruction)
     _check_tokenizer([*pool, *own, *refit, *train, *held], tokenizer)
     pool, searched = (pool, own) if own else _hold_out(pool)
+    train = pool if from_pool else train
     sets = TextSets(
         CalibrationData(pool, samples_per_source, _length_of(pool, seq_len)),
         SearchData(searched, search_samples, _length_of(searched, search_seq_len)),
@@ -126,14 +130,19 @@ def _refit(sources: list[TextSource], samples: int, seq_len: int) -> Reconstruct
     return ReconstructionData(sources, samples, _length_of(sources, seq_len) if sources else None)
 
 
-def windows_from_texts(texts: Any, tokenizer: Any, *, role: str = "recovery", seq_len: int = 256, seed: int = 0) -> TextWindows:
+def windows_from_texts(
+    texts: Any, tokenizer: Any, *, role: str = "recovery", seq_len: int = 256, seed: int = 0, argument: str = "texts"
+) -> TextWindows:
     """All windows ``[n, seq_len]`` of one set, in the forms that :func:`data_from_texts` takes.
+
+    Args:
+        argument: what the texts are called in a refusal.
 
     Raises:
         ConfigurationError: if there are texts but no tokenizer.
         DataError: if nothing is given, or it is neither text nor windows.
     """
-    sources = _some_sources(texts, tokenizer)
+    sources = _some_sources(texts, tokenizer, argument)
     return WindowDrawer(tokenizer, seed).evenly(role, sources, _length_of(sources, seq_len), None)
 
 
@@ -160,8 +169,8 @@ def _sources(argument: str, value: Any) -> list[TextSource]:
     return [_source(argument, SOURCE_NAME, value)]
 
 
-def _some_sources(texts: Any, tokenizer: Any) -> list[TextSource]:
-    sources = _sources("texts", texts) or [_source("texts", SOURCE_NAME, None)]  # which refuses it
+def _some_sources(texts: Any, tokenizer: Any, argument: str = "texts") -> list[TextSource]:
+    sources = _sources(argument, texts) or [_source(argument, SOURCE_NAME, None)]  # which refuses it
     _check_tokenizer(sources, tokenizer)
     return sources
 

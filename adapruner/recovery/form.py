@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from adapruner.errors import ConfigurationError, nearest
 from adapruner.models.tracing import find_decoder_layers
+from adapruner.recovery.beside_adapters import parameters_beside
 from adapruner.recovery.lora import LoRAConfig, attach_lora, check_adapters
 from adapruner.recovery.merging import merge_lora
 
@@ -59,10 +60,11 @@ def make_trainable(model: Any, form: RecoveryForm, lora: LoRAConfig) -> Any:
     return model.train()
 
 
-def copy_of_layers(model: Any) -> dict[str, Tensor]:
-    """Name -> a copy on the CPU, of every parameter that full fine-tuning changes."""
+def copy_of_trained(model: Any, form: RecoveryForm, lora: LoRAConfig) -> dict[str, Tensor]:
+    """Name -> a copy on the CPU, of every parameter of the model itself that a training changes."""
     prefix, layers = find_decoder_layers(model)
-    return {f"{prefix}.{name}": p.detach().to("cpu", copy=True) for name, p in layers.named_parameters()}
+    whole = {f"{prefix}.{name}": p for name, p in layers.named_parameters()} if form == "full" else {}
+    return {name: p.detach().to("cpu", copy=True) for name, p in (whole or parameters_beside(model, lora.also_train)).items()}
 
 
 def make_plain(model: Any) -> nn.Module:

@@ -6,13 +6,14 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from adapruner.argument_checks import check_fields
 from adapruner.errors import ConfigurationError, nearest
+from adapruner.recovery.beside_adapters import PARTS, check_parts, parameters_beside
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class LoRAConfig:
     checkpoint_activations: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: a fraction of the memory, about a third more time,
     the same gradients."""
+    also_train: list[str] = field(default_factory=list)
+    """What trains as it is beside the adapters, at the same learning rate: ``norms``, ``biases`` of linear layers. In float32 only: 16 bits
+    round such steps away."""
 
     def __post_init__(self) -> None:
         check_fields(self, "lora.")
@@ -41,6 +45,9 @@ class LoRAConfig:
             raise ConfigurationError(f"lora: expected r and alpha of 1 or more, got {self.r} and {self.alpha}; give 8 and 16")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigurationError(f"lora.dropout: expected a number in [0, 1), got {self.dropout}; give 0.05")
+        for part in self.also_train:
+            if part not in PARTS:
+                raise ConfigurationError(f"lora.also_train: expected parts out of {', '.join(PARTS)}, got {part!r}; {nearest(part, PARTS)}")
 
 
 def attach_lora(model: nn.Module, config: LoRAConfig) -> Any:
@@ -62,11 +69,14 @@ def attach_lora(model: nn.Module, config: LoRAConfig) -> Any:
     try:
         with warnings.catch_warnings():  # peft asks by a name that transformers renames: nothing that a user could act on
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated", category=FutureWarning)
-            return get_peft_model(model, settings)  # type: ignore[arg-type]
+            adapted = get_peft_model(model, settings)  # type: ignore[arg-type]
     except ValueError as error:
         raise ConfigurationError(
             f"lora.target_modules: expected names of linear layers, got {config.target_modules!r} ({str(error)[:120]}); give all-linear"
         ) from error
+    for parameter in parameters_beside(adapted, config.also_train).values():
+        parameter.requires_grad_(True)
+    return adapted
 
 
 @contextmanager
@@ -92,12 +102,14 @@ def check_adapters(model: nn.Module, lora: LoRAConfig) -> None:
     """Names of layers that get adapters: peft passes over one that is misspelt, as long as another is there.
 
     Raises:
-        ConfigurationError: if no linear layer has such a name, or the model cannot compute activations again where that is asked for.
+        ConfigurationError: if no linear layer has such a name, there is nothing of what is to train beside them, or only in 16 bits, or the
+            model cannot compute activations again where that is asked for.
     """
     if lora.checkpoint_activations and not getattr(model, "supports_gradient_checkpointing", False):
         raise ConfigurationError(
             f"recovery.lora.checkpoint_activations: expected a model that can, got {type(model).__name__}, which cannot; leave it out"
         )
+    check_parts(model, lora.also_train)
     layers = [n for n, m in model.named_modules() if next(m.children(), None) is None and getattr(m, "weight", None) is not None]
     most = max((min(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear)), default=lora.r)
     if lora.r > most:
@@ -124,4 +136,5 @@ def describe_lora(adapted: Any) -> dict[str, Any]:
         "alpha": settings.lora_alpha,
         "dropout": settings.lora_dropout,
         "target_modules": targets if isinstance(targets, str) else sorted(targets),
+        "also_train": [part for part in PARTS if any(p.requires_grad for p in parameters_beside(adapted, [part]).values())],
     }

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,18 @@ from torch import Tensor, nn
 from adapruner.argument_checks import check_fields, check_seed, typed
 from adapruner.data.resumable import training_loader
 from adapruner.errors import ConfigurationError
-from adapruner.files.digests import DamagedError
 from adapruner.models.fingerprint import digest_weights
-from adapruner.progress import announce, progress_bar
+from adapruner.progress import announce
 from adapruner.recovery.briefly import recover_briefly
-from adapruner.recovery.checkpoint_contents import read_contents
 from adapruner.recovery.diagnosis import Suspect, check_gradients, check_loss
 from adapruner.recovery.distillation import Distillation, DistillationConfig, counted_tokens, training_loss
-from adapruner.recovery.form import RecoveryForm, check_form, check_trainable, copy_of_layers, make_plain, make_trainable
-from adapruner.recovery.last_checkpoint import random_state, set_random_state, write_checkpoint
+from adapruner.recovery.early_stop import EarlyStop, EarlyStopConfig, held_out_windows
+from adapruner.recovery.form import RecoveryForm, check_form, check_trainable, copy_of_trained, make_plain, make_trainable
 from adapruner.recovery.lora import LoRAConfig, activations_as_configured
+from adapruner.recovery.time_budget import check_has_unit, seconds_of
+from adapruner.recovery.training_bar import Ending, ending_in_words, recovery_bar
+from adapruner.recovery.training_state import TrainingState
 from adapruner.stage_times import stage
-
-FILE = Path("checkpoints") / "recovery.pt"
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,15 @@ class RecoveryConfig:
 
     >>> RecoveryConfig(steps=200, lora=LoRAConfig(r=16)).lora.r
     16
+    >>> RecoveryConfig(time_budget="45m").most_steps is None
+    True
     """
 
-    steps: int = 100
-    """Optimizer steps."""
+    steps: int | None = None
+    """Optimizer steps; beside a time budget the most that there are. ``None``: 100, or as many as the time budget holds."""
+    time_budget: str | float | None = None
+    """Training time, such as ``"45m"``, ``"1h30m"`` or a number of seconds, after which it ends; a run that goes on counts what it used
+    before."""
     form: RecoveryForm = "lora"
     """``lora`` trains low-rank adapters and merges them; ``full`` trains every weight of the layers, in float32: its optimizer holds as
     much again twice."""
@@ -58,6 +62,8 @@ class RecoveryConfig:
     """Largest norm of the gradients of one step; ``None`` leaves them as they are."""
     seed: int = 0
     """Seed of the adapters' initial values, of dropout and of the order of windows."""
+    early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
+    """How often it is judged on held-out text, whose best weights are the result, and when it ends for it; never by default."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     """How much is learnt from the dense model's distributions; nothing by default."""
     every_n_steps: int = 50
@@ -66,9 +72,10 @@ class RecoveryConfig:
     def __post_init__(self) -> None:
         check_fields(self, "recovery.")
         check_form(self.form)
+        seconds_of(self.time_budget)
         for name in ("steps", "batch_size", "every_n_steps"):
-            if getattr(self, name) < 1:
-                got = getattr(self, name)
+            got = getattr(self, name)
+            if got is not None and got < 1:
                 raise ConfigurationError(f"recovery.{name}: expected a whole number of 1 or more, got {got}; give a positive number")
         check_seed("recovery.seed", self.seed)
         if self.clip_norm is not None and not 0 < self.clip_norm < float("inf"):
@@ -77,6 +84,11 @@ class RecoveryConfig:
             raise ConfigurationError(f"recovery.learning_rate: expected a positive number, got {self.learning_rate}; give 1e-4")
         if self.warmup_steps < 0:
             raise ConfigurationError(f"recovery.warmup_steps: expected 0 or more, got {self.warmup_steps}; give 0 for no warm-up")
+
+    @property
+    def most_steps(self) -> int | None:
+        """Optimizer steps that end it, if nothing does before; ``None`` where only its time does."""
+        return 100 if self.steps is None and self.time_budget is None else self.steps
 
     def build_optimizer(self, parameters: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, Any]:
         """AdamW over the parameters, and the warm-up, to be stepped with it."""
@@ -97,11 +109,23 @@ class RecoveredModel:
     config: RecoveryConfig
     tokens: int = 0
     """Predictions that it trained on, over all steps."""
+    ended_by: Ending = "steps"
+    """What ended it."""
+    looks: EarlyStop | None = None
+    """What was seen on held-out text; ``None`` where it was not judged."""
 
     def to_report(self) -> dict[str, Any]:
         """The report's section on LoRA recovery."""
         lora = self.config.lora
-        section = {"form": self.config.form, "r": lora.r, "alpha": lora.alpha, "steps": len(self.history), "seconds": self.seconds}
+        section: dict[str, Any] = {
+            "form": self.config.form,
+            "r": lora.r,
+            "alpha": lora.alpha,
+            "steps": len(self.history),
+            "seconds": self.seconds,
+        }
+        looks = None if self.looks is None else self.looks.to_report()
+        section |= {"time_budget": seconds_of(self.config.time_budget), "ended_by": self.ended_by, "early_stop": looks}
         return {**section, "history": self.history, "tokens": self.tokens, "distillation": self.config.distillation.to_report()}
 
 
@@ -115,11 +139,12 @@ def train_recovery(
     identity: dict[str, Any] | None = None,
     tokenizer: Any = None,
     distillation: Distillation | None = None,
+    held_out: Any = None,
 ) -> RecoveredModel:
     """Trains low-rank adapters on the pruned model and merges them, or the layers' own weights; its mode, and which parameters train, are
     as before.
 
-    A training that is interrupted or fails leaves the model as it was: in full fine-tuning a copy of the layers is kept for that.
+    A training that is interrupted or fails leaves the model as it was: a copy of its own weights that train is kept for that.
 
     Args:
         model: the pruned model on its device; changed in place.
@@ -129,6 +154,7 @@ def train_recovery(
         identity: what the result depends on beside ``config``, as plain values; a checkpoint of another identity is left alone.
         tokenizer: quotes the text of a sample whose loss is not finite.
         distillation: with what the teacher says of these windows, where ``config`` distils.
+        held_out: windows in the same form, for ``config.early_stop``; those with documents that are trained on are left out.
 
     Raises:
         ModelError: if a loss or a gradient is not finite, naming the step and where it can be told the sample and the layer.
@@ -136,29 +162,38 @@ def train_recovery(
     """
     check_trainable(model, config.form, config.lora)
     loader: Any = training_loader(windows, config.batch_size, config.seed)
-    identity = {**asdict(config), **(identity or {}), "weights": digest_weights(model), "steps": None}
+    judged_on = held_out_windows(held_out, windows, config.early_stop) if config.early_stop else None
+    identity = {**asdict(config), **(identity or {}), "weights": digest_weights(model), "steps": None, "time_budget": None}
     if distillation is not None:
         identity["teacher"] = distillation.targets.identity
+    if judged_on is not None:
+        identity["held out"] = sha256(judged_on.input_ids.numpy().tobytes()).hexdigest()[:16]
     mode, trains = model.training, {name: p.requires_grad for name, p in model.named_parameters()}
     with ExitStack() as undone, torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(config.seed)
-        before = copy_of_layers(model) if config.form == "full" else {}
+        before = copy_of_trained(model, config.form, config.lora)
         adapted = make_trainable(model, config.form, config.lora)
         undone.callback(_take_off, adapted, mode, trains, before)  # where the training does not come to its end
-        state = _State(adapted, loader, config, folder, identity)
+        state = TrainingState(adapted, loader, config, folder, identity, judged_on)
         state.resume()
-        with activations_as_configured(adapted, config.lora), progress_bar("recovery", config.steps) as advance:
-            for batch in _endless(loader) if state.step < config.steps else ():
+        with activations_as_configured(adapted, config.lora), recovery_bar(config.most_steps, config.time_budget) as advance:
+            state.look()
+            for batch in _endless(loader) if state.ended_by is None else ():
                 loss = _step(adapted, batch, state, config, tokenizer, distillation)
                 state.finished(loss, counted_tokens(batch))
-                advance(state.step, f"loss {loss:.4f} nats/token")
-                if state.step >= config.steps:
+                advance(state.step, state.budget, f"loss {loss:.4f} nats/token")
+                if state.ended_by is not None:
                     break
         state.save()
+        if state.looks is not None:
+            state.looks.restore(adapted)
         undone.pop_all()
     merged = make_plain(adapted).train(mode)
     _set_trained(merged, trains)
-    return RecoveredModel(merged, state.history, state.seconds, config, state.tokens)
+    ended_by = state.ended_by or "steps"
+    if config.time_budget is not None or config.early_stop:
+        announce(ending_in_words(state.step, state.seconds, ended_by))
+    return RecoveredModel(merged, state.history, state.seconds, config, state.tokens, ended_by, state.looks)
 
 
 def _take_off(adapted: Any, mode: bool, trains: dict[str, bool], before: dict[str, Tensor]) -> None:
@@ -178,12 +213,18 @@ def _set_trained(model: nn.Module, trains: dict[str, bool]) -> None:
 
 
 @typed
-def recovery_config(recovery: RecoveryConfig | int | None) -> RecoveryConfig | None:
-    """A number of steps as a configuration; 0 for no recovery.
+def recovery_config(recovery: RecoveryConfig | int | str | None) -> RecoveryConfig | None:
+    """A number of steps, or a time such as ``"45m"``, as a configuration; 0 for no recovery.
 
     Raises:
-        ConfigurationError: if it is neither.
+        ConfigurationError: if it is none of these.
+
+    >>> recovery_config("45m").time_budget
+    '45m'
     """
+    if isinstance(recovery, str):
+        check_has_unit("recovery", recovery)
+        return RecoveryConfig(time_budget=recovery)
     if isinstance(recovery, int):
         return RecoveryConfig(steps=recovery) if recovery else None
     return recovery
@@ -209,7 +250,7 @@ def short_recovery(
 
 
 def _step(
-    adapted: Any, batch: dict[str, Tensor], state: _State, config: RecoveryConfig, tokenizer: Any, distillation: Distillation | None
+    adapted: Any, batch: dict[str, Tensor], state: TrainingState, config: RecoveryConfig, tokenizer: Any, distillation: Distillation | None
 ) -> float:
     loss = training_loss(adapted, distillation, {name: value.to(state.device) for name, value in batch.items()})
 
@@ -225,72 +266,6 @@ def _step(
     state.optimizer.step()
     state.scheduler.step()
     return float(loss.detach())
-
-
-class _State:
-    """Adapters, optimizer, place in the data and random numbers: what a checkpoint holds."""
-
-    def __init__(self, adapted: Any, loader: Any, config: RecoveryConfig, folder: Path | None, identity: dict[str, Any]) -> None:
-        self.adapted, self.loader, self.config = adapted, loader, config
-        self.file, self.identity = None if folder is None else folder / FILE, identity
-        named = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
-        self.trained, self.parameters = named, list(named.values())
-        self.device = self.parameters[0].device
-        self.optimizer, self.scheduler = config.build_optimizer(self.parameters)
-        self.step, self.history, self.seconds = 0, list[tuple[int, float]](), 0.0
-        self.tokens = 0
-        self._started, self._saved = time.monotonic(), 0
-
-    def finished(self, loss: float, tokens: int) -> None:
-        """After an optimizer step."""
-        self.step, self.tokens = self.step + 1, self.tokens + tokens
-        self.history.append((self.step, loss))
-        if self.step % self.config.every_n_steps == 0:
-            self.save()
-
-    def save(self) -> None:
-        """Writes the checkpoint whole, where there is a folder and something new."""
-        now = time.monotonic()
-        self.seconds, self._started = self.seconds + now - self._started, now
-        if self.file is None or self.step == self._saved:
-            return
-        record = {
-            "identity": self.identity,
-            "step": self.step,
-            "history": [list(row) for row in self.history],
-            "seconds": self.seconds,
-            "tokens": self.tokens,
-            "adapters": {name: p.detach() for name, p in self.trained.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "loader": self.loader.state_dict(),
-            "random": random_state(),
-        }
-        write_checkpoint(record, self.file, remedy="make room, the same call goes on from the checkpoint before")
-        self._saved = self.step
-
-    def resume(self) -> None:
-        """Goes on from the checkpoint of a run of the same identity, if there is one."""
-        if self.file is None or not self.file.is_file():
-            return
-        try:
-            record = read_contents(self.file, ours=True)
-        except (DamagedError, OSError) as error:
-            announce(f"recovery starts anew: {self.file} is damaged ({error})")
-            return
-        if record.get("identity") != self.identity or record["step"] > self.config.steps:
-            announce(f"recovery starts anew: {self.file} was written under other settings")
-            return
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(record["adapters"][name])
-        self.optimizer.load_state_dict(record["optimizer"])
-        self.scheduler.load_state_dict(record["scheduler"])
-        self.loader.load_state_dict(record["loader"])
-        self.step, self.seconds, self.tokens = record["step"], record["seconds"], record["tokens"]
-        self.history, self._saved = [(int(step), float(loss)) for step, loss in record["history"]], record["step"]
-        set_random_state(record["random"])
-        announce(f"recovery goes on from step {self.step} in {self.file}")
 
 
 def _endless(loader: Any) -> Iterator[dict[str, Tensor]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from adapruner.pruning.fixed_recipe import BEST_FIXED, IN_WORDS, SEARCHED, plain_recipe_sentence
 from adapruner.recovery.configuration import strength_in_words
+from adapruner.recovery.training_bar import ENDINGS
 from adapruner.report.formats import (
     MISSING,
     NOT_FINITE,
@@ -21,7 +22,7 @@ from adapruner.report.formats import (
     signed_percent_text,
 )
 from adapruner.report.schema import ANY_WIDTH, OWN_METHOD, SECTIONS, STAGES, Report
-from adapruner.report.sections import Calibration, Cost, DataCard, Export, Reconstruction, Search
+from adapruner.report.sections import Calibration, Cost, DataCard, Export, Lora, Reconstruction, Search
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,24 @@ def left_out_sentence(report: Report) -> str | None:
 def ridge_words(refit: Reconstruction) -> str:
     """How the refit was held near the kept weights."""
     return strength_in_words(refit.ridge, refit.candidates)
+
+
+def ending_words(training: Lora) -> str:
+    """What ended the recovery."""
+    return ENDINGS.get(training.ended_by or "", training.ended_by or "")
+
+
+def held_out_sentence(training: Lora) -> str | None:
+    """Where the recovery was best on held-out text; ``None`` where it was not judged."""
+    seen = training.early_stop
+    if seen is None or seen.best_step is None:
+        return None
+    found = dict(seen.looks)
+    last, first = seen.looks[-1][0], seen.looks[0][0]
+    stays = "the last" if seen.best_step == last else f"its weights stay; {nll_text(found[last])} behind the last, {last:,}"
+    before = f" ({nll_text(found[first])} before the first)" if first == 0 else ""
+    best = f"behind step {seen.best_step:,}: {nll_text(found[seen.best_step])} nats per token{before}"
+    return f"On {seen.windows:,} held-out windows best {best}, {stays}."
 
 
 def below_dense_sentence(report: Report) -> str | None:

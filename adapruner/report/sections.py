@@ -270,6 +270,17 @@ class Distillation(Record):
     top_k: int
 
 
+class EarlyStop(Record):
+    """Looks at held-out text during a recovery: pairs of step and nats per token; the weights of the best step are the result."""
+
+    every_n_steps: int
+    patience: int
+    least_gain: float
+    windows: int
+    looks: list[tuple[int, float | None]]
+    best_step: int | None
+
+
 class Lora(Record):
     """Recovery by training; ``full`` has no use for ``r`` and ``alpha``; ``history`` holds pairs of step and loss (nats per token)."""
 
@@ -282,6 +293,12 @@ class Lora(Record):
     distillation: Distillation | None = None
     tokens: int | None = None
     """Predictions that it trained on, over all steps and ranks; ``None`` where batches do not say."""
+    time_budget: float | None = None
+    """Seconds that it was given; ``None`` where its steps decided."""
+    ended_by: str | None = None
+    """``steps``, ``passes`` over its text, ``time budget`` or ``early stop``; ``None`` where somebody else ended it."""
+    early_stop: EarlyStop | None = None
+    """``None`` where it was not judged."""
 
 
 class Recovery(Record):
