@@ -1,8 +1,9 @@
 """The command line: ``python train.py``, ``adapruner`` and ``python -m adapruner.cli`` are this program.
 
 One file for each command: :mod:`adapruner.cli.prune`, :mod:`adapruner.cli.fit`, :mod:`adapruner.cli.evaluation` (``validate``,
-``test`` and ``predict``), :mod:`adapruner.compare.command`, :mod:`adapruner.cli.export` and :mod:`adapruner.cli.inspect`. Torch is loaded
-where there is work for it: not for ``inspect``, not for help, and not for the refusal of a misspelt option.
+``test`` and ``predict``), :mod:`adapruner.compare.command`, :mod:`adapruner.cli.export`, :mod:`adapruner.cli.write_texts` and
+:mod:`adapruner.cli.inspect`. Torch is loaded where there is work for it: not for ``inspect``, not for help, and not for the refusal of a
+misspelt option.
 """
 
 from __future__ import annotations
@@ -113,6 +114,10 @@ def _run(arguments: Sequence[str]) -> None:
         from adapruner.cli.export import run_export
 
         return run_export(rest)
+    if command == "write-texts":
+        from adapruner.cli.write_texts import run_write_texts
+
+        return run_write_texts(rest)
     if sys.stdout.isatty() and is_rank_zero():  # the imports take some seconds; what is read by a program begins with its answer
         print("adapruner: loads PyTorch and Lightning", flush=True)
     from adapruner.cli.fit import run_trainer
