@@ -343,7 +343,7 @@ ROWS: dict[str, tuple[BadInput, ...]] = {
         BadInput("text that the model writes into a file of another kind", r"out: expected a file name that ends with \.jsonl, got 'own\.txt'; give own\.jsonl", ("model", "--out=own.txt"), command="write-texts"),
         BadInput("text that the model writes into a folder", r"out: expected a file, got a folder, own\.jsonl; choose another name", ("model", "--out=own.jsonl"), lambda folder: (folder / "own.jsonl").mkdir(), "write-texts"),
         BadInput("text that the model writes below a file", r"out: expected a folder, got a file, .*base\.yaml", ("model", "--out=base.yaml/own.jsonl"), command="write-texts"),
-        BadInput("text that the model writes into a bucket", r"out: expected a local path, got 's3:/b/own\.jsonl'", ("model", "--out=s3://b/own.jsonl"), command="write-texts"),
+        BadInput("text that the model writes into a bucket", r"out: expected a local path, got 's3://b/own\.jsonl'", ("model", "--out=s3://b/own.jsonl"), command="write-texts"),
         BadInput("no documents for the model to write", r"documents: expected 1 or more, got 0; give 640", ("model", "--out=own.jsonl", "--documents=0"), command="write-texts"),
         BadInput("documents that the model writes without a token", r"tokens: expected 1 or more, got 0; give 256", ("model", "--out=own.jsonl", "--tokens=0"), command="write-texts"),
         BadInput("documents longer than the model", r"tokens: expected at most 255 behind the first, which the model has 256 positions for, got 256; give fewer", ("model", "--out=own.jsonl"), command="write-texts"),

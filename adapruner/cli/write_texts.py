@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapruner.cli.one_line_parser import OneLineParser
@@ -38,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser("write-texts", "MODEL --out FILE.jsonl [options]", description=_DESCRIPTION, epilog=_EPILOG)
     add = parser.add_argument
     add("model", metavar="MODEL", help="a folder, a GGUF file or a hub name")
-    add("--out", metavar="FILE", type=Path, required=True, help="where to: new, or what an earlier call began; ends with .jsonl")
+    add("--out", metavar="FILE", required=True, help="where to: new, or what an earlier call began; ends with .jsonl")
     add("--documents", metavar="N", type=int, default=Writing.documents, help=f"how many (default: {Writing.documents})")
     add("--tokens", metavar="N", type=int, default=Writing.tokens, help=f"of a document at most (default: {Writing.tokens})")
     add("--temperature", metavar="T", type=float, default=Writing.temperature, help="1 (default): the model's own distribution")

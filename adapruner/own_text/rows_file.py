@@ -57,8 +57,9 @@ class RowsFile:
         ConfigurationError: if there can be no such file.
     """
 
-    def __init__(self, file: Path) -> None:
-        check_path("out", file)
+    def __init__(self, file: str | Path) -> None:
+        check_path("out", file)  # before a path is made of it, which would mend a URL
+        file = Path(file)
         if file.suffix != SUFFIX:
             raise ConfigurationError(f"out: expected a file name that ends with {SUFFIX}, got {got(file.name)}; give {file.stem}{SUFFIX}")
         if file.is_dir() or (file.is_symlink() and not file.exists()):

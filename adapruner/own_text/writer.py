@@ -69,7 +69,7 @@ def write_texts(
         ModelError: if the model cannot be loaded, has weights that are not finite, or writes nothing.
 
     >>> import adapruner
-    >>> texts = adapruner.stages.write_texts("demo", documents=3, tokens=16)
+    >>> texts = adapruner.stages.write_texts("demo", documents=3, tokens=16)  # doctest: +ELLIPSIS
     text: ...
     >>> len(texts), texts == adapruner.stages.write_texts("demo", documents=3, tokens=16)  # doctest: +ELLIPSIS
     text: ...

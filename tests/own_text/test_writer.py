@@ -59,7 +59,9 @@ def test_the_same_seed_gives_the_same_and_another_gives_another(family: Any) -> 
 
 
 def test_the_model_is_left_as_it_was() -> None:
-    model, tokenizer = with_bos()
+    """A model at training, whose dropout would draw, and write another text."""
+    tokenizer, model = word_tokenizer(), tiny_llama(attention_dropout=0.5)
+    texts = write_texts(model, tokenizer, 5, 8, batch_size=4)
     model.train()
     model.model.layers[1].eval()
     model.generation_config.repetition_penalty = 3.0
@@ -67,7 +69,7 @@ def test_the_model_is_left_as_it_was() -> None:
     config, generation = model.config.to_dict(), model.generation_config
     weights, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     modes, said = {name: module.training for name, module in model.named_modules()}, generation.to_dict()
-    write_texts(model, tokenizer, 5, 8, batch_size=4)
+    assert write_texts(model, tokenizer, 5, 8, batch_size=4) == texts
     assert model.config.to_dict() == config
     assert model.generation_config is generation
     assert generation.to_dict() == said
