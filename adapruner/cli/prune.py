@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -168,7 +169,7 @@ def _check(given: argparse.Namespace, others: Sequence[str]) -> None:
     if not given.texts:
         raise ConfigurationError(
             "texts: expected --texts PATH, got none; name a file or a folder of text, or let the model write some first: "
-            f"adapruner write-texts {given.model} --out own.jsonl, then --texts own=own.jsonl"
+            f"adapruner write-texts {shlex.quote(given.model)} --out own.jsonl, then --texts own=own.jsonl"
         )
     names = [_named(text)[0] for text in given.texts]
     if len(set(names)) < len(names) or not all(names):

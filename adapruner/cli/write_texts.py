@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -71,9 +72,8 @@ def run_write_texts(arguments: Sequence[str]) -> None:
     with rows.held():
         rows.read(writer.identity, writing.documents)
         _write(writer, rows)
-    announce(
-        f"{rows.file} has {rows.rows} documents of {len(rows.content):,} bytes; next: adapruner prune {given.model} --texts own={rows.file}"
-    )
+    following = shlex.join(["adapruner", "prune", given.model, "--texts", f"own={rows.file}"])
+    announce(f"{rows.file} has {rows.rows} documents of {len(rows.content):,} bytes; next: {following}")
 
 
 def _write(writer: TextWriter, rows: RowsFile) -> None:

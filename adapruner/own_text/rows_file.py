@@ -19,7 +19,7 @@ from adapruner.argument_checks import got
 from adapruner.errors import ConfigurationError
 from adapruner.files.atomic import clear_leftovers, replacing
 from adapruner.files.digests import opened, sealed
-from adapruner.files.folder_lock import FolderLock
+from adapruner.files.folder_lock import FolderLock, no_empty_folders
 from adapruner.files.paths import check_folder_path, check_path
 
 SUFFIX = ".jsonl"
@@ -113,7 +113,17 @@ class RowsFile:
         Raises:
             ConfigurationError: if another process is at work on it, or the folder cannot be written.
         """
-        lock = FolderLock(f".{self.file.name}.lock")
+        with no_empty_folders(self.file.parent):
+            lock = self._locked()
+            try:
+                for name in (self.file.name, self.record.name):
+                    clear_leftovers(self.file.parent, name)
+                yield
+            finally:
+                lock.release()
+
+    def _locked(self) -> FolderLock:
+        lock = FolderLock(f".{self.file.name}.lock")  # of its own: beside it others may be at work
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             lock.take(self.file.parent)
@@ -124,12 +134,7 @@ class RowsFile:
             else:
                 got_it = f"no other process at work on {self.file}, got one; wait for it, end it, or choose another name"
             raise ConfigurationError(f"out: expected {got_it}") from None
-        try:
-            for name in (self.file.name, self.record.name):
-                clear_leftovers(self.file.parent, name)
-            yield
-        finally:
-            lock.release()
+        return lock
 
     def put(self, identity: Mapping[str, Any], number: int, texts: Sequence[str], documents: int) -> None:
         """The next batch, behind the whole ones that are there; of the last one as many as are asked for.

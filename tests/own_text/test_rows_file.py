@@ -207,6 +207,12 @@ def test_names_that_cannot_be(tmp_path: Path, name: str, said: str) -> None:
         RowsFile(tmp_path / name)
 
 
+def test_a_refusal_leaves_no_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="a: expected b"), RowsFile(tmp_path / "new" / "own.jsonl").held():
+        raise ConfigurationError("a: expected b, got c; d")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_is_said_and_costs_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = write(tmp_path / "own.jsonl", 4)
     with monkeypatch.context() as patch:
