@@ -1,6 +1,7 @@
 """The stages of a run as functions with plain arguments and frozen results; :func:`adapruner.prune` calls them in their order.
 
 ===================== ============================================================================================
+:func:`write_texts`   lets the dense model write the text, for whoever has none
 :func:`score`         traces the model and collects the statistics that decide which units matter
 :func:`search`        finds the plan: which units stay
 :func:`apply`         removes the other units
@@ -30,12 +31,13 @@ from adapruner.distributed import Ranks
 from adapruner.errors import ConfigurationError, PlanError, written_as
 from adapruner.evaluation.perplexity import NLLResult, evaluate_nll
 from adapruner.export.folder import ExportRecord, export_model
-from adapruner.export.loading import open_export
+from adapruner.export.loading import load_by_name
 from adapruner.export.saving import pruned_by, save_as_export
 from adapruner.files.folder_lock import held
 from adapruner.importance.finiteness import check_weights
 from adapruner.models.fingerprint import digest_weights, fingerprint_model
-from adapruner.models.loading import check_language_model, load_language_model, load_tokenizer, model_source
+from adapruner.models.loading import check_language_model, load_tokenizer
+from adapruner.own_text.writer import write_texts as write_texts
 from adapruner.progress import progress_bar
 from adapruner.pruning.before_pruning import remove_padding, trace_for_plan
 from adapruner.pruning.budget import Budget
@@ -99,18 +101,12 @@ def load_model(model: Any, tokenizer: Any = None) -> tuple[Any, Any]:
     source = str(model) if isinstance(model, str | Path) else None
     if source is not None:
         with written_as(PYTHON_NAMES):
-            model = _load_by_name(source)
+            model = load_by_name(source)
     if isinstance(tokenizer, str | Path) or (tokenizer is None and source is not None):
         with written_as({"model.name_or_path": "model" if tokenizer is None else "tokenizer"}):
             tokenizer = load_tokenizer(str(tokenizer or source))
     check_language_model(model, "model")
     return model, tokenizer
-
-
-def _load_by_name(source: str) -> Any:
-    """An export or any other causal LM, without a tokenizer."""
-    exported = open_export(model_source(source))
-    return load_language_model(source) if exported is None else exported.model
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
@@ -311,7 +307,7 @@ def prepare_distillation(model: Any, windows: Any, config: DistillationConfig, f
     """
     teacher = model
     if config.teacher is not None:
-        teacher = _load_by_name(config.teacher).to(next(model.parameters()).device)
+        teacher = load_by_name(config.teacher).to(next(model.parameters()).device)
         check_vocabulary(config, vocabulary_of(model), vocabulary_of(teacher))
     return Distillation(write_down(teacher, windows, config, folder), config)
 

@@ -64,6 +64,7 @@ COMMANDS: dict[str, Command] = {
     "adapruner prune --help": Command(["train.py", "prune", "--help"], "--texts"),
     "adapruner fit --help": Command(["train.py", "fit", "--help"], "--pruning"),
     "adapruner compare --help": Command(["train.py", "compare", "--help"], "--against"),
+    "adapruner write-texts --help": Command(["train.py", "write-texts", "--help"], "--documents"),
     "adapruner fit --pruning.serach 3": Command(["train.py", "fit", "--pruning.serach", "3"], "pruning.search", 2),
     "adapruner fit --report.compare [wanda]": Command(["train.py", "fit", "--report.compare", "[wanda]"], "wanda_sp", 2),
     "adapruner prune ./my-modle --texts docs": Command(["train.py", "prune", "./my-modle", "--texts", "docs"], "is not there", 2),

@@ -31,6 +31,7 @@ STOREYS: tuple[tuple[str, ...], ...] = (
     ("recovery",),
     ("search",),
     ("export", "report"),
+    ("own_text",),
     ("stages",),
     ("run",),
     ("pruned_module",),

@@ -1,8 +1,9 @@
 """The command line: ``python train.py``, ``adapruner`` and ``python -m adapruner.cli`` are this program.
 
 One file for each command: :mod:`adapruner.cli.prune`, :mod:`adapruner.cli.fit`, :mod:`adapruner.cli.evaluation` (``validate``,
-``test`` and ``predict``), :mod:`adapruner.compare.command`, :mod:`adapruner.cli.export` and :mod:`adapruner.cli.inspect`. Torch is loaded
-where there is work for it: not for ``inspect``, not for help, and not for the refusal of a misspelt option.
+``test`` and ``predict``), :mod:`adapruner.compare.command`, :mod:`adapruner.cli.export`, :mod:`adapruner.cli.write_texts` and
+:mod:`adapruner.cli.inspect`. Torch is loaded where there is work for it: not for ``inspect``, not for help, and not for the refusal of a
+misspelt option.
 """
 
 from __future__ import annotations
@@ -111,6 +112,10 @@ def _run(arguments: Sequence[str]) -> None:
     import_all(imports)
     if command == "compare":
         return _compare(rest, imports)
+    if command == "write-texts":
+        from adapruner.cli.write_texts import run_write_texts
+
+        return run_write_texts(rest)
     from adapruner.cli.export import run_export
 
     return run_export(rest)

@@ -13,6 +13,7 @@ COMMANDS = {
     "predict": "continues prompts, token by token",
     "compare": "several methods over budgets and seeds, in one table",
     "export": "writes a run's model again: another precision, other shards, for llama.cpp, to the hub",
+    "write-texts": "lets the dense model write text to prune it with, where there is no other",
     "inspect": "what a run, an export or a plan holds",
 }
 #: Those whose options are :class:`adapruner.cli.fit.PruningCLI`'s.
@@ -44,5 +45,5 @@ and more examples: README.md."""
 
 def help_page() -> str:
     """The page."""
-    listed = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+    listed = "\n".join(f"  {name:<11} {what}" for name, what in COMMANDS.items())
     return _PAGE.format(version=__version__, commands=f"commands:\n{listed}")

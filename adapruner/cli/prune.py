@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -255,7 +256,10 @@ def _check(given: argparse.Namespace, others: Sequence[str]) -> None:
     if others and not others[0].startswith("-"):
         raise ConfigurationError(f"prune: expected one model, got {others[0]!r} too; text goes behind --texts")
     if not given.texts:
-        raise ConfigurationError("texts: expected --texts PATH, got none; name a file or a folder of text")
+        raise ConfigurationError(
+            "texts: expected --texts PATH, got none; name a file or a folder of text, or let the model write some first: "
+            f"adapruner write-texts {shlex.quote(given.model)} --out own.jsonl, then --texts own=own.jsonl"
+        )
     names = [_named(text)[0] for text in given.texts]
     if len(set(names)) < len(names) or not all(names):
         raise ConfigurationError(f"texts: expected each name once, got {', '.join(names)}; give them as NAME=PATH")

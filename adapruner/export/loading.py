@@ -16,6 +16,7 @@ from adapruner.export.saving import save_as_export
 from adapruner.export.staging import is_export
 from adapruner.export.target import has_uneven_experts
 from adapruner.files.digests import SUMS, DamagedError, check_sums
+from adapruner.models.loading import load_language_model, model_source
 from adapruner.pruning.plan import MARK, PruningPlan, read_plan
 from adapruner.recovery.merging import merge_lora
 
@@ -114,6 +115,23 @@ def check_whole(folder: Path) -> list[str]:
             f"folder: expected the export as it was written, got damage in {folder}: {error}; export again, or take the file's line out of "
             f"{SUMS} if you changed it"
         ) from None
+
+
+def load_by_name(name_or_path: str, dtype: str = "auto") -> Any:
+    """An export or any other dense causal LM, without a tokenizer.
+
+    Args:
+        name_or_path: as for :func:`adapruner.models.loading.load_language_model`.
+        dtype: ``auto`` (as saved) or a torch type's name.
+
+    Raises:
+        ConfigurationError, ModelError, PlanError: as the two that it calls.
+
+    >>> load_by_name("demo").config.model_type
+    'llama'
+    """
+    exported = open_export(model_source(name_or_path), dtype)
+    return load_language_model(name_or_path, dtype=dtype) if exported is None else exported.model
 
 
 def open_export(

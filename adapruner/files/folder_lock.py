@@ -27,10 +27,15 @@ SHARDED = "meta.pt"  # in a folder that is a checkpoint
 
 
 class FolderLock:
-    """Held by the process from :meth:`take` to :meth:`release`, or to its end, whatever ends it."""
+    """Held by the process from :meth:`take` to :meth:`release`, or to its end, whatever ends it.
 
-    def __init__(self) -> None:
+    Args:
+        file: name of the lock in the folder; another than a run's where only one file of it is to be held.
+    """
+
+    def __init__(self, file: str = FILE) -> None:
         self._lock: object = None
+        self.file = file
         self.folder: Path | None = None
 
     def take(self, folder: Path) -> None:
@@ -43,7 +48,7 @@ class FolderLock:
             return
         from filelock import FileLock, Timeout
 
-        lock = FileLock(folder / FILE, timeout=0)
+        lock = FileLock(folder / self.file, timeout=0)
         try:
             lock.acquire()
         except Timeout:
@@ -63,7 +68,7 @@ class FolderLock:
             ConfigurationError: if it was renamed or removed, before anything is written into a new one of its name.
         """
         if self.folder is not None:
-            check_there(self.folder / FILE)
+            check_there(self.folder / self.file)
 
     def release(self) -> None:
         """Gives the folder back, for the next run in this process."""

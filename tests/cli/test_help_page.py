@@ -81,6 +81,10 @@ def test_the_package_runs_as_a_module() -> None:
             ),
         ),
         ("inspect", ("RUN", "--json", "plan.json")),
+        (
+            "write-texts",
+            ("MODEL", "--out", "--documents", "--tokens", "--temperature", "--seed", "--batch_size", "--dtype", "own=own.jsonl"),
+        ),
         ("export", ("RUN", "DIR", "--dtype", "--max_shard_size", "--adapters", "--pad", "--gguf", "--push", "--checkpoint", "--no-verify")),
     ],
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from adapruner.cli import export, fit, inspect, prune
+from adapruner.cli import export, fit, inspect, prune, write_texts
 from adapruner.cli.help_page import COMMANDS, LIKE_FIT
 from adapruner.cli.imports import take_imports
 from adapruner.cli.option_catalogue import read_catalogue
@@ -58,7 +58,7 @@ ADDED = {"pruning.search.space.power": "docs/add-a-search-dimension.md"}
 
 def test_there_is_something_to_judge() -> None:
     assert len(OURS) > 40
-    assert {found[0] for _, found in OURS if found} >= {"prune", "fit", "test", "predict", "export", "compare", "inspect"}
+    assert {found[0] for _, found in OURS if found} >= {"prune", "fit", "test", "predict", "export", "compare", "inspect", "write-texts"}
 
 
 def test_every_language_has_a_judge() -> None:
@@ -92,8 +92,13 @@ def test_what_prune_is_given() -> None:
 
 @pytest.mark.parametrize(
     ("command", "parser"),
-    [("export", export.make_parser()), ("inspect", inspect.make_parser()), ("compare", compare.make_parser())],
-    ids=["export", "inspect", "compare"],
+    [
+        ("export", export.make_parser()),
+        ("inspect", inspect.make_parser()),
+        ("compare", compare.make_parser()),
+        ("write-texts", write_texts.make_parser()),
+    ],
+    ids=["export", "inspect", "compare", "write-texts"],
 )
 def test_what_the_other_commands_are_given(command: str, parser: object) -> None:
     lines = [(block, words[1:]) for block, words in OURS if words[0] == command]
