@@ -186,15 +186,16 @@ class Setting:
                 found = collect_in_sequence(self.model, problem, recipe, self.data.calibration_windows)
                 problem = replace(problem, statistics=found)
             return {method: make_plan(problem, recipe)}
-        outcome = self._search(problem, arms().get(method, Arm()))
+        outcome = self._search(problem, method, arms().get(method, Arm()))
         if method in arms():
             return {method: outcome.plan}
         assert outcome.best_fixed is not None
         return {OURS: outcome.plan, BEST_FIXED: make_plan(problem, outcome.best_fixed[1], {"recipe": outcome.best_fixed[0].name})}
 
-    def _search(self, problem: PruningProblem, arm: Arm) -> SearchOutcome:
-        """Trials judged after the local refit, the best few looked at again after the whole one."""
-        options = self.options
+    def _search(self, problem: PruningProblem, method: str, arm: Arm) -> SearchOutcome:
+        """Trials judged after the local refit, the best few looked at again after the whole one; a killed search goes on."""
+        options, folder = self.options, self._plan_file(problem, f"{method} search").with_suffix("")
+        folder.mkdir(exist_ok=True)
         config = SearchConfig(
             n_trials=options.trials,
             sampler=arm.sampler,
@@ -207,7 +208,7 @@ class Setting:
         )
         again = self.post_pruning(recovers=False)
         refit = self.reconstruction.in_trials if arm.refit else None
-        return run_search(self.model, problem, self.data.search_windows, config, None, {}, refit=refit, post_pruning=again)
+        return run_search(self.model, problem, self.data.search_windows, config, folder, {}, refit=refit, post_pruning=again)
 
     def recovered_dense(self) -> Any:
         """The model under the same recovery, nothing removed, a copy."""
