@@ -30,6 +30,7 @@ install: $(STAMP) ## make .venv with the tested versions
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"PYTHON: expected Python 3.11 or newer for the pinned versions, got {v[0]}.{v[1]}; run make PYTHON=/path/to/python3.11" if v < (3, 11) else 0)'
+	@echo "installs into $(VENV): two or three minutes without a word"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -23,7 +23,7 @@ from adapruner.export.folder import ExportRecord
 from adapruner.export.staging import check_no_export
 from adapruner.files.atomic import writing
 from adapruner.files.folder_lock import check_there, held
-from adapruner.progress import RUN_LOG, logged_to, shown
+from adapruner.progress import RUN_LOG, announce, logged_to, shown
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.distillation import Distillation, check_vocabulary
@@ -34,7 +34,7 @@ from adapruner.recovery.time_budget import check_no_time_budget
 from adapruner.recovery.training import RecoveredModel, RecoveryConfig, recovery_config, short_recovery, train_recovery
 from adapruner.report.answer import stages_in_words
 from adapruner.report.measured_before import MeasuredBefore
-from adapruner.report.record import check_can_draw, write_report
+from adapruner.report.record import PAGE_NAME, check_can_draw, write_report
 from adapruner.report.recorder import ReportConfig, ReportRecorder
 from adapruner.report.terminal import print_times
 from adapruner.search.before_loading import check_budget_before_loading
@@ -287,4 +287,5 @@ def _finish_report(
     if folder is not None:
         check_there(folder)
         write_report(record, folder)
+        announce(f"report: {folder / PAGE_NAME}")
     return list(recorder.perplexity), record

@@ -39,8 +39,8 @@ options:
   adapruner COMMAND --import my_metrics.py          metrics, samplers and the like of your own (all commands but inspect)
   adapruner --version
 
---config takes a file, or the name of a shipped configuration; several are laid over each other. What each group of options sets,
-and more examples: README.md."""
+--config takes a file, or the name of a shipped configuration; several are laid over each other. What each group of options sets:
+adapruner fit --help GROUP; tutorials: docs/index.md."""
 
 
 def help_page() -> str:

@@ -47,7 +47,7 @@ document goes to exactly one of calibration, search, recovery and test. A killed
 that it is finished, and how it begins again.
 """
 _EPILOG = """\
-Any option of fit may follow, such as --pruning.budget.of macs or --config mine.yaml; it goes before what stands here.
+Any option of fit may follow, such as --pruning.budget.of macs or --config mine.yaml; it overrides what stands here.
 
 examples:
   adapruner prune my-model --texts my-texts

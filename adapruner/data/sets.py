@@ -11,6 +11,9 @@ from adapruner.argument_checks import check_fields, check_type
 from adapruner.data.text_source import TextSource
 from adapruner.errors import ConfigurationError, nearest
 
+#: Below so many windows a perplexity says little of its text.
+TRUSTED_WINDOWS = 20
+
 
 @dataclass(frozen=True)
 class CalibrationData:

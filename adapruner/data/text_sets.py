@@ -17,7 +17,7 @@ from adapruner.data.draw_windows import WindowDrawer
 from adapruner.data.leaks import check_leaks
 from adapruner.data.options import checks_of_sets
 from adapruner.data.run_data import RunData
-from adapruner.data.sets import CalibrationData, EvaluationSet, ReconstructionData, RecoveryData, SearchData
+from adapruner.data.sets import TRUSTED_WINDOWS, CalibrationData, EvaluationSet, ReconstructionData, RecoveryData, SearchData
 from adapruner.data.text_source import TextSource
 from adapruner.data.windows import TextWindows
 from adapruner.errors import ConfigurationError, check_all
@@ -97,6 +97,10 @@ class TextSets:
         evaluation = {key: windows for item in self.evaluation for key, windows in drawer.joined(item).items()}
         if drawer.short_of:
             announce(f"less text than asked for: {', '.join(drawer.short_of)}")
+        few = [f"{name!r} {len(found)}" for (name, _), found in evaluation.items() if len(found) < TRUSTED_WINDOWS]
+        if few:
+            said = f"{', '.join(few)} windows, less than {TRUSTED_WINDOWS}; give more, or shorter documents"
+            announce(f"too little held-out text to trust a perplexity of: {said}")
         if drawer.limited:
             announce(f"measures perplexity of {', of '.join(drawer.limited)} (data.evaluation's limit)")
         pool_fingerprint = _pool_fingerprint(pool_at, c.clusters, weights)

@@ -239,8 +239,9 @@ def describe_protocol(name: str, window: int, n_windows: int, tokens: int, begin
             f"{name}: {n_windows} texts of their own, cut to {window} tokens or padded{begin}, mean NLL over {tokens} predictions in all, "
             f"{tokens / n_windows:.1f} a text, log-softmax in fp32"
         )
+    windows = f"{n_windows} non-overlapping window{'s' if n_windows > 1 else ''} of {window} tokens"
     return (
-        f"{name}: texts joined by blank lines, tokenised once, {n_windows} non-overlapping windows of {window} tokens{begin}, "
+        f"{name}: texts joined by blank lines, tokenised once, {windows}{begin}, "
         f"remainder dropped, mean NLL over {window - 1} predictions a window ({tokens} in all), log-softmax in fp32"
     )
 

@@ -88,13 +88,25 @@ def check_parent(path: Path, argument: str) -> None:
 
 
 def check_no_export(folder: Path) -> None:
-    """Refuses an export as a run folder: the next export there would replace it as a whole, and the run with it.
+    """Refuses an export as a run folder: the next export there would replace it as a whole, and the run with it. Any other model, too:
+    whoever deletes the run to begin again would delete the model.
 
     Raises:
-        ConfigurationError: if the folder is one.
+        ConfigurationError: if the folder is one of them.
     """
     if is_export(folder):
         raise ConfigurationError(f"folder: expected a run folder, got the export {folder}; choose another folder for the run")
+    if holds_model(folder):
+        raise ConfigurationError(f"folder: expected a run folder, got the folder of a model, {folder}; choose another folder for the run")
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether ``config.json`` is a model's."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "model_type" in config
 
 
 def is_export(folder: Path) -> bool:

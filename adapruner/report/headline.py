@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from adapruner.data.sets import TRUSTED_WINDOWS
 from adapruner.report.answer import Comparison, comparisons, counted
 from adapruner.report.formats import count_text, percent_text, perplexity_text, ratio_text
 from adapruner.report.schema import STAGES, Report
@@ -28,16 +29,24 @@ def perplexity_words(report: Report, arrow: str = "->") -> str:
     if not found:
         return "perplexity not measured"
     if len(found) == 1:
-        return f"perplexity {f' {arrow} '.join(_path(found[0]))}"
+        return f"perplexity {f' {arrow} '.join(_path(found[0]))}{_few(report, found[0])}"
     several = len({comparison.dataset for comparison in found}) < len(found)
     shown = found if len(found) <= FEW_TEXTS else found[:1]
     said = []
     for comparison in shown:
         path = _path(comparison)
         name = f"{comparison.dataset} ({comparison.window:,} tokens)" if several else comparison.dataset
-        said.append(f"{f' {arrow} '.join(dict.fromkeys((path[0], path[-1])))} on {name}")
+        said.append(f"{f' {arrow} '.join(dict.fromkeys((path[0], path[-1])))} on {name}{_few(report, comparison)}")
     more = len(found) - len(shown)
     return f"perplexity {', '.join(said)}{f', the first of {len(found)} measurements' if more else ''}"
+
+
+def _few(report: Report, comparison: Comparison) -> str:
+    """`` (1 window)`` behind a figure that rests on hardly any text."""
+    sets = report.data.sets if report.data else []
+    found = [s.windows for s in sets if s.role == "evaluation" and (s.name, s.seq_len) == (comparison.dataset, comparison.window)]
+    few = min(found, default=TRUSTED_WINDOWS)
+    return f" ({few} window{'s' if few > 1 else ''})" if few < TRUSTED_WINDOWS else ""
 
 
 def _path(comparison: Comparison) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from adapruner.progress import is_shown, terminal
+from adapruner.pruning.fixed_recipe import SEARCHED
 from adapruner.report.answer import (
     below_dense_sentence,
     best_fixed_words,
@@ -100,7 +101,21 @@ def _search_lines(search: Search) -> list[str]:
     values = ", ".join(f"{name} {nll_text(value)}" for name, value in named if value is not None)
     stopped = f"{search.completed} completed, {search.stopped_early} stopped early"
     fixed = [] if search.best_fixed_value is None else [f"Best fixed recipe: {best_fixed_words(search)}."]
-    return [f"Search: {search.trials} trials, {stopped}; {search.judged}, nats per token: {values or MISSING}.", *fixed]
+    return [
+        f"Search: {search.trials} trials, {stopped}; {search.judged}, nats per token: {values or MISSING}.",
+        *_second_look(search),
+        *fixed,
+    ]
+
+
+def _second_look(search: Search) -> list[str]:
+    """By what the chosen plan was chosen, where the trials' own values did not decide."""
+    chosen, fixed = search.candidates[:1], [c for c in search.candidates if c.name != SEARCHED][:1]
+    stages = [stage for stage in ("recovered", "reconstructed") if chosen and getattr(chosen[0], stage) is not None]
+    if not stages or not fixed or fixed == chosen or getattr(fixed[0], stages[0]) is None:
+        return []
+    values = (nll_text(getattr(candidate, stages[0])) for candidate in (*chosen, *fixed))
+    return [f"Looked at again, {stages[0]}: chosen plan {next(values)}, best fixed recipe {next(values)}; this decided."]
 
 
 def _export_lines(export: Export) -> list[str]:

@@ -12,6 +12,7 @@ from torch import nn
 from adapruner.calibration.spread import CalibrationSpread, random_sets, set_size
 from adapruner.errors import AdaPrunerError
 from adapruner.files.value_cache import ValueCache
+from adapruner.progress import progress_bar
 from adapruner.pruning.problem import PruningProblem, make_plan
 from adapruner.pruning.recipe import Recipe
 from adapruner.search.trial_value import Objective
@@ -39,6 +40,7 @@ def measure_spread(
     choices = {"chosen": recipe.calibration, **{str(i): choice for i, choice in enumerate(sets)}}
 
     def value(name: str) -> float | None:
+        advance(next(done))
         other = replace(recipe, calibration=choices[name])
         try:
             *_, part = objective.of_plan(model, make_plan(problem, other), other)
@@ -47,5 +49,8 @@ def measure_spread(
         return part.value
 
     cache = ValueCache(None if folder is None else folder / FILE, {**identity, "recipe": recipe.to_dict()})
-    chosen, *others = (math.inf if v is None else v for v in cache.measure("trial", list(choices), value))
+    done = iter(range(len(choices)))
+    with progress_bar("random samples", len(choices)) as advance:
+        chosen, *others = (math.inf if v is None else v for v in cache.measure("trial", list(choices), value))
+        advance(len(choices))
     return CalibrationSpread(set_size(pool, recipe.calibration), tuple(others), chosen)
