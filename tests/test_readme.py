@@ -18,7 +18,7 @@ from adapruner.cli.shipped_configs import find_configs
 from adapruner.recovery.training import RecoveryConfig
 from adapruner.search.config import SearchConfig
 from tests.test_run import texts
-from tests.tiny import save_tiny, tiny_llama, word_tokenizer
+from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,14 +50,8 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
         "stages.RecoveryConfig": Short,
     }.items():
         monkeypatch.setattr(f"adapruner.{place}", short)
-    found = texts(60)
-    yield {
-        "texts": found["books"],
-        "more_texts": found["code"],
-        "held_out": texts(20, seed=9)["books"],
-        "model": tiny_llama(intermediate_size=320),
-        "tokenizer": word_tokenizer(),
-    }
+    Path("my-text.txt").write_text("\n\n".join(texts(240)["books"]))
+    yield {"__name__": "stranger"}
     argument_checks._hints.cache_clear()  # which may have seen the short ones
 
 
@@ -69,11 +63,10 @@ def test_the_ten_lines_at_the_top(names: dict[str, Any]) -> None:
 
 
 def test_the_lightning_project(names: dict[str, Any]) -> None:
-    Path("my-text.txt").write_text("\n\n".join(texts(240)["books"]))
     code = block("class MyModule(LightningModule)").replace("max_steps=200", "max_steps=2, accelerator='cpu', logger=False")
     assert "PruningSearchCallback(0.3, SearchConfig(64)," in code
     code = code.replace("SearchConfig(64)", "few")
-    exec(code, names := {**names, "few": Few(), "__name__": "stranger"})
+    exec(code, names := {**names, "few": Few()})
     assert names["search"].plan.pruned_fraction == pytest.approx(0.3, abs=0.002)
     assert Path("out/config.json").is_file()
     assert Path("out/tokenizer.json").read_bytes() == Path("my-model/tokenizer.json").read_bytes()

@@ -398,6 +398,9 @@ def test_a_folder_that_is_none_is_refused(folder: Any) -> None:
 def test_an_export_is_no_run_folder(tmp_path: Path) -> None:
     prune(recipe=adapruner.Recipe({"l2": 1.0})).save(tmp_path / "out")
     before = sorted(path.name for path in (tmp_path / "out").iterdir())
+    save_tiny(tmp_path / "dense")
+    with pytest.raises(ConfigurationError, match="folder: expected a run folder, got the folder of a model"):
+        prune(folder=tmp_path / "dense")
     with pytest.raises(ConfigurationError, match="folder: expected a run folder, got the export"):
         prune(folder=tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before

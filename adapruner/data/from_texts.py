@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from adapruner.argument_checks import typed
 from adapruner.data.documents import CHAT_COLUMN
 from adapruner.data.draw_windows import WindowDrawer
 from adapruner.data.files import PIECE_CHARACTERS, in_pieces
+from adapruner.data.leaks import shared_documents
 from adapruner.data.run_data import RunData
 from adapruner.data.sets import CalibrationData, EvaluationSet, ReconstructionData, RecoveryData, SearchData
 from adapruner.data.text_sets import TextSets
@@ -91,6 +92,7 @@ def data_from_texts(
     own, train = _sources("search", search), [] if from_pool else _sources("recovery", recovery)
     held, refit = _sources("evaluation", evaluation), _sources("reconstruction", reconstruction)
     _check_tokenizer([*pool, *own, *refit, *train, *held], tokenizer)
+    _check_whole_texts(pool, held)
     pool, searched = (pool, own) if own else _hold_out(pool)
     train = pool if from_pool else train
     sets = TextSets(
@@ -122,8 +124,24 @@ def check_forms(calibration: Any, **others: Any) -> None:
         DataError: naming the argument.
     """
     for argument, value in {"calibration": calibration, **others}.items():
+        if _can_be_read_once(value):
+            continue
         if not _sources(argument, value) and argument == "calibration":
             _source(argument, SOURCE_NAME, None)  # which refuses it
+
+
+def _check_whole_texts(pool: Sequence[TextSource], held: Sequence[TextSource]) -> None:
+    """Long texts, which are cut to be held out in part, and then are no longer known in another set."""
+    cut = {text.strip() for source in pool for text in source.texts or () if isinstance(text, str) and len(text) > PIECE_CHARACTERS}
+    for source in held:
+        shared = sum(isinstance(text, str) and text.strip() in cut for text in source.texts or ())
+        if shared:
+            raise shared_documents("calibration", f"evaluation {source.name!r}", shared)
+
+
+def _can_be_read_once(value: Any) -> bool:
+    """Whether looking at texts would use them up."""
+    return any(isinstance(texts, Iterator) for texts in (value.values() if isinstance(value, Mapping) else [value]))
 
 
 def _refit(sources: list[TextSource], samples: int, seq_len: int) -> ReconstructionData:

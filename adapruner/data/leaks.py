@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from adapruner.data.run_data import RunData
-from adapruner.errors import DataError
+from adapruner.errors import DataError, is_shortened
 
 #: Shorter documents are headings, titles and stock phrases, which honest splits of one data set do share.
 SHORT_CHARACTERS = 200
@@ -30,10 +30,14 @@ def check_disjoint(seen: Mapping[str, Collection[str]], held_out: Mapping[str, C
         for name, hashes in seen.items():
             shared = set(held) & set(hashes)
             if name != held_name and (shared - few or 2 * len(shared) > min(len(set(held)), len(set(hashes)))):
-                raise DataError(
-                    f"data: expected {name} and {held_name} to share no document, got {len(shared)} in both; "
-                    "give them other splits or disjoint parts, or set allow_leak: true"
-                )
+                raise shared_documents(name, held_name, len(shared))
+
+
+def shared_documents(name: str, held_name: str, count: int) -> DataError:
+    """What to say of two sets that share documents."""
+    options = "give them other splits or disjoint parts, or set allow_leak: true"
+    remedy = "leave them out of one of the two" if is_shortened("data") else options  # who wrote texts has no such options
+    return DataError(f"data: expected {name} and {held_name} to share no document, got {count} in both; {remedy}")
 
 
 def check_leaks(data: RunData, short: Collection[str] = ()) -> None:

@@ -143,7 +143,7 @@ def refit_each_layer(
         cut_layer(model, structure, plan, modules.index)
         for group in groups:
             projection: Any = model.get_submodule(group.output.module)
-            if shares.solved is not None and shares.solved.put(group.output.module, projection, shares.ranks):
+            if shares.solved is not None and shares.solved.put(group.output.module, projection):
                 continue
             rest = (*dense[group.name], projection.bias)
             kept = plan.kept[group.name]
@@ -153,7 +153,7 @@ def refit_each_layer(
             if shares.ranks is not None:
                 shares.ranks.make_equal(*(p.data for p in (projection.weight, projection.bias) if p is not None))
             if shares.solved is not None:
-                shares.solved.keep(group.output.module, projection, shares.ranks)
+                shares.solved.keep(group.output.module, projection)
         if progress:
             progress(modules.index + 1)
 

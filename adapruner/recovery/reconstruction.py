@@ -120,7 +120,7 @@ def prune_and_reconstruct(
             refit_in_sequence(model, structure, plan, windows, shares, config, dense, progress)
     del windows, shares
     if solved is not None:
-        solved.keep_whole(structure)
+        solved.keep_whole()
     give_back_freed_memory()
 
 

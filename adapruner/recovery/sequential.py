@@ -129,7 +129,7 @@ def refit_projection(
     projection: Any, name: str, inputs: HiddenStates, targets: Iterable[Tensor], shares: Shares, config: ReconstructionConfig
 ) -> None:
     """Solves for one projection, so that projection(``inputs``) comes near ``targets`` ``[batch, seq_len, out]``; unless it is solved."""
-    if shares.solved is not None and shares.solved.put(name, projection, shares.ranks):
+    if shares.solved is not None and shares.solved.put(name, projection):
         return
     outputs, channels = projection.weight.shape
     device = projection.weight.device
@@ -147,7 +147,7 @@ def refit_projection(
     if shares.ranks is not None:  # the same sums need not have the same solution on every kind of processor
         shares.ranks.make_equal(*(p.data for p in (projection.weight, projection.bias) if p is not None))
     if shares.solved is not None:
-        shares.solved.keep(name, projection, shares.ranks)
+        shares.solved.keep(name, projection)
 
 
 def solve_and_refit(

@@ -6,14 +6,14 @@ projection where the killed refit was, through the weights that it had found, so
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adapruner.distributed import Ranks, is_rank_zero
+from adapruner.distributed import Ranks
 from adapruner.files.digests import DamagedError
 from adapruner.files.tensor_file import read_tensors, write_tensors
 from adapruner.models.units import ModelStructure
@@ -44,45 +44,40 @@ class SolvedProjections:
 
     folder: Path
     key: str
+    _names: set[str] = field(default_factory=set)
+    """Of the projections that were given or kept."""
 
-    def put(self, name: str, projection: Any, ranks: Ranks | None = None) -> bool:
+    def put(self, name: str, projection: Any) -> bool:
         """Gives a projection ``[out, channels]`` the solution that is there, as new parameters; whether there is one.
 
-        Args:
-            ranks: those that share a refit: the first one reads. ``None`` where this process works alone.
+        Every process of a run must call it; the first one reads.
         """
-        found = self._read(name) if ranks is None or ranks.rank == 0 else None
-        names: list[str] | None = list(found) if found else None
-        names = names if ranks is None else ranks.broadcast(names)
+        ranks = Ranks()
+        found = self._read(name) if ranks.rank == 0 else None
+        names: list[str] | None = ranks.broadcast(list(found) if found else None)
         if names is None:
             return False
+        self._names.add(name)
         for kind in names:
             old = getattr(projection, kind)
             value = torch.empty_like(old) if found is None else found[kind].to(old)
-            if ranks is not None:
-                ranks.make_equal(value)
+            ranks.make_equal(value)
             setattr(projection, kind, nn.Parameter(value, old.requires_grad))
         return True
 
-    def keep(self, name: str, projection: Any, ranks: Ranks | None = None) -> None:
-        """Writes a projection that is solved; of several processes the first one does.
-
-        Args:
-            ranks: as for :meth:`put`; what the first one cannot write, all of them refuse.
+    def keep(self, name: str, projection: Any) -> None:
+        """Writes a projection that is solved; every process of a run must call it, and the first one writes.
 
         Raises:
             ConfigurationError: if there is no room, or no right to write.
         """
         values = {kind: p.detach().cpu() for kind, p in projection.named_parameters(recurse=False)}
-        if ranks is None:
-            self._write(name, values)
-        else:
-            ranks.on_rank_zero(self._write, name, values)
+        self._write(name, values)
+        self._names.add(name)
 
-    def keep_whole(self, structure: ModelStructure) -> None:
+    def keep_whole(self) -> None:
         """Remembers that nothing is left to solve, and which projections were."""
-        names = sorted({group.output.module for group in structure.groups})
-        self._write(_WHOLE, {name: torch.ones(1) for name in names if self._file(name).exists()})
+        self._write(_WHOLE, {name: torch.ones(1) for name in sorted(self._names)})
 
     def put_whole(self, model: nn.Module, structure: ModelStructure, plan: PruningPlan) -> bool:
         """Cuts the dense model by the plan and gives it all solutions, where the refit had come to its end; whether it had.
@@ -95,7 +90,7 @@ class SolvedProjections:
         for layer in range(structure.layers):
             cut_layer(model, structure, plan, layer)
             for name in (group.output.module for group in structure.groups if group.layer == layer):
-                self.put(name, model.get_submodule(name), ranks)
+                self.put(name, model.get_submodule(name))
         return True
 
     def _is_whole(self) -> bool:
@@ -104,15 +99,17 @@ class SolvedProjections:
         return names is not None and all(self._read(name) is not None for name in names)
 
     def _write(self, name: str, values: dict[str, Tensor]) -> None:
-        if is_rank_zero():
+        def write() -> None:
             self.folder.mkdir(exist_ok=True)
             write_tensors(self._file(name), self.key, values)
+
+        Ranks().on_rank_zero(write)
 
     def _read(self, name: str) -> dict[str, Tensor] | None:
         try:
             return read_tensors(self._file(name), self.key)
-        except DamagedError as error:
-            announce(f"{self._file(name)} is damaged ({error}): solved again")
+        except (DamagedError, OSError) as error:
+            announce(f"{self._file(name)} cannot be read ({error}): solved again")
             return None
 
     def _file(self, name: str) -> Path:

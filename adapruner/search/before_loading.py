@@ -57,10 +57,14 @@ def _structure(source: str, options: PruningOptions, revision: str | None) -> tu
 
     if is_gguf(source):
         return None
-    config: Any = AutoConfig.from_pretrained(source, revision=None if Path(source).exists() else revision)
+    config: Any = AutoConfig.from_pretrained(
+        source,
+        revision=None if Path(source).exists() else revision,
+        trust_remote_code=False,  # else a terminal is asked
+    )
     if set(_SAYS_LESS) & set(config.to_dict()):
         return None
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     structure = trace_structure(model, options.attention_units, options.ffn_units)
     return structure, measure_sizes(model, structure)

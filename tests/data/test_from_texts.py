@@ -13,13 +13,13 @@ import torch
 from adapruner.data.bos import BosRule
 from adapruner.data.documents import Document
 from adapruner.data.draw_windows import WindowDrawer
-from adapruner.data.from_texts import data_from_texts, evaluation_from_texts, windows_from_texts
+from adapruner.data.from_texts import check_forms, data_from_texts, evaluation_from_texts, windows_from_texts
 from adapruner.data.run_data import PruningData, RunData
 from adapruner.data.sets import CalibrationData, EvaluationSet, RecoveryData, SearchData
 from adapruner.data.text_source import TextSource
 from adapruner.data.windows import TextWindows, joined_windows
 from adapruner.data_module import PruningDataModule
-from adapruner.errors import ConfigurationError, DataError
+from adapruner.errors import ConfigurationError, DataError, written_as
 
 
 def texts(start: int, count: int = 120, words: int = 40) -> list[str]:
@@ -212,6 +212,23 @@ def test_few_long_texts_are_cut_like_text_files(tokenizer: Any, tmp_path: Path) 
     module.tokenizer_object = tokenizer
     module.setup()
     assert same(data_from_texts({"book": [long]}, tokenizer, **SMALL), module)
+
+
+def test_a_long_text_that_is_cut_is_still_known_in_the_evaluation(tokenizer: Any) -> None:
+    long = "\n\n".join(texts(0, 600))
+    with pytest.raises(DataError, match=r"calibration and evaluation 'texts' to share no document, got 1 in both"):
+        data_from_texts([long], tokenizer, evaluation=[f"{long}\n"], **SMALL)
+    with (
+        written_as({"data": "calibration"}),
+        pytest.raises(DataError, match=r"^calibration: .*; leave them out of one of the two$"),
+    ):
+        data_from_texts([long], tokenizer, evaluation=[long], **SMALL)
+
+
+def test_looking_at_texts_does_not_use_them_up() -> None:
+    found, held = iter(texts(0, 10)), iter(texts(10, 10))
+    check_forms(found, evaluation={"wiki": held})
+    assert len(list(found)) == len(list(held)) == 10
 
 
 def test_a_source_too_short_for_the_search_is_left_out_of_it(tokenizer: Any, capsys: pytest.CaptureFixture[str]) -> None:

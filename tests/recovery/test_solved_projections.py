@@ -94,6 +94,8 @@ def test_another_refit_takes_nothing_of_it(tmp_path: Path, monkeypatch: pytest.M
     other = ReconstructionConfig(batch_size=4, ridge=0.3)
     assert equal(refitted(other, tmp_path / "refit", "b"), refitted(other, None))
     assert len(solves) == 2 * len(list((tmp_path / "refit").glob("model.*")))
+    assert equal(refitted(other, tmp_path / "refit", "b"), refitted(other, None))
+    assert len(solves) == 3 * len(list((tmp_path / "refit").glob("model.*")))  # the one without a folder alone
 
 
 @pytest.mark.parametrize("damage", ["one", "whole"])
@@ -106,7 +108,7 @@ def test_a_damaged_projection_is_solved_again(tmp_path: Path, damage: str, capsy
     content[-1] ^= 1
     file.write_bytes(content)
     assert equal(refitted(config, tmp_path / "refit"), expected)
-    assert f"{file.name} is damaged" in capsys.readouterr().out
+    assert f"{file.name} cannot be read" in capsys.readouterr().out
     assert file.read_bytes() != bytes(content)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from adapruner.data.sets import TRUSTED_WINDOWS
 from adapruner.report.headline import FEW_TEXTS, answer_sentence
 from adapruner.report.schema import validate_report
 
@@ -36,3 +37,15 @@ def test_of_many_texts_it_says_how_many() -> None:
 
 def test_without_any_it_says_so() -> None:
     assert said_of([]) == "perplexity not measured"
+
+
+def test_a_text_of_hardly_any_windows_says_how_many() -> None:
+    report = sample_report()
+    first = next(row for row in report["perplexity"] if row["dataset"] == "wikitext")
+    held = {"role": "evaluation", "name": "wikitext", "sources": ["here"], "windows": 1, "seq_len": first["window"], "documents": 1}
+    held["hash"] = "0" * 16
+    report["data"] = {"sets": [held], "leaks": "none", "seed": 0}
+    report["perplexity"] = [row for row in report["perplexity"] if row["dataset"] == "wikitext"]
+    assert " recovered (1 window)" in answer_sentence(validate_report(report))
+    held["windows"] = TRUSTED_WINDOWS
+    assert "window" not in answer_sentence(validate_report(report))

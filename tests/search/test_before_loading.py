@@ -54,6 +54,17 @@ def test_a_model_that_was_pruned_before_is_left_to_its_weights(without_weights: 
     check_budget_before_loading(str(tmp_path), pruning_options(0.9))
 
 
+def test_code_that_comes_with_a_model_is_not_run_and_nobody_is_asked(
+    without_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = json.loads((without_weights / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**record, "model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}))
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nMine = None\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    check_budget_before_loading(str(tmp_path), pruning_options(0.9))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_name_that_is_no_model_is_refused_at_once() -> None:
     with pytest.raises(ModelError, match=r"name_or_path: expected a folder or a hub name, got '\./nothing', which is not there"):
         check_budget_before_loading("./nothing", pruning_options(0.9))
