@@ -309,10 +309,13 @@ def ideal_sentence(cost: Cost) -> str | None:
 
 def widths_sentence(report: Report) -> str | None:
     """What regular FFN widths cost and gain beside the same recipe at any width; ``None`` where that was not measured."""
-    widths = report.cost.widths if report.cost else None
-    if widths is None:
+    cost = report.cost
+    widths = cost.widths if cost else None
+    if cost is None or widths is None:
         return None
     time = f"a forward takes {ratio_text(widths.any_ms, widths.regular_ms)} of the time"
+    if abs(widths.any_ms - widths.regular_ms) <= (cost.pruned.__pydantic_extra__.get("latency_iqr_ms") or 0.0):
+        time = "a forward takes as long, as far as this timing can tell"
     said = f"FFN widths are multiples of {widths.multiple}. Beside the same recipe at any width {time}"
     for stage in reversed(STAGES):
         change = _change_of_perplexity(report, stage, OWN_METHOD, ANY_WIDTH)

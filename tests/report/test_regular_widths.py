@@ -113,3 +113,7 @@ def test_the_sentence_without_perplexity() -> None:
     assert widths_sentence(validate_report(record)) == (
         f"FFN widths are multiples of 64. Beside the same recipe at any width a forward takes {ratio_text(100.0, 50.0)} of the time."
     )
+    record["cost"]["pruned"]["latency_iqr_ms"] = 60.0
+    assert widths_sentence(validate_report(record)) == (
+        "FFN widths are multiples of 64. Beside the same recipe at any width a forward takes as long, as far as this timing can tell."
+    )
