@@ -30,7 +30,7 @@ def test_a_bare_name_is_found_from_anywhere_and_overrides_count(capsys: pytest.C
     assert parsed["pruning"]["search"]["n_trials"] == 9
     assert parsed["pruning"]["search"]["batch_size"] == 16  # the file's
     assert parsed["pruning"]["search"]["space"]["metrics"] == ["l2"]
-    lora = {"r": 3, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear", "checkpoint_activations": False}
+    lora = {"r": 3, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear", "checkpoint_activations": False, "also_train": []}
     assert parsed["recovery"]["lora"] == lora
     assert parsed["data"]["seed"] == 5
 
