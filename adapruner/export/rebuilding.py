@@ -18,7 +18,8 @@ from adapruner.pruning.before_pruning import trace_for_plan
 from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.checkpoint_contents import PLAN_KEY, fit_to_checkpoint, read_contents
 
-_PREFIX = "model."
+PREFIX = "model."
+"""Of the model's tensors in a checkpoint of ``fit``."""
 
 
 def read_checkpoint(file: Path, argument: str = "checkpoint") -> dict[str, Any]:
@@ -78,7 +79,7 @@ def rebuild(base: Mapping[str, Any], plan: PruningPlan, record: Mapping[str, Any
 def _fill(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
     """Every tensor of the model becomes the checkpoint's, of its own precision; tied ones stay tied."""
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    own = {name.removeprefix(_PREFIX): tensor for name, tensor in weights.items() if name.startswith(_PREFIX)}
+    own = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items() if name.startswith(PREFIX)}
     try:
         model.load_state_dict(own, strict=True, assign=True)
     except RuntimeError as error:

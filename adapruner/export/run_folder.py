@@ -13,12 +13,12 @@ from adapruner.export.adapters import ADAPTER_FOLDER
 from adapruner.export.base_model import find_base_model
 from adapruner.export.card import card_of_report
 from adapruner.export.folder import PLAN_FILE
-from adapruner.export.rebuilding import read_checkpoint
+from adapruner.export.rebuilding import PREFIX, read_checkpoint
 from adapruner.export.staging import is_export
 from adapruner.files.digests import lines_are_sealed, opened
 from adapruner.progress import announce
 from adapruner.pruning.plan import PruningPlan, read_plan
-from adapruner.recovery.checkpoint_contents import PLAN_KEY
+from adapruner.recovery.checkpoint_contents import PLAN_KEY, with_best_weights
 
 CONFIG_FILE, MODEL_FOLDER, REPORT_FILE = "config.yaml", "model", "report.json"
 CONFIG_NOTE = "digest of these lines, for adapruner export; change them as you like"
@@ -78,11 +78,16 @@ def find_source(run: Path, checkpoint: Path | None, adapters: str, model: str | 
     found = read_plan(record[PLAN_KEY])
     if found.hash != plan.hash:
         raise ModelError(f"checkpoint: expected the plan {plan.hash} of the run, got {found.hash} in {file}; give a checkpoint of this run")
-    steps = _steps(report)
-    behind = steps is not None and record.get("global_step") != steps
+    steps, step = _steps(report), record.get("global_step", "unknown")
+    behind = steps is not None and step != steps
+    best, best_step = with_best_weights(record, PREFIX)
+    if best_step is not None and checkpoint is None:  # the run's own last one: the result is that of the best look
+        record, step = best, best_step
+    elif best_step is not None:
+        behind = behind or step != best_step
     if checkpoint is None and behind and finished and (adapters == "merged" or (exported / ADAPTER_FOLDER).is_dir()):
         return _of_export(exported, plan, _card(config, report), adapters)
-    words = f"the weights of step {record.get('global_step', 'unknown')} from {file}"
+    words = f"the weights of step {step} from {file}"
     return Source(plan, words, _card(config, {} if behind else report), record=record, base=_base(config, run, model))
 
 

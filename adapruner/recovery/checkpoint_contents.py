@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -95,6 +96,28 @@ def read_contents(path: Path, *, ours: bool = False) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DamagedError(f"a {type(record).__name__}")
     return record
+
+
+def with_best_weights(record: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], int | None]:
+    """A Lightning checkpoint with the weights that its recovery ends with, where it was judged on held-out text.
+
+    Such a checkpoint has the last step's weights, from which training goes on, and beside them those of the best look: the result.
+
+    Args:
+        record: what :func:`read_contents` gave; left as it is.
+        prefix: of the model's tensors in ``state_dict``, such as ``model.``.
+
+    Returns:
+        The record, and the step that its weights are of; ``None`` where nobody judged.
+    """
+    states = (state for state in record.get("callbacks", {}).values() if isinstance(state, Mapping))
+    looks = next((found for state in states if (found := (state.get("ending") or {}).get("looks"))), None)
+    if not looks or not looks.get("best"):
+        return dict(record), None
+    weights = dict(record["state_dict"])
+    weights.update({f"{prefix}{name}": value for name, value in looks["best"].items() if f"{prefix}{name}" in weights})
+    step, _ = min(looks["looks"], key=lambda look: math.inf if math.isnan(look[1]) else look[1])
+    return {**record, "state_dict": weights}, int(step)
 
 
 def check_checkpoint(path: str | None) -> None:

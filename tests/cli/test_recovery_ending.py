@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from adapruner.cli import main
 from adapruner.export.loading import load
@@ -41,3 +42,25 @@ def test_a_run_of_so_much_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert again == section
     assert "recovery goes on from" in said
     assert all((before[name] == value).all() for name, value in load(tmp_path / "run" / "model").state_dict().items())
+
+
+def test_the_export_of_a_judged_run_has_its_best_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_workspace(tmp_path)
+    judged = ("--recovery.early_stop.every_n_steps=2", "--recovery.early_stop.patience=9", "--report.compare_recovered=false")
+    main(["fit", "--config", "base.yaml", "--trainer.max_steps=4", "--model.optimizer=SGD", "--model.optimizer.lr=50", *judged])
+    found = json.loads((tmp_path / "run" / "report.json").read_text())["recovery"]["lora"]
+    best = found["early_stop"]["best_step"]
+    assert best < found["steps"] == 4  # such a rate ruins the model
+    main(["export", "run", "out"])
+    assert f"the weights of step {best} from" in capsys.readouterr().out
+    run, out = (load(tmp_path / place).state_dict() for place in ("run/model", "out"))
+    assert run.keys() == out.keys()
+    for name, value in run.items():
+        torch.testing.assert_close(out[name], value, msg=name)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    main(["export", "run", "step4", "--checkpoint", str(last)])
+    assert "the weights of step 4 from" in capsys.readouterr().out
+    assert any(not torch.allclose(value, run[name]) for name, value in load(tmp_path / "step4").state_dict().items())
