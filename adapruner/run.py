@@ -27,7 +27,7 @@ from adapruner.progress import RUN_LOG, announce, logged_to, shown
 from adapruner.pruning.budget import Budget
 from adapruner.pruning.plan import PruningPlan
 from adapruner.recovery.distillation import Distillation, check_vocabulary
-from adapruner.recovery.early_stop import held_out_windows
+from adapruner.recovery.early_stop import check_not_judged, held_out_windows
 from adapruner.recovery.form import check_trainable
 from adapruner.recovery.teacher import vocabulary_of
 from adapruner.recovery.time_budget import check_no_time_budget
@@ -143,6 +143,7 @@ def prune(
         asked, recovery = pruning_options(budget, **options), recovery_config(recovery)
         if recovery is not None and report.compare_recovered:
             check_no_time_budget(recovery.time_budget)
+            check_not_judged(recovery.early_stop)
         _check_before_loading(model, asked, calibration, evaluation, recovery_texts)
     if folder is not None:
         check_can_draw("lift it, or give no folder")

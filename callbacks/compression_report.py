@@ -20,6 +20,7 @@ from adapruner.errors import ConfigurationError, ModelError
 from adapruner.files.folder_lock import check_there
 from adapruner.models.model_attribute import held_model
 from adapruner.progress import announce
+from adapruner.recovery.early_stop import check_not_judged
 from adapruner.recovery.time_budget import check_no_time_budget
 from adapruner.report.measured_before import MeasuredBefore
 from adapruner.report.record import check_can_draw
@@ -72,6 +73,7 @@ class CompressionReportCallback(PruningListener):
         if not self.config.compare_recovered or recovery is None:
             return
         check_no_time_budget(recovery.ending.seconds)
+        check_not_judged(recovery.ending.early_stop)
         if trainer.max_steps < 1 or trainer.accumulate_grad_batches != 1 or not hasattr(trainer.lightning_module, "build_optimizer"):
             raise ConfigurationError(
                 "report.compare_recovered: expected trainer.max_steps, no gradient accumulation and a module with build_optimizer, got "

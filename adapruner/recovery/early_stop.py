@@ -57,6 +57,19 @@ class EarlyStopConfig:
         return self.every_n_steps > 0
 
 
+def check_not_judged(config: EarlyStopConfig) -> None:
+    """Refuses looks where other methods are to be recovered alike: those train to the end, and keep what they have then.
+
+    Raises:
+        ConfigurationError: if there are some.
+    """
+    if config:
+        raise ConfigurationError(
+            "report.compare_recovered: expected the same steps for all, got recovery.early_stop.every_n_steps "
+            f"{config.every_n_steps}; leave one of them out"
+        )
+
+
 class EarlyStop:
     """What the looks of one training found, and the weights of the best: everything that a killed run goes on with.
 

@@ -62,9 +62,9 @@ def check_has_unit(argument: str, text: str) -> None:
     """Refuses a time without a unit where a bare number counts steps.
 
     Raises:
-        ConfigurationError: for ``"200"``.
+        ConfigurationError: for ``"200"`` and ``"1.5"``.
     """
-    if text.strip().isdecimal():
+    if re.fullmatch(r"[+-]?\d*\.?\d+", text.strip()):
         raise ConfigurationError(
             f"{argument}: expected a number of steps, or a time with a unit such as 45m, got {text!r}; leave out the quotes"
         )

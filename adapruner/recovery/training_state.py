@@ -49,6 +49,8 @@ class TrainingState:
         self.judged_on, self.looks = judged_on, None if judged_on is None else EarlyStop(config.early_stop, len(judged_on.input_ids))
         self.budget = TimeBudget(seconds_of(config.time_budget) or math.inf, config.most_steps)
         self._started, self._saved = time.monotonic(), 0
+        self._had_ended: Ending | None = None
+        """What ended the training that the checkpoint is of, where that still holds."""
 
     def finished(self, loss: float, tokens: int) -> None:
         """After an optimizer step."""
@@ -62,6 +64,8 @@ class TrainingState:
     @property
     def ended_by(self) -> Ending | None:
         """What ends the training here; ``None`` where it goes on."""
+        if self._had_ended is not None:
+            return self._had_ended
         if self.config.most_steps is not None and self.step >= self.config.most_steps:
             return "steps"
         if self.budget.is_over:
@@ -85,6 +89,8 @@ class TrainingState:
             "step": self.step,
             "history": [list(row) for row in self.history],
             "seconds": self.seconds,
+            "ended_by": self.ended_by,
+            "time_budget": seconds_of(self.config.time_budget),
             "tokens": self.tokens,
             "adapters": {name: p.detach() for name, p in self.trained.items()},
             "optimizer": self.optimizer.state_dict(),
@@ -117,6 +123,9 @@ class TrainingState:
         self.step, self.seconds, self.tokens = record["step"], record["seconds"], record["tokens"]
         self.history, self._saved = [(int(step), float(loss)) for step, loss in record["history"]], record["step"]
         self.budget.used = self.seconds
+        given = seconds_of(self.config.time_budget)
+        if record.get("ended_by") == "time budget" and given is not None and given <= (record.get("time_budget") or 0.0):
+            self._had_ended = "time budget"  # the pace, by which the next step would not fit, is not known any more
         if self.looks is not None:
             self.looks.load_state_dict(record["looks"])
         set_random_state(record["random"])
