@@ -38,6 +38,10 @@ _PLACES = (_ROOT, "pruning.folder", "report.folder", "export.folder", "export.gg
 _PASSING = (FILE, LOCK, RUN_LOG, STAGES)
 #: Options by which a run that came to an end has more to do when it is called again.
 _NEVER_DONE = ("trainer.max_time", "trainer.fast_dev_run")
+#: Where it is set, the parser takes options from the environment.
+_BY_ENVIRONMENT = "JSONARGPARSE_DEFAULT_ENV"
+#: What a run's results come from, in the package itself: code, templates of pages, tables.
+_OWN_FILES = (".py", ".html", ".jinja", ".json")
 _PACKAGE = Path(__file__).parents[1]
 #: Above so many files it is not worth a look.
 _MOST_FILES = 20_000
@@ -69,22 +73,26 @@ class AskedRun:
         Args:
             command: as the user wrote it.
             words: without ``--import``.
-            imports: the files and modules of ``--import``.
+            imports: the files and modules of ``--import``; where there are any, it is not known what they read.
         """
         try:
             options = read_catalogue("fit").given(find_configs(list(words)))
         except AdaPrunerError:  # which the parser says in its turn
             return None
         asks_for_work = options is not None and not any(word.startswith("--print_config") for word in words)
-        if options is None or not asks_for_work or is_launched():
+        # What an import reads is anybody's guess, and options that the environment gives do not stand among the words.
+        unseen = bool(imports) or bool(os.environ.get(_BY_ENVIRONMENT))
+        if options is None or not asks_for_work or unseen or is_launched():
             return None
         last = dict(options)
         if last.get("checkpoint.resume") is False or any(last.get(name) for name in _NEVER_DONE):
             return None
         folder = Path(str(last.get(_ROOT) or "."))
+        if folder.resolve() == Path.cwd().resolve():  # where everything that the user has lies beside the run's own files
+            return None
         named = [value for name, value in options if name not in _PLACES]
         try:
-            inputs = _looks(_inside([*named, list(imports)], folder))
+            inputs = _looks(_inside(named, folder))
         except (_UnknownError, OSError, AdaPrunerError):
             return None
         return cls(command, folder, json.loads(json.dumps(options, default=str)), inputs, _code())
@@ -180,10 +188,11 @@ def _inside(value: Any, folder: Path) -> Iterator[Path]:
 
 
 def _files(place: Path) -> Iterator[Path]:
-    """Of a folder, what Python makes of its modules left out."""
+    """Of a folder, behind links too; what Python makes of its modules, and links that lead nowhere, left out."""
     if not place.is_dir():
         return iter([place])
-    return (Path(top, name) for top, _, names in os.walk(place) for name in names if not name.endswith(".pyc"))
+    found = (Path(top, name) for top, _, names in os.walk(place, followlinks=True) for name in names if not name.endswith(".pyc"))
+    return (file for file in found if file.exists())
 
 
 def _passes(file: Path, folder: Path) -> bool:
@@ -204,7 +213,7 @@ def _looks(files: Iterable[Path]) -> Files:
 
 
 def _code() -> list[int]:
-    looks = list(_looks(file for file in _files(_PACKAGE) if file.suffix == ".py").values())
+    looks = list(_looks(file for file in _files(_PACKAGE) if file.suffix in _OWN_FILES).values())
     return [len(looks), sum(size for size, _ in looks), max(changed for _, changed in looks)]
 
 

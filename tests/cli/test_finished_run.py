@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from adapruner.cli import main
+from adapruner.cli import finished_run, main
 from adapruner.cli.finished_run import FILE, AskedRun
 from adapruner.files.digests import opened, sealed
 from tests.spoilt import make_workspace
@@ -24,14 +24,14 @@ ROOT = Path(__file__).parents[2]
 
 def make_run(folder: Path) -> None:
     """Files as a run reads and leaves them, all of them written a while ago."""
-    for name in ("base.yaml", "model/weights", "text/a.txt", "text/more/b.txt", "my.py", "run/plan.json", "run/model/weights"):
+    for name in ("base.yaml", "model/weights", "text/a.txt", "text/more/b.txt", "run/plan.json", "run/model/weights"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("seed_everything: 1\ndata: {calibration: {sources: [{name: a, path: text}]}}\n")
         os.utime(folder / name, (1_000_000_000, 1_000_000_000))
 
 
 def asked(*more: str, words: tuple[str, ...] = WORDS, command: str = "fit") -> AskedRun | None:
-    return AskedRun.of(command, [*words, *more], ["my.py", "adapruner"])
+    return AskedRun.of(command, [*words, *more], [])
 
 
 @pytest.fixture
@@ -80,7 +80,6 @@ CHANGES: dict[str, tuple[Callable[[], Any], tuple[str, ...], str]] = {
     "new text": (lambda: Path("text/more/c.txt").write_text("new"), (), "text/more/c.txt is not as it was"),
     "text of the same size": (lambda: os.utime("text/more/b.txt"), (), "text/more/b.txt is not as it was"),
     "text gone": (lambda: Path("text/a.txt").unlink(), (), "text/a.txt is not as it was"),
-    "an import": (lambda: Path("my.py").write_text("1"), (), "my.py is not as it was"),
     "a result": (lambda: Path("run/model/weights").write_text("half"), (), "run/model/weights is not as the run left it"),
     "a result gone": (lambda: shutil.rmtree("run/model"), (), "run/model/weights is not as the run left it"),
     "the code": (lambda: rewrite(lambda record: record.update(code=[1, 2, 3])), (), "adapruner's own code is not as it was"),
@@ -143,6 +142,43 @@ def test_what_is_never_done_or_not_known(more: tuple[str, ...]) -> None:
 def test_one_of_several_processes_does_not_end_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     assert asked() is None
+
+
+@pytest.mark.usefixtures("finished")
+def test_what_an_import_reads_is_not_known() -> None:
+    assert AskedRun.of("fit", WORDS, []) is not None
+    assert AskedRun.of("fit", WORDS, ["json"]) is None
+
+
+@pytest.mark.usefixtures("finished")
+def test_options_by_environment_are_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
+    assert asked() is None
+
+
+@pytest.mark.usefixtures("finished")
+def test_the_working_directory_is_no_run_folder_to_look_at() -> None:
+    assert asked("--trainer.default_root_dir", ".") is None
+
+
+@pytest.mark.usefixtures("finished")
+def test_a_link_that_leads_nowhere_is_passed_over() -> None:
+    Path("text/gone.txt").symlink_to("nowhere")
+    run = asked()
+    assert run is not None
+    assert run.is_finished()
+
+
+@pytest.mark.parametrize("name", ["behind/new.py", "page.html", "page.jinja", "table.json"])
+def test_own_code_is_looked_at_behind_links_and_with_its_templates(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "package/behind").symlink_to("../callbacks")
+    (tmp_path / "package/one.py").touch()
+    monkeypatch.setattr(finished_run, "_PACKAGE", tmp_path / "package")
+    before = finished_run._code()
+    (tmp_path / "package" / name).write_text("1")
+    assert finished_run._code() != before
 
 
 @pytest.mark.usefixtures("finished")
