@@ -97,7 +97,7 @@ def test_what_is_wrong_is_said_before_anything_heavy(model: str, tmp_path: Path)
     refused = {
         ("--out", "mine.jsonl"): "out: expected a new file, or one that write-texts began, got mine.jsonl",
         ("--out", "own.jsonl", *FEW, "--seed", "4"): "seed: expected 3 as in own.jsonl, got 4",
-        ("--out", "new.jsonl", "--dtype", "float8"): "model.dtype: expected one of auto, float32",
+        ("--out", "new.jsonl", "--dtype", "float8"): "dtype: expected one of auto, float32",
         ("--out", "new.jsonl", "--temperature", "0"): "temperature: expected a number above 0, got 0.0",
     }
     code = (
