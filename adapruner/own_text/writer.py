@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def write_texts(
 
     Args:
         model: the dense causal LM, on the device where it is to write; or a name or folder to load one from.
-        tokenizer: of the model.
+        tokenizer: of the model; or its name or folder.
         documents: how many.
         tokens: of each at most.
         temperature: 1: the model's own distribution, nothing cut from it.
@@ -76,9 +77,11 @@ def write_texts(
     (3, True)
     """
     writing = Writing(documents, tokens, temperature, batch_size, seed)
-    if isinstance(model, str):
-        tokenizer = tokenizer or load_tokenizer(model)
-        model = load_by_name(model)
+    if isinstance(model, str | Path):
+        tokenizer = str(model) if tokenizer is None else tokenizer
+        model = load_by_name(str(model))
+    if isinstance(tokenizer, str | Path):
+        tokenizer = load_tokenizer(str(tokenizer))
     writer, texts = TextWriter(model, tokenizer, writing), list[str]()
     with progress_bar("text", documents) as advance:
         for _, batch in writer.batches(0, advance):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from adapruner.errors import ConfigurationError, ModelError
 from adapruner.own_text.settings import Writing
 from adapruner.own_text.writer import TextWriter, token_at
-from adapruner.stages import write_texts
+from adapruner.stages import load_model, write_texts
 from tests.tiny import tiny_llama, word_tokenizer
 
 from .writers import ending_at_once, padding_with_its_beginning, with_bos, without_any, without_bos
@@ -177,3 +178,13 @@ def test_weights_that_are_no_numbers_are_refused() -> None:
         model.lm_head.weight[3, 4] = torch.nan
     with pytest.raises(ModelError, match=r"model: expected finite weights, got nan in lm_head\.weight"):
         write_texts(model, tokenizer, 2, 4)
+
+
+def test_model_and_tokenizer_may_be_a_path_or_a_name(tmp_path: Path) -> None:
+    model, tokenizer = load_model("demo")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    written = write_texts(model, tokenizer, 2, 4)
+    assert write_texts(tmp_path, None, 2, 4) == written
+    assert write_texts(model, str(tmp_path), 2, 4) == written
+    assert write_texts(str(tmp_path), tmp_path, 2, 4) == written
