@@ -63,8 +63,8 @@ class RecoveryEnding:
         self._find_looks()
         if self.looks is not None and not self.looks.looks:
             self._look(trainer, self.looks)
-        if self.budget is not None and isinstance(trainer.progress_bar_callback, RecoveryBar):
-            trainer.progress_bar_callback.is_timed = True
+        if isinstance(trainer.progress_bar_callback, RecoveryBar):  # which may have been that of another training
+            trainer.progress_bar_callback.is_timed, trainer.progress_bar_callback.planned_steps = self.budget is not None, None
 
     def after_batch(self, trainer: Trainer, seconds: float) -> None:
         """Behind an optimizer step, and only there: gradients that are gathered over several batches are not thrown away.

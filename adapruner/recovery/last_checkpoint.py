@@ -54,6 +54,8 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
     """Group of the command line's options -> hash, of everything that decides what recovery computes."""
     groups: dict[str, Any] = {name: config.get(name) for name in ("seed_everything", "model", "data", "pruning", "recovery")}
     groups["pruning"] = _deciding(groups["pruning"])
+    if isinstance(groups["recovery"], Mapping):  # a longer time goes on where the shorter one ended
+        groups["recovery"] = {**groups["recovery"], "time_budget": groups["recovery"].get("time_budget") is not None}
     trainer: Mapping[str, Any] = config.get("trainer") or {}
     groups["trainer"] = {name: trainer.get(name) for name in _TRAINER}
     return {name: sha256(json.dumps(value, sort_keys=True, default=_named).encode()).hexdigest()[:16] for name, value in groups.items()}

@@ -142,6 +142,8 @@ def test_settings_are_what_decides_the_weights() -> None:
     refits = [{**config, "pruning": {"reconstruction": {"ridge": r, "shared_gib": gib}}} for r, gib in ((1, 0.0), (1, 2.0), (2, 0.0))]
     assert settings_of(refits[0]) == settings_of(refits[1]) == settings_of({**config, "pruning": {"reconstruction": {"ridge": 1}}})
     assert settings_of(refits[0]) != settings_of(refits[2])
+    timed = [settings_of({**config, "recovery": {"time_budget": time}}) for time in ("45m", "90m", None)]
+    assert timed[0] == timed[1] != timed[2]
     other = settings_of({**config, "trainer": {"max_steps": 4}})
     assert {k for k, v in settings_of(config).items() if other[k] != v} == {"trainer"}
 
