@@ -58,7 +58,8 @@ class LoRARecoveryCallback(PruningListener):
         early_stop: every so many steps the model is judged on held-out text; training ends where that gains no more, and the best weights
             come back.
         held_out: what it is judged on: texts, for the module's ``tokenizer``, or token windows, as :func:`adapruner.prune` takes them; the
-            search split when empty. Windows with documents that recovery trains on are left out.
+            search split when empty. Windows with documents that recovery trains on are left out, where the Trainer's data are of our data
+            module; of other data nobody can tell: see to it.
 
     >>> LoRARecoveryCallback(LoRAConfig(r=16)).lora.r
     16

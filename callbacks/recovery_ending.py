@@ -139,8 +139,8 @@ class RecoveryEnding:
         return {"time_budget": self.seconds, "ended_by": self.ended_by, "looks": looks}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """A training that had ended keeps what ended it."""
-        self.ended_by, self._looks_before = state.get("ended_by"), state.get("looks")
+        """A training that had ended keeps what ended it; one that is judged no more, no best look, which would pass for its result."""
+        self.ended_by, self._looks_before = state.get("ended_by"), state.get("looks") if self.early_stop else None
 
     def had_ended(self, state: Mapping[str, Any]) -> bool:
         """Whether the training that left this state had come to an end that still holds: a longer time goes on."""

@@ -206,6 +206,7 @@ ROWS: dict[str, tuple[BadInput, ...]] = {
         BadInput("a time that is none", r"recovery\.time_budget: expected a duration above 0 such as 45m .*, got 'soon'; give 45m", ("--recovery.time_budget=soon",)),
         BadInput("no time at all", r"recovery\.time_budget: expected a duration above 0 such as 45m .*, got 0.*; give 45m", ("--recovery.time_budget=0",)),
         BadInput("a comparison after a recovery of so much time", r"report\.compare_recovered: expected a number of steps for all, got recovery\.time_budget", ("--recovery.time_budget=45m", "--report.compare_recovered=true", "--report.compare=[l2]")),
+        BadInput("a comparison after a judged recovery", r"report\.compare_recovered: expected the same steps for all, got recovery\.early_stop\.every_n_steps 20; leave one", ("--recovery.early_stop.every_n_steps=20", "--report.compare_recovered=true", "--report.compare=[l2]")),
         BadInput("an unknown part beside the adapters", r"lora\.also_train: expected parts out of norms, biases, got 'norm'; did you mean 'norms'", ("--recovery.lora.also_train=[norm]",)),
         BadInput("biases of a model that has none", r"recovery\.lora\.also_train: expected parts that the model has, got 'biases', and LlamaForCausalLM has none", ("--recovery.lora.also_train=[biases]",)),
         BadInput("norms of 16 bits", r"recovery\.lora\.also_train: expected norms of 32 bits, since 16 bits round steps away, got bfloat16; load the model in float32", ("--recovery.lora.also_train=[norms]", "--model.dtype=bfloat16")),

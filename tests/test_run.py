@@ -27,6 +27,7 @@ from adapruner.files.tensor_file import write_tensors
 from adapruner.models.fingerprint import fingerprint_model
 from adapruner.recovery import teacher as teacher_module
 from adapruner.recovery import training
+from adapruner.recovery.early_stop import EarlyStopConfig
 from adapruner.recovery.lora import LoRAConfig
 from adapruner.recovery.solved_projections import SolvedProjections
 from adapruner.recovery.training import RecoveryConfig
@@ -109,6 +110,12 @@ def test_the_choice_and_the_comparison_can_be_made_after_a_recovery() -> None:
     assert result.outcome.candidates[0].recovered is not None
     measured = {(row["method"], row["stage"]) for row in result.perplexity}
     assert {("best fixed", "recovered"), ("adapruner", "recovered")} < measured
+
+
+def test_a_judged_recovery_is_not_compared_with_others() -> None:
+    report, recovery = adapruner.ReportConfig(compare=["l2"], compare_recovered=True), RecoveryConfig(2, early_stop=EarlyStopConfig(1))
+    with pytest.raises(ConfigurationError, match=r"report\.compare_recovered: expected the same steps for all, got recovery\.early_stop"):
+        prune(recovery=recovery, evaluation=texts(20, seed=9), report=report)
 
 
 DISTILLED = RecoveryConfig(steps=6, every_n_steps=2, learning_rate=3e-3, distillation=adapruner.DistillationConfig(1.0, top_k=16))

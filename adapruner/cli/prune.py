@@ -192,7 +192,7 @@ def _steps_or_time(text: str) -> tuple[int, str | None]:
         if int(text) < 0:
             raise ConfigurationError(f"recovery: expected 0 or more, got {text}; correct it")
         return int(text), None
-    if not re.search(r"[a-z]", text):
+    if not re.search(r"[a-z]", text, re.IGNORECASE):
         raise ConfigurationError(f"recovery: expected whole steps, or a time with a unit such as 45m, got {text!r}; give 200, or 200s")
     seconds_of(text, "recovery")
     return 0, text

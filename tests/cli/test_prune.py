@@ -68,10 +68,11 @@ def test_rows_have_columns_or_messages() -> None:
         assert all(field.items() <= source.items() for source in every)
 
 
-def test_a_time_in_place_of_steps() -> None:
-    words = fit_words([*GIVEN, "--recovery", "45m"])
+@pytest.mark.parametrize("time", ["45m", "45M"])
+def test_a_time_in_place_of_steps(time: str) -> None:
+    words = fit_words([*GIVEN, "--recovery", time])
     given = {word.removeprefix("--"): words[i + 1] for i, word in enumerate(words) if word.startswith("--") and "=" not in word}
-    assert {"recovery.time_budget": "45m", "trainer.max_steps": "-1", "trainer.max_epochs": "-1"}.items() <= given.items()
+    assert {"recovery.time_budget": time, "trainer.max_steps": "-1", "trainer.max_epochs": "-1"}.items() <= given.items()
     assert "samples" not in record_of(words)["data"]["recovery"]  # type: ignore[operator]
     assert record_of(fit_words([*GIVEN, "--recovery", "30"]))["data"]["recovery"]["samples"] == 240  # type: ignore[index]
     assert read_catalogue("fit").misspelt(find_configs(words)) == []
@@ -124,6 +125,7 @@ def test_paths_are_taken_as_they_are(tmp_path: Path) -> None:
         ([*GIVEN, "--fraction", "many"], "invalid float value: 'many'"),
         ([*GIVEN, "--trials", "0"], "trials: expected 1 or more, got 0"),
         ([*GIVEN, "--recovery", "-1"], "recovery: expected 0 or more, got -1"),
+        ([*GIVEN, "--recovery", "200.0"], "recovery: expected whole steps, or a time with a unit such as 45m, got '200.0'"),
         ([*GIVEN, "--recovery", "soon"], "recovery: expected a duration above 0 such as 45m or 1h30m, or a number of seconds, got 'soon'"),
     ],
 )

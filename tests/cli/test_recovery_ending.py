@@ -64,3 +64,16 @@ def test_the_export_of_a_judged_run_has_its_best_weights(
     main(["export", "run", "step4", "--checkpoint", str(last)])
     assert "the weights of step 4 from" in capsys.readouterr().out
     assert any(not torch.allclose(value, run[name]) for name, value in load(tmp_path / "step4").state_dict().items())
+
+
+def test_a_judged_run_that_goes_on_without_looks_is_exported_as_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_workspace(tmp_path)
+    fit = ["fit", "--config", "base.yaml", "--model.optimizer=SGD", "--model.optimizer.lr=50", "--report.compare_recovered=false"]
+    main([*fit, "--trainer.max_steps=4", "--recovery.early_stop.every_n_steps=2", "--recovery.early_stop.patience=9"])
+    judged = (tmp_path / "run" / "checkpoints" / "last.ckpt").rename(tmp_path / "judged.ckpt")
+    main([*fit, "--trainer.max_steps=6", "--ckpt_path", str(judged)])
+    main(["export", "run", "out"])
+    run, out = (load(tmp_path / place).state_dict() for place in ("run/model", "out"))
+    for name, value in run.items():
+        torch.testing.assert_close(out[name], value, msg=name)

@@ -142,5 +142,7 @@ def test_a_text_is_a_time_and_a_number_is_steps() -> None:
     assert recovery_config("45m") == RecoveryConfig(time_budget="45m")
     with pytest.raises(ConfigurationError, match=r"recovery: expected a number of steps, or a time with a unit such as 45m, got '200'"):
         recovery_config("200")
+    with pytest.raises(ConfigurationError, match=r"recovery: expected a number of steps, or a time with a unit such as 45m, got '1\.5'"):
+        recovery_config("1.5")
     assert RecoveryConfig().most_steps == 100
     assert RecoveryConfig(time_budget=5, steps=7).most_steps == 7
